@@ -1,0 +1,142 @@
+"""Do a node's share of a phase: run its clients in order, fold what can be folded here, report the rest."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from client.evaluation import evaluate_client
+from client.participant import NORM, Clients, Host
+from conf.load import build_strategy, portable_hash
+from conf.schema import Experiment
+from core.blocks import BlockTree, fold_block
+from core.evaluation import EVALUATION_FOLD
+from core.folds import Product
+from core.memory import MemoryRecord, MemoryStore
+from core.messages import encode_reply, framing_bytes
+from core.records import Payload, Reply
+from core.work import Outcome, Work
+from strategies.base import EVALUATE, Phase
+
+OnClient = Callable[[int], None]
+
+
+class ConfigMismatchError(RuntimeError):
+    """Client and server composed different experiments."""
+
+
+class Worker:
+    """A process that runs clients of one experiment.
+
+    Args:
+        experiment: The experiment, composed here.
+        memory_folder: Where this site keeps its clients' memory.
+    """
+
+    def __init__(self, experiment: Experiment, memory_folder: Path) -> None:
+        self.experiment = experiment
+        self.config_hash = portable_hash(experiment)
+        self.strategy = build_strategy(experiment)
+        self._memory_folder = memory_folder
+        self._host = Host(experiment)
+        self._clients: Clients | None = None
+        self._run = ("", "")
+        self._framing: dict[str, int] = {}
+
+    def _begin(self, work: Work) -> Clients:
+        """Open the run's memory; at a new attempt, roll it back to the server's last checkpoint."""
+        if work.config_hash != self.config_hash:
+            raise ConfigMismatchError(
+                f"The server runs the experiment {work.config_hash}, this client composed {self.config_hash}. "
+                "Both must have the same version of umbel and the same experiment and overrides."
+            )
+        if self._clients is None or self._run[0] != work.run:
+            self._clients = Clients(self._host, MemoryStore(self._memory_folder / work.run))
+        if self._run != (work.run, work.attempt):
+            marker = self._clients.memory.folder / "attempt"
+            if not marker.is_file() or marker.read_text(encoding="utf-8") != work.attempt:
+                self._clients.memory.roll_back(work.checkpoint_round)
+                marker.parent.mkdir(parents=True, exist_ok=True)
+                marker.write_text(work.attempt, encoding="utf-8")
+            self._run = (work.run, work.attempt)
+        return self._clients
+
+    def run(self, work: Work, payload: Payload, on_client: OnClient | None = None) -> Outcome:
+        """Run the clients of `work` and return what came of it.
+
+        Whatever a client raises is its own failure, not the phase's.
+
+        Args:
+            work: Which clients, in which blocks.
+            payload: What they receive.
+            on_client: Called after each client.
+
+        Raises:
+            ConfigMismatchError: The server runs another experiment.
+        """
+        clients = self._begin(work)
+        phase = Phase(work.phase)
+        fold = EVALUATION_FOLD if phase == EVALUATE else self.strategy.fold(phase)
+        outcome = Outcome()
+        tree = BlockTree(fold, work.num_blocks)
+        for block in work.blocks:
+            replies: dict[int, Reply | None] = {}
+            for client in (client for client in block.clients if client in work.clients):
+                start = time.perf_counter()
+                replies[client] = self._run_client(clients, client, phase, work, payload, fold, outcome)
+                outcome.seconds[client] = time.perf_counter() - start
+                if on_client is not None:
+                    on_client(client)
+            if work.clients.issuperset(block.clients):
+                tree.add(0, block.index, fold_block(fold, block, replies))
+            else:
+                outcome.singles |= {client: reply for client, reply in replies.items() if reply is not None}
+        outcome.nodes = list(tree.nodes())
+        return outcome
+
+    def _run_client(
+        self,
+        clients: Clients,
+        client: int,
+        phase: Phase,
+        work: Work,
+        payload: Payload,
+        fold: Product,
+        outcome: Outcome,
+    ) -> Reply | None:
+        remembered: list[MemoryRecord] = []
+        try:
+            context = clients.context(client, work.round, work.step, phase.name, remembered.append)
+            if phase == EVALUATE:
+                reply = evaluate_client(self.strategy, payload, context, self.experiment.evaluate.batch_size)
+            else:
+                reply = self.strategy.local(phase, payload, context)
+            fold.check(reply, payload)
+            if phase != EVALUATE:
+                self._remember(clients, client, work, context.memory, remembered)
+        except Exception as error:  # noqa: BLE001 - a client may fail in any way; the federation must not
+            outcome.failures[client] = f"{type(error).__name__}: {error}"
+            return None
+        outcome.bytes_up += reply.num_bytes
+        if phase.name not in self._framing:
+            self._framing[phase.name] = framing_bytes(encode_reply(reply))
+        outcome.framing_up += self._framing[phase.name]
+        return reply
+
+    def _remember(
+        self,
+        clients: Clients,
+        client: int,
+        work: Work,
+        before: MemoryRecord | None,
+        remembered: list[MemoryRecord],
+    ) -> None:
+        """Write the client's memory, now that its reply is good."""
+        own = self._host.own_parts()
+        if not remembered and not own:
+            return
+        record = remembered[-1] if remembered else before or MemoryRecord()
+        if own:
+            record = MemoryRecord({**record.trees, NORM: own}, record.numbers)
+        clients.memory.write(client, work.round, work.step, record, work.checkpoint_round)

@@ -1,0 +1,158 @@
+"""The shape of an experiment: frozen dataclasses, one section each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from core.training import LocalConfig
+from data.config import DataConfig
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Which model.
+
+    Attributes:
+        name: A name of `umbel list models`, or `package.module:Factory`.
+        norm: What happens to batch norm: `average` its statistics and affine parameters like all others, keep
+            them `local` to each client (FedBN), or build the model with `group` norm instead.
+        sizes: Size keywords of the model, such as `width: 32`.
+    """
+
+    name: str = "cnn"
+    norm: str = "average"
+    sizes: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StrategyConfig:
+    """Which strategy, and its hyper-parameters.
+
+    Attributes:
+        name: A name of `umbel list strategies`, `flwr:<class>` for one of Flower's own, or `package.module:Class`.
+        options: Its hyper-parameters. In YAML and overrides they stand beside the name: `strategy.mu=0.1`.
+    """
+
+    name: str = "fedavg"
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """The federation's course.
+
+    Attributes:
+        rounds: Number of rounds.
+        seed: Seed of everything random.
+        participation: Fraction of the clients that a round selects, at least one.
+        clients_per_round: Number of clients that a round selects; 0 takes `participation`.
+        min_replies: A phase with fewer good replies than this ends the run, with everything saved.
+        fold_block: Clients whose replies are added up together (see `core.blocks`); part of what fixes the bits.
+        threads: Threads of torch's arithmetic in every process; part of what fixes the bits.
+        results: Folder in which runs are written.
+        name: Name of the run's folder; empty makes one of experiment, strategy, seed and time.
+    """
+
+    rounds: int = 10
+    seed: int = 0
+    participation: float = 1.0
+    clients_per_round: int = 0
+    min_replies: int = 1
+    fold_block: int = 4
+    threads: int = 1
+    results: str = "results"
+    name: str = ""
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Where clients run.
+
+    Attributes:
+        name: inline (one process), ray, or grpc.
+        workers: Ray workers; 0 takes one for each CPU, or each share of a GPU.
+        gpus_per_worker: Share of a GPU for each Ray worker, such as 0.25.
+        ray_address: A running Ray cluster (`auto` finds it); empty starts Ray on this machine.
+        nodes: SuperNodes to start for grpc when no federation is up.
+        node_timeout_seconds: How long to wait for nodes that together hold every client.
+        deadline_seconds: How long a phase waits for replies; those that are late are left out.
+        memory_bytes: Memory for partial sums that wait for their turn; beyond it they wait on disk.
+    """
+
+    name: str = "inline"
+    workers: int = 0
+    gpus_per_worker: float = 0.0
+    ray_address: str = ""
+    nodes: int = 4
+    node_timeout_seconds: float = 120.0
+    deadline_seconds: float = 3600.0
+    memory_bytes: int = 1 << 30
+
+
+@dataclass(frozen=True)
+class EvaluateConfig:
+    """What is evaluated and when.
+
+    Attributes:
+        every: Evaluate after every so many rounds, and after the last; 0 never.
+        server: Evaluate on the server's validation and test examples.
+        clients: Clients that evaluate on their own data: -1 all, 0 none, else so many, drawn by the seed.
+        batch_size: Examples at once.
+    """
+
+    every: int = 1
+    server: bool = True
+    clients: int = -1
+    batch_size: int = 512
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When state is written.
+
+    Attributes:
+        every: Write a checkpoint after every so many rounds; 0 only when the run is stopped.
+    """
+
+    every: int = 5
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """A whole experiment.
+
+    Attributes:
+        name: Name of the experiment's file.
+        description: One line, for `umbel list experiments`.
+        data: Data set, partition, splits.
+        model: Model.
+        client: Local training.
+        strategy: Strategy.
+        run: Rounds, seed, participation, results.
+        evaluate: Evaluation.
+        checkpoint: Checkpoints.
+        engine: Engine.
+    """
+
+    name: str = ""
+    description: str = ""
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    client: LocalConfig = field(default_factory=LocalConfig)
+    strategy: StrategyConfig = field(default_factory=StrategyConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+
+    @property
+    def data_seed(self) -> int:
+        """Seed of splits and partitions."""
+        return self.run.seed if self.data.seed is None else self.data.seed
+
+    @property
+    def num_sampled(self) -> int:
+        """Clients that a `sample` phase selects."""
+        asked = self.run.clients_per_round or round(self.run.participation * self.data.num_clients)
+        return min(max(asked, 1), self.data.num_clients)

@@ -1,0 +1,25 @@
+"""Build a model so that it starts the same everywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from core.rng import forked, generator
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def build_seeded(factory: Callable[[], M], seed: int, dtype: torch.dtype = torch.float32) -> M:
+    """Call `factory` with torch's global generator seeded for initialisation, and restore it afterwards.
+
+    Args:
+        factory: Makes the model; module initialisation knows only the global generator.
+        seed: The run's seed.
+        dtype: Dtype of the parameters.
+    """
+    with forked(generator(seed, 0, "", -1, "model")):
+        return factory().to(dtype)

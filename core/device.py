@@ -1,0 +1,54 @@
+"""Where and in which precision the arithmetic runs."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("fp64", "fp32", "bf16", "fp16")
+_AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve(name: str) -> torch.device:
+    """Return the device for `auto | cpu | cuda | cuda:<i> | mps`.
+
+    Raises:
+        ValueError: The device is not on this machine.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(
+            "client.device=cuda: this machine has no CUDA device that torch can use; say cpu or auto."
+        )
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("client.device=mps: this machine has no Metal device; say cpu or auto.")
+    return torch.device(name)
+
+
+def parameter_dtype(precision: str) -> torch.dtype:
+    """Return the dtype of parameters and data: float64 for fp64, else float32 (low precision is autocast)."""
+    return torch.float64 if precision == "fp64" else torch.float32
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
+    """Return the context in which the forward pass runs."""
+    dtype = _AUTOCAST.get(precision)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+
+
+def set_threads(threads: int) -> None:
+    """Fix the number of threads of torch's arithmetic.
+
+    1 and 2 threads give different bits, and threads of several processes on the same cores cost an order of
+    magnitude, so the number is configuration and never what the machine happens to have.
+    """
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)

@@ -1,0 +1,384 @@
+"""How replies combine: folds, each a commutative monoid over float64 accumulators.
+
+A `Product` says for a phase which trees and numbers a reply must have and how each combines. Because a fold is
+a monoid (`zero`, `add`, `merge`, `finish`), one algorithm serves a server that streams, partial sums inside a
+worker, and a hierarchy of aggregators. The order of additions is fixed by `core.blocks`, so that every engine
+gets the same bits.
+
+Legend: N replies, C classes, D features.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from core.records import BadReplyError, Payload, Reply
+from core.tree import Tree, TreeMismatchError, check_same, first_non_finite
+
+WEIGHT = "#weight"  # name of the total weight inside an accumulator; no parameter starts with '#'
+
+
+class Fold(ABC):
+    """How one named tree of the replies combines.
+
+    Args:
+        like: Name of the payload's tree whose names and shapes the reply's tree must have; None leaves them
+            open (then `keys` says which names there must be).
+        keys: Names that the tree must have when `like` is None; empty checks nothing.
+    """
+
+    def __init__(self, like: str | None = None, keys: Sequence[str] = ()) -> None:
+        self.like = like
+        self.keys = tuple(keys)
+
+    @abstractmethod
+    def lift(self, tree: Tree, num_examples: int, client: int) -> dict[str, Tensor]:
+        """Return the accumulator of a single reply; floating-point values in float64."""
+
+    @abstractmethod
+    def merge(self, left: dict[str, Tensor], right: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Combine two accumulators. `left` may be reused for the result, `right` is not changed."""
+
+    def finish(self, accumulator: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Turn the accumulator of all replies into the result, still in float64."""
+        return {name: tensor for name, tensor in accumulator.items() if name != WEIGHT}
+
+    def check(self, what: str, tree: Tree, payload: Payload) -> None:
+        """Raise `BadReplyError` unless the tree may be folded."""
+        try:
+            if self.like is not None:
+                check_same(tree, payload.trees[self.like], what)
+            elif self.keys and set(tree) != set(self.keys):
+                raise TreeMismatchError(
+                    f"{what}: expected the keys {sorted(self.keys)}, found {sorted(tree)}"
+                )
+        except TreeMismatchError as error:
+            raise BadReplyError(str(error)) from error
+        if (name := first_non_finite(tree)) is not None:
+            raise BadReplyError(f"{what}: {name!r} holds NaN or infinity")
+
+    def check_accumulator(self, what: str, accumulator: Tree, payload: Payload) -> None:
+        """Raise `BadReplyError` unless an accumulator that came from elsewhere may be merged."""
+        if (name := first_non_finite(accumulator)) is not None:
+            raise BadReplyError(f"{what}: the partial sum of {name!r} holds NaN or infinity")
+
+
+def _sum_into(left: dict[str, Tensor], right: dict[str, Tensor]) -> dict[str, Tensor]:
+    for name, tensor in right.items():
+        left[name] += tensor
+    return left
+
+
+class _Linear(Fold):
+    """A sum of weighted trees."""
+
+    @abstractmethod
+    def weight(self, num_examples: int) -> float:
+        """Return the weight of a reply."""
+
+    def lift(self, tree: Tree, num_examples: int, client: int) -> dict[str, Tensor]:
+        weight = self.weight(num_examples)
+        # Multiplied first and added afterwards, never fused: a reply that comes singly and one that is folded
+        # where it arose must round in the same way.
+        lifted = {name: tensor.to(torch.float64) * weight for name, tensor in tree.items()}
+        lifted[WEIGHT] = torch.tensor(weight, dtype=torch.float64)
+        return lifted
+
+    def merge(self, left: dict[str, Tensor], right: dict[str, Tensor]) -> dict[str, Tensor]:
+        return _sum_into(left, right)
+
+    def check_accumulator(self, what: str, accumulator: Tree, payload: Payload) -> None:
+        super().check_accumulator(what, accumulator, payload)
+        weight = accumulator.get(WEIGHT)
+        if weight is None or weight.shape != () or not float(weight) > 0:
+            raise BadReplyError(f"{what}: a partial sum has no weight above 0")
+        if any(tensor.dtype != torch.float64 for tensor in accumulator.values()):
+            raise BadReplyError(f"{what}: a partial sum should be float64")
+        values = {name: tensor for name, tensor in accumulator.items() if name != WEIGHT}
+        super().check(what, values, payload)
+
+    def check(self, what: str, tree: Tree, payload: Payload) -> None:
+        super().check(what, tree, payload)
+        for name, tensor in tree.items():
+            if not tensor.is_floating_point():
+                raise BadReplyError(
+                    f"{what}: {name!r} is {tensor.dtype}; only floating-point tensors are averaged"
+                )
+
+
+def _mean(accumulator: dict[str, Tensor]) -> dict[str, Tensor]:
+    total = accumulator[WEIGHT]
+    return {name: tensor / total for name, tensor in accumulator.items() if name != WEIGHT}
+
+
+class WeightedMean(_Linear):
+    """Mean with the number of examples as weight: sum_k n_k x_k / sum_k n_k."""
+
+    def weight(self, num_examples: int) -> float:
+        return float(num_examples)
+
+    def finish(self, accumulator: dict[str, Tensor]) -> dict[str, Tensor]:
+        return _mean(accumulator)
+
+
+class UniformMean(_Linear):
+    """Mean in which every reply counts the same: sum_k x_k / N."""
+
+    def weight(self, num_examples: int) -> float:
+        return 1.0
+
+    def finish(self, accumulator: dict[str, Tensor]) -> dict[str, Tensor]:
+        return _mean(accumulator)
+
+
+class Sum(_Linear):
+    """Sum over replies."""
+
+    def weight(self, num_examples: int) -> float:
+        return 1.0
+
+
+class Moments(Fold):
+    """Exact pooling of counts, means and scatters per class, aligned by a tensor of class ids.
+
+    A reply's tree has `class_ids` [C'] int64, `count` [C'], `mean` [C', D] and `scatter` [C', D, D] (the sum of
+    outer products of deviations) for the classes that the client holds. Merged after Chan, Golub and LeVeque
+    (1983): M = M_a + M_b + n_a n_b / (n_a + n_b) d d^T with d = mean_b - mean_a.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(keys=("class_ids", "count", "mean", "scatter"))
+
+    def lift(self, tree: Tree, num_examples: int, client: int) -> dict[str, Tensor]:
+        order = torch.argsort(tree["class_ids"])
+        lifted = {name: tree[name][order].to(torch.float64) for name in ("count", "mean", "scatter")}
+        return {"class_ids": tree["class_ids"][order].to(torch.int64), **lifted}
+
+    def merge(self, left: dict[str, Tensor], right: dict[str, Tensor]) -> dict[str, Tensor]:
+        ids = torch.unique(torch.cat([left["class_ids"], right["class_ids"]]))
+        a, b = _spread(left, ids), _spread(right, ids)
+        count = a["count"] + b["count"]
+        share = b["count"] / count.clamp(min=1)
+        difference = b["mean"] - a["mean"]
+        between = (a["count"] * share)[:, None, None] * difference[:, :, None] * difference[:, None, :]
+        return {
+            "class_ids": ids,
+            "count": count,
+            "mean": a["mean"] + share[:, None] * difference,
+            "scatter": a["scatter"] + b["scatter"] + between,
+        }
+
+
+def _spread(tree: dict[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
+    """Place the rows of a moments accumulator at the positions of `ids`, zeros elsewhere."""
+    rows = torch.searchsorted(ids, tree["class_ids"])
+    spread = {}
+    for name in ("count", "mean", "scatter"):
+        spread[name] = tree[name].new_zeros((len(ids), *tree[name].shape[1:]))
+        spread[name][rows] = tree[name]
+    return spread
+
+
+class Collect(Fold):
+    """Keep every reply: for medians, Krum, metrics of each client, ensembles.
+
+    The result has, for each key, the tensors of those clients that sent it stacked in client order of the
+    cohort, and `#client:<key>` [N] with the clients they are from; `#num_examples:<key>` likewise.
+
+    Args:
+        like: As in `Fold`.
+        keys: Keys that every reply must have.
+        optional: Keys that a reply may leave out.
+    """
+
+    def __init__(
+        self, like: str | None = None, keys: Sequence[str] = (), optional: Sequence[str] = ()
+    ) -> None:
+        super().__init__(like, keys)
+        self.optional = tuple(optional)
+
+    def lift(self, tree: Tree, num_examples: int, client: int) -> dict[str, Tensor]:
+        lifted: dict[str, Tensor] = {}
+        for name, tensor in tree.items():
+            lifted[name] = tensor.unsqueeze(0)
+            lifted[f"#client:{name}"] = torch.tensor([client])
+            lifted[f"#num_examples:{name}"] = torch.tensor([num_examples])
+        return lifted
+
+    def merge(self, left: dict[str, Tensor], right: dict[str, Tensor]) -> dict[str, Tensor]:
+        both = left.keys() & right.keys()
+        merged = {**left, **right}
+        for name in both:
+            if left[name].shape[1:] != right[name].shape[1:]:
+                raise BadReplyError(
+                    f"two clients sent {name!r} in different shapes; they cannot be collected"
+                )
+            merged[name] = torch.cat([left[name], right[name]])
+        return merged
+
+    def check_accumulator(self, what: str, accumulator: Tree, payload: Payload) -> None:
+        super().check_accumulator(what, accumulator, payload)
+        values = {name: tensor for name, tensor in accumulator.items() if not name.startswith("#")}
+        for name, tensor in values.items():
+            owners, sizes = accumulator.get(f"#client:{name}"), accumulator.get(f"#num_examples:{name}")
+            if owners is None or sizes is None or not len(owners) == len(sizes) == len(tensor):
+                raise BadReplyError(f"{what}: the rows of {name!r} do not say whose they are")
+        if self.like is not None and values:
+            rows = {name: tensor[0] for name, tensor in values.items() if len(tensor)}
+            super().check(what, rows, payload)
+
+    def check(self, what: str, tree: Tree, payload: Payload) -> None:
+        present = {name: tensor for name, tensor in tree.items() if name not in self.optional}
+        super().check(what, present, payload)
+        extra = {name: tensor for name, tensor in tree.items() if name in self.optional}
+        if (name := first_non_finite(extra)) is not None:
+            raise BadReplyError(f"{what}: {name!r} holds NaN or infinity")
+
+
+def collected(tree: Tree) -> list[tuple[int, int, dict[str, Tensor]]]:
+    """Take the result of a `Collect` apart again.
+
+    Returns:
+        A list of (client, num_examples, tree) in the order of the cohort.
+    """
+    rows: dict[int, tuple[int, dict[str, Tensor]]] = {}
+    for name in (name for name in tree if not name.startswith("#")):
+        clients, sizes = tree[f"#client:{name}"].tolist(), tree[f"#num_examples:{name}"].tolist()
+        for row, (client, size) in enumerate(zip(clients, sizes, strict=True)):
+            rows.setdefault(client, (size, {}))[1][name] = tree[name][row]
+    return [(client, size, parts) for client, (size, parts) in rows.items()]
+
+
+@dataclass
+class Partial:
+    """What some replies of a phase have combined to so far.
+
+    Attributes:
+        trees: Accumulator of each named tree.
+        numbers: Sums of the replies' numbers, each weighted by the number of examples.
+        num_examples: Examples behind these replies.
+        num_replies: How many replies these are.
+    """
+
+    trees: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    numbers: dict[str, float] = field(default_factory=dict)
+    num_examples: int = 0
+    num_replies: int = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the accumulators in bytes."""
+        return sum(t.numel() * t.element_size() for tree in self.trees.values() for t in tree.values())
+
+
+@dataclass(frozen=True)
+class Folded:
+    """The combination of all replies of a phase.
+
+    Attributes:
+        trees: Result of each named tree; means are float64 and cast when they are applied.
+        numbers: Means of the replies' numbers over examples.
+        num_examples: Examples behind all replies.
+        num_replies: Replies that were used.
+    """
+
+    trees: Mapping[str, Tree]
+    numbers: Mapping[str, float]
+    num_examples: int
+    num_replies: int
+
+
+class Product:
+    """The fold of a phase: one fold for each named tree of a reply, and the numbers it must have.
+
+    Args:
+        folds: Fold of each tree by its name in the reply.
+        numbers: Names of the numbers that every reply has; they are averaged over examples.
+    """
+
+    def __init__(self, folds: Mapping[str, Fold], numbers: Sequence[str] = ()) -> None:
+        self.folds = dict(folds)
+        self.numbers = tuple(numbers)
+
+    def check(self, reply: Reply, payload: Payload) -> None:
+        """Raise `BadReplyError` with the reason unless `reply` may be folded."""
+        if set(reply.trees) != set(self.folds):
+            raise BadReplyError(f"expected the trees {sorted(self.folds)}, found {sorted(reply.trees)}")
+        if set(reply.numbers) != set(self.numbers):
+            raise BadReplyError(f"expected the numbers {sorted(self.numbers)}, found {sorted(reply.numbers)}")
+        if reply.num_examples < 1:
+            raise BadReplyError(f"num_examples should be at least 1, found {reply.num_examples}")
+        for name, number in reply.numbers.items():
+            if not math.isfinite(number):
+                raise BadReplyError(f"the number {name!r} is {number}")
+        for name, fold in self.folds.items():
+            fold.check(name, reply.trees[name], payload)
+
+    def check_partial(self, partial: Partial, payload: Payload, num_replies: int) -> None:
+        """Raise `BadReplyError` unless a node's accumulator may be merged.
+
+        Args:
+            partial: The accumulator.
+            payload: What the clients received.
+            num_replies: How many replies must be in it.
+        """
+        if partial.num_replies != num_replies:
+            raise BadReplyError(f"a partial sum of {num_replies} replies says it holds {partial.num_replies}")
+        if not num_replies:
+            return
+        if set(partial.trees) != set(self.folds) or set(partial.numbers) != set(self.numbers):
+            raise BadReplyError(
+                f"a partial sum should have {sorted(self.folds)}, found {sorted(partial.trees)}"
+            )
+        if partial.num_examples < num_replies or not all(map(math.isfinite, partial.numbers.values())):
+            raise BadReplyError("a partial sum has numbers that cannot be")
+        for name, fold in self.folds.items():
+            fold.check_accumulator(name, partial.trees[name], payload)
+
+    def zero(self) -> Partial:
+        """Return the neutral element."""
+        return Partial()
+
+    def lift(self, client: int, reply: Reply) -> Partial:
+        """Return the accumulator of one reply."""
+        trees = {
+            name: fold.lift(reply.trees[name], reply.num_examples, client)
+            for name, fold in self.folds.items()
+        }
+        numbers = {name: reply.numbers[name] * reply.num_examples for name in self.numbers}
+        return Partial(trees, numbers, reply.num_examples, 1)
+
+    def add(self, accumulator: Partial, client: int, reply: Reply) -> Partial:
+        """Add one reply; `accumulator` is used up."""
+        return self.merge(accumulator, self.lift(client, reply))
+
+    def merge(self, left: Partial, right: Partial) -> Partial:
+        """Combine two accumulators, `left` before `right`; `left` is used up."""
+        if not left.num_replies:
+            return right
+        if not right.num_replies:
+            return left
+        trees = {name: fold.merge(left.trees[name], right.trees[name]) for name, fold in self.folds.items()}
+        numbers = {name: left.numbers[name] + right.numbers[name] for name in self.numbers}
+        return Partial(
+            trees, numbers, left.num_examples + right.num_examples, left.num_replies + right.num_replies
+        )
+
+    def finish(self, accumulator: Partial) -> Folded:
+        """Turn the accumulator of all replies into the result."""
+        if not accumulator.num_replies:
+            raise ValueError("There is no reply to combine.")
+        trees = {name: fold.finish(accumulator.trees[name]) for name, fold in self.folds.items()}
+        numbers = {name: total / accumulator.num_examples for name, total in accumulator.numbers.items()}
+        return Folded(trees, numbers, accumulator.num_examples, accumulator.num_replies)
+
+
+def product(folds: Mapping[str, Fold], numbers: Sequence[str] = ()) -> Product:
+    """Return the `Product` of named folds."""
+    return Product(folds, numbers)

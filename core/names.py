@@ -1,0 +1,34 @@
+"""Look a name up, and answer an unknown one with the nearest that is known."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UnknownNameError(ValueError):
+    """A name that is in no table; the message says the nearest known ones."""
+
+
+def nearest(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
+    """Return up to `limit` known names that resemble `name`, the most similar first."""
+    known = list(known)
+    folded = {candidate.lower(): candidate for candidate in known}
+    close = difflib.get_close_matches(name.lower(), folded, n=limit, cutoff=0.5)
+    return [folded[match] for match in close]
+
+
+def unknown(kind: str, name: str, known: Iterable[str], key: str | None = None) -> UnknownNameError:
+    """Make the error for an unknown `name`.
+
+    Args:
+        kind: What the name stands for, in the singular ("strategy").
+        name: The name that was asked for.
+        known: All names that would have been accepted.
+        key: The configuration key to change, if there is one.
+    """
+    known = sorted(known)
+    guesses = nearest(name, known)
+    hint = f"Did you mean {' or '.join(map(repr, guesses))}?" if guesses else f"Known: {', '.join(known)}."
+    where = f" (key {key})" if key else ""
+    return UnknownNameError(f"Unknown {kind} {name!r}{where}. {hint}")

@@ -1,0 +1,91 @@
+"""Turn a strategy's State into named tensors and JSON, and back; never pickle."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+
+def pack(value: Any, prefix: str = "state") -> tuple[Any, dict[str, Tensor]]:
+    """Take a value apart.
+
+    Args:
+        value: Dataclasses, mappings with string keys, tuples, lists, tensors, numbers, strings, None, nested.
+        prefix: Name under which its tensors go.
+
+    Returns:
+        A JSON-able skeleton and the tensors it refers to.
+
+    Raises:
+        TypeError: A value of another type.
+    """
+    tensors: dict[str, Tensor] = {}
+    skeleton = _pack(value, prefix, tensors)
+    return skeleton, tensors
+
+
+def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
+    if isinstance(value, Tensor):
+        tensors[path] = value
+        return {"tensor": path}
+    if value is None or isinstance(value, bool | int | float | str):
+        return {"plain": value}
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {
+            f.name: _pack(getattr(value, f.name), f"{path}/{f.name}", tensors)
+            for f in dataclasses.fields(value)
+        }
+        return {"dataclass": type(value).__qualname__, "fields": fields}
+    if isinstance(value, Mapping):
+        return {"map": {str(key): _pack(item, f"{path}/{key}", tensors) for key, item in value.items()}}
+    if isinstance(value, tuple | list):
+        kind = "tuple" if isinstance(value, tuple) else "list"
+        return {kind: [_pack(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]}
+    raise TypeError(
+        f"{path}: a State holds tensors, numbers, text and containers of them, found {type(value)}"
+    )
+
+
+def unpack(skeleton: Any, tensors: Mapping[str, Tensor], classes: Mapping[str, type]) -> Any:
+    """Put a value together again.
+
+    Args:
+        skeleton: From `pack`.
+        tensors: From `pack`.
+        classes: The dataclasses that may appear, by qualified name; nothing else is ever constructed.
+    """
+    ((kind, content),) = [item for item in skeleton.items() if item[0] != "fields"]
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "plain":
+        return content
+    if kind == "map":
+        return {key: unpack(item, tensors, classes) for key, item in content.items()}
+    if kind == "dataclass":
+        if content not in classes:
+            raise ValueError(f"The checkpoint holds a {content!r}, which this strategy does not know.")
+        fields = {name: unpack(item, tensors, classes) for name, item in skeleton["fields"].items()}
+        return classes[content](**fields)
+    items = [unpack(item, tensors, classes) for item in content]
+    return tuple(items) if kind == "tuple" else items
+
+
+def state_classes(value: Any) -> dict[str, type]:
+    """Collect the dataclasses of a State and of the module it is defined in, for `unpack`."""
+    import sys
+
+    module = sys.modules[type(value).__module__]
+    found = {
+        item.__qualname__: item
+        for item in vars(module).values()
+        if isinstance(item, type) and dataclasses.is_dataclass(item)
+    }
+    found[type(value).__qualname__] = type(value)
+    for field in dataclasses.fields(value):
+        inner = getattr(value, field.name)
+        if dataclasses.is_dataclass(inner) and not isinstance(inner, type):
+            found |= state_classes(inner)
+    return found

@@ -1,0 +1,211 @@
+"""The local training loop: every strategy's client half runs through it.
+
+Legend: B batch, N examples, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from core import device as devices
+from core.rng import forked
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+Correction = Callable[[Sequence[Tensor], Sequence[Tensor]], None]
+Augmentation = Callable[[Tensor, torch.Generator], Tensor]
+
+OPTIMIZERS = ("sgd", "adam", "adamw")
+
+
+@dataclass(frozen=True)
+class LocalConfig:
+    """How a client trains.
+
+    Attributes:
+        epochs: Passes over the client's training examples in a round (E).
+        max_steps: Stop a round's training after so many steps; 0 sets no limit.
+        batch_size: Examples in a batch (B); 0 takes all of the client's examples as one batch.
+        optimizer: sgd, adam or adamw; made anew in every round, as the papers do.
+        lr: Learning rate.
+        lr_decay: The learning rate of round r is lr * lr_decay^(r - 1).
+        momentum: Momentum of sgd.
+        nesterov: Nesterov's form of it.
+        weight_decay: L2 penalty (decoupled for adamw).
+        clip_norm: Largest gradient norm; 0 does not clip.
+        device: auto, cpu, cuda or mps.
+        precision: fp64, fp32, or bf16 / fp16 by autocast over float32 parameters.
+    """
+
+    epochs: int = 1
+    max_steps: int = 0
+    batch_size: int = 32
+    optimizer: str = "sgd"
+    lr: float = 0.05
+    lr_decay: float = 1.0
+    momentum: float = 0.0
+    nesterov: bool = False
+    weight_decay: float = 0.0
+    clip_norm: float = 0.0
+    device: str = "auto"
+    precision: str = "fp32"
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What one local run did.
+
+    Attributes:
+        loss: Mean loss over the examples seen, each before its step.
+        num_steps: Optimiser steps taken.
+        lr: The learning rate that was used.
+    """
+
+    loss: float
+    num_steps: int
+    lr: float
+
+
+def learning_rate(config: LocalConfig, round_: int) -> float:
+    """Return the learning rate of a round, counted from 1."""
+    return config.lr * config.lr_decay ** max(round_ - 1, 0)
+
+
+def make_optimizer(config: LocalConfig, parameters: Sequence[Tensor], lr: float) -> torch.optim.Optimizer:
+    """Make the client's optimiser."""
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(
+            parameters,
+            lr=lr,
+            momentum=config.momentum,
+            nesterov=config.nesterov,
+            weight_decay=config.weight_decay,
+            foreach=True,
+        )
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    return kind(parameters, lr=lr, weight_decay=config.weight_decay, foreach=True)
+
+
+def train(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    config: LocalConfig,
+    *,
+    batches: torch.Generator,
+    noise: torch.Generator,
+    round_: int = 1,
+    correct: Correction | None = None,
+    augment: Augmentation | None = None,
+    loss: Loss = F.cross_entropy,
+) -> TrainReport:
+    """Train `model` in place.
+
+    Args:
+        model: On its device, in the parameter dtype of `config.precision`.
+        images: [N, ...] on the model's device, normalised.
+        labels: [N] on the model's device.
+        config: Epochs, batch size, optimiser.
+        batches: Order of the examples.
+        noise: Seeds dropout, stochastic depth and augmentation.
+        round_: Round number, for the learning rate's decay.
+        correct: Called with (parameters, gradients) after each backward pass; changes the gradients in place.
+        augment: Applied to each batch with a generator of its own.
+        loss: Mean loss of (logits [B, C], labels [B]).
+
+    Returns:
+        Mean loss, number of steps and learning rate.
+    """
+    num_examples, device = len(labels), images.device
+    batch_size = config.batch_size or num_examples
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    lr = learning_rate(config, round_)
+    optimizer = make_optimizer(config, parameters, lr)
+    scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16" and device.type == "cuda")
+    augmentation = torch.Generator().manual_seed(int(torch.randint(0, 2**62, (), generator=noise).item()))
+    total = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
+    seen = steps = 0
+    has_batch_norm = any(isinstance(module, _BatchNorm) for module in model.modules())
+    with forked(noise, device):
+        model.train()
+        if has_batch_norm and num_examples == 1:
+            _freeze_batch_norm(model)
+        for _ in range(config.epochs):
+            order = torch.randperm(num_examples, generator=batches).to(device)
+            for start in range(0, num_examples, batch_size):
+                index = order[start : start + batch_size]
+                if has_batch_norm and len(index) == 1 and num_examples > 1:
+                    continue  # statistics over one example would be that example
+                x, y = images[index], labels[index]
+                if augment is not None:
+                    x = augment(x, augmentation)
+                optimizer.zero_grad(set_to_none=True)
+                with devices.autocast(device, config.precision):
+                    value = loss(model(x), y)
+                scaler.scale(value).backward()  # type: ignore[no-untyped-call]
+                _adjust(parameters, optimizer, scaler, config, correct)
+                scaler.step(optimizer)
+                scaler.update()
+                total += value.detach() * len(index)
+                seen += len(index)
+                steps += 1
+                if config.max_steps and steps >= config.max_steps:
+                    break
+            if config.max_steps and steps >= config.max_steps:
+                break
+    return TrainReport(float(total.item()) / max(seen, 1), steps, lr)
+
+
+def _adjust(
+    parameters: Sequence[Tensor],
+    optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
+    config: LocalConfig,
+    correct: Correction | None,
+) -> None:
+    """Correct and clip the gradients of one step."""
+    if correct is None and not config.clip_norm:
+        return
+    scaler.unscale_(optimizer)
+    if correct is not None:
+        for parameter in parameters:
+            if parameter.grad is None:  # unused in this pass, but the correction still moves it
+                parameter.grad = torch.zeros_like(parameter)
+        with torch.no_grad():
+            correct(parameters, [p.grad for p in parameters if p.grad is not None])
+    if config.clip_norm:
+        torch.nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+
+
+def _freeze_batch_norm(model: nn.Module) -> None:
+    """Let batch norm use its running statistics: a single example has no variance."""
+    for module in model.modules():
+        if isinstance(module, _BatchNorm):
+            module.eval()
+
+
+def full_gradient(
+    model: nn.Module, images: Tensor, labels: Tensor, *, batch_size: int = 0, loss: Loss = F.cross_entropy
+) -> list[Tensor]:
+    """Return the gradient of the mean loss over all examples, one tensor a parameter, without changing `model`.
+
+    Batch norm uses its running statistics, so that the gradient belongs to the model as it stands.
+    """
+    was_training = model.training
+    model.eval()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    sums = [torch.zeros_like(p) for p in parameters]
+    size = batch_size or len(labels)
+    for start in range(0, len(labels), size):
+        x, y = images[start : start + size], labels[start : start + size]
+        grads = torch.autograd.grad(loss(model(x), y), parameters, allow_unused=True)
+        for total, grad in zip(sums, grads, strict=True):
+            if grad is not None:
+                total += grad * (len(y) / len(labels))
+    model.train(was_training)
+    return sums

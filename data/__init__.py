@@ -1,0 +1,48 @@
+"""Data sets, partitions and transforms: whole tensors, cut and changed by tensor operations."""
+
+from __future__ import annotations
+
+from data import partition, registry
+from data.config import DataConfig
+from data.errors import DamagedDataError, DataError, MissingDataError, PartitionError
+from data.federation import ClientData, Federation, ServerData, check_fractions
+from data.partition import Partition
+from data.registry import describe, load, names, options
+from data.transforms import augment, augmentations, check_augmentation, normalize, permute_pixels
+from data.types import DataSet, Examples
+
+__all__ = [
+    "ClientData",
+    "DamagedDataError",
+    "DataConfig",
+    "DataError",
+    "DataSet",
+    "Examples",
+    "Federation",
+    "MissingDataError",
+    "Partition",
+    "PartitionError",
+    "ServerData",
+    "augment",
+    "augmentations",
+    "check",
+    "describe",
+    "load",
+    "names",
+    "normalize",
+    "options",
+    "permute_pixels",
+]
+
+
+def check(config: DataConfig) -> None:
+    """Raise before anything starts for what can be refused without loading the data.
+
+    Raises:
+        UnknownNameError: A data set, option, partition or augmentation that is in no table.
+        DataError: A value that cannot be; `MissingDataError` when the set is not on this machine.
+    """
+    check_augmentation(config.augment)
+    check_fractions(config)
+    partition.check(config)
+    registry.check(config)

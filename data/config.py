@@ -1,0 +1,55 @@
+"""What can be said about data in an experiment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which data set, how it is cut into clients, and what is held out.
+
+    Attributes:
+        name: A name of `umbel list data`, or `hub:<owner/name>` through flwr-datasets.
+        path: Folder of `image_folder`, or of IDX files for `fashion_mnist`; None looks in the usual places.
+        num_clients: Number of clients K; a client is one partition.
+        partition: A name of `data.partition.names()`.
+        alpha: Concentration of the Dirichlet partitions; smaller is more skewed.
+        classes_per_client: Classes that a client holds under `pathological`.
+        shards_per_client: Shards that a client holds under `shards`.
+        imbalance: Largest over smallest class under `long_tail` (the field's imbalance factor, at least 1).
+        num_tasks: Number of tasks in a sequence under `split_tasks` and `permuted_tasks`.
+        min_examples: Smallest number of examples that any client may have, before it holds any out. A draw
+            that leaves a client with less is drawn again, up to ten times, and then refused.
+        top_up: In place of refusing, move examples from the largest clients to those below `min_examples`.
+            A deviation from the plain distributions, needed when many clients meet a small alpha.
+        server_validation: Fraction of the training examples that the server keeps for model selection.
+        client_validation: Fraction of each client's examples that it keeps for validation.
+        client_test: Fraction of each client's examples that it keeps for its own test.
+        max_train: Use only so many training examples, drawn by the seed; 0 uses all.
+        max_test: Use only so many test examples, drawn by the seed; 0 uses all.
+        augment: Batched augmentation while training: none, flip, crop, or flip_crop.
+        seed: Seed of splits and partitions; None takes `run.seed`.
+        options: Further options of the data set, such as `num_examples` of `synthetic`.
+    """
+
+    name: str = "digits"
+    path: str | None = None
+    num_clients: int = 10
+    partition: str = "iid"
+    alpha: float = 0.5
+    classes_per_client: int = 2
+    shards_per_client: int = 2
+    imbalance: float = 1.0
+    num_tasks: int = 5
+    min_examples: int = 1
+    top_up: bool = False
+    server_validation: float = 0.1
+    client_validation: float = 0.0
+    client_test: float = 0.2
+    max_train: int = 0
+    max_test: int = 0
+    augment: str = "none"
+    seed: int | None = None
+    options: dict[str, Any] = field(default_factory=dict)

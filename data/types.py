@@ -1,0 +1,178 @@
+"""Examples and data sets: images with labels, as whole tensors.
+
+Shapes: N examples, C channels, H height, W width. Images are uint8 in 0..255, or floating point in units of
+[0, 1] pixels; `data.transforms.normalize` takes either.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from data.errors import DataError
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Images with their labels, and where they have them the domain and the task of each.
+
+    Attributes:
+        images: [N, C, H, W], uint8 in 0..255 or floating point in units of [0, 1] pixels.
+        labels: [N] int64.
+        domains: [N] int64, or None where the set has no domains.
+        tasks: [N] int64, or None outside a sequence of tasks.
+    """
+
+    images: Tensor
+    labels: Tensor
+    domains: Tensor | None = None
+    tasks: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4:
+            raise DataError(f"Expected images of shape [N, C, H, W], found {tuple(self.images.shape)}.")
+        for what, column in (("labels", self.labels), ("domains", self.domains), ("tasks", self.tasks)):
+            if column is None:
+                continue
+            if column.dtype != torch.int64 or column.shape != self.images.shape[:1]:
+                raise DataError(
+                    f"Expected {what} of shape [{self.images.shape[0]}] and dtype int64, "
+                    f"found {tuple(column.shape)} and {column.dtype}."
+                )
+
+    def __len__(self) -> int:
+        return int(self.labels.shape[0])
+
+    def take(self, index: Tensor) -> Examples:
+        """Return the examples at `index`, int64 [M] or bool [N], in its order.
+
+        The index is moved to where the examples are.
+        """
+        index = index.to(self.labels.device)
+        return Examples(
+            images=self.images[index],
+            labels=self.labels[index],
+            domains=None if self.domains is None else self.domains[index],
+            tasks=None if self.tasks is None else self.tasks[index],
+        )
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Examples:
+        """Return the examples on `device`.
+
+        Args:
+            device: Where to.
+            dtype: Floating dtype of the images; uint8 images are divided by 255 on the way, so that floating
+                images stay in units of [0, 1] pixels. None keeps the dtype (uint8 is the smallest to move).
+        """
+        images = self.images.to(device)
+        if dtype is not None and images.dtype != dtype:
+            scale = images.dtype == torch.uint8 and dtype.is_floating_point
+            images = images.to(dtype).div_(255) if scale else images.to(dtype)
+        return Examples(
+            images=images,
+            labels=self.labels.to(device),
+            domains=None if self.domains is None else self.domains.to(device),
+            tasks=None if self.tasks is None else self.tasks.to(device),
+        )
+
+    def with_tasks(self, tasks: Tensor | None) -> Examples:
+        """Return the same examples with other task ids, [N] int64."""
+        return replace(self, tasks=tasks)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """A training set and a test set that share classes and domains.
+
+    Attributes:
+        name: The name it was loaded by.
+        train: Training examples; the server's validation and all clients come from here.
+        test: Test examples; the server's.
+        class_names: Name of each class, in the order of the labels.
+        domain_names: Name of each domain; empty where the set has none.
+        mean: Mean of each channel over `train`, in units of [0, 1] pixels.
+        std: Standard deviation of each channel over `train`, in the same units.
+        licence: Under which licence the data are.
+        natural_ids: [N of train] int64, who made each training example (a writer, a site), or None.
+    """
+
+    name: str
+    train: Examples
+    test: Examples
+    class_names: tuple[str, ...]
+    domain_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    licence: str
+    natural_ids: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        _, channels, height, width = self.train.images.shape
+        if height != width:
+            raise DataError(
+                f"{self.name}: expected square images, found {height} x {width}; set data.options.image_size."
+            )
+        if self.test.images.shape[1:] != self.train.images.shape[1:]:
+            raise DataError(
+                f"{self.name}: training images are {tuple(self.train.images.shape[1:])} and test images "
+                f"{tuple(self.test.images.shape[1:])}; expected the same [C, H, W]."
+            )
+        if len(self.mean) != channels or len(self.std) != channels:
+            raise DataError(f"{self.name}: expected {channels} means and deviations, found {len(self.mean)}.")
+        for split, examples in (("train", self.train), ("test", self.test)):
+            self._check_range(split, "label", examples.labels, len(self.class_names))
+            if examples.domains is not None:
+                self._check_range(split, "domain", examples.domains, len(self.domain_names))
+        if self.natural_ids is not None and self.natural_ids.shape != self.train.labels.shape:
+            raise DataError(
+                f"{self.name}: expected {len(self.train)} natural ids, found {len(self.natural_ids)}."
+            )
+
+    def _check_range(self, split: str, what: str, values: Tensor, limit: int) -> None:
+        if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < limit:
+            raise DataError(
+                f"{self.name}: expected every {what} of {split} in 0..{limit - 1}, "
+                f"found {int(values.min())}..{int(values.max())}."
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.class_names)
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of an image in pixels."""
+        return int(self.train.images.shape[-1])
+
+    @property
+    def in_channels(self) -> int:
+        """Number of channels of an image."""
+        return int(self.train.images.shape[1])
+
+
+def channel_statistics(images: Tensor, chunk: int = 4096) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel in units of [0, 1] pixels.
+
+    A channel that is constant gets the deviation 1, so that nothing is ever divided by zero.
+
+    Args:
+        images: [N, C, H, W], uint8 or floating point; N at least 1.
+        chunk: Images that are widened to float32 at a time.
+    """
+    channels = images.shape[1]
+    total, squares = torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
+    for block in torch.split(images, chunk):
+        flat = block.transpose(0, 1).reshape(channels, -1).to(torch.float32)
+        # One float32 sum per image keeps the rounding far below what a deviation needs.
+        per_image = flat.view(channels, block.shape[0], -1)
+        total += per_image.sum(2).double().sum(1)
+        squares += per_image.square().sum(2).double().sum(1)
+    count = images.numel() / channels
+    scale = 255.0 if images.dtype == torch.uint8 else 1.0
+    mean = total / count
+    std = (squares / count - mean.square()).clamp_min(0).sqrt()
+    std = torch.where(std > 1e-6 * scale, std, torch.full_like(std, scale))
+    return tuple((mean / scale).tolist()), tuple((std / scale).tolist())

@@ -1,0 +1,71 @@
+"""What every model of the zoo is: a trunk that gives features, and a linear head on them.
+
+Strategies rely on the split: some keep the head at the client, some replace or realign it, some send
+statistics of the features instead of weights.
+
+Shapes: B batch, I input channels, H height, W width, D features, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+
+class Model(nn.Module):
+    """A classifier `head(features(x))`.
+
+    A subclass sets the attributes, `head` last so that it ends the state dict, and writes `features`.
+
+    Attributes:
+        num_features: D, the width of what `features` returns.
+        in_channels: I, the channels of an image.
+        image_size: H and W of an image; all clients of a run share one.
+        head: Linear layer from D features to C logits.
+    """
+
+    num_features: int
+    in_channels: int
+    image_size: int
+    head: nn.Linear
+
+    def features(self, x: Tensor) -> Tensor:
+        """Return features [B, D] of images [B, I, H, W]."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how it computes its features")
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return logits [B, C] of images [B, I, H, W]."""
+        logits: Tensor = self.head(self.features(x))
+        return logits
+
+    def check_input(self, x: Tensor) -> None:
+        """Raise `ValueError` unless `x` is [B, I, H, W] with the channels and size of the model."""
+        expected = (self.in_channels, self.image_size, self.image_size)
+        if x.dim() != 4 or tuple(x.shape[1:]) != expected:
+            raise ValueError(
+                f"{type(self).__name__} was built for images [batch, {', '.join(map(str, expected))}], found "
+                f"{list(x.shape)}; resize the images, or build the model for them (key model.image_size)"
+            )
+
+
+def check_count(key: str, value: object) -> int:
+    """Return `value` if it is a whole number of at least one; raise `ValueError` naming the key otherwise."""
+    # bool is an int to Python, but `width: true` in a YAML file is a slip.
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{key} should be a whole number of at least 1, found {value!r}")
+    return value
+
+
+def check_counts(key: str, values: object, length: int) -> tuple[int, ...]:
+    """Return `values` as a tuple of `length` whole numbers of at least one; raise `ValueError` otherwise."""
+    if isinstance(values, str) or not isinstance(values, Sequence) or len(values) != length:
+        raise ValueError(f"{key} should be a list of {length} whole numbers, found {values!r}")
+    return tuple(check_count(key, value) for value in values)
+
+
+def check_fraction(key: str, value: object) -> float:
+    """Return `value` if it lies in [0, 1); raise `ValueError` naming the key otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
+        raise ValueError(f"{key} should be a number from 0 to below 1, found {value!r}")
+    return float(value)

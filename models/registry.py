@@ -1,0 +1,133 @@
+"""Find a model by name and build it.
+
+A family is one file of this folder. To add one, write the file and add a row a model to `TABLE`; nothing here
+imports a family before it is asked for. A factory has the signature
+
+    factory(num_classes, image_size=<published>, in_channels=3, *, <size>=<default>, ...) -> Model
+
+and the first line of its docstring is what `umbel list models` shows.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from core.names import unknown
+from models.base import Model, check_count
+
+Factory = Callable[..., Model]
+
+# name -> (module, factory)
+TABLE: dict[str, tuple[str, str]] = {
+    "cnn": ("models.cnn", "cnn"),
+    "cvt_13": ("models.cvt", "cvt_13"),
+    "cvt_21": ("models.cvt", "cvt_21"),
+    "cvt_tiny32": ("models.cvt", "cvt_tiny32"),
+}
+
+_COMMON = ("num_classes", "image_size", "in_channels")
+
+
+def build(
+    name: str, num_classes: int, image_size: int | None = None, in_channels: int = 3, **sizes: Any
+) -> Model:
+    """Build a model with fresh weights from torch's global generator, which the caller seeds.
+
+    Args:
+        name: A name of `names()`, or `package.module:Factory`.
+        num_classes: C, the number of logits.
+        image_size: Side of the images in pixels; None is the size the model was published for.
+        in_channels: I, 1 for grey and 3 for colour.
+        **sizes: Keywords of `options(name)`, from the key `model.sizes`.
+
+    Raises:
+        core.names.UnknownNameError: An unknown model or size; the message says the nearest known.
+        ValueError: A value is out of range; the message names its key.
+        TypeError: A factory from outside does not have the signature, or does not return a `Model`.
+    """
+    factory = _factory(name)
+    known = _sizes(name, factory)
+    if not _takes_any_keyword(factory):
+        for keyword in sorted(sizes.keys() - known.keys()):
+            if not known:
+                raise ValueError(
+                    f"Unknown size {keyword!r} (key model.sizes.{keyword}). Model {name!r} has no sizes."
+                )
+            raise unknown("size", keyword, known, key=f"model.sizes.{keyword}")
+    check_count("model.num_classes", num_classes)
+    check_count("model.in_channels", in_channels)
+    size = _published_image_size(factory) if image_size is None else image_size
+    check_count("model.image_size", size)
+    model = factory(num_classes, image_size=size, in_channels=in_channels, **sizes)
+    if not isinstance(model, Model):
+        raise TypeError(
+            f"Model {name!r} (key model.name) should return a models.base.Model, found "
+            f"{type(model).__name__}; derive its class from Model, with `features` and `head`"
+        )
+    return model
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of the zoo, sorted."""
+    return tuple(sorted(TABLE))
+
+
+def describe(name: str) -> str:
+    """Return one line about a model."""
+    return (inspect.getdoc(_factory(name)) or name).partition("\n")[0]
+
+
+def options(name: str) -> dict[str, Any]:
+    """Return the size keywords of a model with their defaults, and `image_size`, the published one."""
+    factory = _factory(name)
+    return {"image_size": _published_image_size(factory), **_sizes(name, factory)}
+
+
+def _factory(name: str) -> Factory:
+    """Import the factory that `name` stands for."""
+    if name in TABLE:
+        module_path, attribute = TABLE[name]
+        factory: Factory = getattr(import_module(module_path), attribute)
+        return factory
+    module_path, colon, attribute = name.partition(":")
+    if not (colon and module_path and attribute):
+        raise unknown("model", name, names(), key="model.name")
+    try:
+        factory = getattr(import_module(module_path), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"Cannot import model {name!r} (key model.name): {error}. It is looked up as "
+            "package.module:Factory and must be installed on the server and on every node."
+        ) from error
+    return factory
+
+
+def _sizes(name: str, factory: Factory) -> dict[str, Any]:
+    """Return the keywords of `factory` beyond the common ones, with their defaults."""
+    parameters = inspect.signature(factory).parameters
+    missing = [common for common in _COMMON if common not in parameters]
+    if missing:
+        raise TypeError(
+            f"Model {name!r} (key model.name) should take {', '.join(_COMMON)}; missing {', '.join(missing)}"
+        )
+    return {
+        key: None if parameter.default is inspect.Parameter.empty else parameter.default
+        for key, parameter in parameters.items()
+        if key not in _COMMON and parameter.kind is not inspect.Parameter.VAR_KEYWORD
+    }
+
+
+def _published_image_size(factory: Factory) -> int | None:
+    """Return the default of `image_size`; None if the factory has none."""
+    default = inspect.signature(factory).parameters["image_size"].default
+    return default if isinstance(default, int) else None
+
+
+def _takes_any_keyword(factory: Factory) -> bool:
+    """Say whether `factory` has a `**keywords` parameter, which only a factory from outside may."""
+    return any(
+        p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(factory).parameters.values()
+    )

@@ -1,0 +1,1 @@
+"""The server's side: the ServerApp, the round loop, evaluation, checkpoints and results."""

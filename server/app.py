@@ -1,0 +1,33 @@
+"""The ServerApp: composes the experiment out of the bundle and runs it over Flower's grid."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from conf.load import load
+from server.errors import StopRequested
+from server.listener import Listener
+from server.main import execute
+
+app = ServerApp()
+_listener = Listener()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the experiment that the run configuration names."""
+    config = context.run_config
+    text = str(config.get("experiment-yaml", "")) or None
+    overrides = [line for line in str(config.get("overrides", "")).splitlines() if line.strip()]
+    experiment = load(str(config["experiment"]), overrides, text)
+    folder = str(config.get("folder", ""))
+    resume = bool(config.get("resume", ""))
+    logging.getLogger("umbel").info("experiment %s", experiment.name)
+    try:
+        execute(experiment, grid, _listener, Path(folder) if folder else None, resume)
+    except StopRequested:
+        logging.getLogger("umbel").warning("stopped on request; go on with: umbel resume %s", folder)

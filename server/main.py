@@ -1,0 +1,100 @@
+"""One run from beginning to end: folder, loop, model, summary."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from flwr.serverapp import Grid
+
+
+from conf.schema import Experiment
+from core.files import read_json
+
+from server import checkpoint, flower
+from server.adapter import FederatedRun
+
+from server.listener import Listener
+from server.results import RunFolder, new_folder
+from server.session import Session
+
+
+def execute(
+    experiment: Experiment, grid: Grid, listener: Listener, folder: Path | None = None, resume: bool = False
+) -> Path:
+    """Run an experiment, or go on with one.
+
+    Args:
+        experiment: The experiment.
+        grid: How clients are reached.
+        listener: Told of everything that happens.
+        folder: The run's folder; None makes one.
+        resume: Go on from the folder's last checkpoint.
+
+    Returns:
+        The run's folder, with model and summary.
+
+    Raises:
+        RunStoppedError: The run cannot go on.
+        StopRequested: Somebody asked it to stop.
+    """
+    flower.check(experiment)
+    path = folder or new_folder(experiment)
+    run_folder = RunFolder(path, experiment)
+    found = None
+    if resume:
+        found = checkpoint.latest(run_folder.checkpoints)
+        if found is not None:
+            run_folder.read_metrics(found.progress.round)
+    else:
+        run_folder.begin()
+    run_folder.event("folder", path=str(path))
+    listener.begin(experiment, str(path))
+    run = FederatedRun(Session(experiment), run_folder, listener, found)
+    run.start(grid)
+    _finish(run, run_folder)
+    return path
+
+
+def _finish(run: FederatedRun, folder: RunFolder) -> None:
+    session, progress = run.session, run.progress
+    model = session.full_state(session.strategy.model(run.state))
+    folder.write_metrics()
+    digest = folder.write_model(model)
+    if run.best_model is not None:
+        folder.write_model(session.full_state(run.best_model), "best.safetensors")
+    experiment = session.experiment
+    best = {f"best/{name}": value for name, value in progress.best_metrics.items()}
+    folder.write_summary(
+        {
+            "run": folder.path.name,
+            "experiment": experiment.name,
+            "strategy": experiment.strategy.name,
+            "seed": experiment.run.seed,
+            "rounds": progress.round,
+            "metrics": {**progress.last_metrics, **best},
+            "best_round": progress.best_round,
+            "seconds": {name: round(value, 3) for name, value in progress.seconds.items()},
+            "bytes_up": progress.bytes_up,
+            "bytes_down": progress.bytes_down,
+            "num_failures": progress.num_failures,
+            "num_parameters": sum(t.numel() for t in run.session.strategy.model(run.state).values()),
+            "weights_sha256": digest,
+            "config_hash": session.config_hash,
+        }
+    )
+    folder.event("end", weights_sha256=digest)
+
+
+def summary(path: Path) -> Mapping[str, Any]:
+    """Read a run's summary.
+
+    Raises:
+        FileNotFoundError: The run has not ended; the message says how to go on.
+    """
+    file = path / "summary.json"
+    if not file.is_file():
+        raise FileNotFoundError(f"{path} has no summary.json: the run has not ended. umbel resume {path}")
+    found: Mapping[str, Any] = read_json(file)
+    return found

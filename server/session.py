@@ -1,0 +1,107 @@
+"""What one run of the server works with: experiment, strategy, data, model, cohorts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from conf.federation import build_model, federation, local_names
+from conf.load import build_strategy, portable_hash
+from conf.schema import Experiment
+from core import device as devices
+from core.rng import generator
+from data import transforms
+from data.types import Examples
+from models.base import Model
+from models.weights import shared_state
+from server import flower
+from strategies.base import Phase, ServerContext, Strategy
+from strategies.collected import Collected
+
+
+class Session:
+    """The server's experiment, composed and loaded.
+
+    Args:
+        experiment: The experiment.
+    """
+
+    def __init__(self, experiment: Experiment) -> None:
+        devices.set_threads(experiment.run.threads)
+        self.experiment = experiment
+        self.config_hash = portable_hash(experiment)
+        self.strategy: Strategy[Any] = build_strategy(experiment)
+        if isinstance(self.strategy, Collected):
+            flower.bind(self.strategy)
+        self.data = federation(experiment)
+        self.device = devices.resolve(experiment.client.device)
+        self.dtype = devices.parameter_dtype(experiment.client.precision)
+        self._initial = build_model(experiment, self.data)
+        self.local_names = local_names(experiment, self._initial)
+        self.shared_names = frozenset(shared_state(self._initial, self.local_names))
+        self._prepared: dict[int, tuple[Examples, tuple[Tensor, Tensor]]] = {}
+
+    def build_model(self) -> Model:
+        """Build the global model as it is before the first round."""
+        return build_model(self.experiment, self.data)
+
+    def full_state(self, shared: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return all parameters and buffers of the generic model: the shared ones, the rest as initialised."""
+        state = {name: tensor.detach().clone() for name, tensor in self._initial.state_dict().items()}
+        return state | {name: tensor.detach().cpu() for name, tensor in shared.items()}
+
+    def prepare(self, examples: Examples) -> tuple[Tensor, Tensor]:
+        """Return (images, labels) on the device, normalised; done once for each set of examples."""
+        if id(examples) not in self._prepared:
+            images = transforms.normalize(
+                examples.images.to(self.device), self.data.mean, self.data.std, self.dtype
+            )
+            self._prepared[id(examples)] = (examples, (images, examples.labels.to(self.device)))
+        return self._prepared[id(examples)][1]
+
+    def context(self, round_: int) -> ServerContext:
+        """Return the server as a strategy sees it in a round."""
+        validation = self.data.server.validation
+        return ServerContext(
+            seed=self.experiment.run.seed,
+            round=round_,
+            num_rounds=self.experiment.run.rounds,
+            num_clients=self.experiment.data.num_clients,
+            local=self.experiment.client,
+            build_model=self.build_model,
+            shared_names=self.shared_names,
+            validation=validation if len(validation) else None,
+            device=self.device,
+            prepare=self.prepare,
+            num_sampled=self.experiment.num_sampled,
+        )
+
+    def cohort(self, phase: Phase, round_: int, earlier: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
+        """Return the clients of a phase in their fixed order, ascending.
+
+        Args:
+            phase: The phase.
+            round_: The round.
+            earlier: Cohorts of the round's earlier phases by name.
+        """
+        if phase.who == "server":
+            return ()
+        if phase.who.startswith("same:"):
+            return earlier[phase.who.removeprefix("same:")]
+        everyone = self.experiment.data.num_clients
+        if phase.who == "everyone":
+            return tuple(range(everyone))
+        return self._draw(self.experiment.num_sampled, everyone, round_, "sample")
+
+    def evaluation_cohort(self, round_: int) -> tuple[int, ...]:
+        """Return the clients that evaluate on their own data."""
+        everyone, asked = self.experiment.data.num_clients, self.experiment.evaluate.clients
+        if asked < 0 or asked >= everyone:
+            return tuple(range(everyone))
+        return self._draw(asked, everyone, round_, "evaluate")
+
+    def _draw(self, number: int, everyone: int, round_: int, purpose: str) -> tuple[int, ...]:
+        source = generator(self.experiment.run.seed, round_, "server", -1, purpose)
+        return tuple(sorted(torch.randperm(everyone, generator=source)[:number].tolist()))

@@ -1,0 +1,156 @@
+"""Run an experiment from Python; the command line does the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from conf.load import ExperimentError, as_yaml, load
+from conf.schema import Experiment
+from server import flower
+from server.listener import Listener
+from server.main import execute, summary
+from server.results import new_folder
+from simulations.inline import InlineGrid
+
+ENGINES = ("inline", "ray", "grpc")
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A finished run.
+
+    Attributes:
+        path: The run's folder.
+    """
+
+    path: Path
+
+    @cached_property
+    def summary(self) -> Mapping[str, Any]:
+        """Content of summary.json."""
+        return summary(self.path)
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """All metrics, long and tidy."""
+        return pd.read_parquet(self.path / "metrics.parquet")
+
+
+def run(experiment: str | Experiment, *overrides: str, listener: Listener | None = None) -> RunResult:
+    """Run an experiment on the engine that it names.
+
+    Args:
+        experiment: Name of a shipped experiment, path of a YAML file, or an `Experiment`.
+        overrides: `key=value` each.
+        listener: Told of everything that happens.
+
+    Raises:
+        ExperimentError: The experiment is refused; nothing has started.
+        RunStoppedError: The run could not go on; everything up to the last completed round is saved.
+    """
+    if isinstance(experiment, Experiment):
+        if overrides:
+            raise ExperimentError("Overrides go with an experiment's name or path, not with a composed one.")
+        composed = experiment
+    else:
+        composed = load(experiment, overrides)
+    flower.check(composed)
+    return _start(composed, listener or Listener(), new_folder(composed), resuming=False)
+
+
+def resume(folder: str | Path, *overrides: str, listener: Listener | None = None) -> RunResult:
+    """Go on with a run from its last checkpoint; it ends with the bits of one that was never interrupted.
+
+    Args:
+        folder: The run's folder.
+        overrides: What may change: `run.rounds`, and everything of `engine` and `checkpoint`.
+        listener: Told of everything that happens.
+
+    Raises:
+        ExperimentError: There is no such run, or an override would change the experiment.
+    """
+    path = Path(folder).expanduser().resolve()
+    config = path / "config.yaml"
+    if not config.is_file():
+        raise ExperimentError(f"{path} is no run: it has no config.yaml.")
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key != "run.rounds" and key.partition(".")[0] not in ("engine", "checkpoint"):
+            raise ExperimentError(
+                f"{key} cannot change in the middle of a run; run.rounds, engine.*, checkpoint.* can."
+            )
+    text = config.read_text(encoding="utf-8")
+    composed = load(config.stem, overrides, text)
+    (path / "stop").unlink(missing_ok=True)
+    return _start(composed, listener or Listener(), path, resuming=True)
+
+
+def run_config(experiment: Experiment) -> dict[str, Any]:
+    """Return the run configuration that travels to both apps: the resolved YAML as text."""
+    return {"experiment": experiment.name, "overrides": "", "experiment-yaml": as_yaml(experiment)}
+
+
+def _start(experiment: Experiment, listener: Listener, folder: Path, resuming: bool) -> RunResult:
+    # Absolute, because workers and nodes have current folders of their own.
+    absolute = replace(experiment.run, results=str(folder.parent))
+    experiment = replace(experiment, run=absolute)
+    start = _STARTERS[experiment.engine.name]
+    start(experiment, listener, folder, resuming)
+    return RunResult(folder)
+
+
+def _inline(experiment: Experiment, listener: Listener, folder: Path, resuming: bool) -> None:
+    done = 0
+
+    def count(_: int) -> None:
+        nonlocal done
+        done += 1
+        listener.clients_done(done)
+
+    class Counting(_Forwarding):
+        def phase(self, round_: int, phase: str, num_clients: int) -> None:
+            nonlocal done
+            done = 0
+            super().phase(round_, phase, num_clients)
+
+    grid = InlineGrid(run_config(experiment), {"state-folder": str(folder / "memory")}, count)
+    execute(experiment, grid, Counting(listener), folder, resuming)
+
+
+class _Forwarding(Listener):
+    """Passes everything on to another listener."""
+
+    def __init__(self, other: Listener) -> None:
+        for name in ("begin", "phase", "clients_done", "failure", "round"):
+            if name not in vars(type(self)):
+                setattr(self, name, getattr(other, name))
+        self._other = other
+
+    def phase(self, round_: int, phase: str, num_clients: int) -> None:
+        self._other.phase(round_, phase, num_clients)
+
+
+def _ray(experiment: Experiment, listener: Listener, folder: Path, resuming: bool) -> None:
+    from simulations.ray_engine import RayGrid
+
+    with RayGrid(experiment, run_config(experiment), folder / "memory") as grid:
+        execute(experiment, grid, listener, folder, resuming)
+
+
+def _grpc(experiment: Experiment, listener: Listener, folder: Path, resuming: bool) -> None:
+    from simulations.grpc_engine import submit
+
+    submit(experiment, listener, folder, resuming)
+
+
+_STARTERS: dict[str, Callable[[Experiment, Listener, Path, bool], None]] = {
+    "inline": _inline,
+    "ray": _ray,
+    "grpc": _grpc,
+}

@@ -1,0 +1,41 @@
+"""The inline engine: both apps in one process, one client after the other; a breakpoint works."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from flwr.app import Message
+
+from client import app as client_app
+from simulations.flower_internals import LocalGrid, error_reply, make_context
+
+
+class InlineGrid(LocalGrid):
+    """Runs the ClientApp where it stands.
+
+    Args:
+        run_config: The run configuration, as Flower would give it.
+        node_config: The node's configuration.
+        on_client: Called with the client after each client.
+    """
+
+    def __init__(
+        self, run_config: dict[str, Any], node_config: dict[str, Any], on_client: Callable[[int], None]
+    ) -> None:
+        super().__init__()
+        self._context = make_context(run_config, node_config)
+        self._on_client = on_client
+
+    def stream(self, messages: Iterable[Message], deadline: float) -> Iterator[Message]:
+        """Run each message and yield its reply; a deadline cannot interrupt one's own process."""
+        client_app.on_client(self._on_client)
+        try:
+            for message in messages:
+                try:
+                    reply = client_app.app(message, self._context)
+                except Exception as error:  # noqa: BLE001 - as Flower does: an app that raises answers with an error
+                    reply = error_reply(message, error)
+                yield reply
+        finally:
+            client_app.on_client(None)

@@ -1,0 +1,1 @@
+"""Strategies, one file a paper; `strategies.registry` finds them by name."""

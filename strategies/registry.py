@@ -1,0 +1,67 @@
+"""Find a strategy by name: an explicit table, loaded lazily."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import inspect
+from typing import Any
+
+from core.names import unknown
+from strategies.base import Strategy
+
+FLOWER_PREFIX = "flwr:"
+
+# name -> (import path, one line)
+_TABLE: dict[str, tuple[str, str]] = {
+    "fedavg": ("strategies.fedavg:FedAvg", "Federated averaging (McMahan et al. 2017)"),
+    "fedprox": ("strategies.fedprox:FedProx", "FedAvg with a proximal term (Li et al. 2020)"),
+    "scaffold": (
+        "strategies.scaffold:Scaffold",
+        "Control variates against client drift (Karimireddy et al. 2020)",
+    ),
+    "fedopt": ("strategies.fedopt:FedOpt", "Server optimisers: momentum, Adam, Yogi (Reddi et al. 2021)"),
+}
+
+
+def names() -> tuple[str, ...]:
+    """Return the names of all strategies of this project."""
+    return tuple(_TABLE)
+
+
+def describe(name: str) -> str:
+    """Return one line about a strategy."""
+    return _TABLE[name][1]
+
+
+def find(name: str) -> type[Strategy[Any]]:
+    """Return the class of a strategy.
+
+    Args:
+        name: A name of the table, or `package.module:Class` as it stands. Over gRPC such a package must be
+            installed on the server and on every node: only this project's own code travels in the bundle.
+
+    Raises:
+        UnknownNameError: No such name; the message says the nearest.
+        ValueError: The module or class is not there, or is no strategy.
+    """
+    if name not in _TABLE and ":" not in name:
+        raise unknown("strategy", name, [*_TABLE, "flwr:<Flower strategy>"], key="strategy.name")
+    path = _TABLE[name][0] if name in _TABLE else name
+    module_name, _, class_name = path.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(
+            f"strategy.name={name}: {error}. The package must be installed here and, for a real federation, on "
+            "every node."
+        ) from error
+    if not (inspect.isclass(found) and issubclass(found, Strategy)):
+        raise ValueError(f"strategy.name={name}: {class_name} is no subclass of strategies.base.Strategy")
+    return found
+
+
+def options(name: str) -> dict[str, Any]:
+    """Return the hyper-parameters of a strategy with their defaults."""
+    config = find(name).Config()
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}

@@ -1,0 +1,176 @@
+"""SCAFFOLD: stochastic controlled averaging for federated learning.
+
+Karimireddy, Kale, Mohri, Reddi, Stich, Suresh. ICML 2020, arXiv:1910.06378, algorithm 1, in delta form.
+
+| paper | here | meaning |
+|---|---|---|
+| x | `State.model` | global model |
+| c | `State.control`, payload tree `control` | server's control variate |
+| c_i | memory tree `control` | client i's control variate, 0 before its first round |
+| y_i | the local model | |
+| Delta y_i = y_i - x | tree `delta` | change of the model |
+| Delta c_i = c_i^+ - c_i | tree `control` of the reply | change of the control variate |
+| K, eta_l | steps of the local run, `client.lr` | local steps and learning rate |
+| eta_g | `Config.server_lr` | global learning rate |
+| N, S | `data.num_clients`, the cohort | all clients, those selected |
+
+    local step   y_i <- y_i - eta_l (g_i(y_i) - c_i + c)
+    option I     c_i^+ = g_i(x), the gradient at the server's model over all local examples
+    option II    c_i^+ = c_i - c + (x - y_i) / (K eta_l)
+    server       x <- x + eta_g mean_S Delta y_i,    c <- c + |S| / N mean_S Delta c_i
+
+Both means are uniform in the paper. `weighting=examples` weighs both by n_i: a weighted mean of one and a uniform
+mean of the other has no fixed point at either optimum when clients differ in size. Batch-norm statistics are part
+of x and y_i but have no gradient and so no control variate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from core.folds import Folded, Product, product
+from core.memory import MemoryRecord
+from core.records import Payload, Reply
+from core.training import LocalConfig
+from core.tree import Tree, map_tree, subtract, zeros_like
+from strategies.base import (
+    ClientContext,
+    Phase,
+    ServerContext,
+    Strategy,
+    initial_model,
+    server_step,
+    split_buffers,
+)
+from strategies.fedavg import check_weighting, mean_fold
+
+
+@dataclass(frozen=True)
+class Config:
+    """Hyper-parameters of SCAFFOLD.
+
+    Attributes:
+        option: How a client renews its control variate: `II` reuses the local steps (the paper's experiments),
+            `I` takes an extra pass for the gradient at the server's model.
+        server_lr: Global learning rate eta_g.
+        weighting: `uniform` as in the paper, or `examples` for both means.
+    """
+
+    option: str = "II"
+    server_lr: float = 1.0
+    weighting: str = "uniform"
+
+
+@dataclass(frozen=True)
+class State:
+    """What the server keeps.
+
+    Attributes:
+        model: x, the global model's shared state.
+        control: c, one tensor for each parameter of the shared state.
+    """
+
+    model: dict[str, Tensor]
+    control: dict[str, Tensor]
+
+
+def renewed_control(
+    control_i: Tree, control: Tree, before: Tree, after: Tree, num_steps: int, lr: float
+) -> dict[str, Tensor]:
+    """Return option II's c_i^+ = c_i - c + (x - y_i) / (K eta_l); all trees have the same names and shapes.
+
+    Args:
+        control_i: c_i.
+        control: c.
+        before: x.
+        after: y_i.
+        num_steps: K, at least 1.
+        lr: eta_l.
+    """
+    return map_tree(
+        lambda own, common, x, y: own - common + (x - y) / (num_steps * lr), control_i, control, before, after
+    )
+
+
+def control_step(control: Tree, mean_change: Tree, num_replies: int, num_clients: int) -> dict[str, Tensor]:
+    """Return the server's c <- c + |S| / N * mean Delta c_i, computed in float64 and cast once."""
+    fraction = num_replies / num_clients
+    return map_tree(
+        lambda c, change: (c.to(torch.float64) + fraction * change).to(c.dtype), control, mean_change
+    )
+
+
+class Scaffold(Strategy[State]):
+    """Control variates that cancel the drift of clients toward their own optima."""
+
+    Config = Config
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        check_weighting(config.weighting)
+        if config.option not in ("I", "II"):
+            raise ValueError(f"strategy.option should be I or II, found {config.option!r}")
+
+    def check(self, local: LocalConfig) -> None:
+        plain = local.optimizer == "sgd" and not (local.momentum or local.weight_decay or local.clip_norm)
+        if self.config.option == "II" and not plain:
+            raise ValueError(
+                "SCAFFOLD's option II reads the mean gradient off (x - y_i) / (K eta_l), which holds for plain SGD "
+                "only. Set client.optimizer=sgd, client.momentum=0, client.weight_decay=0 and client.clip_norm=0, "
+                "or strategy.option=I."
+            )
+
+    def initial(self, server: ServerContext) -> State:
+        model = initial_model(server)
+        parameters, _ = split_buffers(server.build_model(), model)
+        return State(model, zeros_like(parameters))
+
+    def broadcast(self, phase: Phase, state: State, server: ServerContext) -> Payload:
+        if phase.name == "evaluate":
+            return Payload({"model": state.model})
+        return Payload({"model": state.model, "control": state.control})
+
+    def local(self, phase: Phase, payload: Payload, client: ClientContext) -> Reply:
+        x, c = payload.trees["model"], payload.trees["control"]
+        c_i = client.memory.trees["control"] if client.memory else zeros_like(c)
+        model = client.model(x)
+        gradient_at_x = client.full_gradient(model) if self.config.option == "I" else {}
+        drift = [
+            common - own for own, common in zip(client.align(model, c_i), client.align(model, c), strict=True)
+        ]
+
+        def correct(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
+            for gradient, shift in zip(gradients, drift, strict=True):
+                gradient.add_(shift)
+
+        report = client.train(model, correct)
+        y = client.weights(model)
+        if self.config.option == "I":
+            renewed = {name: gradient_at_x[name].cpu() for name in c}
+        else:
+            before, after = {name: x[name] for name in c}, {name: y[name] for name in c}
+            renewed = renewed_control(c_i, c, before, after, max(report.num_steps, 1), report.lr)
+        client.remember(MemoryRecord({"control": renewed}))
+        trees = {"delta": subtract(y, x), "control": subtract(renewed, c_i)}
+        return Reply(trees, {"loss": report.loss}, client.num_examples)
+
+    def fold(self, phase: Phase) -> Product:
+        mean = self.config.weighting
+        return product(
+            {"delta": mean_fold(mean, "model"), "control": mean_fold(mean, "control")}, numbers=["loss"]
+        )
+
+    def update(self, phase: Phase, state: State, folded: Folded, server: ServerContext) -> State:
+        model = server_step(state.model, folded.trees["delta"], self.config.server_lr)
+        return State(
+            model,
+            control_step(state.control, folded.trees["control"], folded.num_replies, server.num_clients),
+        )
+
+    def model(self, state: State) -> dict[str, Tensor]:
+        return state.model

@@ -8,6 +8,7 @@ message are read-only.
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -129,6 +130,42 @@ def decode_work(content: RecordDict) -> tuple[Work, Payload]:
     except (KeyError, TypeError) as error:
         raise MessageError(f"The work in this message cannot be read: {error}") from error
     return work, payload
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """A message taken apart: one block's head, and the arrays that all blocks of a phase share.
+
+    Attributes:
+        head: The head as JSON.
+        arrays: Records by name.
+        clients: The block's clients.
+    """
+
+    head: str
+    arrays: dict[str, ArrayRecord]
+    clients: tuple[int, ...] = ()
+
+    def content(self) -> RecordDict:
+        """Put the content of a message together."""
+        content = RecordDict({HEAD: ConfigRecord({"json": self.head})})
+        for name, record in self.arrays.items():
+            content[name] = record
+        return content
+
+
+def split_work(content: RecordDict) -> list[Pieces]:
+    """Split a node's work into one piece a block, without touching the arrays; a message without work is one."""
+    head = _head(content)
+    if "work" not in head:
+        return [Pieces(json.dumps(head), {})]
+    work, held = head["work"], set(head["work"]["clients"])
+    pieces = []
+    for index, clients in work["blocks"]:
+        mine = [client for client in clients if client in held]
+        part = {**work, "blocks": [[index, clients]], "clients": mine}
+        pieces.append(Pieces(json.dumps({**head, "work": part}), {}, tuple(mine)))
+    return pieces
 
 
 def encode_reply(reply: Reply) -> RecordDict:

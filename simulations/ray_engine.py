@@ -1,0 +1,267 @@
+"""The Ray engine: warm workers, the payload once a phase in the object store, one partial sum a block.
+
+Each worker is an actor that runs the same ClientApp as every other engine and keeps model, optimiser buffers and
+data between messages. The data set is put in the object store once and read there by all workers of a machine
+without a copy. Blocks of clients go to whichever worker is free, those with the most examples first; the driver
+waits for the next one that is done and never looks around. A worker that dies is replaced and its block runs
+again, from the same memory and the same random generators, with the same result.
+
+Workers of other machines need the project installed and the run's folder on a shared file system.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import core
+from conf.federation import federation
+from conf.schema import Experiment
+from core.messages import Pieces, encode_outcome, split_work
+from core.work import Outcome
+from flwr.app import ArrayRecord, Message, RecordDict
+from simulations.flower_internals import LocalGrid, identify, make_context
+
+_TRIES = 3  # how often a block is started before its clients count as failed
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry: this runs in hospitals
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray would run its workers at niceness 15
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+
+
+class RayWorker:
+    """The actor: a process that runs blocks of clients.
+
+    Args:
+        run_config: The run configuration, as Flower would give it.
+        node_config: The node's configuration.
+        core_file: Where the driver's `core` is; a worker that imported another one refuses.
+        arrays: The federation's arrays, out of the object store.
+        meta: The rest of the federation.
+    """
+
+    def __init__(
+        self,
+        run_config: dict[str, Any],
+        node_config: dict[str, Any],
+        core_file: str,
+        arrays: dict[str, Any],
+        meta: dict[str, Any],
+    ) -> None:
+        if str(Path(str(core.__file__)).resolve()) != core_file:
+            raise ImportError(
+                f"This worker imported {core.__file__}, the driver {core_file}: another `core` package comes first "
+                "on the worker's path. Start from another folder, or install the project on this machine."
+            )
+        from conf.federation import adopt
+        from conf.load import load
+        from data.federation import Federation
+
+        identify()
+        self._context = make_context(run_config, node_config)
+        experiment = load(str(run_config["experiment"]), (), str(run_config["experiment-yaml"]))
+        adopt(experiment, Federation.from_arrays(arrays, meta))
+        from client.app import worker_for
+
+        worker_for(self._context)  # model and device are ready before the first block comes
+
+    def run(self, arrays: dict[str, ArrayRecord], head: str, kind: str) -> RecordDict:
+        """Run one block.
+
+        Args:
+            arrays: The phase's payload, out of the object store.
+            head: The block's work.
+            kind: Flower's message type.
+        """
+        from client import app as client_app
+
+        message = Message(Pieces(head, arrays).content(), 1, kind)
+        return client_app.app(message, self._context).content
+
+    def ready(self) -> int:
+        """Return the worker's process id, once it is ready."""
+        return os.getpid()
+
+
+@dataclass
+class _Block:
+    """A block's journey."""
+
+    message: Message
+    pieces: Pieces
+    payload: Any
+    tries: int = 0
+    last_error: str = ""
+
+
+@dataclass
+class _Pool:
+    """Workers that are free and blocks that run."""
+
+    free: deque[Any] = field(default_factory=deque)
+    running: dict[Any, tuple[Any, _Block]] = field(default_factory=dict)
+
+
+class RayGrid(LocalGrid):
+    """A grid over Ray workers; a context manager.
+
+    Args:
+        experiment: The experiment.
+        run_config: The run configuration for the workers.
+        memory: Folder of the clients' memory.
+    """
+
+    def __init__(self, experiment: Experiment, run_config: dict[str, Any], memory: Path) -> None:
+        super().__init__()
+        self._experiment = experiment
+        self._run_config = run_config
+        self._node_config = {"state-folder": str(memory)}
+        self._pool = _Pool()
+        self._made: list[Any] = []
+        self._started_ray = False
+        self._neutral: tempfile.TemporaryDirectory[str] | None = None
+
+    def __enter__(self) -> RayGrid:
+        import ray
+
+        config = self._experiment.engine
+        if not ray.is_initialized():
+            # Ray puts its current folder first on the path of its workers: a `data` package there would hide ours.
+            # The folder stays as long as Ray does: a worker whose current folder is gone cannot load its libraries.
+            self._neutral = tempfile.TemporaryDirectory(prefix="umbel-ray-")
+            with contextlib.chdir(self._neutral.name):
+                if config.ray_address:
+                    ray.init(address=config.ray_address, log_to_driver=False, configure_logging=False)
+                else:
+                    ray.init(
+                        num_cpus=config.workers or None,
+                        include_dashboard=False,
+                        log_to_driver=False,
+                        configure_logging=False,
+                    )
+            self._started_ray = True
+        data = federation(self._experiment)
+        self._sizes = data.num_train
+        self._arrays = ray.put(data.arrays())
+        self._meta = dict(data.meta)
+        self._actor = ray.remote(RayWorker).options(
+            num_cpus=0 if config.gpus_per_worker else 1, num_gpus=config.gpus_per_worker, max_restarts=0
+        )
+        workers = [self._start_worker() for _ in range(self._num_workers())]
+        try:
+            ray.get([worker.ready.remote() for worker in workers])
+        except ray.exceptions.RayError:
+            self.__exit__(None, None, None)
+            raise
+        self._pool.free.extend(workers)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        import ray
+
+        for worker in self._made:
+            with contextlib.suppress(ray.exceptions.RayError):
+                ray.kill(worker)
+        if self._started_ray:
+            ray.shutdown()
+        if self._neutral is not None:
+            self._neutral.cleanup()
+
+    def _num_workers(self) -> int:
+        import ray
+
+        config = self._experiment.engine
+        if config.workers:
+            return config.workers
+        resources = ray.cluster_resources()
+        if config.gpus_per_worker:
+            return max(int(resources.get("GPU", 0) / config.gpus_per_worker), 1)
+        return max(int(resources.get("CPU", 1)), 1)
+
+    def _start_worker(self) -> Any:
+        core_file = str(Path(str(core.__file__)).resolve())
+        worker = self._actor.remote(self._run_config, self._node_config, core_file, self._arrays, self._meta)
+        self._made.append(worker)
+        return worker
+
+    def worker_pids(self) -> list[int]:
+        """Return the process ids of the workers that are free."""
+        import ray
+
+        return list(ray.get([worker.ready.remote() for worker in self._pool.free]))
+
+    def stream(self, messages: Iterable[Message], deadline: float) -> Iterator[Message]:
+        """Spread the messages' blocks over the workers and yield one reply a block, as they are done."""
+        import ray
+
+        waiting: deque[_Block] = deque()
+        for message in messages:
+            arrays = {name: record for name, record in message.content.array_records.items()}
+            payload = ray.put(arrays)
+            blocks = [_Block(message, pieces, payload) for pieces in split_work(message.content)]
+            waiting.extend(sorted(blocks, key=self._cost, reverse=True))
+        while waiting or self._pool.running:
+            while waiting and self._pool.free:
+                self._launch(waiting.popleft())
+            remaining = None if deadline == float("inf") else max(deadline - time.monotonic(), 0.0)
+            done, _ = ray.wait(list(self._pool.running), num_returns=1, timeout=remaining)
+            if not done:
+                self._abandon()
+                return
+            yield from self._collect(done[0], waiting)
+
+    def _cost(self, block: _Block) -> float:
+        """Estimate a block's time: its training examples."""
+        return float(self._sizes[list(block.pieces.clients)].sum())
+
+    def _launch(self, block: _Block) -> None:
+        worker = self._pool.free.popleft()
+        block.tries += 1
+        reference = worker.run.remote(block.payload, block.pieces.head, block.message.metadata.message_type)
+        self._pool.running[reference] = (worker, block)
+
+    def _collect(self, reference: Any, waiting: deque[_Block]) -> Iterator[Message]:
+        import ray
+
+        worker, block = self._pool.running.pop(reference)
+        try:
+            content = ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            self._pool.free.append(worker)
+            yield self._failed(block, str(error.cause))
+            return
+        except ray.exceptions.RayError as error:  # the worker died: another runs the block again
+            self._pool.free.append(self._start_worker())
+            block.last_error = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            if block.tries < _TRIES:
+                waiting.appendleft(block)
+            else:
+                yield self._failed(block, f"its worker died {_TRIES} times; the last time: {block.last_error}")
+            return
+        self._pool.free.append(worker)
+        yield Message(content, reply_to=block.message)
+
+    def _failed(self, block: _Block, reason: str) -> Message:
+        outcome = Outcome(failures=dict.fromkeys(block.pieces.clients, reason))
+        return Message(encode_outcome(outcome), reply_to=block.message)
+
+    def _abandon(self) -> None:
+        """Replace the workers that did not answer in time."""
+        import ray
+
+        for worker, _ in self._pool.running.values():
+            ray.kill(worker)
+            self._pool.free.append(self._start_worker())
+        self._pool.running.clear()
+
+

@@ -63,8 +63,10 @@ class Fold(ABC):
         if (name := first_non_finite(tree)) is not None:
             raise BadReplyError(f"{what}: {name!r} holds NaN or infinity")
 
-    def check_accumulator(self, what: str, accumulator: Tree, payload: Payload) -> None:
-        """Raise `BadReplyError` unless an accumulator that came from elsewhere may be merged."""
+    def check_accumulator(
+        self, what: str, accumulator: Tree, payload: Payload, clients: Sequence[int]
+    ) -> None:
+        """Raise `BadReplyError` unless an accumulator of these clients that came from elsewhere may be merged."""
         if (name := first_non_finite(accumulator)) is not None:
             raise BadReplyError(f"{what}: the partial sum of {name!r} holds NaN or infinity")
 
@@ -93,8 +95,10 @@ class _Linear(Fold):
     def merge(self, left: dict[str, Tensor], right: dict[str, Tensor]) -> dict[str, Tensor]:
         return _sum_into(left, right)
 
-    def check_accumulator(self, what: str, accumulator: Tree, payload: Payload) -> None:
-        super().check_accumulator(what, accumulator, payload)
+    def check_accumulator(
+        self, what: str, accumulator: Tree, payload: Payload, clients: Sequence[int]
+    ) -> None:
+        super().check_accumulator(what, accumulator, payload, clients)
         weight = accumulator.get(WEIGHT)
         if weight is None or weight.shape != () or not float(weight) > 0:
             raise BadReplyError(f"{what}: a partial sum has no weight above 0")
@@ -155,12 +159,36 @@ class Moments(Fold):
     def __init__(self) -> None:
         super().__init__(keys=("class_ids", "count", "mean", "scatter"))
 
+    def check(self, what: str, tree: Tree, payload: Payload) -> None:
+        super().check(what, tree, payload)
+        ids, count, mean, scatter = (tree[key] for key in self.keys)
+        num_classes, width = len(count) if count.ndim else -1, mean.shape[-1] if mean.ndim else -1
+        shapes = [(num_classes,), (num_classes,), (num_classes, width), (num_classes, width, width)]
+        if [tuple(tensor.shape) for tensor in (ids, count, mean, scatter)] != shapes:
+            raise BadReplyError(
+                f"{what}: expected class_ids [C], count [C], mean [C, D] and scatter [C, D, D], found "
+                f"{[tuple(tensor.shape) for tensor in (ids, count, mean, scatter)]}"
+            )
+        if ids.is_floating_point() or len(torch.unique(ids)) != len(ids):
+            raise BadReplyError(f"{what}: class_ids should be whole numbers, each once")
+        if num_classes and not bool((count >= 1).all()):
+            raise BadReplyError(f"{what}: a class that is listed should have a count of at least 1")
+
+    def check_accumulator(
+        self, what: str, accumulator: Tree, payload: Payload, clients: Sequence[int]
+    ) -> None:
+        self.check(what, accumulator, payload)
+
     def lift(self, tree: Tree, num_examples: int, client: int) -> dict[str, Tensor]:
         order = torch.argsort(tree["class_ids"])
         lifted = {name: tree[name][order].to(torch.float64) for name in ("count", "mean", "scatter")}
         return {"class_ids": tree["class_ids"][order].to(torch.int64), **lifted}
 
     def merge(self, left: dict[str, Tensor], right: dict[str, Tensor]) -> dict[str, Tensor]:
+        if left["mean"].shape[1:] != right["mean"].shape[1:]:
+            raise BadReplyError(
+                f"two clients sent moments of {left['mean'].shape[1]} and {right['mean'].shape[1]} features"
+            )
         ids = torch.unique(torch.cat([left["class_ids"], right["class_ids"]]))
         a, b = _spread(left, ids), _spread(right, ids)
         count = a["count"] + b["count"]
@@ -222,16 +250,25 @@ class Collect(Fold):
             merged[name] = torch.cat([left[name], right[name]])
         return merged
 
-    def check_accumulator(self, what: str, accumulator: Tree, payload: Payload) -> None:
-        super().check_accumulator(what, accumulator, payload)
+    def check_accumulator(
+        self, what: str, accumulator: Tree, payload: Payload, clients: Sequence[int]
+    ) -> None:
+        super().check_accumulator(what, accumulator, payload, clients)
         values = {name: tensor for name, tensor in accumulator.items() if not name.startswith("#")}
+        if len(accumulator) != 3 * len(values):
+            raise BadReplyError(f"{what}: the rows do not say whose they are")
         for name, tensor in values.items():
             owners, sizes = accumulator.get(f"#client:{name}"), accumulator.get(f"#num_examples:{name}")
-            if owners is None or sizes is None or not len(owners) == len(sizes) == len(tensor):
+            if owners is None or sizes is None or not owners.shape == sizes.shape == tensor.shape[:1]:
                 raise BadReplyError(f"{what}: the rows of {name!r} do not say whose they are")
-        if self.like is not None and values:
-            rows = {name: tensor[0] for name, tensor in values.items() if len(tensor)}
-            super().check(what, rows, payload)
+            if owners.ndim != 1 or owners.dtype != torch.int64 or sizes.dtype != torch.int64:
+                raise BadReplyError(f"{what}: the rows of {name!r} do not say whose they are")
+            whole = len(owners) == len(clients) or name in self.optional or not (self.like or self.keys)
+            # In the order of the cohort, each once.
+            if not whole or owners.tolist() != [client for client in clients if client in set(owners.tolist())]:
+                raise BadReplyError(f"{what}: the rows of {name!r} are of other clients than those that replied")
+        rows = {name: tensor[0] for name, tensor in values.items() if len(tensor)}
+        self.check(what, rows, payload)
 
     def check(self, what: str, tree: Tree, payload: Payload) -> None:
         present = {name: tensor for name, tensor in tree.items() if name not in self.optional}
@@ -245,14 +282,15 @@ def collected(tree: Tree) -> list[tuple[int, int, dict[str, Tensor]]]:
     """Take the result of a `Collect` apart again.
 
     Returns:
-        A list of (client, num_examples, tree) in the order of the cohort.
+        A list of (client, num_examples, tree) in ascending order of the clients, which is the cohort's.
     """
     rows: dict[int, tuple[int, dict[str, Tensor]]] = {}
     for name in (name for name in tree if not name.startswith("#")):
         clients, sizes = tree[f"#client:{name}"].tolist(), tree[f"#num_examples:{name}"].tolist()
         for row, (client, size) in enumerate(zip(clients, sizes, strict=True)):
             rows.setdefault(client, (size, {}))[1][name] = tree[name][row]
-    return [(client, size, parts) for client, (size, parts) in rows.items()]
+    # Sorted, because the first key may be optional and then does not have every client.
+    return [(client, size, parts) for client, (size, parts) in sorted(rows.items())]
 
 
 @dataclass
@@ -320,14 +358,15 @@ class Product:
         for name, fold in self.folds.items():
             fold.check(name, reply.trees[name], payload)
 
-    def check_partial(self, partial: Partial, payload: Payload, num_replies: int) -> None:
+    def check_partial(self, partial: Partial, payload: Payload, clients: Sequence[int]) -> None:
         """Raise `BadReplyError` unless a node's accumulator may be merged.
 
         Args:
             partial: The accumulator.
             payload: What the clients received.
-            num_replies: How many replies must be in it.
+            clients: Whose replies must be in it, in the order of the cohort.
         """
+        num_replies = len(clients)
         if partial.num_replies != num_replies:
             raise BadReplyError(f"a partial sum of {num_replies} replies says it holds {partial.num_replies}")
         if not num_replies:
@@ -339,7 +378,7 @@ class Product:
         if partial.num_examples < num_replies or not all(map(math.isfinite, partial.numbers.values())):
             raise BadReplyError("a partial sum has numbers that cannot be")
         for name, fold in self.folds.items():
-            fold.check_accumulator(name, partial.trees[name], payload)
+            fold.check_accumulator(name, partial.trees[name], payload, clients)
 
     def zero(self) -> Partial:
         """Return the neutral element."""

@@ -1,28 +1,31 @@
 """Our records as Flower's, and back. The only file of `core` that knows Flower.
 
-A tree becomes one ArrayRecord; everything that is no tensor becomes one JSON string in a ConfigRecord. bfloat16
-travels as the bits of int16, since numpy has no such type. What comes back owns its memory: arrays out of a
-message are read-only.
+All tensors of a message travel as one array of bytes in the safetensors format, everything else as one JSON string
+in a ConfigRecord. One array, because Flower moves each array as objects of its own, with several calls each: a
+model of sixty tensors for ten clients took twenty seconds a round that way, and takes a fraction of one this way.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from safetensors import SafetensorError
+from safetensors.torch import load
 from torch import Tensor
 
 from core.blocks import Block
+from core.files import tensors_to_bytes
 from core.folds import Partial
 from core.records import Payload, Reply
 from core.tree import Tree
 from core.work import Outcome, Work
 
-_BF16 = "#bf16"
+TENSORS, BLOB = "tensors", "safetensors"
 HEAD = "umbel"  # name of the ConfigRecord that holds everything but tensors
 
 
@@ -30,45 +33,42 @@ class MessageError(ValueError):
     """A message that is not of this project's form."""
 
 
-def _encode_tree(tree: Tree) -> ArrayRecord:
-    record = ArrayRecord()
-    for name, tensor in tree.items():
-        host = tensor.detach().cpu().contiguous()
-        if host.dtype == torch.bfloat16:
-            record[name + _BF16] = Array(host.view(torch.int16).numpy())
-        else:
-            record[name] = Array(host.numpy())
-    return record
+def _encode_trees(trees: Mapping[str, Tree]) -> ArrayRecord:
+    flat = {f"{tree}/{name}": tensor for tree, tensors in trees.items() for name, tensor in tensors.items()}
+    blob = np.frombuffer(tensors_to_bytes(flat), dtype=np.uint8)
+    return ArrayRecord({BLOB: Array(blob)})
 
 
-def _decode_tree(record: ArrayRecord) -> dict[str, Tensor]:
-    tree: dict[str, Tensor] = {}
-    for name, array in record.items():
-        values = array.numpy()
-        tensor = torch.from_numpy(values if values.flags.writeable else np.array(values))
-        if name.endswith(_BF16):
-            tree[name.removesuffix(_BF16)] = tensor.view(torch.bfloat16)
-        else:
-            tree[name] = tensor
-    return tree
+def _decode_trees(content: RecordDict, record_name: str) -> dict[str, dict[str, Tensor]]:
+    try:
+        flat = load(content.array_records[record_name][BLOB].numpy().tobytes())
+    except (KeyError, ValueError, SafetensorError) as error:
+        raise MessageError(f"The message has no readable tensors {record_name!r}: {error}") from error
+    trees: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in flat.items():
+        tree, _, key = name.partition("/")
+        trees.setdefault(tree, {})[key] = tensor
+    return trees
 
 
-def framing_bytes(record: RecordDict) -> int:
-    """Return how many bytes of a record are not tensor values: names, array headers and the JSON head."""
+def framing_bytes(content: RecordDict) -> int:
+    """Return how many bytes of a content are not tensor values: names, shapes, headers and the JSON head."""
     total = 0
-    for record_name, arrays in record.array_records.items():
+    for record_name, arrays in content.array_records.items():
         for name, array in arrays.items():
-            values = int(np.prod(array.shape, dtype=np.int64)) * np.dtype(array.dtype).itemsize
-            total += len(record_name) + len(name) + len(array.data) - values
-    for config in record.config_records.values():
+            (blob_bytes,) = array.shape
+            npy_header = len(array.data) - blob_bytes
+            safetensors_header = 8 + int.from_bytes(array.data[npy_header : npy_header + 8], "little")
+            total += len(record_name) + len(name) + npy_header + safetensors_header
+    for config in content.config_records.values():
         total += sum(len(key) + len(str(value)) for key, value in config.items())
     return total
 
 
-def _record(head: dict[str, Any], trees: dict[str, Tree]) -> RecordDict:
+def _record(head: dict[str, Any], trees: Mapping[str, Tree]) -> RecordDict:
     content = RecordDict({HEAD: ConfigRecord({"json": json.dumps(head)})})
-    for name, tree in trees.items():
-        content[name] = _encode_tree(tree)
+    if trees:
+        content[TENSORS] = _encode_trees(trees)
     return content
 
 
@@ -82,15 +82,9 @@ def _head(content: RecordDict) -> dict[str, Any]:
     return head
 
 
-def _tree(content: RecordDict, name: str) -> dict[str, Tensor]:
-    if name not in content.array_records:
-        raise MessageError(f"The message lacks the arrays {name!r}.")
-    return _decode_tree(content.array_records[name])
-
-
 def encode_payload(payload: Payload) -> dict[str, ArrayRecord]:
     """Turn a payload's tensors into records, once a phase for all nodes."""
-    return {f"payload.{name}": _encode_tree(tree) for name, tree in payload.trees.items()}
+    return {TENSORS: _encode_trees(payload.trees)}
 
 
 def encode_work(work: Work, payload: Payload, arrays: dict[str, ArrayRecord]) -> RecordDict:
@@ -124,10 +118,11 @@ def decode_work(content: RecordDict) -> tuple[Work, Payload]:
         fields = head["work"]
         blocks = tuple(Block(index, tuple(clients)) for index, clients in fields["blocks"])
         work = Work(**{**fields, "blocks": blocks, "clients": frozenset(fields["clients"])})
-        payload = Payload(
-            {name: _tree(content, f"payload.{name}") for name in head["trees"]}, head["numbers"]
-        )
-    except (KeyError, TypeError) as error:
+        trees = _decode_trees(content, TENSORS)
+        payload = Payload({name: trees.get(name, {}) for name in head["trees"]}, head["numbers"])
+    except MessageError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, EOFError) as error:
         raise MessageError(f"The work in this message cannot be read: {error}") from error
     return work, payload
 
@@ -171,7 +166,7 @@ def split_work(content: RecordDict) -> list[Pieces]:
 def encode_reply(reply: Reply) -> RecordDict:
     """Turn one client's reply into a content of its own, as it would travel alone."""
     head = {"num_examples": reply.num_examples, "numbers": dict(reply.numbers)}
-    return _record(head, {name: tree for name, tree in reply.trees.items()})
+    return _record(head, reply.trees)
 
 
 def encode_outcome(outcome: Outcome) -> RecordDict:
@@ -205,6 +200,10 @@ def encode_outcome(outcome: Outcome) -> RecordDict:
     return _record(head, trees)
 
 
+def _numbers(entry: dict[str, Any]) -> dict[str, float]:
+    return {str(name): float(value) for name, value in entry["numbers"].items()}
+
+
 def decode_outcome(content: RecordDict) -> Outcome:
     """Read what `encode_outcome` wrote.
 
@@ -212,22 +211,25 @@ def decode_outcome(content: RecordDict) -> Outcome:
         MessageError: It is of another form.
     """
     head = _head(content)
+    found = _decode_trees(content, TENSORS) if TENSORS in content.array_records else {}
     outcome = Outcome()
     try:
         for number, entry in enumerate(head["nodes"]):
-            trees = {name: _tree(content, f"node{number}.{name}") for name in entry["trees"]}
+            trees = {name: found.get(f"node{number}.{name}", {}) for name in entry["trees"]}
             partial = Partial(
-                trees, dict(entry["numbers"]), int(entry["num_examples"]), int(entry["num_replies"])
+                trees, _numbers(entry), int(entry["num_examples"]), int(entry["num_replies"])
             )
             outcome.nodes.append((int(entry["level"]), int(entry["index"]), partial))
         for entry in head["singles"]:
             client = int(entry["client"])
-            reply_trees = {name: _tree(content, f"single{client}.{name}") for name in entry["trees"]}
-            outcome.singles[client] = Reply(reply_trees, dict(entry["numbers"]), int(entry["num_examples"]))
+            reply_trees = {name: found.get(f"single{client}.{name}", {}) for name in entry["trees"]}
+            outcome.singles[client] = Reply(reply_trees, _numbers(entry), int(entry["num_examples"]))
         outcome.failures = {int(client): str(reason) for client, reason in head["failures"]}
         outcome.seconds = {int(client): float(seconds) for client, seconds in head["seconds"]}
         outcome.bytes_up, outcome.framing_up = int(head["bytes_up"]), int(head["framing_up"])
-    except (KeyError, TypeError, ValueError) as error:
+    except MessageError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError, EOFError, OverflowError) as error:
         raise MessageError(f"The answer in this message cannot be read: {error}") from error
     return outcome
 

@@ -198,9 +198,6 @@ class FederatedRun(FlowerStrategy):
         progress.num_failures += len(report.failures)
         for client, (node, reason) in sorted(report.failures.items()):
             self.listener.failure(round_, phase.name, client, node, reason)
-            self.folder.event(
-                "failure", round=round_, phase=phase.name, client=client, node=node, reason=reason
-            )
 
     def _evaluate(
         self, exchange: Exchange, state: Any, round_: int, total: int, progress: Progress

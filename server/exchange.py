@@ -174,6 +174,7 @@ class _Receiver:
         self._fold = fold
         self._payload = payload
         self._report = report
+        self._height = (len(blocks) - 1).bit_length()
         self._done: set[int] = set()
         self.answered: set[int] = set()
 
@@ -212,13 +213,15 @@ class _Receiver:
 
     def _take_nodes(self, outcome: Outcome, node: int, clients: frozenset[int]) -> None:
         for level, index, partial in outcome.nodes:
+            if not 0 <= level <= self._height or not 0 <= index << level < len(self._blocks):
+                continue  # no such node of the tree: its clients stay without an answer
             leaves = range(index << level, (index + 1) << level)
             covered = [c for leaf in leaves if leaf in self._blocks for c in self._blocks[leaf].clients]
             if not covered or not clients.issuperset(covered) or not self._done.isdisjoint(covered):
                 continue  # it answers for clients that are not its own: those stay without an answer
-            failed = [c for c in covered if c in outcome.failures]
+            good = [c for c in covered if c not in outcome.failures]
             try:
-                self._fold.check_partial(partial, self._payload, len(covered) - len(failed))
+                self._fold.check_partial(partial, self._payload, good)
             except BadReplyError as error:
                 for client in covered:
                     self.fail(client, node, str(error))

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import time
 from collections.abc import Mapping
+from pathlib import Path
 
 from conf.schema import Experiment
+
+PROGRESS_FILE = "progress.jsonl"
 
 
 class Listener:
     """Told of everything that happens in a run; by default it does not care."""
 
     def begin(self, experiment: Experiment, folder: str) -> None:
-        """A run begins."""
+        """A run begins, or goes on."""
 
     def phase(self, round_: int, phase: str, num_clients: int) -> None:
         """A phase begins with so many clients."""
@@ -24,3 +29,103 @@ class Listener:
 
     def round(self, round_: int, num_rounds: int, metrics: Mapping[str, float], seconds: float) -> None:
         """A round is complete."""
+
+    def end(self, error: str | None) -> None:
+        """The run has ended, with an error or without."""
+
+
+class Both(Listener):
+    """Tells two listeners.
+
+    Args:
+        first: Told first.
+        second: Told second.
+    """
+
+    def __init__(self, first: Listener, second: Listener) -> None:
+        self._all = (first, second)
+
+    def begin(self, experiment: Experiment, folder: str) -> None:
+        for listener in self._all:
+            listener.begin(experiment, folder)
+
+    def phase(self, round_: int, phase: str, num_clients: int) -> None:
+        for listener in self._all:
+            listener.phase(round_, phase, num_clients)
+
+    def clients_done(self, num_clients: int) -> None:
+        for listener in self._all:
+            listener.clients_done(num_clients)
+
+    def failure(self, round_: int, phase: str, client: int, node: int, reason: str) -> None:
+        for listener in self._all:
+            listener.failure(round_, phase, client, node, reason)
+
+    def round(self, round_: int, num_rounds: int, metrics: Mapping[str, float], seconds: float) -> None:
+        for listener in self._all:
+            listener.round(round_, num_rounds, metrics, seconds)
+
+    def end(self, error: str | None) -> None:
+        for listener in self._all:
+            listener.end(error)
+
+
+class FileListener(Listener):
+    """Appends one JSON object a line to the run's progress file, which whoever started the run may follow.
+
+    Args:
+        folder: The run's folder.
+        every_seconds: Least time between two lines about clients that are done.
+    """
+
+    def __init__(self, folder: Path, every_seconds: float = 0.2) -> None:
+        self._path = folder / PROGRESS_FILE
+        self._every = every_seconds
+        self._last = 0.0
+
+    def _write(self, event: str, **values: object) -> None:
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n")
+
+    def begin(self, experiment: Experiment, folder: str) -> None:
+        self._write("begin", folder=folder)
+
+    def phase(self, round_: int, phase: str, num_clients: int) -> None:
+        self._write("phase", round=round_, phase=phase, num_clients=num_clients)
+
+    def clients_done(self, num_clients: int) -> None:
+        if time.monotonic() - self._last >= self._every:
+            self._last = time.monotonic()
+            self._write("clients_done", num_clients=num_clients)
+
+    def failure(self, round_: int, phase: str, client: int, node: int, reason: str) -> None:
+        self._write("failure", round=round_, phase=phase, client=client, node=node, reason=reason)
+
+    def round(self, round_: int, num_rounds: int, metrics: Mapping[str, float], seconds: float) -> None:
+        self._write("round", round=round_, num_rounds=num_rounds, metrics=dict(metrics), seconds=seconds)
+
+    def end(self, error: str | None) -> None:
+        self._write("end", error=error)
+
+
+def replay(line: str, experiment: Experiment, listener: Listener) -> tuple[bool, str | None]:
+    """Tell a listener what a line of a progress file says.
+
+    Returns:
+        Whether the run has ended, and with which error.
+    """
+    entry = json.loads(line)
+    event = entry["event"]
+    if event == "begin":
+        listener.begin(experiment, entry["folder"])
+    elif event == "phase":
+        listener.phase(entry["round"], entry["phase"], entry["num_clients"])
+    elif event == "clients_done":
+        listener.clients_done(entry["num_clients"])
+    elif event == "failure":
+        listener.failure(entry["round"], entry["phase"], entry["client"], entry["node"], entry["reason"])
+    elif event == "round":
+        listener.round(entry["round"], entry["num_rounds"], entry["metrics"], entry["seconds"])
+    elif event == "end":
+        return True, entry["error"]
+    return False, None

@@ -15,7 +15,7 @@ from core.files import read_json
 from server import checkpoint, flower
 from server.adapter import FederatedRun
 
-from server.listener import Listener
+from server.listener import Both, FileListener, Listener
 from server.results import RunFolder, new_folder
 from server.session import Session
 
@@ -47,13 +47,18 @@ def execute(
         found = checkpoint.latest(run_folder.checkpoints)
         if found is not None:
             run_folder.read_metrics(found.progress.round)
-    else:
+    if not resume or not (path / "run.json").is_file():
         run_folder.begin()
-    run_folder.event("folder", path=str(path))
-    listener.begin(experiment, str(path))
-    run = FederatedRun(Session(experiment), run_folder, listener, found)
-    run.start(grid)
-    _finish(run, run_folder)
+    told = Both(listener, FileListener(path))
+    told.begin(experiment, str(path))
+    try:
+        run = FederatedRun(Session(experiment), run_folder, told, found)
+        run.start(grid)
+        _finish(run, run_folder)
+    except BaseException as error:
+        told.end(f"{type(error).__name__}: {error}")
+        raise
+    told.end(None)
     return path
 
 
@@ -84,7 +89,6 @@ def _finish(run: FederatedRun, folder: RunFolder) -> None:
             "config_hash": session.config_hash,
         }
     )
-    folder.event("end", weights_sha256=digest)
 
 
 def summary(path: Path) -> Mapping[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import subprocess
 import time
@@ -151,11 +150,6 @@ class RunFolder:
             self._rows = [
                 tuple(row[name] for name in SCHEMA.names) for row in rows if row["round"] <= last_round
             ]
-
-    def event(self, kind: str, **values: Any) -> None:
-        """Append a line to progress.jsonl, which whoever started the run may follow."""
-        with (self.path / "progress.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"event": kind, "time": time.time(), **values}) + "\n")
 
     def write_model(self, state: Mapping[str, Tensor], name: str = "model.safetensors") -> str:
         """Write a model and return the SHA-256 of its tensors."""

@@ -76,6 +76,7 @@ class Session:
             device=self.device,
             prepare=self.prepare,
             num_sampled=self.experiment.num_sampled,
+            num_examples=int(self.data.num_train.sum()),
         )
 
     def cohort(self, phase: Phase, round_: int, earlier: dict[str, tuple[int, ...]]) -> tuple[int, ...]:

@@ -18,8 +18,6 @@ from server.main import execute, summary
 from server.results import new_folder
 from simulations.inline import InlineGrid
 
-ENGINES = ("inline", "ray", "grpc")
-
 
 @dataclass(frozen=True)
 class RunResult:
@@ -106,34 +104,8 @@ def _start(experiment: Experiment, listener: Listener, folder: Path, resuming: b
 
 
 def _inline(experiment: Experiment, listener: Listener, folder: Path, resuming: bool) -> None:
-    done = 0
-
-    def count(_: int) -> None:
-        nonlocal done
-        done += 1
-        listener.clients_done(done)
-
-    class Counting(_Forwarding):
-        def phase(self, round_: int, phase: str, num_clients: int) -> None:
-            nonlocal done
-            done = 0
-            super().phase(round_, phase, num_clients)
-
-    grid = InlineGrid(run_config(experiment), {"state-folder": str(folder / "memory")}, count)
-    execute(experiment, grid, Counting(listener), folder, resuming)
-
-
-class _Forwarding(Listener):
-    """Passes everything on to another listener."""
-
-    def __init__(self, other: Listener) -> None:
-        for name in ("begin", "phase", "clients_done", "failure", "round"):
-            if name not in vars(type(self)):
-                setattr(self, name, getattr(other, name))
-        self._other = other
-
-    def phase(self, round_: int, phase: str, num_clients: int) -> None:
-        self._other.phase(round_, phase, num_clients)
+    node_config = {"state-folder": str(folder / "memory")}
+    execute(experiment, InlineGrid(run_config(experiment), node_config, listener.clients_done), listener, folder, resuming)
 
 
 def _ray(experiment: Experiment, listener: Listener, folder: Path, resuming: bool) -> None:

@@ -17,19 +17,26 @@ class InlineGrid(LocalGrid):
     Args:
         run_config: The run configuration, as Flower would give it.
         node_config: The node's configuration.
-        on_client: Called with the client after each client.
+        on_clients: Called after each client with the number of the phase's clients that are done.
     """
 
     def __init__(
-        self, run_config: dict[str, Any], node_config: dict[str, Any], on_client: Callable[[int], None]
+        self, run_config: dict[str, Any], node_config: dict[str, Any], on_clients: Callable[[int], None]
     ) -> None:
         super().__init__()
         self._context = make_context(run_config, node_config)
-        self._on_client = on_client
+        self._on_clients = on_clients
 
     def stream(self, messages: Iterable[Message], deadline: float) -> Iterator[Message]:
         """Run each message and yield its reply; a deadline cannot interrupt one's own process."""
-        client_app.on_client(self._on_client)
+        done = 0
+
+        def count(_: int) -> None:
+            nonlocal done
+            done += 1
+            self._on_clients(done)
+
+        client_app.on_client(count)
         try:
             for message in messages:
                 try:

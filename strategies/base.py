@@ -78,6 +78,7 @@ class ServerContext:
         device: Where server-side arithmetic runs.
         prepare: Turns examples into (images, labels) on the device, normalised.
         num_sampled: Clients that a `sample` phase of this round selects.
+        num_examples: Training examples of all clients together (the sum of all n_k).
     """
 
     seed: int
@@ -91,6 +92,7 @@ class ServerContext:
     device: torch.device
     prepare: Callable[[Examples], tuple[Tensor, Tensor]]
     num_sampled: int = 0
+    num_examples: int = 0
 
     def rng(self, purpose: str) -> torch.Generator:
         """Return the server's generator for a purpose in this round."""

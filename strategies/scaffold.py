@@ -20,7 +20,9 @@ Karimireddy, Kale, Mohri, Reddi, Stich, Suresh. ICML 2020, arXiv:1910.06378, alg
     server       x <- x + eta_g mean_S Delta y_i,    c <- c + |S| / N mean_S Delta c_i
 
 Both means are uniform in the paper. `weighting=examples` weighs both by n_i: a weighted mean of one and a uniform
-mean of the other has no fixed point at either optimum when clients differ in size. Batch-norm statistics are part
+mean of the other has no fixed point at either optimum when clients differ in size. It then also takes the share
+of the examples in place of |S| / N, since c must stay the mean of all c_i by the same weights: otherwise a sampled
+cohort leaves c with an error that never dies out, and x ends beside the optimum. Batch-norm statistics are part
 of x and y_i but have no gradient and so no control variate.
 """
 
@@ -96,9 +98,14 @@ def renewed_control(
     )
 
 
-def control_step(control: Tree, mean_change: Tree, num_replies: int, num_clients: int) -> dict[str, Tensor]:
-    """Return the server's c <- c + |S| / N * mean Delta c_i, computed in float64 and cast once."""
-    fraction = num_replies / num_clients
+def control_step(control: Tree, mean_change: Tree, fraction: float) -> dict[str, Tensor]:
+    """Return the server's c <- c + fraction * mean Delta c_i, computed in float64 and cast once.
+
+    Args:
+        control: c.
+        mean_change: Mean Delta c_i, same names and shapes, float64.
+        fraction: Weight of those who replied among all clients, |S| / N for a uniform mean.
+    """
     return map_tree(
         lambda c, change: (c.to(torch.float64) + fraction * change).to(c.dtype), control, mean_change
     )
@@ -167,10 +174,11 @@ class Scaffold(Strategy[State]):
 
     def update(self, phase: Phase, state: State, folded: Folded, server: ServerContext) -> State:
         model = server_step(state.model, folded.trees["delta"], self.config.server_lr)
-        return State(
-            model,
-            control_step(state.control, folded.trees["control"], folded.num_replies, server.num_clients),
-        )
+        if self.config.weighting == "uniform":
+            fraction = folded.num_replies / server.num_clients
+        else:
+            fraction = folded.num_examples / server.num_examples
+        return State(model, control_step(state.control, folded.trees["control"], fraction))
 
     def model(self, state: State) -> dict[str, Tensor]:
         return state.model

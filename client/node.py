@@ -1,0 +1,215 @@
+"""A SuperNode whose client process stays warm.
+
+Flower's own `flower-supernode` starts a new Python process for every message and sleeps three seconds between
+looks. This node speaks the same Fleet API over the same gRPC connection (Flower's own), but keeps one process for
+each run, started in the folder of the run's bundle, and looks again soon after something came. It serves the same
+SuperLink beside stock SuperNodes, with the same TLS and authentication options.
+
+    python -m client.node --insecure --superlink 127.0.0.1:9092 --node-config "partition-id=0 num-partitions=4"
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import OrderedDict
+from pathlib import Path
+from typing import Any
+
+from flwr.app import Error, Message
+from flwr.cli.install import install_from_fab
+from flwr.client.grpc_rere_client.connection import grpc_request_response
+from flwr.common.config import get_fused_config_from_fab, parse_config_args
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.supercore.grpc import GRPC_MAX_MESSAGE_LENGTH
+from flwr.supercore.inflatable.inflatable_object import (
+    get_all_nested_objects,
+    get_object_tree,
+    iterate_object_tree,
+    no_object_id_recompute,
+)
+from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects, push_objects
+from flwr.supercore.retry import make_simple_grpc_retry_invoker
+from flwr.supercore.run import RunNotRunningException
+
+from client.serve import read_frame, write_frame
+
+_FIRST_WAIT, _LONGEST_WAIT = 0.01, 0.5
+_MAX_RUNS = 2
+_NODE_FAILED = 3
+log = logging.getLogger("umbel.node")
+
+
+class WarmProcess:
+    """The process that runs one run's ClientApp.
+
+    Args:
+        bundle: Folder of the unpacked bundle.
+        start: What the app's context needs.
+    """
+
+    def __init__(self, bundle: Path, start: dict[str, Any]) -> None:
+        # `-m` puts the current folder, the bundle, first on the path.
+        self._process = subprocess.Popen(  # noqa: S603
+            [sys.executable, "-m", "client.serve"], cwd=bundle, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        write_frame(self._process.stdin, json.dumps(start).encode())  # type: ignore[arg-type]
+
+    def ask(self, message: Message) -> Message:
+        """Run a message.
+
+        Raises:
+            BrokenPipeError: The process died.
+        """
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        write_frame(process.stdin, message_to_proto(message).SerializeToString())  # type: ignore[arg-type]
+        answer = read_frame(process.stdout)  # type: ignore[arg-type]
+        if answer is None:
+            raise BrokenPipeError(f"the client process died with exit code {process.wait()}")
+        return message_from_proto(ProtoMessage.FromString(answer))
+
+    def close(self) -> None:
+        """End the process."""
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+class Node:
+    """Takes messages from a SuperLink and answers them.
+
+    Args:
+        connection: What Flower's gRPC connection yields.
+        node_config: The node's configuration.
+        home: Where bundles are unpacked.
+    """
+
+    def __init__(self, connection: tuple[Any, ...], node_config: dict[str, Any], home: Path) -> None:
+        (
+            self.node_id,
+            self._receive,
+            self._send,
+            self._get_run,
+            self._get_fab,
+            self._pull_object,
+            self._push_object,
+            self._confirm,
+        ) = connection
+        self._node_config = node_config
+        self._home = home
+        self._processes: OrderedDict[int, WarmProcess] = OrderedDict()
+
+    def serve(self) -> None:
+        """Look for messages for ever."""
+        wait = _FIRST_WAIT
+        while True:
+            try:
+                found = self._look()
+            except RunNotRunningException:
+                found = False  # the run ended while its message was on the way
+            wait = _FIRST_WAIT if found else min(wait * 1.2, _LONGEST_WAIT)
+            time.sleep(wait)
+
+    def _look(self) -> bool:
+        received = self._receive()
+        if received is None:
+            return False
+        message, tree = received
+        run_id, message_id = message.metadata.run_id, message.metadata.message_id
+        start = time.monotonic()
+        identifiers = [entry.object_id for entry in iterate_object_tree(tree)]
+        contents = pull_objects(identifiers, pull_object_fn=lambda name: self._pull_object(run_id, name))
+        self._confirm(run_id, message_id)
+        whole = inflate_object_from_contents(tree.object_id, contents)
+        assert isinstance(whole, Message)
+        whole.metadata.__dict__["_message_id"] = message_id
+        self._answer(self._run(run_id, whole), start)
+        return True
+
+    def _run(self, run_id: int, message: Message) -> Message:
+        try:
+            return self._process(run_id).ask(message)
+        except (OSError, ValueError) as error:
+            log.exception("run %s", run_id)
+            if run_id in self._processes:
+                self._processes.pop(run_id).close()
+            return Message(Error(_NODE_FAILED, f"{type(error).__name__}: {error}"), reply_to=message)
+
+    def _process(self, run_id: int) -> WarmProcess:
+        """Return the run's process; start it in the unpacked bundle if there is none."""
+        if run_id not in self._processes:
+            run = self._get_run(run_id)
+            fab = self._get_fab(run.fab_hash, run_id)
+            bundle = install_from_fab(fab.content, self._home, skip_prompt=True)
+            start = {
+                "run_id": run_id,
+                "node_id": self.node_id,
+                "node_config": self._node_config,
+                "run_config": get_fused_config_from_fab(fab.content, run),
+            }
+            self._processes[run_id] = WarmProcess(bundle, start)
+            while len(self._processes) > _MAX_RUNS:
+                self._processes.popitem(last=False)[1].close()
+        self._processes.move_to_end(run_id)
+        return self._processes[run_id]
+
+    def _answer(self, reply: Message, start: float) -> None:
+        run_id = reply.metadata.run_id
+        reply.metadata.__dict__["_message_id"] = reply.object_id
+        with no_object_id_recompute():
+            tree = get_object_tree(reply)
+            objects = get_all_nested_objects(reply)
+            wanted, session = self._send(reply, tree, time.monotonic() - start)
+            push_objects(
+                objects,
+                push_object_fn=lambda name, content: self._push_object(run_id, session, name, content),
+                object_ids_to_push=wanted,
+            )
+
+    def close(self) -> None:
+        """End all processes."""
+        while self._processes:
+            self._processes.popitem()[1].close()
+
+
+def main() -> None:
+    """Connect and serve until terminated."""
+    parser = argparse.ArgumentParser(description="A SuperNode whose client process stays warm.")
+    parser.add_argument("--superlink", required=True, help="address of the SuperLink's Fleet API, host:port")
+    parser.add_argument("--insecure", action="store_true", help="no TLS: for one machine or a trusted network")
+    parser.add_argument("--root-certificates", help="PEM file of the certificate authority")
+    parser.add_argument("--node-config", default="", help='such as "partition-id=0 num-partitions=4"')
+    parser.add_argument("--home", type=Path, default=Path.home() / ".umbel" / "node", help="where bundles go")
+    parser.add_argument("--max-wait-time", type=float, help="seconds without a SuperLink after which to give up")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    retry = make_simple_grpc_retry_invoker()
+    retry.max_time = arguments.max_wait_time
+    certificates = Path(arguments.root_certificates).read_bytes() if arguments.root_certificates else None
+    with grpc_request_response(
+        arguments.superlink, arguments.insecure, retry, GRPC_MAX_MESSAGE_LENGTH, certificates
+    ) as connection:
+        node = Node(connection, dict(parse_config_args([arguments.node_config])), arguments.home)
+        log.info("node %s is connected to %s (process %s)", node.node_id, arguments.superlink, os.getpid())
+        try:
+            node.serve()
+        except KeyboardInterrupt:
+            log.info("interrupted")
+        finally:
+            node.close()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""`umbel compare`: strategies against each other, over several seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from simulations.cli_run import Stopper, guarded, supervised
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from simulations.compare import Comparison
+
+
+@click.command(short_help="Compare strategies over several seeds.")
+@click.argument("experiment")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option(
+    "--strategies", "-s", required=True, help="Names, with options in brackets: 'fedavg,fedprox(mu=0.1)'."
+)
+@click.option("--seeds", default="3", show_default=True, help="How many, or which: 3, or 1,5,7.")
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The comparison's folder  [default: compare-EXPERIMENT in run.results]",
+)
+@click.option("--fresh", is_flag=True, help="Run everything anew, also what is there (after a change of code).")
+@click.option("--quiet", "-q", is_flag=True, help="Print the table and the folder only.")
+@click.option("--json", "as_json", is_flag=True, help="JSON lines on standard output, even at a terminal.")
+@guarded
+def compare(
+    experiment: str,
+    overrides: tuple[str, ...],
+    strategies: str,
+    seeds: str,
+    output: Path | None,
+    fresh: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Run EXPERIMENT with several strategies and seeds, and say which is better and by how much.
+
+    \b
+    Examples:
+      umbel compare digits --strategies fedavg,fedprox,scaffold --seeds 3
+      umbel compare digits -s 'fedavg,fedprox(mu=0.01),fedprox(mu=1)' --seeds 1,5,7 run.rounds=10
+      umbel compare digits -s 'fedavg,flwr:FedTrimmedAvg(beta=0.2)' data.alpha=0.1 --output results/robust
+
+    Strategies are separated by commas; options stand in brackets behind the name (quote them for the shell). All of them
+    run with the same seeds: `--seeds 3` counts from run.seed, `--seeds 1,5,7` takes just these. A seed fixes the
+    partition, the initial weights and who takes part, so differences are paired by seed; set data.seed to hold the
+    partition fixed while the rest varies.
+
+    Runs that are there with the same configuration are used again, and stopped ones are gone on with: give the same
+    command once more. The folder then holds table.md, comparison.json, curves.png, partition.png and report.html, and
+    is the last line of standard output.
+    """
+    with Stopper() as stopper:
+        from rich.console import Console
+
+        from simulations import compare as comparing
+        from simulations.display import watcher
+        from simulations.plots import class_counts
+
+        prepared = comparing.prepare(experiment, strategies, seeds, overrides, output)
+        class_counts(prepared.members[0].experiment)  # refuses what cannot be cut, before anything starts
+        console = Console(stderr=True, highlight=False)
+        shown = watcher(console, quiet, as_json, transient=True)
+        with supervised(shown, stopper, again="the same command; finished runs are used again"):
+            found = comparing.compare(prepared, shown, fresh)
+    wide = console if console.is_terminal else Console(stderr=True, highlight=False, width=120)
+    _print(wide, found)
+    click.echo(str(found.path))
+
+
+def _print(console: Console, found: Comparison) -> None:
+    from rich.text import Text
+
+    from simulations.compare import footnote
+
+    console.print()
+    if console.width < 104:
+        console.print(_upright(found))
+    else:
+        console.print(_table(found))
+    console.print(Text(footnote(found), style="dim"))
+    console.print()
+    for name, what in (
+        ("table.md", "this table"),
+        ("curves.png", "accuracy by round"),
+        ("partition.png", "who has which classes"),
+        ("report.html", "all of it; open it in a browser"),
+    ):
+        console.print(f"{found.path / name}", style="cyan", end="  ", soft_wrap=True)
+        console.print(what, style="dim", soft_wrap=True)
+    first = found.members[0].experiment
+    console.print("\nWhat to try next:", style="bold")
+    console.print(f"  umbel data show {first.name} data.alpha=0.1            a harder partition, seen", soft_wrap=True)
+    console.print(
+        f"  umbel compare {first.name} -s 'fedavg,fedopt(optimizer=adam, lr=0.01)' --seeds {len(found.seeds)}",
+        soft_wrap=True,
+    )
+    console.print("  umbel list strategies                          all of them, with their options", soft_wrap=True)
+
+
+def _table(found: Comparison) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    from simulations.compare import MEASURES, cell, difference_cell
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("strategy")
+    for title, _, _ in MEASURES.values():
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("difference", justify="right", no_wrap=True)
+    for item in found.items:
+        cells = [Text(cell(found, item.label, measure)) for measure in MEASURES]
+        for text in cells:
+            text.stylize("bold green" if text.plain.endswith("*") else "")
+        table.add_row(Text(item.label), *cells, Text(difference_cell(found, item.label)))
+    return table
+
+
+def _upright(found: Comparison) -> Table:
+    """Lay the table out with a strategy a column, for narrow terminals."""
+    from rich.table import Table
+    from rich.text import Text
+
+    from simulations.compare import MEASURES, cell, difference_cell
+
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    table.add_column("")
+    for item in found.items:
+        table.add_column(Text(item.label), justify="right")
+    for measure, (title, _, _) in MEASURES.items():
+        cells = [Text(cell(found, item.label, measure)) for item in found.items]
+        for text in cells:
+            text.stylize("bold green" if text.plain.endswith("*") else "")
+        table.add_row(title, *cells)
+    table.add_row("difference", *(Text(difference_cell(found, item.label)) for item in found.items))
+    return table

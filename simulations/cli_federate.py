@@ -1,0 +1,73 @@
+"""`umbel federate`: a real federation on this machine, with Flower's SuperLink and SuperNodes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from simulations.cli_run import guarded
+
+_HOME = click.option(
+    "--home", type=click.Path(file_okay=False, path_type=Path), help="Folder of its state and logs."
+)
+
+
+@click.group(short_help="A real federation over gRPC on this machine: up, status, down.")
+def federate() -> None:
+    """Start and stop Flower's SuperLink and SuperNodes here, to run `engine.name=grpc` on.
+
+    \b
+    Examples:
+      umbel federate up --nodes 4
+      umbel run digits engine.name=grpc
+      umbel federate down
+    """
+
+
+@federate.command(short_help="Start a SuperLink and SuperNodes.")
+@click.option("--nodes", type=click.IntRange(min=1), default=4, show_default=True, help="Number of SuperNodes.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, help="First port to use; 0 finds free ones.")
+@click.option("--stock", is_flag=True, help="Flower's own way: a new process for each message, for comparison.")
+@_HOME
+@guarded
+def up(nodes: int, port: int, stock: bool, home: Path | None) -> None:
+    """Start a SuperLink and SuperNodes; each node holds a share of the clients, however many there are.
+
+    \b
+    Examples:
+      umbel federate up --nodes 4
+    """
+    from simulations import federate as federation
+
+    click.echo(federation.up(nodes, port=port, home=home, stock=stock))
+
+
+@federate.command(short_help="Stop what `up` started.")
+@_HOME
+@guarded
+def down(home: Path | None) -> None:
+    """Stop what `up` started.
+
+    \b
+    Examples:
+      umbel federate down
+    """
+    from simulations import federate as federation
+
+    click.echo(federation.down(home=home))
+
+
+@federate.command(short_help="Say what is up.")
+@_HOME
+@guarded
+def status(home: Path | None) -> None:
+    """Say which SuperLink and SuperNodes are up.
+
+    \b
+    Examples:
+      umbel federate status
+    """
+    from simulations import federate as federation
+
+    click.echo(federation.status(home=home))

@@ -1,0 +1,191 @@
+"""What several tests share: quadratic clients driven by hand, and small inline runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from core.blocks import Assembler, cut
+from core.folds import Folded
+from core.memory import MemoryRecord
+from core.records import Reply
+from core.training import LocalConfig
+from data.types import Examples
+from models.base import Model
+from models.weights import load_state, shared_state
+from server.listener import Listener
+from simulations import RunResult, run
+from strategies.base import TRAIN, ClientContext, Phase, ServerContext, Strategy
+
+CPU = torch.device("cpu")
+
+
+class Point(Model):
+    """A model that is nothing but a point w in R^D: `forward(b) = w - b`."""
+
+    def __init__(self, dim: int, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.zeros(dim, dtype=dtype))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.w - x.flatten(1)
+
+
+@dataclass
+class Quadratics:
+    """Clients f_k(w) = a_k / 2 (w - b_k)^2, elementwise, trained by `num_steps` full-batch gradient steps.
+
+    Attributes:
+        a: [K, D] curvatures.
+        b: [K, D] optima.
+        sizes: n_k; client k holds n_k copies of b_k.
+        lr: Local learning rate.
+        num_steps: E local steps.
+        memory: What each client remembers.
+    """
+
+    a: Tensor
+    b: Tensor
+    sizes: Sequence[int]
+    lr: float = 0.25
+    num_steps: int = 2
+    memory: dict[int, MemoryRecord] = field(default_factory=dict)
+
+    @property
+    def num_clients(self) -> int:
+        return len(self.a)
+
+    @property
+    def local(self) -> LocalConfig:
+        return LocalConfig(
+            epochs=self.num_steps, batch_size=0, lr=self.lr, device="cpu", precision="fp64"
+        )
+
+    def shares(self, weighting: str) -> Tensor:
+        """p_k as a column [K, 1]."""
+        if weighting == "uniform":
+            return torch.full((self.num_clients, 1), 1 / self.num_clients, dtype=torch.float64)
+        sizes = torch.tensor(self.sizes, dtype=torch.float64)
+        return (sizes / sizes.sum())[:, None]
+
+    def server(self, round_: int = 0) -> ServerContext:
+        return ServerContext(
+            seed=0,
+            round=round_,
+            num_rounds=1000,
+            num_clients=self.num_clients,
+            local=self.local,
+            build_model=lambda: Point(self.a.shape[1]),
+            shared_names=frozenset({"w"}),
+            validation=None,
+            device=CPU,
+            prepare=lambda examples: (examples.images, examples.labels),
+            num_examples=sum(self.sizes),
+        )
+
+    def client(self, k: int, round_: int, remember: Callable[[MemoryRecord], None]) -> ClientContext:
+        model = Point(self.a.shape[1])
+        images = self.b[k].view(1, 1, 1, -1).repeat(self.sizes[k], 1, 1, 1)
+        data = Examples(images, torch.zeros(self.sizes[k], dtype=torch.int64))
+
+        def load_model(tree: Mapping[str, Tensor]) -> Model:
+            load_state(model, tree)
+            return model
+
+        return ClientContext(
+            id=k,
+            seed=0,
+            round=round_,
+            phase="train",
+            local=self.local,
+            train_data=data,
+            validation_data=data,
+            test_data=data,
+            device=CPU,
+            load_model=load_model,
+            weights_of=shared_state,
+            prepare=lambda examples: (examples.images, examples.labels),
+            augment=None,
+            num_classes=1,
+            memory=self.memory.get(k),
+            remember=remember,
+            loss=lambda distance, _: (self.a[k] / 2 * distance**2).sum(1).mean(),
+        )
+
+    def reply(self, strategy: Strategy[Any], state: Any, k: int, round_: int, phase: Phase = TRAIN) -> Reply:
+        payload = strategy.broadcast(phase, state, self.server(round_))
+        remembered: list[MemoryRecord] = []
+        reply = strategy.local(phase, payload, self.client(k, round_, remembered.append))
+        strategy.fold(phase).check(reply, payload)
+        if remembered:
+            self.memory[k] = remembered[-1]
+        return reply
+
+    def round(
+        self,
+        strategy: Strategy[Any],
+        state: Any,
+        round_: int,
+        cohort: Sequence[int] | None = None,
+        arrival: Sequence[int] | None = None,
+        block_size: int = 2,
+    ) -> Any:
+        """Run one round; replies are handed over in the order `arrival`."""
+        cohort = list(range(self.num_clients)) if cohort is None else list(cohort)
+        fold = strategy.fold(TRAIN)
+        assembler = Assembler(fold, cut(cohort, block_size))
+        for k in cohort if arrival is None else arrival:
+            assembler.add_client(k, self.reply(strategy, state, k, round_))
+        folded: Folded = fold.finish(assembler.finish())
+        return strategy.update(TRAIN, state, folded, self.server(round_))
+
+    def run(self, strategy: Strategy[Any], num_rounds: int, start: Tensor | None = None) -> Tensor:
+        """Run rounds with all clients and return w."""
+        state = strategy.initial(self.server())
+        if start is not None:
+            state.model["w"].copy_(start)
+        for round_ in range(1, num_rounds + 1):
+            state = self.round(strategy, state, round_)
+        return strategy.model(state)["w"]
+
+
+def unequal() -> Quadratics:
+    """Three clients in R^2 of unequal curvature, optimum and size."""
+    return Quadratics(
+        a=torch.tensor([[1.0, 3.0], [2.0, 1.0], [3.0, 2.0]], dtype=torch.float64),
+        b=torch.tensor([[1.0, -2.0], [-1.0, 3.0], [5.0, 0.0]], dtype=torch.float64),
+        sizes=(1, 2, 5),
+    )
+
+
+SMALL = (
+    "data.max_train=200",
+    "data.max_test=60",
+    "data.num_clients=4",
+    "model.name=cnn",
+    "model.sizes={width: 4, hidden: 16}",
+    "client.epochs=1",
+    "client.device=cpu",
+    "run.rounds=2",
+    "evaluate.clients=0",
+)
+
+
+def small_run(
+    results: Path, *overrides: str, experiment: str = "digits", listener: Listener | None = None
+) -> RunResult:
+    """Run a small federation inline: 200 digits, 4 clients, 2 rounds."""
+    return run(experiment, *SMALL, f"run.results={results}", *overrides, listener=listener)
+
+
+def tree(**tensors: Any) -> dict[str, Tensor]:
+    """Float64 tensors by name."""
+    return {
+        name: value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+        for name, value in tensors.items()
+    }

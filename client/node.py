@@ -35,7 +35,11 @@ from flwr.supercore.inflatable.inflatable_object import (
     iterate_object_tree,
     no_object_id_recompute,
 )
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, pull_objects, push_objects
+from flwr.supercore.inflatable.inflatable_utils import (
+    inflate_object_from_contents,
+    pull_objects,
+    push_objects,
+)
 from flwr.supercore.retry import make_simple_grpc_retry_invoker
 from flwr.supercore.run import RunNotRunningException
 
@@ -187,11 +191,15 @@ def main() -> None:
     """Connect and serve until terminated."""
     parser = argparse.ArgumentParser(description="A SuperNode whose client process stays warm.")
     parser.add_argument("--superlink", required=True, help="address of the SuperLink's Fleet API, host:port")
-    parser.add_argument("--insecure", action="store_true", help="no TLS: for one machine or a trusted network")
+    parser.add_argument(
+        "--insecure", action="store_true", help="no TLS: for one machine or a trusted network"
+    )
     parser.add_argument("--root-certificates", help="PEM file of the certificate authority")
     parser.add_argument("--node-config", default="", help='such as "partition-id=0 num-partitions=4"')
     parser.add_argument("--home", type=Path, default=Path.home() / ".umbel" / "node", help="where bundles go")
-    parser.add_argument("--max-wait-time", type=float, help="seconds without a SuperLink after which to give up")
+    parser.add_argument(
+        "--max-wait-time", type=float, help="seconds without a SuperLink after which to give up"
+    )
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

@@ -47,7 +47,9 @@ def main() -> None:
     if first is None:
         return
     start = json.loads(first)
-    context = Context(start["run_id"], start["node_id"], start["node_config"], RecordDict(), start["run_config"])
+    context = Context(
+        start["run_id"], start["node_id"], start["node_config"], RecordDict(), start["run_config"]
+    )
     from client.app import app
 
     while (content := read_frame(requests)) is not None:

@@ -26,6 +26,10 @@ class ConfigMismatchError(RuntimeError):
     """Client and server composed different experiments."""
 
 
+class MissingMemoryError(RuntimeError):
+    """A client has taken part before, but what it remembered is gone."""
+
+
 class Worker:
     """A process that runs clients of one experiment.
 
@@ -41,25 +45,20 @@ class Worker:
         self._memory_folder = memory_folder
         self._host = Host(experiment)
         self._clients: Clients | None = None
-        self._run = ("", "")
+        self._run = ""
         self._framing: dict[str, int] = {}
 
     def _begin(self, work: Work) -> Clients:
-        """Open the run's memory; at a new attempt, roll it back to the server's last checkpoint."""
+        """Open the run's memory as the attempt may see it."""
         if work.config_hash != self.config_hash:
             raise ConfigMismatchError(
                 f"The server runs the experiment {work.config_hash}, this client composed {self.config_hash}. "
                 "Both must have the same version of umbel and the same experiment and overrides."
             )
-        if self._clients is None or self._run[0] != work.run:
+        if self._clients is None or self._run != work.run:
             self._clients = Clients(self._host, MemoryStore(self._memory_folder / work.run))
-        if self._run != (work.run, work.attempt):
-            marker = self._clients.memory.folder / "attempt"
-            if not marker.is_file() or marker.read_text(encoding="utf-8") != work.attempt:
-                self._clients.memory.roll_back(work.checkpoint_round)
-                marker.parent.mkdir(parents=True, exist_ok=True)
-                marker.write_text(work.attempt, encoding="utf-8")
-            self._run = (work.run, work.attempt)
+            self._run = work.run
+        self._clients.memory.begin(work.attempt, work.base_round)
         return self._clients
 
     def run(self, work: Work, payload: Payload, on_client: OnClient | None = None) -> Outcome:
@@ -108,13 +107,18 @@ class Worker:
         remembered: list[MemoryRecord] = []
         try:
             context = clients.context(client, work.round, work.step, phase.name, remembered.append)
+            if context.memory is None and client in work.remembering:
+                raise MissingMemoryError(
+                    "this client has taken part before, but its memory is not here. Client memory stays with its "
+                    "node; bring the node's state folder back, or start a new run."
+                )
             if phase == EVALUATE:
                 reply = evaluate_client(self.strategy, payload, context, self.experiment.evaluate.batch_size)
             else:
                 reply = self.strategy.local(phase, payload, context)
             fold.check(reply, payload)
             if phase != EVALUATE:
-                self._remember(clients, client, work, context.memory, remembered)
+                self._remember(clients, client, work, context.memory, remembered, outcome)
         except Exception as error:  # noqa: BLE001 - a client may fail in any way; the federation must not
             outcome.failures[client] = f"{type(error).__name__}: {error}"
             return None
@@ -131,6 +135,7 @@ class Worker:
         work: Work,
         before: MemoryRecord | None,
         remembered: list[MemoryRecord],
+        outcome: Outcome,
     ) -> None:
         """Write the client's memory, now that its reply is good."""
         own = self._host.own_parts()
@@ -140,3 +145,4 @@ class Worker:
         if own:
             record = MemoryRecord({**record.trees, NORM: own}, record.numbers)
         clients.memory.write(client, work.round, work.step, record, work.checkpoint_round)
+        outcome.remembered.append(client)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from conf.errors import ExperimentError
 from conf.schema import Experiment
 from core.device import DEVICES, PRECISIONS
-from core.names import UnknownNameError, unknown
+from core.names import unknown
 from core.training import OPTIMIZERS
 from data import partition, transforms
 from data import registry as data_sets
@@ -103,8 +103,6 @@ def _strategy(experiment: Experiment) -> None:
         return  # Flower's own are checked by the server package, which knows Flower
     try:
         kind = strategies.find(name)
-        kind(kind.Config(**experiment.strategy.options)).check(experiment.client)
-    except UnknownNameError:
-        raise
+        kind(kind.config_class(**experiment.strategy.options)).check(experiment.client)
     except ValueError as error:
         raise ExperimentError(str(error)) from error

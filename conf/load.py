@@ -76,13 +76,21 @@ def load(experiment: str, overrides: Sequence[str] = (), text: str | None = None
 def compose(given: dict[str, Any], name: str) -> Experiment:
     """Turn nested mappings into an `Experiment`; keys and types are checked, combinations are not."""
     given = {**given, "name": given.get("name") or name}
-    strategy = dict(given.get("strategy") or {})
+    section = given.get("strategy") or {}
+    if not isinstance(section, Mapping):
+        raise ExperimentError(f"strategy is a section; set strategy.name={section}.")
+    strategy = dict(section)
     strategy_name = str(strategy.pop("name", "fedavg"))
     options = {**strategy.pop("options", {}), **strategy}
     given = {**given, "strategy": {"name": strategy_name, "options": options}}
+    try:
+        if _ours(strategy_name):
+            registry.find(strategy_name)
+    except ValueError as error:
+        raise ExperimentError(str(error)) from error
     _check_keys(given, strategy_name)
     options = (
-        _typed(registry.find(strategy_name).Config, options, "strategy") if _ours(strategy_name) else options
+        _typed(registry.find(strategy_name).config_class, options, "strategy") if _ours(strategy_name) else options
     )
     typed: Experiment = _typed_section(Experiment, {**given, "strategy": {"name": strategy_name}}, "")
     return dataclasses.replace(typed, strategy=dataclasses.replace(typed.strategy, options=options))
@@ -93,7 +101,7 @@ def build_strategy(experiment: Experiment) -> Strategy[Any]:
     if not _ours(experiment.strategy.name):
         return Collected(CollectedConfig(experiment.strategy.name, experiment.strategy.options))
     kind = registry.find(experiment.strategy.name)
-    strategy = kind(kind.Config(**experiment.strategy.options))
+    strategy = kind(kind.config_class(**experiment.strategy.options))
     strategy.check(experiment.client)
     return strategy
 

@@ -265,8 +265,12 @@ class Collect(Fold):
                 raise BadReplyError(f"{what}: the rows of {name!r} do not say whose they are")
             whole = len(owners) == len(clients) or name in self.optional or not (self.like or self.keys)
             # In the order of the cohort, each once.
-            if not whole or owners.tolist() != [client for client in clients if client in set(owners.tolist())]:
-                raise BadReplyError(f"{what}: the rows of {name!r} are of other clients than those that replied")
+            if not whole or owners.tolist() != [
+                client for client in clients if client in set(owners.tolist())
+            ]:
+                raise BadReplyError(
+                    f"{what}: the rows of {name!r} are of other clients than those that replied"
+                )
         rows = {name: tensor[0] for name, tensor in values.items() if len(tensor)}
         self.check(what, rows, payload)
 

@@ -1,15 +1,18 @@
 """What a client keeps between rounds: on disk, versioned by round, rolled back with the server's checkpoint.
 
-A version is one safetensors file, `<folder>/<client // 1000>/<client>/<round>.<step>.safetensors`. A round's
-local step reads the newest version before it, so a phase that runs twice (a worker died, a node was restarted)
-reads the same memory twice. Nothing is kept that is older than what the last checkpoint needs, so 100,000
-clients cost 100,000 files and no memory; a small cache keeps the most recent ones.
+A version is one safetensors file, `<folder>/<client // 1000>/<client>/<round>.<step>.<attempt>.safetensors`. A
+round's local step reads the newest version before it, so a phase that runs twice (a worker died, a node was
+restarted) reads the same memory twice. An attempt is one start or resume of the run: what an earlier attempt wrote
+after the checkpoint that the current one began from was never part of the run, and is forgotten when it is met.
+Processes that share a folder need no lock, since they only ever forget what none of them may read.
+
+Nothing is kept that is older than what the last checkpoint needs, so 100,000 clients cost 100,000 files and no
+memory; a small cache keeps the most recent ones.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -46,17 +49,24 @@ class MemoryStore:
         self.folder = folder
         self._cache: OrderedDict[Path, MemoryRecord] = OrderedDict()
         self._cache_size = cache_size
+        self._attempt, self._base_round = "", 0
+
+    def begin(self, attempt: str, base_round: int) -> None:
+        """Say which attempt this is and from which checkpoint it began (0: from the beginning)."""
+        self._attempt, self._base_round = attempt, base_round
 
     def _client_folder(self, client: int) -> Path:
         return self.folder / str(client // 1000) / str(client)
 
     def _versions(self, client: int) -> list[tuple[tuple[int, int], Path]]:
+        """Return a client's versions, oldest first, and forget those of attempts that came to nothing."""
         found = []
-        for path in self._client_folder(client).glob("*.safetensors"):
-            if path.name.startswith("."):
-                continue  # half-written: the process was killed
-            round_, step = path.name.split(".")[:2]
-            found.append(((int(round_), int(step)), path))
+        for path in self._client_folder(client).glob("[0-9]*.safetensors"):
+            round_, step, attempt = path.name.split(".")[:3]
+            if int(round_) > self._base_round and attempt != self._attempt:
+                self._forget(path)
+            else:
+                found.append(((int(round_), int(step)), path))
         return sorted(found)
 
     def read(self, client: int, round_: int, step: int) -> MemoryRecord | None:
@@ -79,7 +89,7 @@ class MemoryStore:
 
     def write(self, client: int, round_: int, step: int, record: MemoryRecord, checkpoint_round: int) -> None:
         """Write the record of (round_, step) and drop what a resume from `checkpoint_round` cannot need."""
-        path = self._client_folder(client) / f"{round_:06d}.{step:02d}.safetensors"
+        path = self._client_folder(client) / f"{round_:06d}.{step:02d}.{self._attempt}.safetensors"
         tensors = {
             f"{name}/{key}": tensor for name, tree in record.trees.items() for key, tensor in tree.items()
         }
@@ -89,22 +99,13 @@ class MemoryStore:
         self._remember(path, record)
         durable = [entry for entry in self._versions(client) if entry[0][0] <= checkpoint_round]
         for _, old in durable[:-1]:
-            self._cache.pop(old, None)
-            old.unlink(missing_ok=True)
+            self._forget(old)
 
     def _remember(self, path: Path, record: MemoryRecord) -> None:
         self._cache[path] = record
         while len(self._cache) > self._cache_size:
             self._cache.popitem(last=False)
 
-    def roll_back(self, checkpoint_round: int) -> None:
-        """Forget everything after `checkpoint_round`: after a kill no client may remember a later round."""
-        self._cache.clear()
-        for path in self.folder.glob("*/*/*.safetensors"):
-            if path.name.startswith(".") or int(path.name.split(".")[0]) > checkpoint_round:
-                path.unlink(missing_ok=True)
-
-    def clear(self) -> None:
-        """Forget everything."""
-        self._cache.clear()
-        shutil.rmtree(self.folder, ignore_errors=True)
+    def _forget(self, path: Path) -> None:
+        self._cache.pop(path, None)
+        path.unlink(missing_ok=True)

@@ -93,6 +93,7 @@ def encode_work(work: Work, payload: Payload, arrays: dict[str, ArrayRecord]) ->
         "work": {
             "run": work.run,
             "attempt": work.attempt,
+            "base_round": work.base_round,
             "round": work.round,
             "step": work.step,
             "phase": work.phase,
@@ -101,6 +102,7 @@ def encode_work(work: Work, payload: Payload, arrays: dict[str, ArrayRecord]) ->
             "blocks": [[block.index, list(block.clients)] for block in work.blocks],
             "num_blocks": work.num_blocks,
             "clients": sorted(work.clients),
+            "remembering": sorted(work.remembering),
         },
         "numbers": dict(payload.numbers),
         "trees": list(payload.trees),
@@ -117,7 +119,8 @@ def decode_work(content: RecordDict) -> tuple[Work, Payload]:
     try:
         fields = head["work"]
         blocks = tuple(Block(index, tuple(clients)) for index, clients in fields["blocks"])
-        work = Work(**{**fields, "blocks": blocks, "clients": frozenset(fields["clients"])})
+        sets = {name: frozenset(fields[name]) for name in ("clients", "remembering")}
+        work = Work(**{**fields, "blocks": blocks, **sets})
         trees = _decode_trees(content, TENSORS)
         payload = Payload({name: trees.get(name, {}) for name in head["trees"]}, head["numbers"])
     except MessageError:
@@ -158,7 +161,8 @@ def split_work(content: RecordDict) -> list[Pieces]:
     pieces = []
     for index, clients in work["blocks"]:
         mine = [client for client in clients if client in held]
-        part = {**work, "blocks": [[index, clients]], "clients": mine}
+        remembering = sorted(set(mine).intersection(work["remembering"]))
+        part = {**work, "blocks": [[index, clients]], "clients": mine, "remembering": remembering}
         pieces.append(Pieces(json.dumps({**head, "work": part}), {}, tuple(mine)))
     return pieces
 
@@ -194,6 +198,7 @@ def encode_outcome(outcome: Outcome) -> RecordDict:
         "singles": singles,
         "failures": [[client, reason] for client, reason in outcome.failures.items()],
         "seconds": [[client, round(seconds, 6)] for client, seconds in outcome.seconds.items()],
+        "remembered": outcome.remembered,
         "bytes_up": outcome.bytes_up,
         "framing_up": outcome.framing_up,
     }
@@ -216,9 +221,7 @@ def decode_outcome(content: RecordDict) -> Outcome:
     try:
         for number, entry in enumerate(head["nodes"]):
             trees = {name: found.get(f"node{number}.{name}", {}) for name in entry["trees"]}
-            partial = Partial(
-                trees, _numbers(entry), int(entry["num_examples"]), int(entry["num_replies"])
-            )
+            partial = Partial(trees, _numbers(entry), int(entry["num_examples"]), int(entry["num_replies"]))
             outcome.nodes.append((int(entry["level"]), int(entry["index"]), partial))
         for entry in head["singles"]:
             client = int(entry["client"])
@@ -226,6 +229,7 @@ def decode_outcome(content: RecordDict) -> Outcome:
             outcome.singles[client] = Reply(reply_trees, _numbers(entry), int(entry["num_examples"]))
         outcome.failures = {int(client): str(reason) for client, reason in head["failures"]}
         outcome.seconds = {int(client): float(seconds) for client, seconds in head["seconds"]}
+        outcome.remembered = [int(client) for client in head["remembered"]]
         outcome.bytes_up, outcome.framing_up = int(head["bytes_up"]), int(head["framing_up"])
     except MessageError:
         raise

@@ -29,6 +29,8 @@ def pack(value: Any, prefix: str = "state") -> tuple[Any, dict[str, Tensor]]:
 
 def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Tensor):
+        if path in tensors:
+            raise ValueError(f"{path}: two tensors of a State have the same name; keep '/' out of keys")
         tensors[path] = value
         return {"tensor": path}
     if value is None or isinstance(value, bool | int | float | str):
@@ -40,7 +42,9 @@ def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         }
         return {"dataclass": type(value).__qualname__, "fields": fields}
     if isinstance(value, Mapping):
-        return {"map": {str(key): _pack(item, f"{path}/{key}", tensors) for key, item in value.items()}}
+        if not all(isinstance(key, str) for key in value):
+            raise TypeError(f"{path}: a State's mappings have text as keys, found {list(value)[:3]}")
+        return {"map": {key: _pack(item, f"{path}/{key}", tensors) for key, item in value.items()}}
     if isinstance(value, tuple | list):
         kind = "tuple" if isinstance(value, tuple) else "list"
         return {kind: [_pack(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]}

@@ -5,6 +5,7 @@ Legend: B batch, N examples, C classes.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -28,7 +29,7 @@ class LocalConfig:
     """How a client trains.
 
     Attributes:
-        epochs: Passes over the client's training examples in a round (E).
+        epochs: Passes over the client's training examples in a round (E); 0 goes on until `max_steps`.
         max_steps: Stop a round's training after so many steps; 0 sets no limit.
         batch_size: Examples in a batch (B); 0 takes all of the client's examples as one batch.
         optimizer: sgd, adam or adamw; made anew in every round, as the papers do.
@@ -133,13 +134,14 @@ def train(
     has_batch_norm = any(isinstance(module, _BatchNorm) for module in model.modules())
     with forked(noise, device):
         model.train()
-        if has_batch_norm and num_examples == 1:
+        single = num_examples == 1 or batch_size == 1
+        if has_batch_norm and single:
             _freeze_batch_norm(model)
-        for _ in range(config.epochs):
+        for _ in range(config.epochs) if config.epochs or not config.max_steps else itertools.count():
             order = torch.randperm(num_examples, generator=batches).to(device)
             for start in range(0, num_examples, batch_size):
                 index = order[start : start + batch_size]
-                if has_batch_norm and len(index) == 1 and num_examples > 1:
+                if has_batch_norm and len(index) == 1 and not single:
                     continue  # statistics over one example would be that example
                 x, y = images[index], labels[index]
                 if augment is not None:
@@ -183,7 +185,7 @@ def _adjust(
 
 
 def _freeze_batch_norm(model: nn.Module) -> None:
-    """Let batch norm use its running statistics: a single example has no variance."""
+    """Let batch norm use its running statistics: a batch of a single example has no variance."""
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.eval()

@@ -16,7 +16,8 @@ class Work:
 
     Attributes:
         run: Name of the run's folder; client memory of different runs is kept apart.
-        attempt: Changes with every start and resume; a node that sees a new one rolls its memory back.
+        attempt: Changes with every start and resume.
+        base_round: The checkpoint that the attempt began from; 0 for the beginning.
         round: Round number, from 1.
         step: Position of the phase in the round, from 0.
         phase: Name of the phase.
@@ -25,10 +26,12 @@ class Work:
         blocks: The blocks with a client in `clients`, each with all of its clients.
         num_blocks: Blocks of the whole phase.
         clients: The clients that this node runs.
+        remembering: Those of them that have a memory; one whose memory is gone must not start without.
     """
 
     run: str
     attempt: str
+    base_round: int
     round: int
     step: int
     phase: str
@@ -37,6 +40,7 @@ class Work:
     blocks: tuple[Block, ...]
     num_blocks: int
     clients: frozenset[int]
+    remembering: frozenset[int] = frozenset()
 
 
 @dataclass
@@ -48,6 +52,7 @@ class Outcome:
         singles: Replies of clients whose block it did not hold whole.
         failures: Reason for each client that failed.
         seconds: Time that each client took.
+        remembered: Clients that wrote their memory.
         bytes_up: Tensor bytes of all replies, before any folding.
         framing_up: Bytes of framing that these replies would have had, sent singly.
     """
@@ -56,6 +61,7 @@ class Outcome:
     singles: dict[int, Reply] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
     seconds: dict[int, float] = field(default_factory=dict)
+    remembered: list[int] = field(default_factory=list)
     bytes_up: int = 0
     framing_up: int = 0
 

@@ -52,7 +52,8 @@ class FederatedRun(FlowerStrategy):
         self._attempt = uuid.uuid4().hex
         self._run_id = folder.identity()
         self._began = 0.0
-        self._checkpoint_round = self.progress.round
+        # Client memory is kept for the older of the two checkpoints as well, in case the newer is damaged.
+        self._base_round = self._checkpoint_round = self._older_checkpoint_round = self.progress.round
         self.state: Any = None
 
     # ---- the loop --------------------------------------------------------------------------------------------
@@ -104,6 +105,9 @@ class FederatedRun(FlowerStrategy):
         except (StopRequested, RunStoppedError, KeyboardInterrupt):
             self._save()
             raise
+        except BadReplyError as error:  # replies that are good each for itself and do not go together
+            self._save()
+            raise RunStoppedError(f"Round {self.progress.round + 1}: {error}") from error
         result = Result()
         result.arrays = ArrayRecord(dict(self.session.strategy.model(self.state)))
         return result
@@ -128,7 +132,7 @@ class FederatedRun(FlowerStrategy):
                 with self._stage(phase.name, progress):
                     payload = strategy.broadcast(phase, state, context)
                     self.listener.phase(round_, phase.name, len(cohort))
-                    work = self._work(phase, round_, step)
+                    work = self._work(phase, round_, step, progress)
                     answer, report = exchange.run(work, payload, cohort, strategy.fold(phase))
                 folded = self._enough(answer, report, phase, round_, progress)
             with self._stage("server", progress):
@@ -152,21 +156,23 @@ class FederatedRun(FlowerStrategy):
                 self._save()
         self.listener.round(round_, total, found, progress.seconds["total"])
 
-    def _work(self, phase: Phase, round_: int, step: int) -> Work:
+    def _work(self, phase: Phase, round_: int, step: int, progress: Progress) -> Work:
         every = self.session.experiment.checkpoint.every
         # Without checkpoints only a stop can be resumed, which needs the last completed round.
-        durable = self._checkpoint_round if every else self.progress.round
+        durable = self._older_checkpoint_round if every else self.progress.round
         return Work(
-            self._run_id,
-            self._attempt,
-            round_,
-            step,
-            phase.name,
-            self.session.config_hash,
-            durable,
-            (),
-            0,
-            frozenset(),
+            run=self._run_id,
+            attempt=self._attempt,
+            base_round=self._base_round,
+            round=round_,
+            step=step,
+            phase=phase.name,
+            config_hash=self.session.config_hash,
+            checkpoint_round=durable,
+            blocks=(),
+            num_blocks=0,
+            clients=frozenset(),
+            remembering=frozenset(progress.remembering),
         )
 
     def _enough(
@@ -196,6 +202,8 @@ class FederatedRun(FlowerStrategy):
         progress.bytes_up["tensors"] += report.bytes_up
         progress.bytes_up["framing"] += report.framing_up
         progress.num_failures += len(report.failures)
+        if not report.remembered.issubset(progress.remembering):
+            progress.remembering = sorted(report.remembered.union(progress.remembering))
         for client, (node, reason) in sorted(report.failures.items()):
             self.listener.failure(round_, phase.name, client, node, reason)
 
@@ -214,7 +222,7 @@ class FederatedRun(FlowerStrategy):
             if cohort:
                 payload = self.session.strategy.broadcast(EVALUATE, state, self.session.context(round_))
                 self.listener.phase(round_, EVALUATE.name, len(cohort))
-                work = self._work(EVALUATE, round_, 99)  # after every phase of the round
+                work = self._work(EVALUATE, round_, 99, progress)  # after every phase of the round
                 try:
                     folded, report = exchange.run(work, payload, cohort, EVALUATION_FOLD)
                 except BadReplyError as error:
@@ -234,9 +242,12 @@ class FederatedRun(FlowerStrategy):
         """Write a checkpoint of the last completed round, if there is one."""
         if not self.progress.round:
             return
-        checkpoint.write(self.folder.checkpoints, self.progress, self.state, self.best_model)
+        # Metrics first: a resume drops rows that are newer than its checkpoint, but cannot make up missing ones.
         self.folder.write_metrics()
-        self._checkpoint_round = self.progress.round
+        if self._checkpoint_round == self.progress.round:
+            return  # it is on disk already, and to replace it would be a moment without it
+        checkpoint.write(self.folder.checkpoints, self.progress, self.state, self.best_model)
+        self._older_checkpoint_round, self._checkpoint_round = self._checkpoint_round, self.progress.round
 
     @contextmanager
     def _stage(self, name: str, progress: Progress | None = None) -> Iterator[None]:

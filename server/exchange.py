@@ -29,6 +29,7 @@ class Report:
         cohort: The selected clients.
         failures: For each client that failed, its node and the reason.
         seconds: Time that each client took.
+        remembered: Clients that wrote their memory.
         bytes_down: Tensor bytes that the selected clients received, each counted.
         bytes_up: Tensor bytes that they sent.
         framing_down: Bytes of framing down.
@@ -38,6 +39,7 @@ class Report:
     cohort: tuple[int, ...] = ()
     failures: dict[int, tuple[int, str]] = field(default_factory=dict)
     seconds: dict[int, float] = field(default_factory=dict)
+    remembered: set[int] = field(default_factory=set)
     bytes_down: int = 0
     bytes_up: int = 0
     framing_down: int = 0
@@ -125,7 +127,7 @@ class Exchange:
         kind = "evaluate" if work.phase == EVALUATE.name else "train"
         for node, clients in assigned.items():
             touched, mine = share(blocks, clients)
-            part = Work(**{**vars(work), "blocks": touched, "num_blocks": len(blocks), "clients": mine})
+            part = Work(**{**vars(work), "blocks": touched, "num_blocks": len(blocks), "clients": mine, "remembering": work.remembering & mine})
             content = encode_work(part, payload, arrays)
             report.bytes_down += payload.num_bytes * len(mine)
             report.framing_down += framing_bytes(content) * len(mine)
@@ -201,15 +203,18 @@ class _Receiver:
             for client in sorted(clients):
                 self.fail(client, node, str(error))
             return
+        before = self.num_done
         self._take_nodes(outcome, node, clients)
         self._take_singles(outcome, node, clients)
         for client, reason in outcome.failures.items():
             if client in clients:
                 self.fail(client, node, reason)
+        self._report.remembered |= clients.intersection(outcome.remembered)
+        if self.num_done > before:  # not an answer that came twice; an engine may answer block by block
+            self._report.bytes_up += outcome.bytes_up
+            self._report.framing_up += outcome.framing_up
         self.answered.add(node)
         self._report.seconds |= {c: s for c, s in outcome.seconds.items() if c in clients}
-        self._report.bytes_up += outcome.bytes_up
-        self._report.framing_up += outcome.framing_up
 
     def _take_nodes(self, outcome: Outcome, node: int, clients: frozenset[int]) -> None:
         for level, index, partial in outcome.nodes:

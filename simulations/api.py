@@ -12,6 +12,7 @@ import pandas as pd
 
 from conf.load import ExperimentError, as_yaml, load
 from conf.schema import Experiment
+from core.files import read_json, write_json
 from server import flower
 from server.listener import Listener
 from server.main import execute, summary
@@ -98,14 +99,47 @@ def _start(experiment: Experiment, listener: Listener, folder: Path, resuming: b
     # Absolute, because workers and nodes have current folders of their own.
     absolute = replace(experiment.run, results=str(folder.parent))
     experiment = replace(experiment, run=absolute)
+    _check_memory_place(experiment, folder, resuming)
     start = _STARTERS[experiment.engine.name]
     start(experiment, listener, folder, resuming)
     return RunResult(folder)
 
 
+def _check_memory_place(experiment: Experiment, folder: Path, resuming: bool) -> None:
+    """Note where the clients' memory lives; refuse to go on where it is not.
+
+    A federation that is up keeps memory on its nodes; everything else keeps it in the run's folder.
+    """
+    from simulations import federate
+
+    outside = experiment.engine.name == "grpc" and federate.find() is not None
+    place = "nodes" if outside else "run"
+    file = folder / "memory.json"
+    if not resuming or not file.is_file():
+        write_json(file, {"place": place})
+        return
+    before = read_json(file)["place"]
+    if before == place:
+        return
+    remedy = (
+        "Bring that federation up again (umbel federate up) and say engine.name=grpc."
+        if before == "nodes"
+        else "Take the federation down first (umbel federate down), or resume on inline or ray."
+    )
+    raise ExperimentError(
+        f"The clients of {folder} keep their memory elsewhere ({before}), not here ({place}). {remedy}"
+    )
+
+
 def _inline(experiment: Experiment, listener: Listener, folder: Path, resuming: bool) -> None:
     node_config = {"state-folder": str(folder / "memory")}
-    execute(experiment, InlineGrid(run_config(experiment), node_config, listener.clients_done), listener, folder, resuming)
+    execute(
+        experiment,
+        InlineGrid(run_config(experiment), node_config, listener.clients_done),
+        listener,
+        folder,
+        resuming,
+    )
 
 
 def _ray(experiment: Experiment, listener: Listener, folder: Path, resuming: bool) -> None:

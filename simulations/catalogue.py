@@ -9,6 +9,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from flwr.serverapp import strategy as flower_strategies
 from rich.console import Group
 from rich.padding import Padding
 from rich.table import Table
@@ -22,6 +23,7 @@ from data.config import DataConfig
 from models import registry as models
 from server.flower import flower_names, flower_options
 from strategies import registry as strategies
+from strategies.registry import FLOWER_PREFIX
 
 HOW_TO_USE = {
     "strategies": "Use one: umbel run digits strategy.name=fedprox strategy.mu=0.1",
@@ -65,7 +67,8 @@ class Entry:
     def plain(self) -> dict[str, Any]:
         """Return nested dicts fit for JSON."""
         options = [
-            {"name": option.name, "default": _json(option.default), "doc": option.doc} for option in self.options
+            {"name": option.name, "default": _json(option.default), "doc": option.doc}
+            for option in self.options
         ]
         return {"name": self.name, "description": self.line, "options": options}
 
@@ -95,12 +98,15 @@ def _section(doc: str, title: str) -> dict[str, str]:
 
 def _strategies() -> Iterator[Entry]:
     for name in strategies.names():
-        docs = attributes(strategies.find(name).Config)
+        docs = attributes(strategies.find(name).config_class)
         options = (Option(key, value, docs.get(key, "")) for key, value in strategies.options(name).items())
         yield Entry(name, strategies.describe(name), tuple(options))
     for name in flower_names():
         options = (Option(key, value) for key, value in flower_options(name).items())
-        yield Entry(name, "Flower's own aggregation, over this project's clients and cohorts", tuple(options))
+        line = (inspect.getdoc(getattr(flower_strategies, name.removeprefix(FLOWER_PREFIX))) or "").partition(
+            "\n"
+        )[0]
+        yield Entry(name, f"Flower's aggregation: {line}", tuple(options))
 
 
 def _models() -> Iterator[Entry]:
@@ -109,7 +115,9 @@ def _models() -> Iterator[Entry]:
         docs: dict[str, str] = {}
         options = models.options(name)  # imports the module
         docs = _section(inspect.getdoc(getattr(sys.modules[module], factory)) or "", "Args")
-        found = (Option(key, value, docs.get(key, "")) for key, value in options.items() if key != "image_size")
+        found = (
+            Option(key, value, docs.get(key, "")) for key, value in options.items() if key != "image_size"
+        )
         size = options.get("image_size")
         published = f" Published for {size} x {size} pixels." if size else ""
         yield Entry(name, models.describe(name) + published, tuple(found))
@@ -184,7 +192,11 @@ def _options(options: tuple[Option, ...], width: int) -> Table:
 
 
 def _assignment(option: Option) -> str:
-    return option.name if option.default == "" and "<" in option.name else f"{option.name}={_value(option.default)}"
+    return (
+        option.name
+        if option.default == "" and "<" in option.name
+        else f"{option.name}={_value(option.default)}"
+    )
 
 
 def _value(value: Any) -> str:

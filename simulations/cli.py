@@ -19,7 +19,7 @@ KINDS = ("strategies", "models", "data", "partitions", "experiments", "keys")
 @click.group(context_settings=_SETTINGS)
 @click.version_option(package_name="umbel")
 def main() -> None:
-    """Federated learning for image models that mix convolution and attention.
+    r"""Federated learning for image models that mix convolution and attention.
 
     An experiment is a YAML file: data and how they are cut into clients, a model, a strategy, a course of rounds.
     Some come with umbel (`umbel list experiments`); any of its keys can be changed on the command line.
@@ -45,7 +45,7 @@ def main() -> None:
 @click.option("--json", "as_json", is_flag=True, help="JSON lines on standard output, even at a terminal.")
 @guarded
 def run(experiment: str, overrides: tuple[str, ...], quiet: bool, as_json: bool) -> None:
-    """Run EXPERIMENT: the name of one that comes with umbel, or the path of a YAML file.
+    r"""Run EXPERIMENT: the name of one that comes with umbel, or the path of a YAML file.
 
     \b
     Examples:
@@ -73,11 +73,12 @@ def run(experiment: str, overrides: tuple[str, ...], quiet: bool, as_json: bool)
     with Stopper() as stopper:
         from rich.console import Console
 
+        from conf.load import load
         from data import check
         from simulations import api
         from simulations.display import watcher
 
-        composed = api.load(experiment, overrides)
+        composed = load(experiment, overrides)
         check(composed.data)
         console = Console(stderr=True)
         shown = watcher(console, quiet, as_json)
@@ -95,7 +96,7 @@ def run(experiment: str, overrides: tuple[str, ...], quiet: bool, as_json: bool)
 @click.option("--json", "as_json", is_flag=True, help="JSON lines on standard output, even at a terminal.")
 @guarded
 def resume(folder: str, overrides: tuple[str, ...], quiet: bool, as_json: bool) -> None:
-    """Go on with RUN, a run's folder, from its last checkpoint.
+    r"""Go on with RUN, a run's folder, from its last checkpoint.
 
     It ends with the same weights, bit for bit, as if it had never been stopped. Only run.rounds and the sections engine
     and checkpoint may change.
@@ -121,7 +122,7 @@ def resume(folder: str, overrides: tuple[str, ...], quiet: bool, as_json: bool) 
 @click.argument("folder", metavar="RUN")
 @guarded
 def stop(folder: str) -> None:
-    """Ask RUN, a run's folder, to stop: it writes a checkpoint and ends, on whichever machine it runs.
+    r"""Ask RUN, a run's folder, to stop: it writes a checkpoint and ends, on whichever machine it runs.
 
     \b
     Examples:
@@ -141,7 +142,7 @@ def stop(folder: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="For machines, on standard output.")
 @guarded
 def list_(kind: str, as_json: bool) -> None:
-    """List what there is, each with a line of explanation and its options with their defaults.
+    r"""List what there is, each with a line of explanation and its options with their defaults.
 
     \b
     Examples:
@@ -164,10 +165,12 @@ def list_(kind: str, as_json: bool) -> None:
 
 @main.command(short_help="Make an HTML report of runs or of a comparison.")
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="The HTML file to write.")
+@click.option(
+    "--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="The HTML file to write."
+)
 @guarded
 def report(paths: tuple[str, ...], output: Path | None) -> None:
-    """Make one self-contained HTML file of the runs or the comparison at PATH.
+    r"""Make one self-contained HTML file of the runs or the comparison at PATH.
 
     It holds summary, curves, accuracy by class and by client, the partition, times, bytes, failures, the hash of the
     weights, and the command that gives the same again. It loads nothing from anywhere.

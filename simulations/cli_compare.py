@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from simulations.compare import Comparison
+    from simulations.comparison import Comparison
 
 
 @click.command(short_help="Compare strategies over several seeds.")
@@ -29,7 +29,9 @@ if TYPE_CHECKING:
     type=click.Path(file_okay=False, path_type=Path),
     help="The comparison's folder  [default: compare-EXPERIMENT in run.results]",
 )
-@click.option("--fresh", is_flag=True, help="Run everything anew, also what is there (after a change of code).")
+@click.option(
+    "--fresh", is_flag=True, help="Run everything anew, also what is there (after a change of code)."
+)
 @click.option("--quiet", "-q", is_flag=True, help="Print the table and the folder only.")
 @click.option("--json", "as_json", is_flag=True, help="JSON lines on standard output, even at a terminal.")
 @guarded
@@ -43,7 +45,7 @@ def compare(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Run EXPERIMENT with several strategies and seeds, and say which is better and by how much.
+    r"""Run EXPERIMENT with several strategies and seeds, and say which is better and by how much.
 
     \b
     Examples:
@@ -73,7 +75,7 @@ def compare(
         shown = watcher(console, quiet, as_json, transient=True)
         with supervised(shown, stopper, again="the same command; finished runs are used again"):
             found = comparing.compare(prepared, shown, fresh)
-    wide = console if console.is_terminal else Console(stderr=True, highlight=False, width=120)
+    wide = console if console.is_terminal else Console(stderr=True, highlight=False, width=160)
     _print(wide, found)
     click.echo(str(found.path))
 
@@ -81,10 +83,10 @@ def compare(
 def _print(console: Console, found: Comparison) -> None:
     from rich.text import Text
 
-    from simulations.compare import footnote
+    from simulations.comparison import footnote
 
     console.print()
-    if console.width < 104:
+    if console.width < 125:
         console.print(_upright(found))
     else:
         console.print(_table(found))
@@ -100,23 +102,27 @@ def _print(console: Console, found: Comparison) -> None:
         console.print(what, style="dim", soft_wrap=True)
     first = found.members[0].experiment
     console.print("\nWhat to try next:", style="bold")
-    console.print(f"  umbel data show {first.name} data.alpha=0.1            a harder partition, seen", soft_wrap=True)
+    console.print(
+        f"  umbel data show {first.name} data.alpha=0.1            a harder partition, seen", soft_wrap=True
+    )
     console.print(
         f"  umbel compare {first.name} -s 'fedavg,fedopt(optimizer=adam, lr=0.01)' --seeds {len(found.seeds)}",
         soft_wrap=True,
     )
-    console.print("  umbel list strategies                          all of them, with their options", soft_wrap=True)
+    console.print(
+        "  umbel list strategies                          all of them, with their options", soft_wrap=True
+    )
 
 
 def _table(found: Comparison) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from simulations.compare import MEASURES, cell, difference_cell
+    from simulations.comparison import MEASURES, cell, difference_cell
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("strategy")
-    for title, _, _ in MEASURES.values():
+    table.add_column("strategy", no_wrap=True)
+    for title, _ in MEASURES.values():
         table.add_column(title, justify="right", no_wrap=True)
     table.add_column("difference", justify="right", no_wrap=True)
     for item in found.items:
@@ -132,13 +138,13 @@ def _upright(found: Comparison) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from simulations.compare import MEASURES, cell, difference_cell
+    from simulations.comparison import MEASURES, cell, difference_cell
 
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     table.add_column("")
     for item in found.items:
         table.add_column(Text(item.label), justify="right")
-    for measure, (title, _, _) in MEASURES.items():
+    for measure, (title, _) in MEASURES.items():
         cells = [Text(cell(found, item.label, measure)) for item in found.items]
         for text in cells:
             text.stylize("bold green" if text.plain.endswith("*") else "")

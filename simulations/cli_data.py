@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ _MAX_TEXT_CLIENTS = 40
 
 @click.group(short_help="Get a data set; see who has which classes.")
 def data() -> None:
-    """Get a data set, and see how an experiment cuts it into clients.
+    r"""Get a data set, and see how an experiment cuts it into clients.
 
     \b
     Examples:
@@ -34,7 +35,7 @@ def data() -> None:
 @click.argument("overrides", nargs=-1, metavar="[data.options.KEY=VALUE]...")
 @guarded
 def fetch(name: str, overrides: tuple[str, ...]) -> None:
-    """Check that data set NAME is on this machine; sets of the hub are fetched. Says what is in it.
+    r"""Check that data set NAME is on this machine; sets of the hub are fetched. Says what is in it.
 
     \b
     Examples:
@@ -54,7 +55,9 @@ def fetch(name: str, overrides: tuple[str, ...]) -> None:
     channels, height, width = found.train.images.shape[1:]
     colour = "grey" if channels == 1 else f"{channels} channels"
     click.echo(f"{found.name}: there.")
-    click.echo(f"  {len(found.train):,} training and {len(found.test):,} test examples, {height} x {width}, {colour}")
+    click.echo(
+        f"  {len(found.train):,} training and {len(found.test):,} test examples, {height} x {width}, {colour}"
+    )
     click.echo(f"  {len(found.class_names)} classes: {_some(found.class_names)}")
     if found.domain_names:
         click.echo(f"  {len(found.domain_names)} domains: {_some(found.domain_names)}")
@@ -80,7 +83,7 @@ def _some(names: tuple[str, ...]) -> str:
 def show(
     experiment: str, overrides: tuple[str, ...], output: Path | None, show_it: bool, as_json: bool
 ) -> None:
-    """Show how EXPERIMENT cuts its data into clients: counts, skew, and a heat map of clients and classes.
+    r"""Show how EXPERIMENT cuts its data into clients: counts, skew, and a heat map of clients and classes.
 
     The divergence is Jensen and Shannon's, between a client's classes and all clients' classes, in bits: 0 is the same
     mix, 1 is nothing in common. The picture's path is the last line of standard output.
@@ -109,7 +112,9 @@ def show(
     path = (output or Path(composed.run.results) / stem).expanduser().resolve()
     plots.save(plots.heat_map(counts, names, title(composed)), path)
     if as_json:
-        click.echo(json.dumps({**facts, "counts": counts.tolist(), "classes": list(names), "picture": str(path)}))
+        click.echo(
+            json.dumps({**facts, "counts": counts.tolist(), "classes": list(names), "picture": str(path)})
+        )
         return
     _print(composed, counts, names, facts)
     if show_it:
@@ -123,7 +128,9 @@ def title(experiment: Experiment) -> str:
     keys |= {"quantity_skew": "alpha", "pathological": "classes_per_client", "shards": "shards_per_client"}
     key = keys.get(data_.partition)
     value = f" ({key.replace('_', ' ')} {getattr(data_, key):g})" if key else ""
-    return f"{data_.name}: {data_.partition}{value}, {data_.num_clients:,} clients, seed {experiment.data_seed}"
+    return (
+        f"{data_.name}: {data_.partition}{value}, {data_.num_clients:,} clients, seed {experiment.data_seed}"
+    )
 
 
 def statistics(counts: Counts) -> dict[str, Any]:
@@ -193,7 +200,7 @@ def text_map(counts: Counts, names: tuple[str, ...]) -> list[str]:
     """Draw a partition with block characters, darker for more examples: a client a line."""
     largest = max(int(counts.max()), 1)
     cell = 2 if counts.shape[1] <= 25 else 1
-    head = "".join(f"{name[: cell]:<{cell}}" for name in names) if max(map(len, names)) <= cell else ""
+    head = "".join(f"{name[:cell]:<{cell}}" for name in names) if max(map(len, names)) <= cell else ""
     lines = [f"{'client':>8}  {head or 'classes'}{'' if head else f' 0 to {len(names) - 1}'}"]
     for client, row in enumerate(counts):
         shades = "".join(_SHADES[_shade(int(count), largest)] * cell for count in row)
@@ -202,5 +209,5 @@ def text_map(counts: Counts, names: tuple[str, ...]) -> list[str]:
 
 
 def _shade(count: int, largest: int) -> int:
-    """Return 0 for nothing, else 1 to 4 by quarters of the largest."""
-    return 0 if not count else min(4, 1 + 4 * (count - 1) // largest)
+    """Return 0 for nothing, else 1 to 4 by quarters of the root of the largest, so that few are told from many."""
+    return math.ceil(4 * math.sqrt(count / largest))

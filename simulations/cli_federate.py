@@ -15,7 +15,7 @@ _HOME = click.option(
 
 @click.group(short_help="A real federation over gRPC on this machine: up, status, down.")
 def federate() -> None:
-    """Start and stop Flower's SuperLink and SuperNodes here, to run `engine.name=grpc` on.
+    r"""Start and stop Flower's SuperLink and SuperNodes here, to run `engine.name=grpc` on.
 
     \b
     Examples:
@@ -26,13 +26,16 @@ def federate() -> None:
 
 
 @federate.command(short_help="Start a SuperLink and SuperNodes.")
-@click.option("--nodes", type=click.IntRange(min=1), default=4, show_default=True, help="Number of SuperNodes.")
-@click.option("--port", type=click.IntRange(0, 65535), default=0, help="First port to use; 0 finds free ones.")
-@click.option("--stock", is_flag=True, help="Flower's own way: a new process for each message, for comparison.")
+@click.option(
+    "--nodes", type=click.IntRange(min=1), default=4, show_default=True, help="Number of SuperNodes."
+)
+@click.option(
+    "--stock", is_flag=True, help="Flower's own way: a new process for each message, for comparison."
+)
 @_HOME
 @guarded
-def up(nodes: int, port: int, stock: bool, home: Path | None) -> None:
-    """Start a SuperLink and SuperNodes; each node holds a share of the clients, however many there are.
+def up(nodes: int, stock: bool, home: Path | None) -> None:
+    r"""Start a SuperLink and SuperNodes; each node holds a share of the clients, however many there are.
 
     \b
     Examples:
@@ -40,14 +43,14 @@ def up(nodes: int, port: int, stock: bool, home: Path | None) -> None:
     """
     from simulations import federate as federation
 
-    click.echo(federation.up(nodes, port=port, home=home, stock=stock))
+    click.echo(federation.up(nodes, home=home, stock=stock))
 
 
 @federate.command(short_help="Stop what `up` started.")
 @_HOME
 @guarded
 def down(home: Path | None) -> None:
-    """Stop what `up` started.
+    r"""Stop what `up` started.
 
     \b
     Examples:
@@ -62,7 +65,7 @@ def down(home: Path | None) -> None:
 @_HOME
 @guarded
 def status(home: Path | None) -> None:
-    """Say which SuperLink and SuperNodes are up.
+    r"""Say which SuperLink and SuperNodes are up.
 
     \b
     Examples:

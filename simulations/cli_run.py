@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
 import click
 
 if TYPE_CHECKING:
-    from simulations.display import Watcher
+    from simulations.watcher import Watcher
 
 FAILED, REFUSED, STOPPED = 1, 2, 130
 _P = ParamSpec("_P")
@@ -98,9 +98,7 @@ def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
 
 
 @contextmanager
-def supervised(
-    watcher: Watcher, stopper: Stopper, again: str = "", fresh: bool = False
-) -> Iterator[None]:
+def supervised(watcher: Watcher, stopper: Stopper, again: str = "", fresh: bool = False) -> Iterator[None]:
     """Run what is inside; answer errors and signals with a message and an exit code.
 
     Args:
@@ -166,9 +164,15 @@ def _message(error: BaseException) -> str:
 def _stopped(watcher: Watcher, again: str) -> str:
     """Return the line that says how to go on."""
     if watcher.folder is None:
-        return f"Stopped before anything began. Go on with: {again}" if again else "Stopped before anything began."
+        return (
+            f"Stopped before anything began. Go on with: {again}"
+            if again
+            else "Stopped before anything began."
+        )
     folder = Path(watcher.folder)
-    rounds = [int(path.name[6:]) for path in (folder / "checkpoints").glob("round-*") if path.name[6:].isdigit()]
+    rounds = [
+        int(path.name[6:]) for path in (folder / "checkpoints").glob("round-*") if path.name[6:].isdigit()
+    ]
     (folder / "stop").unlink(missing_ok=True)
     after = f"after round {max(rounds)}" if rounds else "before the first checkpoint; it begins again"
     return f"Stopped {after}. Go on with: {again or f'umbel resume {folder}'}"

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
-import sys
 import time
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -17,92 +15,11 @@ from rich.table import Table
 from rich.text import Text
 
 from conf.schema import Experiment
-from server.listener import Listener
+from simulations.watcher import JsonLines, Watcher
+from strategies import registry
 
 _SHOWN_FAILURES = 3
 _BARS = "▁▂▃▄▅▆▇█"
-
-
-class Watcher(Listener):
-    """A listener that knows where the run is, how far it has come, and which one of several it is.
-
-    Attributes:
-        folder: The run's folder, or None before it begins.
-        last_round: Last round that this process saw completed.
-        started: Whether a phase has begun; before that a run can still be refused.
-        complete: Whether the last round is done.
-    """
-
-    def __init__(self) -> None:
-        self.folder: str | None = None
-        self.last_round = 0
-        self.started = False
-        self.complete = False
-
-    def begin(self, experiment: Experiment, folder: str) -> None:
-        """Remember the folder."""
-        self.folder, self.last_round, self.started, self.complete = folder, 0, False, False
-
-    def phase(self, round_: int, phase: str, num_clients: int) -> None:
-        """Remember that work has begun."""
-        self.started = True
-
-    def round(self, round_: int, num_rounds: int, metrics: Mapping[str, float], seconds: float) -> None:
-        """Remember the round."""
-        self.last_round, self.complete = round_, round_ >= num_rounds
-
-    def member(self, index: int, total: int, label: str, seed: int, how: str) -> None:
-        """Run `index` (from 1) of a comparison's `total` comes next; `how` is new, resumed or reused."""
-
-    def close(self) -> None:
-        """Nothing more will come."""
-
-
-class JsonLines(Watcher):
-    """One JSON object a line: `begin`, `round`, `failure`, and `member` in a comparison.
-
-    Args:
-        stream: Where lines go; None is standard output.
-    """
-
-    def __init__(self, stream: TextIO | None = None) -> None:
-        super().__init__()
-        self._stream = stream or sys.stdout
-
-    def _write(self, event: str, **values: Any) -> None:
-        plain = {key: _finite(value) for key, value in values.items()}
-        self._stream.write(json.dumps({"event": event, **plain}) + "\n")
-        self._stream.flush()
-
-    def begin(self, experiment: Experiment, folder: str) -> None:
-        """Write what runs and where."""
-        super().begin(experiment, folder)
-        self._write(
-            "begin",
-            folder=folder,
-            experiment=experiment.name,
-            strategy=experiment.strategy.name,
-            model=experiment.model.name,
-            data=experiment.data.name,
-            partition=experiment.data.partition,
-            num_clients=experiment.data.num_clients,
-            engine=experiment.engine.name,
-            seed=experiment.run.seed,
-            rounds=experiment.run.rounds,
-        )
-
-    def failure(self, round_: int, phase: str, client: int, node: int, reason: str) -> None:
-        """Write a failure."""
-        self._write("failure", round=round_, phase=phase, client=client, node=node, reason=reason)
-
-    def round(self, round_: int, num_rounds: int, metrics: Mapping[str, float], seconds: float) -> None:
-        """Write a round with its metrics."""
-        super().round(round_, num_rounds, metrics, seconds)
-        self._write("round", round=round_, rounds=num_rounds, seconds=round(seconds, 3), **dict(metrics))
-
-    def member(self, index: int, total: int, label: str, seed: int, how: str) -> None:
-        """Write which run comes next."""
-        self._write("member", index=index, total=total, strategy=label, seed=seed, how=how)
 
 
 class Display(Watcher):
@@ -280,22 +197,28 @@ _LINES = (
 )
 
 
-def describe(experiment: Experiment) -> str:
-    """Return one line: strategy with its options, model, data, clients, engine."""
-    data, options = experiment.data, experiment.strategy.options
-    given = ", ".join(f"{name}={value}" for name, value in options.items() if isinstance(value, int | float))
+def describe(experiment: Experiment, with_strategy: bool = True) -> str:
+    """Return one line: strategy with the options that are not its defaults, model, data, clients, engine."""
+    data = experiment.data
     skewed = data.partition in ("dirichlet", "long_tail", "quantity_skew", "domain_label")
     cut = f"{data.partition}({data.alpha:g})" if skewed else data.partition
-    return " · ".join(
-        [
-            f"{experiment.strategy.name}({given})" if given else experiment.strategy.name,
-            experiment.model.name,
-            f"{data.name}, {cut}",
-            f"{experiment.num_sampled} of {data.num_clients} clients a round",
-            f"seed {experiment.run.seed}",
-            experiment.engine.name,
-        ]
-    )
+    parts = [
+        experiment.model.name,
+        f"{data.name}, {cut}",
+        f"{experiment.num_sampled} of {data.num_clients} clients a round",
+    ]
+    if with_strategy:
+        parts = [_strategy(experiment), *parts, f"seed {experiment.run.seed}"]
+    return " · ".join([*parts, experiment.engine.name])
+
+
+def _strategy(experiment: Experiment) -> str:
+    name, options = experiment.strategy.name, experiment.strategy.options
+    defaults = {} if name.startswith(registry.FLOWER_PREFIX) else registry.options(name)
+    given = [
+        f"{key}={value}" for key, value in options.items() if key not in defaults or defaults[key] != value
+    ]
+    return f"{name}({', '.join(given)})" if given else name
 
 
 def sparkline(values: list[float]) -> str:
@@ -311,11 +234,6 @@ def _clock(seconds: float) -> str:
     whole = int(seconds + 0.5)
     hours, rest = divmod(whole, 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no NaN: what is not finite becomes null."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def watcher(console: Console, quiet: bool, as_json: bool, transient: bool = False) -> Watcher:

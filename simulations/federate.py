@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import shutil
@@ -100,13 +101,15 @@ def find(home: Path | None = None) -> Federation | None:
     return found if _alive(found.superlink) else None
 
 
-def start(nodes: int, home: Path, stock: bool = False) -> Federation:
+def start(nodes: int, home: Path, stock: bool = False, memory: Path | None = None) -> Federation:
     """Start a SuperLink and its nodes and wait until all are connected.
 
     Args:
         nodes: Number of SuperNodes.
         home: Folder for state, logs and bundles.
         stock: Start `flower-supernode` in place of this project's warm node.
+        memory: Folder of all clients' memory, for a federation that lasts one run and ends with this process;
+            None gives each node a folder of its own and lets the federation outlive this process.
 
     Raises:
         FederationError: One is up already, or something did not start.
@@ -116,13 +119,16 @@ def start(nodes: int, home: Path, stock: bool = False) -> Federation:
     (home / "logs").mkdir(parents=True, exist_ok=True)
     fleet, control, *runtime = _free_ports(2 + nodes)
     _write_connection(home, control)
-    superlink = _spawn(home, "superlink", _superlink_command(fleet, control))
+    tied = memory is not None
+    superlink = _spawn(home, "superlink", _superlink_command(fleet, control), tied)
     started = [superlink]
     try:
         _wait_for_ports(home, superlink, [fleet, control])
         for index in range(nodes):
-            command = _node_command(home, index, nodes, fleet, runtime[index], stock)
-            started.append(_spawn(home, f"node-{index}", command))
+            state = memory or home / "nodes" / str(index) / "state"
+            config = f'partition-id={index} num-partitions={nodes} state-folder="{state}"'
+            command = _node_command(home / "nodes" / str(index), config, fleet, runtime[index], stock)
+            started.append(_spawn(home, f"node-{index}", command, tied))
         federation = Federation(
             str(home), fleet, control, superlink.pid, tuple(p.pid for p in started[1:]), stock
         )
@@ -198,9 +204,7 @@ def _superlink_command(fleet: int, control: int) -> list[str]:
     ]
 
 
-def _node_command(home: Path, index: int, nodes: int, fleet: int, runtime: int, stock: bool) -> list[str]:
-    folder = home / "nodes" / str(index)
-    config = f'partition-id={index} num-partitions={nodes} state-folder="{folder / "state"}"'
+def _node_command(folder: Path, config: str, fleet: int, runtime: int, stock: bool) -> list[str]:
     address = f"127.0.0.1:{fleet}"
     if stock:
         return [
@@ -213,8 +217,21 @@ def _node_command(home: Path, index: int, nodes: int, fleet: int, runtime: int, 
     ]
 
 
-def _spawn(home: Path, name: str, command: list[str]) -> subprocess.Popen[bytes]:
-    """Start a process of its own group whose output goes to a log."""
+def _end_with_parent() -> None:
+    """Ask Linux to end this process when its parent does, also after a kill -9."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.prctl(1, signal.SIGTERM)
+
+
+def _spawn(home: Path, name: str, command: list[str], tied: bool) -> subprocess.Popen[bytes]:
+    """Start a process of its own group whose output goes to a log.
+
+    Args:
+        home: Folder of the federation.
+        name: Name of the log.
+        command: What to start.
+        tied: End it when this process ends (on Linux).
+    """
     environment = flower_environment(home)
     if command[0] == sys.executable:
         # From a neutral folder, with this project's code on the path; the run's own code comes in its bundle.
@@ -231,6 +248,7 @@ def _spawn(home: Path, name: str, command: list[str]) -> subprocess.Popen[bytes]
             env=environment,
             cwd=home,
             start_new_session=True,
+            preexec_fn=_end_with_parent if tied and sys.platform == "linux" else None,
         )
 
 

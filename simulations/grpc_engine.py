@@ -55,8 +55,9 @@ def _federation(nodes: int, folder: Path) -> Iterator[Federation]:
         yield found
         return
     home = folder / "federation"
+    federate.stop(home)  # what a run that was killed may have left
     try:
-        yield federate.start(nodes, home)
+        yield federate.start(nodes, home, memory=folder / "memory")
     finally:
         federate.stop(home)
 
@@ -172,6 +173,9 @@ def _await_end(progress: Path) -> None:
     """Give the server time to write its checkpoint."""
     deadline = time.monotonic() + _STOP_SECONDS
     while time.monotonic() < deadline:
-        if progress.is_file() and '"event": "end"' in progress.read_text(encoding="utf-8").rsplit("\n", 2)[-2]:
+        if (
+            progress.is_file()
+            and '"event": "end"' in progress.read_text(encoding="utf-8").rsplit("\n", 2)[-2]
+        ):
             return
         time.sleep(_LOOK_SECONDS)

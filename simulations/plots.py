@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import LogNorm, Normalize
+from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
@@ -24,6 +25,8 @@ DPI = 150
 # Okabe and Ito (2008), without yellow, which is too pale for lines on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _DASHES = ("-", "--", "-.", ":")
+# Pale to dark, so that few looks like few; nothing at all is white.
+_SHADES = ListedColormap(colormaps["Blues"](np.linspace(0.12, 1.0, 256)))
 _MAX_LABELS = 60
 _MAX_ROWS = 400
 
@@ -114,10 +117,10 @@ def heat_map(counts_KC: Counts, class_names: Sequence[str], title: str, log: boo
         log = bool(present.size) and largest > 100 * float(np.percentile(present, 10))
     norm: Normalize = LogNorm(1, max(largest, 2.0)) if log else Normalize(0, largest)
     masked = np.ma.masked_equal(shown_KC, 0)
-    image = axes.imshow(masked, aspect="auto", cmap="cividis_r", norm=norm, interpolation="nearest")
+    image = axes.imshow(masked, aspect="auto", cmap=_SHADES, norm=norm, interpolation="nearest")
     bar = figure.colorbar(image, ax=axes, pad=0.02)
     bar.set_label("examples" + (" (logarithmic)" if log else ""))
-    bar.outline.set_visible(False)  # type: ignore[operator]
+    bar.outline.set_visible(False)
     names = _names(class_names)
     every = int(np.ceil(num_classes / 40))
     turned = max(len(name) for name in names) > 3 and num_classes > 4
@@ -129,7 +132,7 @@ def heat_map(counts_KC: Counts, class_names: Sequence[str], title: str, log: boo
     else:
         axes.yaxis.set_major_locator(MaxNLocator(8, integer=True))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{int(value * step):,}"))
-        axes.set_ylabel("client" if step == 1 else f"client (every {step}th shown)")
+        axes.set_ylabel("client" if step == 1 else f"client (one of {step} shown)")
     if rows <= 20 and num_classes <= 12 and largest < 10_000:
         _write_counts(axes, shown_KC, norm)
     axes.tick_params(length=0)
@@ -144,8 +147,14 @@ def _thin(counts_KC: Counts) -> tuple[Counts, int]:
 
 
 def _names(class_names: Sequence[str]) -> list[str]:
+    """Return the names where they are short and say more than their number."""
     short = max(len(name) for name in class_names) <= 14
-    return list(class_names) if short else [str(number) for number in range(len(class_names))]
+    telling = any(name != f"class {number}" for number, name in enumerate(class_names))
+    return (
+        list(class_names)
+        if short and telling and len(class_names) <= 40
+        else [str(number) for number in range(len(class_names))]
+    )
 
 
 def _write_counts(axes: Axes, counts_KC: Counts, norm: Normalize) -> None:
@@ -173,7 +182,9 @@ def clients(accuracies: Mapping[str, Sequence[float]], title: str) -> Figure:
         axes.plot(share, ordered, color=colour, label=label, marker=mark, markersize=3.5, linewidth=1.5)
         axes.axhline(float(ordered.mean()), color=colour, linewidth=0.8, linestyle=":")
     axes.axvspan(0, 0.1, color="0.5", alpha=0.12, linewidth=0)
-    axes.text(0.05, 0.02, "worst\n10 %", ha="center", fontsize=8, transform=axes.get_xaxis_transform())
+    axes.text(
+        0.05, 0.97, "worst\n10 %", ha="center", va="top", fontsize=8, transform=axes.get_xaxis_transform()
+    )
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))

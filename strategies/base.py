@@ -207,13 +207,13 @@ class Strategy(ABC, Generic[S]):
     """A federated method.
 
     Class attributes:
-        Config: Frozen dataclass of the method's hyper-parameters.
+        config_class: Frozen dataclass of the method's hyper-parameters.
 
     Args:
         config: An instance of `Config`.
     """
 
-    Config: ClassVar[type]
+    config_class: ClassVar[type]
 
     def __init__(self, config: Any) -> None:
         self.config = config

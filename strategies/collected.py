@@ -54,7 +54,7 @@ Aggregate = Callable[[int, State, Sequence[tuple[int, int, dict[str, Tensor]]]],
 class Collected(Strategy[State]):
     """Whole models, collected and handed to an aggregate."""
 
-    Config = Config
+    config_class = Config
     config: Config
 
     def __init__(self, config: Config, aggregate: Aggregate | None = None) -> None:

@@ -86,7 +86,7 @@ def step(model: Tree, mean_delta: Tree, server_lr: float) -> dict[str, Tensor]:
 class FedAvg(Strategy[State]):
     """Federated averaging: train locally, average the changes."""
 
-    Config = Config
+    config_class = Config
     config: Config
 
     def __init__(self, config: Config) -> None:

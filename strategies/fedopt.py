@@ -168,7 +168,7 @@ def optimize(
 class FedOpt(Strategy[State]):
     """The mean change as a gradient for an optimiser on the server."""
 
-    Config = Config
+    config_class = Config
     config: Config
 
     def __init__(self, config: Config) -> None:

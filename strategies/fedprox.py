@@ -80,7 +80,7 @@ def add_proximal_gradient(
 class FedProx(Strategy[State]):
     """FedAvg with a proximal term that keeps clients near the global model."""
 
-    Config = Config
+    config_class = Config
     config: Config
 
     def __init__(self, config: Config) -> None:

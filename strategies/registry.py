@@ -63,5 +63,5 @@ def find(name: str) -> type[Strategy[Any]]:
 
 def options(name: str) -> dict[str, Any]:
     """Return the hyper-parameters of a strategy with their defaults."""
-    config = find(name).Config()
+    config = find(name).config_class()
     return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}

@@ -114,7 +114,7 @@ def control_step(control: Tree, mean_change: Tree, fraction: float) -> dict[str,
 class Scaffold(Strategy[State]):
     """Control variates that cancel the drift of clients toward their own optima."""
 
-    Config = Config
+    config_class = Config
     config: Config
 
     def __init__(self, config: Config) -> None:

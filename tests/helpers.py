@@ -62,9 +62,7 @@ class Quadratics:
 
     @property
     def local(self) -> LocalConfig:
-        return LocalConfig(
-            epochs=self.num_steps, batch_size=0, lr=self.lr, device="cpu", precision="fp64"
-        )
+        return LocalConfig(epochs=self.num_steps, batch_size=0, lr=self.lr, device="cpu", precision="fp64")
 
     def shares(self, weighting: str) -> Tensor:
         """p_k as a column [K, 1]."""

@@ -91,7 +91,7 @@ def test_scaffold_first_round_by_hand():
     strategy = scaffold.Scaffold(scaffold.Config(server_lr=0.5))
     state = problem.round(strategy, strategy.initial(problem.server()), 1, cohort=[0])
     assert state.model["w"].tolist() == [1.5]  # 0 + 1/2 * 3
-    assert problem.memory[0].trees["control"]["w"].tolist() == [-6.0]  # (0 - 3) / (2 * 1/4), the mean gradient
+    assert problem.memory[0].trees["control"]["w"].tolist() == [-6.0]  # (0 - 3) / (2 / 4)
     assert state.control["w"].tolist() == [-3.0]  # |S| / N = 1/2
     # Round 2 from 1.5, shift c - c_0 = 3: gradients 2(1.5 - 4) + 3 = -2, w = 2; 2(2 - 4) + 3 = -1, w = 2.25.
     state = problem.round(strategy, state, 2, cohort=[0])
@@ -111,7 +111,7 @@ def test_scaffold_option_one_keeps_the_gradient_at_the_servers_model():
 STRATEGIES = [
     fedavg.FedAvg(fedavg.Config(server_lr=0.5)),
     fedprox.FedProx(fedprox.Config(mu=0.0, server_lr=0.5)),
-    scaffold.Scaffold(scaffold.Config(server_lr=0.5, weighting="examples")),  # its first round has c = c_i = 0
+    scaffold.Scaffold(scaffold.Config(server_lr=0.5, weighting="examples")),
     fedopt.FedOpt(fedopt.Config(optimizer="sgd", lr=0.5)),
 ]
 

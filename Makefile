@@ -1,0 +1,43 @@
+# Two commands matter on a fresh machine: `make demo` and `make test`. They need Python 3.11+, git and make.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test quick check format results bench clean
+
+demo: $(STAMP)  ## compare three strategies on bundled digits: a table, curves and pictures in results/demo
+	$(BIN)/umbel compare demo --strategies 'fedavg,fedprox(mu=0.1),scaffold' --seeds 3 --output results/demo
+
+test: $(STAMP)  ## all tests
+	$(BIN)/python -m pytest
+
+quick: $(STAMP)  ## the tests that take seconds
+	$(BIN)/python -m pytest -m "not slow"
+
+check: $(STAMP)  ## ruff, mypy --strict, import-linter, codespell
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell
+
+format: $(STAMP)  ## put the code into the house's format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+results: $(STAMP)  ## the experiments behind the tables of benchmarks/RESULTS.md; they take an hour
+	$(BIN)/python benchmarks/fashion.py
+
+bench: $(STAMP)  ## speed of the engines beside a plain loop and stock Flower
+	$(BIN)/python benchmarks/simulation.py
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "umbel needs Python 3.11 or newer, this is " + sys.version'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $(STAMP)
+
+clean:  ## remove the environment and caches; results stay
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

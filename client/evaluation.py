@@ -11,9 +11,7 @@ from core.records import Payload, Reply
 from strategies.base import ClientContext, Strategy
 
 
-def evaluate_client(
-    strategy: Strategy[Any], payload: Payload, client: ClientContext, batch_size: int
-) -> Reply:
+def evaluate_client(strategy: Strategy[Any], payload: Payload, client: ClientContext, batch_size: int) -> Reply:
     """Count what each personal predictor gets right on the client's validation and test examples.
 
     Returns:

@@ -61,7 +61,7 @@ class WarmProcess:
 
     def __init__(self, bundle: Path, start: dict[str, Any]) -> None:
         # `-m` puts the current folder, the bundle, first on the path.
-        self._process = subprocess.Popen(  # noqa: S603
+        self._process = subprocess.Popen(
             [sys.executable, "-m", "client.serve"], cwd=bundle, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         write_frame(self._process.stdin, json.dumps(start).encode())  # type: ignore[arg-type]
@@ -191,15 +191,11 @@ def main() -> None:
     """Connect and serve until terminated."""
     parser = argparse.ArgumentParser(description="A SuperNode whose client process stays warm.")
     parser.add_argument("--superlink", required=True, help="address of the SuperLink's Fleet API, host:port")
-    parser.add_argument(
-        "--insecure", action="store_true", help="no TLS: for one machine or a trusted network"
-    )
+    parser.add_argument("--insecure", action="store_true", help="no TLS: for one machine or a trusted network")
     parser.add_argument("--root-certificates", help="PEM file of the certificate authority")
     parser.add_argument("--node-config", default="", help='such as "partition-id=0 num-partitions=4"')
     parser.add_argument("--home", type=Path, default=Path.home() / ".umbel" / "node", help="where bundles go")
-    parser.add_argument(
-        "--max-wait-time", type=float, help="seconds without a SuperLink after which to give up"
-    )
+    parser.add_argument("--max-wait-time", type=float, help="seconds without a SuperLink after which to give up")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))

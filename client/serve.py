@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import struct
-import sys
 import traceback
 from typing import BinaryIO
 
@@ -47,9 +46,7 @@ def main() -> None:
     if first is None:
         return
     start = json.loads(first)
-    context = Context(
-        start["run_id"], start["node_id"], start["node_config"], RecordDict(), start["run_config"]
-    )
+    context = Context(start["run_id"], start["node_id"], start["node_config"], RecordDict(), start["run_config"])
     from client.app import app
 
     while (content := read_frame(requests)) is not None:
@@ -63,4 +60,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -51,19 +51,13 @@ def check(experiment: Experiment) -> None:
     _one_of("data.augment", experiment.data.augment, transforms.augmentations())
     if experiment.data.name not in data_sets.names() and ":" not in experiment.data.name:
         raise ExperimentError(
-            str(
-                unknown("data set", experiment.data.name, [*data_sets.names(), "hub:<name>"], key="data.name")
-            )
+            str(unknown("data set", experiment.data.name, [*data_sets.names(), "hub:<name>"], key="data.name"))
         )
     if experiment.model.name not in models.names() and ":" not in experiment.model.name:
         raise ExperimentError(str(unknown("model", experiment.model.name, models.names(), key="model.name")))
-    _at_least(
-        experiment, 1, "run.rounds", "run.min_replies", "run.fold_block", "run.threads", "data.num_clients"
-    )
+    _at_least(experiment, 1, "run.rounds", "run.min_replies", "run.fold_block", "run.threads", "data.num_clients")
     _at_least(experiment, 1, "data.min_examples", "data.num_tasks", "data.imbalance", "engine.nodes")
-    _at_least(
-        experiment, 0, "run.clients_per_round", "client.epochs", "client.max_steps", "client.batch_size"
-    )
+    _at_least(experiment, 0, "run.clients_per_round", "client.epochs", "client.max_steps", "client.batch_size")
     _at_least(experiment, 0, "client.lr", "client.momentum", "client.weight_decay", "client.clip_norm")
     _at_least(experiment, 0, "evaluate.every", "checkpoint.every", "engine.workers", "engine.gpus_per_worker")
     _at_least(experiment, -1, "evaluate.clients")

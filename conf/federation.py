@@ -38,9 +38,7 @@ def adopt(experiment: Experiment, made: Federation) -> None:
 def build_model(experiment: Experiment, data: Federation) -> Model:
     """Build the experiment's model, initialised from the run's seed, with its norm rule applied."""
     config = experiment.model
-    make = partial(
-        registry.build, config.name, data.num_classes, data.image_size, data.in_channels, **config.sizes
-    )
+    make = partial(registry.build, config.name, data.num_classes, data.image_size, data.in_channels, **config.sizes)
 
     def factory() -> Model:
         model = make()

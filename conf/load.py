@@ -144,9 +144,7 @@ def _parse_yaml(text: str, name: str) -> dict[str, Any]:
     except yaml.YAMLError as error:
         raise ExperimentError(f"{name}: this is not valid YAML: {error}") from error
     if not isinstance(content, dict):
-        raise ExperimentError(
-            f"{name}: an experiment is a mapping of sections, found {type(content).__name__}."
-        )
+        raise ExperimentError(f"{name}: an experiment is a mapping of sections, found {type(content).__name__}.")
     for section, value in content.items():
         if value is None:
             content[section] = {}
@@ -210,9 +208,7 @@ def _check_keys(given: Mapping[str, Any], strategy_name: str) -> None:
         if path in sections:
             raise ExperimentError(f"{path} is a section; set a key in it, such as {path}.name=...")
         guesses = nearest(path, known)
-        hint = (
-            f"Did you mean {' or '.join(guesses)}?" if guesses else "See `umbel run --help` for the sections."
-        )
+        hint = f"Did you mean {' or '.join(guesses)}?" if guesses else "See `umbel run --help` for the sections."
         raise ExperimentError(f"Unknown key {path!r}. {hint}")
 
 

@@ -31,8 +31,7 @@ class Block:
 def cut(cohort: Sequence[int], size: int) -> list[Block]:
     """Cut the selected clients, in their order, into blocks of `size` (the last may be shorter)."""
     return [
-        Block(index, tuple(cohort[start : start + size]))
-        for index, start in enumerate(range(0, len(cohort), size))
+        Block(index, tuple(cohort[start : start + size])) for index, start in enumerate(range(0, len(cohort), size))
     ]
 
 
@@ -75,9 +74,7 @@ class BlockTree:
                 if sibling not in self._waiting:
                     break
                 other = self._fetch(sibling)
-                partial = (
-                    self._fold.merge(partial, other) if index % 2 == 0 else self._fold.merge(other, partial)
-                )
+                partial = self._fold.merge(partial, other) if index % 2 == 0 else self._fold.merge(other, partial)
             level, index = level + 1, index // 2
         self._store((level, index), partial)
 

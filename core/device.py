@@ -23,9 +23,7 @@ def resolve(name: str) -> torch.device:
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(
-            "client.device=cuda: this machine has no CUDA device that torch can use; say cpu or auto."
-        )
+        raise ValueError("client.device=cuda: this machine has no CUDA device that torch can use; say cpu or auto.")
     if name == "mps" and not torch.backends.mps.is_available():
         raise ValueError("client.device=mps: this machine has no Metal device; say cpu or auto.")
     return torch.device(name)

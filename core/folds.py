@@ -55,17 +55,13 @@ class Fold(ABC):
             if self.like is not None:
                 check_same(tree, payload.trees[self.like], what)
             elif self.keys and set(tree) != set(self.keys):
-                raise TreeMismatchError(
-                    f"{what}: expected the keys {sorted(self.keys)}, found {sorted(tree)}"
-                )
+                raise TreeMismatchError(f"{what}: expected the keys {sorted(self.keys)}, found {sorted(tree)}")
         except TreeMismatchError as error:
             raise BadReplyError(str(error)) from error
         if (name := first_non_finite(tree)) is not None:
             raise BadReplyError(f"{what}: {name!r} holds NaN or infinity")
 
-    def check_accumulator(
-        self, what: str, accumulator: Tree, payload: Payload, clients: Sequence[int]
-    ) -> None:
+    def check_accumulator(self, what: str, accumulator: Tree, payload: Payload, clients: Sequence[int]) -> None:
         """Raise `BadReplyError` unless an accumulator of these clients that came from elsewhere may be merged."""
         if (name := first_non_finite(accumulator)) is not None:
             raise BadReplyError(f"{what}: the partial sum of {name!r} holds NaN or infinity")
@@ -95,9 +91,7 @@ class _Linear(Fold):
     def merge(self, left: dict[str, Tensor], right: dict[str, Tensor]) -> dict[str, Tensor]:
         return _sum_into(left, right)
 
-    def check_accumulator(
-        self, what: str, accumulator: Tree, payload: Payload, clients: Sequence[int]
-    ) -> None:
+    def check_accumulator(self, what: str, accumulator: Tree, payload: Payload, clients: Sequence[int]) -> None:
         super().check_accumulator(what, accumulator, payload, clients)
         weight = accumulator.get(WEIGHT)
         if weight is None or weight.shape != () or not float(weight) > 0:
@@ -111,9 +105,7 @@ class _Linear(Fold):
         super().check(what, tree, payload)
         for name, tensor in tree.items():
             if not tensor.is_floating_point():
-                raise BadReplyError(
-                    f"{what}: {name!r} is {tensor.dtype}; only floating-point tensors are averaged"
-                )
+                raise BadReplyError(f"{what}: {name!r} is {tensor.dtype}; only floating-point tensors are averaged")
 
 
 def _mean(accumulator: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -174,9 +166,7 @@ class Moments(Fold):
         if num_classes and not bool((count >= 1).all()):
             raise BadReplyError(f"{what}: a class that is listed should have a count of at least 1")
 
-    def check_accumulator(
-        self, what: str, accumulator: Tree, payload: Payload, clients: Sequence[int]
-    ) -> None:
+    def check_accumulator(self, what: str, accumulator: Tree, payload: Payload, clients: Sequence[int]) -> None:
         self.check(what, accumulator, payload)
 
     def lift(self, tree: Tree, num_examples: int, client: int) -> dict[str, Tensor]:
@@ -225,9 +215,7 @@ class Collect(Fold):
         optional: Keys that a reply may leave out.
     """
 
-    def __init__(
-        self, like: str | None = None, keys: Sequence[str] = (), optional: Sequence[str] = ()
-    ) -> None:
+    def __init__(self, like: str | None = None, keys: Sequence[str] = (), optional: Sequence[str] = ()) -> None:
         super().__init__(like, keys)
         self.optional = tuple(optional)
 
@@ -244,15 +232,11 @@ class Collect(Fold):
         merged = {**left, **right}
         for name in both:
             if left[name].shape[1:] != right[name].shape[1:]:
-                raise BadReplyError(
-                    f"two clients sent {name!r} in different shapes; they cannot be collected"
-                )
+                raise BadReplyError(f"two clients sent {name!r} in different shapes; they cannot be collected")
             merged[name] = torch.cat([left[name], right[name]])
         return merged
 
-    def check_accumulator(
-        self, what: str, accumulator: Tree, payload: Payload, clients: Sequence[int]
-    ) -> None:
+    def check_accumulator(self, what: str, accumulator: Tree, payload: Payload, clients: Sequence[int]) -> None:
         super().check_accumulator(what, accumulator, payload, clients)
         values = {name: tensor for name, tensor in accumulator.items() if not name.startswith("#")}
         if len(accumulator) != 3 * len(values):
@@ -265,12 +249,8 @@ class Collect(Fold):
                 raise BadReplyError(f"{what}: the rows of {name!r} do not say whose they are")
             whole = len(owners) == len(clients) or name in self.optional or not (self.like or self.keys)
             # In the order of the cohort, each once.
-            if not whole or owners.tolist() != [
-                client for client in clients if client in set(owners.tolist())
-            ]:
-                raise BadReplyError(
-                    f"{what}: the rows of {name!r} are of other clients than those that replied"
-                )
+            if not whole or owners.tolist() != [client for client in clients if client in set(owners.tolist())]:
+                raise BadReplyError(f"{what}: the rows of {name!r} are of other clients than those that replied")
         rows = {name: tensor[0] for name, tensor in values.items() if len(tensor)}
         self.check(what, rows, payload)
 
@@ -376,9 +356,7 @@ class Product:
         if not num_replies:
             return
         if set(partial.trees) != set(self.folds) or set(partial.numbers) != set(self.numbers):
-            raise BadReplyError(
-                f"a partial sum should have {sorted(self.folds)}, found {sorted(partial.trees)}"
-            )
+            raise BadReplyError(f"a partial sum should have {sorted(self.folds)}, found {sorted(partial.trees)}")
         if partial.num_examples < num_replies or not all(map(math.isfinite, partial.numbers.values())):
             raise BadReplyError("a partial sum has numbers that cannot be")
         for name, fold in self.folds.items():
@@ -390,10 +368,7 @@ class Product:
 
     def lift(self, client: int, reply: Reply) -> Partial:
         """Return the accumulator of one reply."""
-        trees = {
-            name: fold.lift(reply.trees[name], reply.num_examples, client)
-            for name, fold in self.folds.items()
-        }
+        trees = {name: fold.lift(reply.trees[name], reply.num_examples, client) for name, fold in self.folds.items()}
         numbers = {name: reply.numbers[name] * reply.num_examples for name in self.numbers}
         return Partial(trees, numbers, reply.num_examples, 1)
 
@@ -409,9 +384,7 @@ class Product:
             return left
         trees = {name: fold.merge(left.trees[name], right.trees[name]) for name, fold in self.folds.items()}
         numbers = {name: left.numbers[name] + right.numbers[name] for name in self.numbers}
-        return Partial(
-            trees, numbers, left.num_examples + right.num_examples, left.num_replies + right.num_replies
-        )
+        return Partial(trees, numbers, left.num_examples + right.num_examples, left.num_replies + right.num_replies)
 
     def finish(self, accumulator: Partial) -> Folded:
         """Turn the accumulator of all replies into the result."""

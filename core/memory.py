@@ -90,9 +90,7 @@ class MemoryStore:
     def write(self, client: int, round_: int, step: int, record: MemoryRecord, checkpoint_round: int) -> None:
         """Write the record of (round_, step) and drop what a resume from `checkpoint_round` cannot need."""
         path = self._client_folder(client) / f"{round_:06d}.{step:02d}.{self._attempt}.safetensors"
-        tensors = {
-            f"{name}/{key}": tensor for name, tree in record.trees.items() for key, tensor in tree.items()
-        }
+        tensors = {f"{name}/{key}": tensor for name, tree in record.trees.items() for key, tensor in tree.items()}
         metadata = {"trees": json.dumps(list(record.trees)), "numbers": json.dumps(dict(record.numbers))}
         write_tensors(path, tensors, metadata)
         self._cache.pop(path, None)

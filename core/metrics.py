@@ -42,9 +42,7 @@ class ClassCounts:
 
 
 @torch.no_grad()
-def classify(
-    predict: Predict, images: Tensor, labels: Tensor, num_classes: int, batch_size: int = 512
-) -> ClassCounts:
+def classify(predict: Predict, images: Tensor, labels: Tensor, num_classes: int, batch_size: int = 512) -> ClassCounts:
     """Classify examples and count.
 
     Args:
@@ -86,9 +84,7 @@ def summarise(counts: ClassCounts) -> dict[str, float]:
 def per_class(counts: ClassCounts) -> dict[int, float]:
     """Return the accuracy of each class that occurs."""
     return {
-        c: float(counts.correct_C[c] / counts.total_C[c])
-        for c in range(len(counts.total_C))
-        if counts.total_C[c] > 0
+        c: float(counts.correct_C[c] / counts.total_C[c]) for c in range(len(counts.total_C)) if counts.total_C[c] > 0
     }
 
 

@@ -55,7 +55,7 @@ def forked(source: torch.Generator, device: torch.device | None = None) -> Itera
     seed = int(torch.randint(0, 2**62, (), generator=source).item())
     devices = [device] if device is not None and device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
-        torch.random.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         for cuda_device in devices:
             with torch.cuda.device(cuda_device):
                 torch.cuda.manual_seed(seed)

@@ -36,10 +36,7 @@ def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return {"plain": value}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {
-            f.name: _pack(getattr(value, f.name), f"{path}/{f.name}", tensors)
-            for f in dataclasses.fields(value)
-        }
+        fields = {f.name: _pack(getattr(value, f.name), f"{path}/{f.name}", tensors) for f in dataclasses.fields(value)}
         return {"dataclass": type(value).__qualname__, "fields": fields}
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) for key in value):
@@ -48,9 +45,7 @@ def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, tuple | list):
         kind = "tuple" if isinstance(value, tuple) else "list"
         return {kind: [_pack(item, f"{path}/{i}", tensors) for i, item in enumerate(value)]}
-    raise TypeError(
-        f"{path}: a State holds tensors, numbers, text and containers of them, found {type(value)}"
-    )
+    raise TypeError(f"{path}: a State holds tensors, numbers, text and containers of them, found {type(value)}")
 
 
 def unpack(skeleton: Any, tensors: Mapping[str, Tensor], classes: Mapping[str, type]) -> Any:

@@ -88,7 +88,7 @@ def make_optimizer(config: LocalConfig, parameters: Sequence[Tensor], lr: float)
             weight_decay=config.weight_decay,
             foreach=True,
         )
-    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
+    kind: type[torch.optim.Adam] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
     return kind(parameters, lr=lr, weight_decay=config.weight_decay, foreach=True)
 
 

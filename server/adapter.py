@@ -175,9 +175,7 @@ class FederatedRun(FlowerStrategy):
             remembering=frozenset(progress.remembering),
         )
 
-    def _enough(
-        self, folded: Folded | None, report: Report, phase: Phase, round_: int, progress: Progress
-    ) -> Folded:
+    def _enough(self, folded: Folded | None, report: Report, phase: Phase, round_: int, progress: Progress) -> Folded:
         """Account for an exchange; raise unless enough replies are good."""
         seconds = time.monotonic() - self._began
         self._account(report, phase, round_, progress)

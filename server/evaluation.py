@@ -19,9 +19,7 @@ def _prefix(name: str) -> str:
     return "" if name == MAIN else f"{name}/"
 
 
-def on_server(
-    session: Session, state: Any, round_: int, folder: RunFolder, seconds: float
-) -> dict[str, float]:
+def on_server(session: Session, state: Any, round_: int, folder: RunFolder, seconds: float) -> dict[str, float]:
     """Evaluate the strategy's predictors on the server's validation and test examples.
 
     Returns:
@@ -36,9 +34,7 @@ def on_server(
             images, labels = session.prepare(examples)
             size = session.experiment.evaluate.batch_size
             counts = metrics.classify(predictor.predict, images, labels, session.data.num_classes, size)
-            values = {
-                f"{_prefix(name)}{metric}": value for metric, value in metrics.summarise(counts).items()
-            }
+            values = {f"{_prefix(name)}{metric}": value for metric, value in metrics.summarise(counts).items()}
             folder.add(round_, "server", split, values, seconds)
             by_class = {f"{_prefix(name)}class/{c}/accuracy": v for c, v in metrics.per_class(counts).items()}
             folder.add(round_, "server", split, by_class, seconds)

@@ -77,9 +77,7 @@ class Exchange:
         self._on_clients = on_clients
         self._on_wait = on_wait
 
-    def run(
-        self, work: Work, payload: Payload, cohort: Sequence[int], fold: Product
-    ) -> tuple[Folded | None, Report]:
+    def run(self, work: Work, payload: Payload, cohort: Sequence[int], fold: Product) -> tuple[Folded | None, Report]:
         """Run one phase.
 
         Args:
@@ -127,7 +125,15 @@ class Exchange:
         kind = "evaluate" if work.phase == EVALUATE.name else "train"
         for node, clients in assigned.items():
             touched, mine = share(blocks, clients)
-            part = Work(**{**vars(work), "blocks": touched, "num_blocks": len(blocks), "clients": mine, "remembering": work.remembering & mine})
+            part = Work(
+                **{
+                    **vars(work),
+                    "blocks": touched,
+                    "num_blocks": len(blocks),
+                    "clients": mine,
+                    "remembering": work.remembering & mine,
+                }
+            )
             content = encode_work(part, payload, arrays)
             report.bytes_down += payload.num_bytes * len(mine)
             report.framing_down += framing_bytes(content) * len(mine)
@@ -195,7 +201,7 @@ class _Receiver:
         """Take a node's answer for the clients that it was given."""
         if message.has_error():
             for client in sorted(clients):
-                self.fail(client, node, message.error.reason)
+                self.fail(client, node, str(message.error.reason))
             return
         try:
             outcome = decode_outcome(message.content)

@@ -42,9 +42,7 @@ def flower_names() -> list[str]:
     found = []
     for name, kind in vars(flower_strategies).items():
         if inspect.isclass(kind) and issubclass(kind, FlowerStrategy) and not inspect.isabstract(kind):
-            required = [
-                p for p in inspect.signature(kind).parameters.values() if p.default is inspect.Parameter.empty
-            ]
+            required = [p for p in inspect.signature(kind).parameters.values() if p.default is inspect.Parameter.empty]
             if not required and name not in _EXCLUDED:
                 found.append(FLOWER_PREFIX + name)
     return sorted(found)
@@ -79,9 +77,7 @@ def check(experiment: Experiment) -> None:
             hint = f"Did you mean {guesses[0]}?" if guesses else f"Known: {', '.join(known)}."
             raise ExperimentError(f"strategy.{option}: {name} has no such option. {hint}")
         default = known[option]
-        right = (
-            isinstance(value, int | float) if isinstance(default, float) else isinstance(value, type(default))
-        )
+        right = isinstance(value, int | float) if isinstance(default, float) else isinstance(value, type(default))
         if default is not None and not right:
             raise ExperimentError(f"strategy.{option}: expected {type(default).__name__}, found {value!r}.")
     try:
@@ -146,9 +142,7 @@ def _restore(flower: FlowerStrategy, state: State) -> None:
         setattr(flower, name, number)
 
 
-def _own_state(
-    flower: FlowerStrategy, before: FlowerStrategy
-) -> tuple[dict[str, dict[str, Tensor]], dict[str, float]]:
+def _own_state(flower: FlowerStrategy, before: FlowerStrategy) -> tuple[dict[str, dict[str, Tensor]], dict[str, float]]:
     """Read what a Flower strategy carries from round to round: arrays by name, and numbers that changed."""
     trees: dict[str, dict[str, Tensor]] = {}
     numbers: dict[str, float] = {}
@@ -157,14 +151,10 @@ def _own_state(
             continue
         if isinstance(value, ArrayRecord):
             trees[name] = {key: torch.from_numpy(np.array(array.numpy())) for key, array in value.items()}
-        elif (
-            isinstance(value, dict) and value and all(isinstance(item, np.ndarray) for item in value.values())
-        ):
+        elif isinstance(value, dict) and value and all(isinstance(item, np.ndarray) for item in value.values()):
             trees[name] = {key: torch.from_numpy(np.array(item)) for key, item in value.items()}
         elif isinstance(value, list) and value and all(isinstance(item, np.ndarray) for item in value):
-            trees[name] = {
-                f"{_LIST}{i:06d}": torch.from_numpy(np.array(item)) for i, item in enumerate(value)
-            }
+            trees[name] = {f"{_LIST}{i:06d}": torch.from_numpy(np.array(item)) for i, item in enumerate(value)}
         elif isinstance(value, int | float) and value != getattr(before, name):
             numbers[name] = value
     return trees, numbers

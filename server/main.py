@@ -8,13 +8,10 @@ from typing import Any
 
 from flwr.serverapp import Grid
 
-
 from conf.schema import Experiment
 from core.files import read_json
-
 from server import checkpoint, flower
 from server.adapter import FederatedRun
-
 from server.listener import Both, FileListener, Listener
 from server.results import RunFolder, new_folder
 from server.session import Session

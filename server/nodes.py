@@ -108,7 +108,7 @@ class Directory:
     def _welcome(self, reply: Message) -> None:
         node = reply.metadata.src_node_id
         if reply.has_error():
-            self._refused[node] = reply.error.reason
+            self._refused[node] = str(reply.error.reason)
             return
         try:
             answer = decode_json(reply.content)

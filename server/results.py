@@ -147,9 +147,7 @@ class RunFolder:
         path = self.path / "metrics.parquet"
         if path.is_file():
             rows = pq.read_table(path).to_pylist()
-            self._rows = [
-                tuple(row[name] for name in SCHEMA.names) for row in rows if row["round"] <= last_round
-            ]
+            self._rows = [tuple(row[name] for name in SCHEMA.names) for row in rows if row["round"] <= last_round]
 
     def write_model(self, state: Mapping[str, Tensor], name: str = "model.safetensors") -> str:
         """Write a model and return the SHA-256 of its tensors."""
@@ -163,7 +161,7 @@ class RunFolder:
 
 def environment() -> dict[str, Any]:
     """Return versions, hardware and git commit."""
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in ("umbel", *_PACKAGES):
         try:
             versions[package] = metadata.version(package)

@@ -55,9 +55,7 @@ class Session:
     def prepare(self, examples: Examples) -> tuple[Tensor, Tensor]:
         """Return (images, labels) on the device, normalised; done once for each set of examples."""
         if id(examples) not in self._prepared:
-            images = transforms.normalize(
-                examples.images.to(self.device), self.data.mean, self.data.std, self.dtype
-            )
+            images = transforms.normalize(examples.images.to(self.device), self.data.mean, self.data.std, self.dtype)
             self._prepared[id(examples)] = (examples, (images, examples.labels.to(self.device)))
         return self._prepared[id(examples)][1]
 

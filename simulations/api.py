@@ -10,7 +10,8 @@ from typing import Any
 
 import pandas as pd
 
-from conf.load import ExperimentError, as_yaml, load
+from conf.errors import ExperimentError
+from conf.load import as_yaml, load
 from conf.schema import Experiment
 from core.files import read_json, write_json
 from server import flower

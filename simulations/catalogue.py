@@ -67,8 +67,7 @@ class Entry:
     def plain(self) -> dict[str, Any]:
         """Return nested dicts fit for JSON."""
         options = [
-            {"name": option.name, "default": _json(option.default), "doc": option.doc}
-            for option in self.options
+            {"name": option.name, "default": _json(option.default), "doc": option.doc} for option in self.options
         ]
         return {"name": self.name, "description": self.line, "options": options}
 
@@ -103,9 +102,7 @@ def _strategies() -> Iterator[Entry]:
         yield Entry(name, strategies.describe(name), tuple(options))
     for name in flower_names():
         options = (Option(key, value) for key, value in flower_options(name).items())
-        line = (inspect.getdoc(getattr(flower_strategies, name.removeprefix(FLOWER_PREFIX))) or "").partition(
-            "\n"
-        )[0]
+        line = (inspect.getdoc(getattr(flower_strategies, name.removeprefix(FLOWER_PREFIX))) or "").partition("\n")[0]
         yield Entry(name, f"Flower's aggregation: {line}", tuple(options))
 
 
@@ -115,9 +112,7 @@ def _models() -> Iterator[Entry]:
         docs: dict[str, str] = {}
         options = models.options(name)  # imports the module
         docs = _section(inspect.getdoc(getattr(sys.modules[module], factory)) or "", "Args")
-        found = (
-            Option(key, value, docs.get(key, "")) for key, value in options.items() if key != "image_size"
-        )
+        found = (Option(key, value, docs.get(key, "")) for key, value in options.items() if key != "image_size")
         size = options.get("image_size")
         published = f" Published for {size} x {size} pixels." if size else ""
         yield Entry(name, models.describe(name) + published, tuple(found))
@@ -192,11 +187,7 @@ def _options(options: tuple[Option, ...], width: int) -> Table:
 
 
 def _assignment(option: Option) -> str:
-    return (
-        option.name
-        if option.default == "" and "<" in option.name
-        else f"{option.name}={_value(option.default)}"
-    )
+    return option.name if option.default == "" and "<" in option.name else f"{option.name}={_value(option.default)}"
 
 
 def _value(value: Any) -> str:

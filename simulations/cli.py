@@ -21,8 +21,9 @@ KINDS = ("strategies", "models", "data", "partitions", "experiments", "keys")
 def main() -> None:
     r"""Federated learning for image models that mix convolution and attention.
 
-    An experiment is a YAML file: data and how they are cut into clients, a model, a strategy, a course of rounds.
-    Some come with umbel (`umbel list experiments`); any of its keys can be changed on the command line.
+    An experiment is a YAML file: data and how they are cut into clients, a model, a strategy, a course of
+    rounds. Some come with umbel (`umbel list experiments`); any of its keys can be changed on the command
+    line.
 
     \b
     Start here:
@@ -65,10 +66,10 @@ def run(experiment: str, overrides: tuple[str, ...], quiet: bool, as_json: bool)
       evaluate.    every, server, clients          checkpoint.  every
       engine.      name (inline|ray|grpc), workers, gpus_per_worker, nodes, ...
 
-    A typo, a wrong type or an impossible combination is refused before anything starts. At a terminal the progress is
-    shown live on standard error; without one, each round is a JSON line on standard output. The last line of standard
-    output is the run's folder, with summary.json, metrics.parquet, model.safetensors and config.yaml. Ctrl-C or
-    SIGTERM writes a checkpoint and says how to go on.
+    A typo, a wrong type or an impossible combination is refused before anything starts. At a terminal the
+    progress is shown live on standard error; without one, each round is a JSON line on standard output. The
+    last line of standard output is the run's folder, with summary.json, metrics.parquet, model.safetensors
+    and config.yaml. Ctrl-C or SIGTERM writes a checkpoint and says how to go on.
     """
     with Stopper() as stopper:
         from rich.console import Console
@@ -98,8 +99,8 @@ def run(experiment: str, overrides: tuple[str, ...], quiet: bool, as_json: bool)
 def resume(folder: str, overrides: tuple[str, ...], quiet: bool, as_json: bool) -> None:
     r"""Go on with RUN, a run's folder, from its last checkpoint.
 
-    It ends with the same weights, bit for bit, as if it had never been stopped. Only run.rounds and the sections engine
-    and checkpoint may change.
+    It ends with the same weights, bit for bit, as if it had never been stopped. Only run.rounds and the
+    sections engine and checkpoint may change.
 
     \b
     Examples:
@@ -165,15 +166,13 @@ def list_(kind: str, as_json: bool) -> None:
 
 @main.command(short_help="Make an HTML report of runs or of a comparison.")
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.option(
-    "--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="The HTML file to write."
-)
+@click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="The HTML file to write.")
 @guarded
 def report(paths: tuple[str, ...], output: Path | None) -> None:
     r"""Make one self-contained HTML file of the runs or the comparison at PATH.
 
-    It holds summary, curves, accuracy by class and by client, the partition, times, bytes, failures, the hash of the
-    weights, and the command that gives the same again. It loads nothing from anywhere.
+    It holds summary, curves, accuracy by class and by client, the partition, times, bytes, failures, the hash
+    of the weights, and the command that gives the same again. It loads nothing from anywhere.
 
     \b
     Examples:

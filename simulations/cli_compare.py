@@ -12,6 +12,7 @@ from simulations.cli_run import Stopper, guarded, supervised
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     from simulations.comparison import Comparison
 
@@ -19,9 +20,7 @@ if TYPE_CHECKING:
 @click.command(short_help="Compare strategies over several seeds.")
 @click.argument("experiment")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option(
-    "--strategies", "-s", required=True, help="Names, with options in brackets: 'fedavg,fedprox(mu=0.1)'."
-)
+@click.option("--strategies", "-s", required=True, help="Names, with options in brackets: 'fedavg,fedprox(mu=0.1)'.")
 @click.option("--seeds", default="3", show_default=True, help="How many, or which: 3, or 1,5,7.")
 @click.option(
     "--output",
@@ -29,9 +28,7 @@ if TYPE_CHECKING:
     type=click.Path(file_okay=False, path_type=Path),
     help="The comparison's folder  [default: compare-EXPERIMENT in run.results]",
 )
-@click.option(
-    "--fresh", is_flag=True, help="Run everything anew, also what is there (after a change of code)."
-)
+@click.option("--fresh", is_flag=True, help="Run everything anew, also what is there (after a change of code).")
 @click.option("--quiet", "-q", is_flag=True, help="Print the table and the folder only.")
 @click.option("--json", "as_json", is_flag=True, help="JSON lines on standard output, even at a terminal.")
 @guarded
@@ -53,14 +50,14 @@ def compare(
       umbel compare digits -s 'fedavg,fedprox(mu=0.01),fedprox(mu=1)' --seeds 1,5,7 run.rounds=10
       umbel compare digits -s 'fedavg,flwr:FedTrimmedAvg(beta=0.2)' data.alpha=0.1 --output results/robust
 
-    Strategies are separated by commas; options stand in brackets behind the name (quote them for the shell). All of them
-    run with the same seeds: `--seeds 3` counts from run.seed, `--seeds 1,5,7` takes just these. A seed fixes the
-    partition, the initial weights and who takes part, so differences are paired by seed; set data.seed to hold the
-    partition fixed while the rest varies.
+    Strategies are separated by commas; options stand in brackets behind the name (quote them for the shell).
+    All of them run with the same seeds: `--seeds 3` counts from run.seed, `--seeds 1,5,7` takes just these. A
+    seed fixes the partition, the initial weights and who takes part, so differences are paired by seed; set
+    data.seed to hold the partition fixed while the rest varies.
 
-    Runs that are there with the same configuration are used again, and stopped ones are gone on with: give the same
-    command once more. The folder then holds table.md, comparison.json, curves.png, partition.png and report.html, and
-    is the last line of standard output.
+    Runs that are there with the same configuration are used again, and stopped ones are gone on with: give
+    the same command once more. The folder then holds table.md, comparison.json, curves.png, partition.png and
+    report.html, and is the last line of standard output.
     """
     with Stopper() as stopper:
         from rich.console import Console
@@ -100,18 +97,14 @@ def _print(console: Console, found: Comparison) -> None:
     ):
         console.print(f"{found.path / name}", style="cyan", end="  ", soft_wrap=True)
         console.print(what, style="dim", soft_wrap=True)
-    first = found.members[0].experiment
+    seeds = len(found.seeds)
     console.print("\nWhat to try next:", style="bold")
-    console.print(
-        f"  umbel data show {first.name} data.alpha=0.1            a harder partition, seen", soft_wrap=True
-    )
-    console.print(
-        f"  umbel compare {first.name} -s 'fedavg,fedopt(optimizer=adam, lr=0.01)' --seeds {len(found.seeds)}",
-        soft_wrap=True,
-    )
-    console.print(
-        "  umbel list strategies                          all of them, with their options", soft_wrap=True
-    )
+    for line in (
+        f"umbel data show {found.source} data.alpha=0.1   # a harder partition, seen",
+        f"umbel compare {found.source} -s 'fedavg,fedopt(optimizer=adam,lr=0.01)' --seeds {seeds}",
+        "umbel list strategies   # all of them, with their options",
+    ):
+        console.print(f"  {line}", soft_wrap=True, markup=False)
 
 
 def _table(found: Comparison) -> Table:
@@ -128,9 +121,17 @@ def _table(found: Comparison) -> Table:
     for item in found.items:
         cells = [Text(cell(found, item.label, measure)) for measure in MEASURES]
         for text in cells:
-            text.stylize("bold green" if text.plain.endswith("*") else "")
+            _mark(text)
         table.add_row(Text(item.label), *cells, Text(difference_cell(found, item.label)))
     return table
+
+
+def _mark(text: Text) -> None:
+    """Make a best value stand out; the others keep their digits under its digits."""
+    if text.plain.endswith("*"):
+        text.stylize("bold green")
+    else:
+        text.append("  ")
 
 
 def _upright(found: Comparison) -> Table:
@@ -147,7 +148,7 @@ def _upright(found: Comparison) -> Table:
     for measure, (title, _) in MEASURES.items():
         cells = [Text(cell(found, item.label, measure)) for item in found.items]
         for text in cells:
-            text.stylize("bold green" if text.plain.endswith("*") else "")
+            _mark(text)
         table.add_row(title, *cells)
     table.add_row("difference", *(Text(difference_cell(found, item.label)) for item in found.items))
     return table

@@ -55,9 +55,7 @@ def fetch(name: str, overrides: tuple[str, ...]) -> None:
     channels, height, width = found.train.images.shape[1:]
     colour = "grey" if channels == 1 else f"{channels} channels"
     click.echo(f"{found.name}: there.")
-    click.echo(
-        f"  {len(found.train):,} training and {len(found.test):,} test examples, {height} x {width}, {colour}"
-    )
+    click.echo(f"  {len(found.train):,} training and {len(found.test):,} test examples, {height} x {width}, {colour}")
     click.echo(f"  {len(found.class_names)} classes: {_some(found.class_names)}")
     if found.domain_names:
         click.echo(f"  {len(found.domain_names)} domains: {_some(found.domain_names)}")
@@ -80,13 +78,11 @@ def _some(names: tuple[str, ...]) -> str:
 @click.option("--open/--no-open", "show_it", default=False, help="Open the picture.")
 @click.option("--json", "as_json", is_flag=True, help="For machines, on standard output.")
 @guarded
-def show(
-    experiment: str, overrides: tuple[str, ...], output: Path | None, show_it: bool, as_json: bool
-) -> None:
+def show(experiment: str, overrides: tuple[str, ...], output: Path | None, show_it: bool, as_json: bool) -> None:
     r"""Show how EXPERIMENT cuts its data into clients: counts, skew, and a heat map of clients and classes.
 
-    The divergence is Jensen and Shannon's, between a client's classes and all clients' classes, in bits: 0 is the same
-    mix, 1 is nothing in common. The picture's path is the last line of standard output.
+    The divergence is Jensen and Shannon's, between a client's classes and all clients' classes, in bits: 0 is
+    the same mix, 1 is nothing in common. The picture's path is the last line of standard output.
 
     \b
     Examples:
@@ -112,9 +108,7 @@ def show(
     path = (output or Path(composed.run.results) / stem).expanduser().resolve()
     plots.save(plots.heat_map(counts, names, title(composed)), path)
     if as_json:
-        click.echo(
-            json.dumps({**facts, "counts": counts.tolist(), "classes": list(names), "picture": str(path)})
-        )
+        click.echo(json.dumps({**facts, "counts": counts.tolist(), "classes": list(names), "picture": str(path)}))
         return
     _print(composed, counts, names, facts)
     if show_it:
@@ -128,9 +122,7 @@ def title(experiment: Experiment) -> str:
     keys |= {"quantity_skew": "alpha", "pathological": "classes_per_client", "shards": "shards_per_client"}
     key = keys.get(data_.partition)
     value = f" ({key.replace('_', ' ')} {getattr(data_, key):g})" if key else ""
-    return (
-        f"{data_.name}: {data_.partition}{value}, {data_.num_clients:,} clients, seed {experiment.data_seed}"
-    )
+    return f"{data_.name}: {data_.partition}{value}, {data_.num_clients:,} clients, seed {experiment.data_seed}"
 
 
 def statistics(counts: Counts) -> dict[str, Any]:
@@ -140,8 +132,8 @@ def statistics(counts: Counts) -> dict[str, Any]:
         counts: [K, C] examples.
 
     Returns:
-        Numbers of clients, classes, examples; smallest, median, largest of examples and of classes a client; mean and
-        largest Jensen-Shannon divergence of the clients' classes to the whole, in bits.
+        Numbers of clients, classes, examples; smallest, median, largest of examples and of classes a client;
+        mean and largest Jensen-Shannon divergence of the clients' classes to the whole, in bits.
     """
     import numpy as np
 
@@ -209,5 +201,5 @@ def text_map(counts: Counts, names: tuple[str, ...]) -> list[str]:
 
 
 def _shade(count: int, largest: int) -> int:
-    """Return 0 for nothing, else 1 to 4 by quarters of the root of the largest, so that few are told from many."""
+    """Return 0 for nothing, else 1 to 4 by the square root, so that few are told from many."""
     return math.ceil(4 * math.sqrt(count / largest))

@@ -8,9 +8,7 @@ import click
 
 from simulations.cli_run import guarded
 
-_HOME = click.option(
-    "--home", type=click.Path(file_okay=False, path_type=Path), help="Folder of its state and logs."
-)
+_HOME = click.option("--home", type=click.Path(file_okay=False, path_type=Path), help="Folder of its state and logs.")
 
 
 @click.group(short_help="A real federation over gRPC on this machine: up, status, down.")
@@ -26,12 +24,8 @@ def federate() -> None:
 
 
 @federate.command(short_help="Start a SuperLink and SuperNodes.")
-@click.option(
-    "--nodes", type=click.IntRange(min=1), default=4, show_default=True, help="Number of SuperNodes."
-)
-@click.option(
-    "--stock", is_flag=True, help="Flower's own way: a new process for each message, for comparison."
-)
+@click.option("--nodes", type=click.IntRange(min=1), default=4, show_default=True, help="Number of SuperNodes.")
+@click.option("--stock", is_flag=True, help="Flower's own way: a new process for each message, for comparison.")
 @_HOME
 @guarded
 def up(nodes: int, stock: bool, home: Path | None) -> None:

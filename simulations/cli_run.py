@@ -40,10 +40,10 @@ def fail(error: BaseException | str, code: int) -> NoReturn:
 class Stopper:
     """Turns Ctrl-C and SIGTERM into one orderly stop.
 
-    The first signal raises `KeyboardInterrupt`, upon which the round loop writes its checkpoint. While it does, the
-    second is only answered, so that nothing is written by halves; the third ends the process (checkpoints are
-    renamed into place whole, so that even then the one before is good). After the last round a signal is too late
-    to be of use and the run is left to finish.
+    The first signal raises `KeyboardInterrupt`, upon which the round loop writes its checkpoint. While it
+    does, the second is only answered, so that nothing is written by halves; the third ends the process
+    (checkpoints are renamed into place whole, so that even then the one before is good). After the last round
+    a signal is too late to be of use and the run is left to finish.
     """
 
     def __init__(self) -> None:
@@ -164,15 +164,9 @@ def _message(error: BaseException) -> str:
 def _stopped(watcher: Watcher, again: str) -> str:
     """Return the line that says how to go on."""
     if watcher.folder is None:
-        return (
-            f"Stopped before anything began. Go on with: {again}"
-            if again
-            else "Stopped before anything began."
-        )
+        return f"Stopped before anything began. Go on with: {again}" if again else "Stopped before anything began."
     folder = Path(watcher.folder)
-    rounds = [
-        int(path.name[6:]) for path in (folder / "checkpoints").glob("round-*") if path.name[6:].isdigit()
-    ]
+    rounds = [int(path.name[6:]) for path in (folder / "checkpoints").glob("round-*") if path.name[6:].isdigit()]
     (folder / "stop").unlink(missing_ok=True)
     after = f"after round {max(rounds)}" if rounds else "before the first checkpoint; it begins again"
     return f"Stopped {after}. Go on with: {again or f'umbel resume {folder}'}"

@@ -1,7 +1,8 @@
 """Compare strategies so that the comparison can be believed: several seeds, deviations, paired differences.
 
-Every strategy runs with the same seeds; a seed fixes the partition, the initial weights and the cohorts, so that
-differences between strategies are paired by seed. Finished runs of the same configuration are used again.
+Every strategy runs with the same seeds; a seed fixes the partition, the initial weights and the cohorts, so
+that differences between strategies are paired by seed. Finished runs of the same configuration are used
+again.
 """
 
 from __future__ import annotations
@@ -82,9 +83,7 @@ def parse_seeds(text: str, first: int) -> tuple[int, ...]:
     try:
         found = [int(part) for part in text.split(",") if part.strip()]
     except ValueError as error:
-        raise ExperimentError(
-            f"--seeds is a number such as 3, or a list such as 1,5,7; found {text!r}."
-        ) from error
+        raise ExperimentError(f"--seeds is a number such as 3, or a list such as 1,5,7; found {text!r}.") from error
     seeds = tuple(found) if "," in text else tuple(range(first, first + found[0] if found else first))
     if not seeds or len(set(seeds)) < len(seeds):
         raise ExperimentError(f"--seeds needs at least one seed and none twice; found {text!r}.")

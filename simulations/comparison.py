@@ -70,7 +70,7 @@ class Member:
 
     @cached_property
     def measures(self) -> dict[str, float]:
-        """What the comparison's table shows of this run, by the keys of `MEASURES`; NaN where not measured."""
+        """What the table shows of this run, by the keys of `MEASURES`; NaN where not measured."""
         return measures(self.summary)
 
 
@@ -115,8 +115,8 @@ class Comparison:
     def best(self, measure: str) -> str | None:
         """Return the label of the best strategy, or None where it cannot be told.
 
-        It cannot with a single seed or strategy, when the paired difference to any other strategy is within one
-        standard error, or for what is a cost (bytes, seconds) and not an aim.
+        It cannot with a single seed or strategy, when the paired difference to any other strategy is within
+        one standard error, or for what is a cost (bytes, seconds) and not an aim.
         """
         if MEASURES[measure][1] != "accuracy":
             return None
@@ -203,8 +203,9 @@ def footnote(comparison: Comparison) -> str:
     shared = comparison.members[0].experiment.data.seed is not None
     partition = "all share one partition" if shared else "each draws its own partition"
     return (
-        f"Mean ± sample standard deviation over {len(seeds)} seeds ({', '.join(map(str, seeds))}; {partition}). "
-        "Test: the server's, in the last round and in the best, which validation data choose. Clients: each on its "
-        f"own test, last round. Difference: of test, last, to {comparison.items[0].label}, paired by seed, ± its "
-        "standard error. * best, by more than one standard error of the paired difference to every other."
+        f"Mean ± sample standard deviation over {len(seeds)} seeds ({', '.join(map(str, seeds))}; "
+        f"{partition}). Test: the server's, in the last round and in the best, which validation data choose. "
+        "Clients: each on its own test, last round. Difference: of test, last, to "
+        f"{comparison.items[0].label}, paired by seed, ± its standard error. * best, by more than one standard "
+        "error of the paired difference to every other."
     )

@@ -215,9 +215,7 @@ def describe(experiment: Experiment, with_strategy: bool = True) -> str:
 def _strategy(experiment: Experiment) -> str:
     name, options = experiment.strategy.name, experiment.strategy.options
     defaults = {} if name.startswith(registry.FLOWER_PREFIX) else registry.options(name)
-    given = [
-        f"{key}={value}" for key, value in options.items() if key not in defaults or defaults[key] != value
-    ]
+    given = [f"{key}={value}" for key, value in options.items() if key not in defaults or defaults[key] != value]
     return f"{name}({', '.join(given)})" if given else name
 
 

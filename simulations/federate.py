@@ -129,9 +129,7 @@ def start(nodes: int, home: Path, stock: bool = False, memory: Path | None = Non
             config = f'partition-id={index} num-partitions={nodes} state-folder="{state}"'
             command = _node_command(home / "nodes" / str(index), config, fleet, runtime[index], stock)
             started.append(_spawn(home, f"node-{index}", command, tied))
-        federation = Federation(
-            str(home), fleet, control, superlink.pid, tuple(p.pid for p in started[1:]), stock
-        )
+        federation = Federation(str(home), fleet, control, superlink.pid, tuple(p.pid for p in started[1:]), stock)
         write_json(home / STATE, asdict(federation))
         _wait_for_nodes(home, started[1:])
     except BaseException:

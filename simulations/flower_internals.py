@@ -19,7 +19,8 @@ CLIENT_FAILED = 3  # Flower's code for a ClientApp that raised
 
 def identify() -> None:
     """Give this process an identity, unless Flower has given it one."""
-    if TaskIdentity._task_id is None:
+    unset: int | None = TaskIdentity._task_id
+    if unset is None:
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, NODE
 
 
@@ -52,9 +53,7 @@ class LocalGrid(Grid):
         """Return the one node."""
         return [NODE]
 
-    def send_and_receive(
-        self, messages: Iterable[Message], *, timeout: float | None = None
-    ) -> Iterable[Message]:
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Return all replies at once."""
         return list(self.stream(messages, float("inf") if timeout is None else timeout))
 

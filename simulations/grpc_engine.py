@@ -173,9 +173,6 @@ def _await_end(progress: Path) -> None:
     """Give the server time to write its checkpoint."""
     deadline = time.monotonic() + _STOP_SECONDS
     while time.monotonic() < deadline:
-        if (
-            progress.is_file()
-            and '"event": "end"' in progress.read_text(encoding="utf-8").rsplit("\n", 2)[-2]
-        ):
+        if progress.is_file() and '"event": "end"' in progress.read_text(encoding="utf-8").rsplit("\n", 2)[-2]:
             return
         time.sleep(_LOOK_SECONDS)

@@ -78,9 +78,7 @@ def curves(series: Mapping[str, Sequence[Series]], title: str, ylabel: str, perc
         axes.plot(rounds, mean_R, dash, color=colour, label=label, marker=mark, markersize=3.5, linewidth=1.8)
         if len(seeds) > 1:
             spread_R = values_SR.std(axis=0, ddof=1)
-            axes.fill_between(
-                rounds, mean_R - spread_R, mean_R + spread_R, color=colour, alpha=0.16, linewidth=0
-            )
+            axes.fill_between(rounds, mean_R - spread_R, mean_R + spread_R, color=colour, alpha=0.16, linewidth=0)
     axes.set_xlabel("round")
     axes.set_ylabel(ylabel)
     axes.set_title(title, loc="left", fontsize=11)
@@ -182,9 +180,7 @@ def clients(accuracies: Mapping[str, Sequence[float]], title: str) -> Figure:
         axes.plot(share, ordered, color=colour, label=label, marker=mark, markersize=3.5, linewidth=1.5)
         axes.axhline(float(ordered.mean()), color=colour, linewidth=0.8, linestyle=":")
     axes.axvspan(0, 0.1, color="0.5", alpha=0.12, linewidth=0)
-    axes.text(
-        0.05, 0.97, "worst\n10 %", ha="center", va="top", fontsize=8, transform=axes.get_xaxis_transform()
-    )
+    axes.text(0.05, 0.97, "worst\n10 %", ha="center", va="top", fontsize=8, transform=axes.get_xaxis_transform())
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))

@@ -22,12 +22,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from flwr.app import ArrayRecord, Message, RecordDict
+
 import core
 from conf.federation import federation
 from conf.schema import Experiment
 from core.messages import Pieces, encode_outcome, split_work
 from core.work import Outcome
-from flwr.app import ArrayRecord, Message, RecordDict
 from simulations.flower_internals import LocalGrid, identify, make_context
 
 _TRIES = 3  # how often a block is started before its clients count as failed
@@ -206,7 +207,7 @@ class RayGrid(LocalGrid):
 
         waiting: deque[_Block] = deque()
         for message in messages:
-            arrays = {name: record for name, record in message.content.array_records.items()}
+            arrays = dict(message.content.array_records)
             payload = ray.put(arrays)
             blocks = [_Block(message, pieces, payload) for pieces in split_work(message.content)]
             waiting.extend(sorted(blocks, key=self._cost, reverse=True))
@@ -263,5 +264,3 @@ class RayGrid(LocalGrid):
             ray.kill(worker)
             self._pool.free.append(self._start_worker())
         self._pool.running.clear()
-
-

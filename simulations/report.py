@@ -44,9 +44,7 @@ def report(paths: Sequence[str | Path], output: Path | None = None) -> Path:
         elif (folder / "config.yaml").is_file():
             sections.append(_run(folder))
         else:
-            raise ExperimentError(
-                f"{folder} is neither a run (config.yaml) nor a comparison (comparison.json)."
-            )
+            raise ExperimentError(f"{folder} is neither a run (config.yaml) nor a comparison (comparison.json).")
     parent = folders[0] if len(folders) == 1 else folders[0].parent
     target = (output or parent / "report.html").expanduser().resolve()
     environment = Environment(
@@ -154,22 +152,23 @@ def _picture(figure: Figure, alternative: str) -> dict[str, str]:
 
 
 def _comparison_curves(comparison: Comparison) -> Figure:
-    found: dict[str, list[dict[int, float]]] = {}
-    for side, split, metric, label in (
-        ("server", "test", "accuracy", "test accuracy"),
-        ("clients", "test", "accuracy_mean", "clients' mean accuracy"),
-    ):
-        found = {
-            item.label: [
-                report_rows.rows(member.metrics, side, split, metric) for member in comparison.of(item.label)
-            ]
+    kinds = (
+        ("server", "accuracy", "test accuracy"),
+        ("clients", "accuracy_mean", "clients' mean accuracy"),
+    )
+    found = [
+        {
+            item.label: [report_rows.rows(member.metrics, side, "test", metric) for member in comparison.of(item.label)]
             for item in comparison.items
         }
-        if all(all(series) for series in found.values()):
-            break
+        for side, metric, _ in kinds
+    ]
+    # Without a server's test set, what clients measured.
+    best = next((i for i, series in enumerate(found) if all(map(all, series.values()))), 0)
+    label = kinds[best][2]
     num = len(comparison.seeds)
     band = f", mean and standard deviation of {num} seeds" if num > 1 else f", seed {comparison.seeds[0]}"
-    return plots.curves(found, f"{comparison.members[0].experiment.name}: {label}{band}", label)
+    return plots.curves(found[best], f"{comparison.members[0].experiment.name}: {label}{band}", label)
 
 
 def _comparison(comparison: Comparison) -> dict[str, Any]:
@@ -190,9 +189,7 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
         ]
         for label in labels
     }
-    figure = plots.bars(
-        traffic, ("to clients", "from clients"), "Bytes of a whole run", "MB (mean over seeds)"
-    )
+    figure = plots.bars(traffic, ("to clients", "from clients"), "Bytes of a whole run", "MB (mean over seeds)")
     pictures.append(_picture(figure, "bytes by strategy"))
     return {
         "kind": "comparison",

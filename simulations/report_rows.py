@@ -16,6 +16,7 @@ _FIRST = ("test/", "validation/", "clients/", "best/")
 
 
 def tiles(content: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return (name, value) of the numbers that a report begins with."""
     metrics = content["metrics"]
     tiles = [
         (name, f"{100 * metrics[key]:.2f} %")
@@ -39,6 +40,7 @@ def _known(value: Any) -> bool:
 
 
 def rows(metrics: pd.DataFrame, side: str, split: str, metric: str) -> dict[int, float]:
+    """Return a metric's value by round; NaN is left out."""
     chosen = metrics[(metrics["side"] == side) & (metrics["split"] == split) & (metrics["metric"] == metric)]
     values = zip(chosen["round"], chosen["value"], strict=True)
     return {int(round_): float(value) for round_, value in values if not math.isnan(value)}
@@ -54,11 +56,13 @@ def course(metrics: pd.DataFrame, metric: str) -> dict[str, list[dict[int, float
     if metric == "accuracy":
         lines["clients' own test, worst 10 %"] = rows(metrics, "clients", "test", "accuracy_worst10")
     else:
+    """Return the curves of accuracy or loss: for each label a list of one mapping from round to value."""
         lines["clients' training"] = rows(metrics, "clients", "train", "loss")
     return {label: [values] for label, values in lines.items() if values}
 
 
 def of_clients(metrics: pd.DataFrame) -> list[float]:
+    """Return each client's accuracy on its own test in the last evaluated round."""
     rows = metrics[
         (metrics["side"] == "client") & (metrics["split"] == "test") & (metrics["metric"] == "accuracy")
     ]
@@ -68,6 +72,7 @@ def of_clients(metrics: pd.DataFrame) -> list[float]:
 
 def client_facts(values: list[float]) -> list[tuple[str, str]]:
     if not values:
+    """Return (name, value) about the spread over clients."""
         return []
     series = pd.Series(values)
     facts = [("clients", f"{len(values):,}"), ("mean", f"{series.mean():.4f}")]
@@ -123,6 +128,7 @@ def _size(number: float) -> str:
 
 
 def failures(folder: Path) -> list[dict[str, Any]]:
+    """Return the first failures that the run told of."""
     path = folder / "progress.jsonl"
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     events = [json.loads(line) for line in lines if '"failure"' in line]
@@ -135,6 +141,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         if isinstance(value, Mapping):
             rows += flat(value, f"{prefix}{key} ")
         else:
+    """Return nested values as (name, text)."""
             rows.append(
                 (f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list) else str(value))
             )

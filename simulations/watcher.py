@@ -28,11 +28,11 @@ class Watcher(Listener):
         self.started = False
         self.complete = False
 
-    def begin(self, experiment: Experiment, folder: str) -> None:  # noqa: ARG002 - Listener's signature
+    def begin(self, experiment: Experiment, folder: str) -> None:
         """Remember the folder."""
         self.folder, self.last_round, self.started, self.complete = folder, 0, False, False
 
-    def phase(self, round_: int, phase: str, num_clients: int) -> None:  # noqa: ARG002
+    def phase(self, round_: int, phase: str, num_clients: int) -> None:
         """Remember that work has begun."""
         self.started = True
 
@@ -40,8 +40,8 @@ class Watcher(Listener):
         self,
         round_: int,
         num_rounds: int,
-        metrics: Mapping[str, float],  # noqa: ARG002
-        seconds: float,  # noqa: ARG002
+        metrics: Mapping[str, float],
+        seconds: float,
     ) -> None:
         """Remember the round."""
         self.last_round, self.complete = round_, round_ >= num_rounds

@@ -14,7 +14,6 @@ from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 import torch.nn.functional as F
-from models.weights import load_state, parameter_names, shared_state
 from torch import Tensor
 
 from core import training
@@ -27,6 +26,7 @@ from core.training import LocalConfig, TrainReport
 from core.tree import Tree, subtract
 from data.types import Examples
 from models.base import Model
+from models.weights import load_state, parameter_names, shared_state
 
 S = TypeVar("S")
 
@@ -265,9 +265,7 @@ class Strategy(ABC, Generic[S]):
         return {"model": Predictor(client.model(payload.trees["model"]).eval())}
 
 
-def train_and_subtract(
-    payload: Payload, client: ClientContext, correct: training.Correction | None = None
-) -> Reply:
+def train_and_subtract(payload: Payload, client: ClientContext, correct: training.Correction | None = None) -> Reply:
     """Train from the payload's `model` and reply with the change as the tree `delta`, and the mean loss.
 
     Args:

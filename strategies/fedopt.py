@@ -100,9 +100,7 @@ class PaperAdaptive(torch.optim.Optimizer):
         yogi: Yogi's second moment in place of Adam's.
     """
 
-    def __init__(
-        self, params: list[Tensor], lr: float, beta1: float, beta2: float, tau: float, yogi: bool
-    ) -> None:
+    def __init__(self, params: list[Tensor], lr: float, beta1: float, beta2: float, tau: float, yogi: bool) -> None:
         super().__init__(params, {"lr": lr, "beta1": beta1, "beta2": beta2, "tau": tau, "yogi": yogi})
 
     @torch.no_grad()
@@ -175,9 +173,7 @@ class FedOpt(Strategy[State]):
         super().__init__(config)
         check_weighting(config.weighting)
         if config.optimizer not in OPTIMIZERS:
-            raise ValueError(
-                f"strategy.optimizer should be one of {', '.join(OPTIMIZERS)}, found {config.optimizer!r}"
-            )
+            raise ValueError(f"strategy.optimizer should be one of {', '.join(OPTIMIZERS)}, found {config.optimizer!r}")
         if not 0 <= config.momentum < 1 or not 0 <= config.beta2 < 1:
             raise ValueError("strategy.momentum and strategy.beta2 should be in [0, 1)")
         if config.tau <= 0:
@@ -200,9 +196,7 @@ class FedOpt(Strategy[State]):
         delta = folded.trees["delta"]
         parameters = {name: tensor for name, tensor in state.model.items() if name not in state.buffers}
         buffers = {name: state.model[name] for name in state.buffers}
-        moved, moments = optimize(
-            self.config, parameters, {name: delta[name] for name in parameters}, state.moments
-        )
+        moved, moments = optimize(self.config, parameters, {name: delta[name] for name in parameters}, state.moments)
         averaged = server_step(buffers, {name: delta[name] for name in buffers})
         merged = moved | averaged
         return State({name: merged[name] for name in state.model}, state.buffers, moments)

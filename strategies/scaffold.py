@@ -106,9 +106,7 @@ def control_step(control: Tree, mean_change: Tree, fraction: float) -> dict[str,
         mean_change: Mean Delta c_i, same names and shapes, float64.
         fraction: Weight of those who replied among all clients, |S| / N for a uniform mean.
     """
-    return map_tree(
-        lambda c, change: (c.to(torch.float64) + fraction * change).to(c.dtype), control, mean_change
-    )
+    return map_tree(lambda c, change: (c.to(torch.float64) + fraction * change).to(c.dtype), control, mean_change)
 
 
 class Scaffold(Strategy[State]):
@@ -147,9 +145,7 @@ class Scaffold(Strategy[State]):
         c_i = client.memory.trees["control"] if client.memory else zeros_like(c)
         model = client.model(x)
         gradient_at_x = client.full_gradient(model) if self.config.option == "I" else {}
-        drift = [
-            common - own for own, common in zip(client.align(model, c_i), client.align(model, c), strict=True)
-        ]
+        drift = [common - own for own, common in zip(client.align(model, c_i), client.align(model, c), strict=True)]
 
         def correct(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
             for gradient, shift in zip(gradients, drift, strict=True):
@@ -168,9 +164,7 @@ class Scaffold(Strategy[State]):
 
     def fold(self, phase: Phase) -> Product:
         mean = self.config.weighting
-        return product(
-            {"delta": mean_fold(mean, "model"), "control": mean_fold(mean, "control")}, numbers=["loss"]
-        )
+        return product({"delta": mean_fold(mean, "model"), "control": mean_fold(mean, "control")}, numbers=["loss"])
 
     def update(self, phase: Phase, state: State, folded: Folded, server: ServerContext) -> State:
         model = server_step(state.model, folded.trees["delta"], self.config.server_lr)

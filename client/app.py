@@ -10,7 +10,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 
 from client.worker import Worker
-from conf.load import load
+from conf.load import load, split_overrides
 from core.messages import decode_work, encode_json, encode_outcome
 from core.work import held_by
 
@@ -42,11 +42,6 @@ def worker_for(context: Context) -> Worker:
         composed = load(experiment, split_overrides(overrides), text or None)
         _workers[key] = Worker(composed, folder)
     return _workers[key]
-
-
-def split_overrides(overrides: str) -> list[str]:
-    """Split overrides that came in one string, one a line."""
-    return [line for line in overrides.splitlines() if line.strip()]
 
 
 def partitions_of(context: Context, num_clients: int) -> list[int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -71,6 +72,14 @@ def load(experiment: str, overrides: Sequence[str] = (), text: str | None = None
     composed = compose(given, name)
     check(composed)
     return composed
+
+
+def split_overrides(overrides: str) -> list[str]:
+    """Split overrides that came in one string, as in a shell: by spaces, quotes keep a value together."""
+    try:
+        return shlex.split(overrides)
+    except ValueError as error:
+        raise ExperimentError(f"The overrides {overrides!r} cannot be split: {error}.") from error
 
 
 def compose(given: dict[str, Any], name: str) -> Experiment:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -57,7 +58,8 @@ def read_json(path: Path) -> Any:
 def tensors_to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
     """Serialise named tensors as safetensors; tensors that share storage are copied apart."""
     apart = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    return save(apart, metadata=dict(metadata or {}))
+    # An empty mapping in place of None, without a tensor, makes safetensors write what it cannot read.
+    return save(apart, metadata=dict(metadata) if metadata else None)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
@@ -70,11 +72,18 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
     Returns:
         The tensors (in memory of their own) and the file's metadata.
+
+    Raises:
+        ValueError: The file is damaged.
     """
     content = path.read_bytes()
     length = int.from_bytes(content[:8], "little")
     metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
-    return {name: torch.clone(tensor) for name, tensor in load(content).items()}, metadata
+    try:
+        found = load(content)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    return {name: torch.clone(tensor) for name, tensor in found.items()}, metadata
 
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:

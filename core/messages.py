@@ -42,7 +42,7 @@ def _encode_trees(trees: Mapping[str, Tree]) -> ArrayRecord:
 def _decode_trees(content: RecordDict, record_name: str) -> dict[str, dict[str, Tensor]]:
     try:
         flat = load(content.array_records[record_name][BLOB].numpy().tobytes())
-    except (KeyError, ValueError, SafetensorError) as error:
+    except (KeyError, ValueError, TypeError, EOFError, SafetensorError) as error:
         raise MessageError(f"The message has no readable tensors {record_name!r}: {error}") from error
     trees: dict[str, dict[str, Tensor]] = {}
     for name, tensor in flat.items():

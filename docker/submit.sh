@@ -1,5 +1,5 @@
 #!/bin/sh
-# Bundles the project, sends it to the server, and follows the run's log.
+# Bundles the project, sends it to the server, follows the run's log, and exits 0 only if the run was completed.
 #
 #   umbel-submit EXPERIMENT [KEY=VALUE ...]
 #
@@ -72,4 +72,18 @@ experiment-yaml = '''
 $text'''
 END
 
-flwr run "$app" federation --stream --run-config "$FLWR_HOME/run.toml"
+# `flwr run --stream` exits 0 whatever becomes of the run; and with JSON every command exits 0, even a refused one.
+answer=$(flwr run "$app" federation --run-config "$FLWR_HOME/run.toml" --format json)
+run=$(printf '%s\n' "$answer" | sed -n 's/^ *"run-id": "\([0-9]*\)".*/\1/p')
+if [ -z "$run" ]; then
+    printf '%s\n' "$answer" >&2
+    exit 1
+fi
+
+flwr log "$run" federation
+answer=$(flwr list federation --run-id "$run" --format json)
+printf '%s\n' "$answer" | sed -n 's/^ *"\(status[a-z-]*\)": "\(.*\)",*$/\1: \2/p'
+case $answer in
+    *'"status": "finished:completed"'*) ;;
+    *) exit 1 ;;
+esac

@@ -8,7 +8,7 @@ from pathlib import Path
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
-from conf.load import load
+from conf.load import load, split_overrides
 from server.errors import StopRequested
 from server.listener import Listener
 from server.main import execute
@@ -22,8 +22,7 @@ def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run configuration names."""
     config = context.run_config
     text = str(config.get("experiment-yaml", "")) or None
-    overrides = [line for line in str(config.get("overrides", "")).splitlines() if line.strip()]
-    experiment = load(str(config["experiment"]), overrides, text)
+    experiment = load(str(config["experiment"]), split_overrides(str(config.get("overrides", ""))), text)
     folder = str(config.get("folder", ""))
     resume = bool(config.get("resume", ""))
     logging.getLogger("umbel").info("experiment %s", experiment.name)

@@ -99,7 +99,11 @@ def bind(strategy: Collected) -> None:
         # Made anew each round and given its own state back, so that a resumed run has the same one.
         flower = _make(config.name, config.options)
         _restore(flower, state)
-        arrays, _ = flower.aggregate_train(round_, [_message(*reply) for reply in replies])
+        # Some of Flower's pair arrays by position, so all trees stand in the order of the model.
+        messages = [
+            _message(client, size, {name: tree[name] for name in state.model}) for client, size, tree in replies
+        ]
+        arrays, _ = flower.aggregate_train(round_, messages)
         if arrays is None:
             raise RunStoppedError(f"{config.name} returned no model in round {round_}.")
         model = {name: torch.from_numpy(np.array(array.numpy())) for name, array in arrays.items()}

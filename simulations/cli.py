@@ -19,7 +19,7 @@ KINDS = ("strategies", "models", "data", "partitions", "experiments", "keys")
 @click.group(context_settings=_SETTINGS)
 @click.version_option(package_name="umbel")
 def main() -> None:
-    r"""Federated learning for image models that mix convolution and attention.
+    """Federated learning for image models that mix convolution and attention.
 
     An experiment is a YAML file: data and how they are cut into clients, a model, a strategy, a course of
     rounds. Some come with umbel (`umbel list experiments`); any of its keys can be changed on the command
@@ -36,7 +36,7 @@ def main() -> None:
     \b
     Exit codes:
       0 done    1 failed    2 refused before anything started    130 stopped; can be resumed
-    """
+    """  # noqa: D301 - click reads the backspace as "keep these lines"
 
 
 @main.command(short_help="Run an experiment.")
@@ -46,7 +46,7 @@ def main() -> None:
 @click.option("--json", "as_json", is_flag=True, help="JSON lines on standard output, even at a terminal.")
 @guarded
 def run(experiment: str, overrides: tuple[str, ...], quiet: bool, as_json: bool) -> None:
-    r"""Run EXPERIMENT: the name of one that comes with umbel, or the path of a YAML file.
+    """Run EXPERIMENT: the name of one that comes with umbel, or the path of a YAML file.
 
     \b
     Examples:
@@ -70,7 +70,7 @@ def run(experiment: str, overrides: tuple[str, ...], quiet: bool, as_json: bool)
     progress is shown live on standard error; without one, each round is a JSON line on standard output. The
     last line of standard output is the run's folder, with summary.json, metrics.parquet, model.safetensors
     and config.yaml. Ctrl-C or SIGTERM writes a checkpoint and says how to go on.
-    """
+    """  # noqa: D301 - click reads the backspace as "keep these lines"
     with Stopper() as stopper:
         from rich.console import Console
 
@@ -97,7 +97,7 @@ def run(experiment: str, overrides: tuple[str, ...], quiet: bool, as_json: bool)
 @click.option("--json", "as_json", is_flag=True, help="JSON lines on standard output, even at a terminal.")
 @guarded
 def resume(folder: str, overrides: tuple[str, ...], quiet: bool, as_json: bool) -> None:
-    r"""Go on with RUN, a run's folder, from its last checkpoint.
+    """Go on with RUN, a run's folder, from its last checkpoint.
 
     It ends with the same weights, bit for bit, as if it had never been stopped. Only run.rounds and the
     sections engine and checkpoint may change.
@@ -106,7 +106,7 @@ def resume(folder: str, overrides: tuple[str, ...], quiet: bool, as_json: bool) 
     Examples:
       umbel resume results/digits-fedavg-s0-20260105-101500
       umbel resume results/digits-fedavg-s0-20260105-101500 run.rounds=50
-    """
+    """  # noqa: D301 - click reads the backspace as "keep these lines"
     with Stopper() as stopper:
         from rich.console import Console
 
@@ -123,12 +123,12 @@ def resume(folder: str, overrides: tuple[str, ...], quiet: bool, as_json: bool) 
 @click.argument("folder", metavar="RUN")
 @guarded
 def stop(folder: str) -> None:
-    r"""Ask RUN, a run's folder, to stop: it writes a checkpoint and ends, on whichever machine it runs.
+    """Ask RUN, a run's folder, to stop: it writes a checkpoint and ends, on whichever machine it runs.
 
     \b
     Examples:
       umbel stop results/digits-fedavg-s0-20260105-101500
-    """
+    """  # noqa: D301 - click reads the backspace as "keep these lines"
     path = Path(folder).expanduser().resolve()
     if not (path / "config.yaml").is_file():
         fail(f"{path} is no run: it has no config.yaml.", REFUSED)
@@ -143,14 +143,14 @@ def stop(folder: str) -> None:
 @click.option("--json", "as_json", is_flag=True, help="For machines, on standard output.")
 @guarded
 def list_(kind: str, as_json: bool) -> None:
-    r"""List what there is, each with a line of explanation and its options with their defaults.
+    """List what there is, each with a line of explanation and its options with their defaults.
 
     \b
     Examples:
       umbel list strategies
       umbel list keys
       umbel list models --json
-    """
+    """  # noqa: D301 - click reads the backspace as "keep these lines"
     from rich.console import Console
 
     from simulations import catalogue
@@ -169,7 +169,7 @@ def list_(kind: str, as_json: bool) -> None:
 @click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="The HTML file to write.")
 @guarded
 def report(paths: tuple[str, ...], output: Path | None) -> None:
-    r"""Make one self-contained HTML file of the runs or the comparison at PATH.
+    """Make one self-contained HTML file of the runs or the comparison at PATH.
 
     It holds summary, curves, accuracy by class and by client, the partition, times, bytes, failures, the hash
     of the weights, and the command that gives the same again. It loads nothing from anywhere.
@@ -179,7 +179,7 @@ def report(paths: tuple[str, ...], output: Path | None) -> None:
       umbel report results/digits-fedavg-s0-20260105-101500
       umbel report results/compare-digits
       umbel report results/a results/b --output both.html
-    """
+    """  # noqa: D301 - click reads the backspace as "keep these lines"
     from simulations.report import report as write
 
     click.echo(str(write(paths, output)))

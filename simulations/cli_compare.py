@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,13 +43,13 @@ def compare(
     quiet: bool,
     as_json: bool,
 ) -> None:
-    r"""Run EXPERIMENT with several strategies and seeds, and say which is better and by how much.
+    """Run EXPERIMENT with several strategies and seeds, and say which is better and by how much.
 
     \b
     Examples:
       umbel compare digits --strategies fedavg,fedprox,scaffold --seeds 3
-      umbel compare digits -s 'fedavg,fedprox(mu=0.01),fedprox(mu=1)' --seeds 1,5,7 run.rounds=10
-      umbel compare digits -s 'fedavg,flwr:FedTrimmedAvg(beta=0.2)' data.alpha=0.1 --output results/robust
+      umbel compare digits -s 'fedavg,fedprox(mu=0.01),fedprox(mu=1)' --seeds 1,5,7
+      umbel compare digits -s 'fedavg,flwr:FedTrimmedAvg(beta=0.2)' data.alpha=0.1
 
     Strategies are separated by commas; options stand in brackets behind the name (quote them for the shell).
     All of them run with the same seeds: `--seeds 3` counts from run.seed, `--seeds 1,5,7` takes just these. A
@@ -58,7 +59,7 @@ def compare(
     Runs that are there with the same configuration are used again, and stopped ones are gone on with: give
     the same command once more. The folder then holds table.md, comparison.json, curves.png, partition.png and
     report.html, and is the last line of standard output.
-    """
+    """  # noqa: D301 - click reads the backspace as "keep these lines"
     with Stopper() as stopper:
         from rich.console import Console
 
@@ -70,7 +71,10 @@ def compare(
         class_counts(prepared.members[0].experiment)  # refuses what cannot be cut, before anything starts
         console = Console(stderr=True, highlight=False)
         shown = watcher(console, quiet, as_json, transient=True)
-        with supervised(shown, stopper, again="the same command; finished runs are used again"):
+        where = ["--output", str(output)] if output else []
+        words = ["umbel", "compare", experiment, *overrides, "--strategies", strategies, "--seeds", seeds]
+        again = shlex.join([*words, *where])
+        with supervised(shown, stopper, again=again):
             found = comparing.compare(prepared, shown, fresh)
     wide = console if console.is_terminal else Console(stderr=True, highlight=False, width=160)
     _print(wide, found)

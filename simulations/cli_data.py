@@ -20,14 +20,14 @@ _MAX_TEXT_CLIENTS = 40
 
 @click.group(short_help="Get a data set; see who has which classes.")
 def data() -> None:
-    r"""Get a data set, and see how an experiment cuts it into clients.
+    """Get a data set, and see how an experiment cuts it into clients.
 
     \b
     Examples:
       umbel data fetch digits
       umbel data show digits data.alpha=0.1
       umbel list data
-    """
+    """  # noqa: D301 - click reads the backspace as "keep these lines"
 
 
 @data.command(short_help="Get a data set, or say how to.")
@@ -35,7 +35,7 @@ def data() -> None:
 @click.argument("overrides", nargs=-1, metavar="[data.options.KEY=VALUE]...")
 @guarded
 def fetch(name: str, overrides: tuple[str, ...]) -> None:
-    r"""Check that data set NAME is on this machine; sets of the hub are fetched. Says what is in it.
+    """Check that data set NAME is on this machine; sets of the hub are fetched. Says what is in it.
 
     \b
     Examples:
@@ -43,7 +43,7 @@ def fetch(name: str, overrides: tuple[str, ...]) -> None:
       umbel data fetch fashion_mnist
       umbel data fetch hub:ylecun/mnist
       umbel data fetch image_folder data.path=/data/flowers
-    """
+    """  # noqa: D301 - click reads the backspace as "keep these lines"
     from conf.load import experiment_names, load
     from data import registry
 
@@ -79,7 +79,7 @@ def _some(names: tuple[str, ...]) -> str:
 @click.option("--json", "as_json", is_flag=True, help="For machines, on standard output.")
 @guarded
 def show(experiment: str, overrides: tuple[str, ...], output: Path | None, show_it: bool, as_json: bool) -> None:
-    r"""Show how EXPERIMENT cuts its data into clients: counts, skew, and a heat map of clients and classes.
+    """Show how EXPERIMENT cuts its data into clients: counts, skew, and a heat map of clients and classes.
 
     The divergence is Jensen and Shannon's, between a client's classes and all clients' classes, in bits: 0 is
     the same mix, 1 is nothing in common. The picture's path is the last line of standard output.
@@ -89,7 +89,7 @@ def show(experiment: str, overrides: tuple[str, ...], output: Path | None, show_
       umbel data show digits
       umbel data show digits data.partition=dirichlet data.alpha=0.1 data.num_clients=30
       umbel data show digits data.partition=shards --output shards.png --open
-    """
+    """  # noqa: D301 - click reads the backspace as "keep these lines"
     import json
 
     from conf.load import load

@@ -13,14 +13,14 @@ _HOME = click.option("--home", type=click.Path(file_okay=False, path_type=Path),
 
 @click.group(short_help="A real federation over gRPC on this machine: up, status, down.")
 def federate() -> None:
-    r"""Start and stop Flower's SuperLink and SuperNodes here, to run `engine.name=grpc` on.
+    """Start and stop Flower's SuperLink and SuperNodes here, to run `engine.name=grpc` on.
 
     \b
     Examples:
       umbel federate up --nodes 4
       umbel run digits engine.name=grpc
       umbel federate down
-    """
+    """  # noqa: D301 - click reads the backspace as "keep these lines"
 
 
 @federate.command(short_help="Start a SuperLink and SuperNodes.")
@@ -29,12 +29,12 @@ def federate() -> None:
 @_HOME
 @guarded
 def up(nodes: int, stock: bool, home: Path | None) -> None:
-    r"""Start a SuperLink and SuperNodes; each node holds a share of the clients, however many there are.
+    """Start a SuperLink and SuperNodes; each node holds a share of the clients, however many there are.
 
     \b
     Examples:
       umbel federate up --nodes 4
-    """
+    """  # noqa: D301 - click reads the backspace as "keep these lines"
     from simulations import federate as federation
 
     click.echo(federation.up(nodes, home=home, stock=stock))
@@ -44,12 +44,12 @@ def up(nodes: int, stock: bool, home: Path | None) -> None:
 @_HOME
 @guarded
 def down(home: Path | None) -> None:
-    r"""Stop what `up` started.
+    """Stop what `up` started.
 
     \b
     Examples:
       umbel federate down
-    """
+    """  # noqa: D301 - click reads the backspace as "keep these lines"
     from simulations import federate as federation
 
     click.echo(federation.down(home=home))
@@ -59,12 +59,12 @@ def down(home: Path | None) -> None:
 @_HOME
 @guarded
 def status(home: Path | None) -> None:
-    r"""Say which SuperLink and SuperNodes are up.
+    """Say which SuperLink and SuperNodes are up.
 
     \b
     Examples:
       umbel federate status
-    """
+    """  # noqa: D301 - click reads the backspace as "keep these lines"
     from simulations import federate as federation
 
     click.echo(federation.status(home=home))

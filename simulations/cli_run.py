@@ -85,7 +85,7 @@ def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
         except KeyboardInterrupt:
             say("Stopped.")
             sys.exit(STOPPED)
-        except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+        except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError) as error:
             if not _known(error):
                 raise
             fail(_message(error), REFUSED)
@@ -119,7 +119,7 @@ def supervised(watcher: Watcher, stopper: Stopper, again: str = "", fresh: bool 
     except RunStoppedError as error:
         watcher.close()
         fail(f"{error}\n{_stopped(watcher, again)}", FAILED)
-    except (ValueError, FileNotFoundError, FileExistsError) as error:
+    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError) as error:
         watcher.close()
         if not watcher.started and _known(error):
             if fresh:

@@ -202,10 +202,11 @@ def describe(experiment: Experiment, with_strategy: bool = True) -> str:
     data = experiment.data
     skewed = data.partition in ("dirichlet", "long_tail", "quantity_skew", "domain_label")
     cut = f"{data.partition}({data.alpha:g})" if skewed else data.partition
+    sampled = experiment.num_sampled < data.num_clients
     parts = [
         experiment.model.name,
         f"{data.name}, {cut}",
-        f"{experiment.num_sampled} of {data.num_clients} clients a round",
+        f"{experiment.num_sampled} of {data.num_clients:,} clients" if sampled else f"{data.num_clients:,} clients",
     ]
     if with_strategy:
         parts = [_strategy(experiment), *parts, f"seed {experiment.run.seed}"]

@@ -79,6 +79,7 @@ def curves(series: Mapping[str, Sequence[Series]], title: str, ylabel: str, perc
         if len(seeds) > 1:
             spread_R = values_SR.std(axis=0, ddof=1)
             axes.fill_between(rounds, mean_R - spread_R, mean_R + spread_R, color=colour, alpha=0.16, linewidth=0)
+    axes.set_xmargin(0.012)
     axes.set_xlabel("round")
     axes.set_ylabel(ylabel)
     axes.set_title(title, loc="left", fontsize=11)

@@ -119,7 +119,7 @@ def _run(folder: Path) -> dict[str, Any]:
         "config_hash": content["config_hash"],
         "config": text,
         "environment": report_rows.flat(read_json(folder / "env.json")),
-        "command": shlex.join(["umbel", "run", str(folder / "config.yaml"), "run.name="]),
+        "command": _run_command(folder, experiment),
     }
 
 
@@ -146,6 +146,13 @@ def _partition(experiment: Experiment) -> dict[str, Any]:
 def _picture(figure: Figure, alternative: str) -> dict[str, str]:
     content = base64.b64encode(plots.png(figure)).decode()
     return {"source": f"data:image/png;base64,{content}", "alternative": alternative}
+
+
+def _run_command(folder: Path, experiment: Experiment) -> str:
+    words = ["umbel", "run", str(folder / "config.yaml")]
+    # A name that is taken would be refused.
+    again = [f"run.name={experiment.run.name}-again"] if experiment.run.name else []
+    return shlex.join([*words, *again])
 
 
 # ---- a comparison ------------------------------------------------------------------------------------------

@@ -47,6 +47,7 @@ def rows(metrics: pd.DataFrame, side: str, split: str, metric: str) -> dict[int,
 
 
 def course(metrics: pd.DataFrame, metric: str) -> dict[str, list[dict[int, float]]]:
+    """Return the curves of accuracy or loss: for each label a list of one mapping from round to value."""
     of_clients = "accuracy_mean" if metric == "accuracy" else "loss_mean"
     lines = {
         "test": rows(metrics, "server", "test", metric),
@@ -56,23 +57,20 @@ def course(metrics: pd.DataFrame, metric: str) -> dict[str, list[dict[int, float
     if metric == "accuracy":
         lines["clients' own test, worst 10 %"] = rows(metrics, "clients", "test", "accuracy_worst10")
     else:
-    """Return the curves of accuracy or loss: for each label a list of one mapping from round to value."""
         lines["clients' training"] = rows(metrics, "clients", "train", "loss")
     return {label: [values] for label, values in lines.items() if values}
 
 
 def of_clients(metrics: pd.DataFrame) -> list[float]:
     """Return each client's accuracy on its own test in the last evaluated round."""
-    rows = metrics[
-        (metrics["side"] == "client") & (metrics["split"] == "test") & (metrics["metric"] == "accuracy")
-    ]
+    rows = metrics[(metrics["side"] == "client") & (metrics["split"] == "test") & (metrics["metric"] == "accuracy")]
     last = rows[rows["round"] == rows["round"].max()]
     return [float(value) for value in last["value"].dropna()]
 
 
 def client_facts(values: list[float]) -> list[tuple[str, str]]:
-    if not values:
     """Return (name, value) about the spread over clients."""
+    if not values:
         return []
     series = pd.Series(values)
     facts = [("clients", f"{len(values):,}"), ("mean", f"{series.mean():.4f}")]
@@ -84,9 +82,7 @@ def class_rows(metrics: pd.DataFrame) -> list[tuple[str, str, float]]:
     """Return (class, accuracy as text, fraction) on the server's test set in the last evaluated round."""
     rows = metrics[(metrics["side"] == "server") & (metrics["split"] == "test")]
     rows = rows[rows["metric"].str.fullmatch(r"class/\d+/accuracy") & (rows["round"] == rows["round"].max())]
-    found = sorted(
-        (int(name.split("/")[1]), value) for name, value in zip(rows["metric"], rows["value"], strict=True)
-    )
+    found = sorted((int(name.split("/")[1]), value) for name, value in zip(rows["metric"], rows["value"], strict=True))
     return [(str(number), f"{100 * value:.1f} %", value) for number, value in found]
 
 
@@ -136,13 +132,11 @@ def failures(folder: Path) -> list[dict[str, Any]]:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Return nested values as (name, text)."""
     rows: list[tuple[str, str]] = []
     for key, value in values.items():
         if isinstance(value, Mapping):
             rows += flat(value, f"{prefix}{key} ")
         else:
-    """Return nested values as (name, text)."""
-            rows.append(
-                (f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list) else str(value))
-            )
+            rows.append((f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
     return rows

@@ -99,13 +99,9 @@ def test_names_have_lines_and_options() -> None:
 
 
 def test_unknown_names() -> None:
-    with pytest.raises(
-        UnknownNameError, match=r"Unknown data set 'digit' \(key data\.name\)\. Did you mean 'digits'"
-    ):
+    with pytest.raises(UnknownNameError, match=r"Unknown data set 'digit' \(key data\.name\)\. Did you mean 'digits'"):
         data.check(DataConfig(name="digit"))
-    with pytest.raises(
-        UnknownNameError, match=r"\(key data\.options\.num_example\)\. Did you mean 'num_examples'"
-    ):
+    with pytest.raises(UnknownNameError, match=r"\(key data\.options\.num_example\)\. Did you mean 'num_examples'"):
         data.check(DataConfig(name="synthetic", options={"num_example": 3}))
     with pytest.raises(UnknownNameError, match=r"augmentation 'flips' \(key data\.augment\)"):
         data.check(DataConfig(augment="flips"))
@@ -170,9 +166,7 @@ def test_digits() -> None:
     assert found.train.images.shape == (1438, 1, 8, 8) and found.train.images.dtype == torch.uint8
     assert int(found.train.images.max()) == 255
     assert (found.num_classes, found.image_size, found.in_channels) == (10, 8, 1)
-    share = torch.bincount(found.test.labels) / torch.bincount(
-        torch.cat([found.train.labels, found.test.labels])
-    )
+    share = torch.bincount(found.test.labels) / torch.bincount(torch.cat([found.train.labels, found.test.labels]))
     assert float((share - 0.2).abs().max()) < 0.01
     assert torch.equal(data.load(DataConfig(), 9).test.images, found.test.images)  # one test set for ever
 
@@ -286,9 +280,7 @@ def test_the_installed_fashion_mnist() -> None:
     print(f"fashion_mnist loaded in {time.perf_counter() - started:.2f} s")
     assert torch.bincount(found.train.labels).tolist() == [6000] * 10
     assert torch.bincount(found.test.labels).tolist() == [1000] * 10
-    assert found.mean == pytest.approx((0.2860,), abs=1e-4) and found.std == pytest.approx(
-        (0.3530,), abs=1e-4
-    )
+    assert found.mean == pytest.approx((0.2860,), abs=1e-4) and found.std == pytest.approx((0.3530,), abs=1e-4)
 
 
 # --- image_folder ---------------------------------------------------------------------------------
@@ -440,9 +432,7 @@ def test_hub_without_network(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_normalize(dtype: torch.dtype) -> None:
     images = torch.randint(0, 256, (4, 3, 5, 5), generator=generator(1), dtype=torch.uint8)
     mean, std = (0.2, 0.5, 0.7), (0.1, 0.2, 0.4)
-    expected = (images.double() / 255 - torch.tensor(mean).view(3, 1, 1).double()) / torch.tensor(std).view(
-        3, 1, 1
-    )
+    expected = (images.double() / 255 - torch.tensor(mean).view(3, 1, 1).double()) / torch.tensor(std).view(3, 1, 1)
     tolerance = 0.05 if dtype == torch.bfloat16 else 1e-5
     for given in (images, images.float() / 255):
         found = data.normalize(given, mean, std, dtype)

@@ -132,9 +132,7 @@ def test_cvt_13_at_small_images(size):
     assert model(torch.randn(batch, 3, size, size)).shape == (batch, 10)
 
 
-@pytest.mark.parametrize(
-    ("size", "sides"), [(8, (8, 4, 4)), (16, (16, 8, 4)), (28, (14, 7, 4)), (32, (16, 8, 4))]
-)
+@pytest.mark.parametrize(("size", "sides"), [(8, (8, 4, 4)), (16, (16, 8, 4)), (28, (14, 7, 4)), (32, (16, 8, 4))])
 def test_tiny_maps(size, sides):
     model = build("cvt_tiny32", 10, size, 1)
     found = []
@@ -340,9 +338,7 @@ def test_group_norm_keeps_the_counts():
     assert count(model, nn.BatchNorm2d) == 0
     assert count(model, nn.GroupNorm) == batch_norms
     assert num_parameters(model) == parameters
-    groups = [
-        {m.num_groups for m in stage.modules() if isinstance(m, nn.GroupNorm)} for stage in model.stages
-    ]
+    groups = [{m.num_groups for m in stage.modules() if isinstance(m, nn.GroupNorm)} for stage in model.stages]
     assert groups == [{3}, {2}, {2}]  # of 6, 14 and 22 channels
     assert batch_norm_names(model) == integer_buffer_names(model) == frozenset()
     assert model(torch.randn(1, 1, 8, 8)).shape == (1, 4)

@@ -90,9 +90,7 @@ def test_iid_is_the_iid_partitioner_of_flwr_datasets() -> None:
         assert list(library.load_partition(client)["idx"]) == found.client(client).tolist()
 
 
-@pytest.mark.parametrize(
-    "name", ["dirichlet", "shards", "pathological", "quantity_skew", "natural_id", "domain"]
-)
+@pytest.mark.parametrize("name", ["dirichlet", "shards", "pathological", "quantity_skew", "natural_id", "domain"])
 def test_table_of_rows_is_what_load_partition_gives(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The fast way to read a partitioner and its public way agree."""
     fast = cut(partition=name)
@@ -235,9 +233,7 @@ def test_top_up_takes_from_the_largest_and_no_more_than_needed() -> None:
 
 
 def test_top_up_is_refused_where_it_would_break_a_promise() -> None:
-    with pytest.raises(
-        PartitionError, match=r"data\.top_up=true works with data\.partition=dirichlet or long_tail"
-    ):
+    with pytest.raises(PartitionError, match=r"data\.top_up=true works with data\.partition=dirichlet or long_tail"):
         cut(partition="domain_label", top_up=True)
 
 
@@ -286,16 +282,12 @@ def test_what_cannot_be_is_refused_with_the_key(settings: dict[str, object], mes
 
 @pytest.mark.parametrize("name", ["natural_id", "domain", "domain_label"])
 def test_partitions_that_need_more_than_labels_say_so(name: str) -> None:
-    with pytest.raises(
-        PartitionError, match=rf"data\.partition={name} needs a data set with .*digits has none"
-    ):
+    with pytest.raises(PartitionError, match=rf"data\.partition={name} needs a data set with .*digits has none"):
         build(DataConfig(partition=name), LABELS, None, None, 0)
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(
-        UnknownNameError, match=r"Unknown partition 'dirichle' \(key data\.partition\).*'dirichlet'"
-    ):
+    with pytest.raises(UnknownNameError, match=r"Unknown partition 'dirichle' \(key data\.partition\).*'dirichlet'"):
         cut(partition="dirichle")
     assert all(partition.describe(name) for name in names())
 

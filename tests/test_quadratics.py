@@ -85,9 +85,7 @@ def test_scaffold_ends_at_the_optimum_when_two_of_three_take_part(weighting, opt
 
 def test_scaffold_first_round_by_hand():
     # One client of two takes part: a = 2, b = 4, lr = 1/4, E = 2. From 0: gradient -8, w = 2; gradient -4, w = 3.
-    problem = Quadratics(
-        torch.tensor([[2.0], [1.0]]).double(), torch.tensor([[4.0], [0.0]]).double(), (1, 1), 0.25, 2
-    )
+    problem = Quadratics(torch.tensor([[2.0], [1.0]]).double(), torch.tensor([[4.0], [0.0]]).double(), (1, 1), 0.25, 2)
     strategy = scaffold.Scaffold(scaffold.Config(server_lr=0.5))
     state = problem.round(strategy, strategy.initial(problem.server()), 1, cohort=[0])
     assert state.model["w"].tolist() == [1.5]  # 0 + 1/2 * 3
@@ -120,9 +118,7 @@ STRATEGIES = [
 def test_server_learning_rate(strategy):
     # Two clients with n = 1 and 3, one step of lr 1/4 from 0: 1/4 * 2 * 4 = 2 and 1/4 * 1 * 24 = 6; by n
     # (1 * 2 + 3 * 6) / 4 = 5, and half of it is 2.5.
-    problem = Quadratics(
-        torch.tensor([[2.0], [1.0]]).double(), torch.tensor([[4.0], [24.0]]).double(), (1, 3), 0.25, 1
-    )
+    problem = Quadratics(torch.tensor([[2.0], [1.0]]).double(), torch.tensor([[4.0], [24.0]]).double(), (1, 3), 0.25, 1)
     state = problem.round(strategy, strategy.initial(problem.server()), 1)
     assert state.model["w"].tolist() == [2.5]
 

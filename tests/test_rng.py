@@ -18,7 +18,13 @@ def test_golden_numbers():
     # A change of the scheme changes every result of every run ever reported: it has to be on purpose.
     assert seed_of(0) == 8482559467159178675
     assert seed_of(7, 3, "train", 12, "batches") == 572813695561072937
-    assert torch.randint(0, 1000, (5,), generator=generator(7, 3, "train", 12, "batches")).tolist() == [819, 773, 951, 28, 599]
+    assert torch.randint(0, 1000, (5,), generator=generator(7, 3, "train", 12, "batches")).tolist() == [
+        819,
+        773,
+        951,
+        28,
+        599,
+    ]
 
 
 def test_every_word_counts():

@@ -1,0 +1,182 @@
+"""The same experiment and seed give the same bits on every engine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from server.errors import RunStoppedError
+from server.listener import Listener
+from simulations import federate, run
+from simulations.ray_engine import RayWorker
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
+
+# 8 clients, 6 of them a round: blocks of 4 and 2, one of which straddles two of four nodes.
+SMALL = (
+    "model.name=cnn",
+    "data.num_clients=8",
+    "data.max_train=400",
+    "data.alpha=1.0",
+    "client.epochs=1",
+    "run.rounds=3",
+    "run.participation=0.75",
+    "run.seed=3",
+    "evaluate.every=3",
+)
+STRATEGIES = {
+    "fedavg": ("strategy.name=fedavg",),
+    "fedprox": ("strategy.name=fedprox", "strategy.mu=0.1"),
+    "scaffold": ("strategy.name=scaffold",),
+    "fedopt": ("strategy.name=fedopt", "strategy.optimizer=yogi", "strategy.lr=0.03", "strategy.momentum=0.9"),
+}
+
+
+@pytest.fixture(scope="module")
+def inline(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """The hash of each strategy on the inline engine, all different."""
+    folder = tmp_path_factory.mktemp("inline")
+    found = {
+        name: run("digits", *SMALL, *options, f"run.results={folder}").summary["weights_sha256"]
+        for name, options in STRATEGIES.items()
+    }
+    assert len(set(found.values())) == len(found)
+    return found
+
+
+@pytest.fixture(scope="module")
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Four warm SuperNodes behind a SuperLink, used by every run of this module that asks for grpc."""
+    home = tmp_path_factory.mktemp("federation")
+    before = os.environ.get("UMBEL_HOME")
+    os.environ["UMBEL_HOME"] = str(home)
+    try:
+        federate.start(4, home)
+        yield home
+    finally:
+        federate.stop(home)
+        if before is None:
+            del os.environ["UMBEL_HOME"]
+        else:
+            os.environ["UMBEL_HOME"] = before
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_ray_gives_the_same_bits(strategy: str, workers: int, inline: dict[str, str], tmp_path: Path) -> None:
+    engine = ("engine.name=ray", f"engine.workers={workers}", f"run.results={tmp_path}")
+    result = run("digits", *SMALL, *STRATEGIES[strategy], *engine)
+    assert result.summary["weights_sha256"] == inline[strategy]
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_grpc_gives_the_same_bits(strategy: str, inline: dict[str, str], federation: Path, tmp_path: Path) -> None:
+    result = run("digits", *SMALL, *STRATEGIES[strategy], "engine.name=grpc", f"run.results={tmp_path}")
+    assert result.summary["weights_sha256"] == inline[strategy]
+    assert result.summary["num_failures"] == 0
+    if strategy == "scaffold":  # memory stays on the nodes: each partition's with the node that holds it
+        held = sorted(int(path.parent.name) // 2 for path in federation.glob("nodes/*/state/*/0/*/*.safetensors"))
+        nodes = sorted(int(path.parts[-6]) for path in federation.glob("nodes/*/state/*/0/*/*.safetensors"))
+        assert held == nodes
+        assert nodes
+
+
+def test_stock_supernodes_give_the_same_bits(tmp_path: Path, monkeypatch) -> None:
+    """Flower's own nodes, which start a process for every message: two rounds, so that memory is read."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("UMBEL_HOME", str(home))
+    options = (*SMALL, *STRATEGIES["scaffold"], "run.rounds=2", "evaluate.every=0", f"run.results={tmp_path}")
+    expected = run("digits", *options).summary["weights_sha256"]
+    try:
+        federate.start(2, home, stock=True)
+        assert run("digits", *options, "engine.name=grpc").summary["weights_sha256"] == expected
+    finally:
+        federate.stop(home)
+
+
+def test_a_worker_that_dies_is_replaced(inline: dict[str, str], tmp_path: Path, monkeypatch) -> None:
+    """The block runs again, from the same memory and the same random numbers."""
+    marker = tmp_path / "died"
+    original = RayWorker.run
+
+    def dying(self, arrays, head, kind):
+        if '"round": 2' in head and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, arrays, head, kind)
+
+    monkeypatch.setattr(RayWorker, "run", dying)
+    engine = ("engine.name=ray", "engine.workers=2", f"run.results={tmp_path}")
+    result = run("digits", *SMALL, *STRATEGIES["scaffold"], *engine)
+    assert marker.exists()
+    assert result.summary["weights_sha256"] == inline["scaffold"]
+
+
+def test_a_block_that_kills_every_worker_is_given_up(tmp_path: Path, monkeypatch) -> None:
+    original = RayWorker.run
+
+    def dying(self, arrays, head, kind):
+        if '"clients": [[0, [' in head or '"blocks": [[1' in head:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, arrays, head, kind)
+
+    class Failures(Listener):
+        def __init__(self) -> None:
+            self.reasons: dict[int, str] = {}
+
+        def failure(self, round_: int, phase: str, client: int, node: int, reason: str) -> None:
+            self.reasons[client] = reason
+
+    monkeypatch.setattr(RayWorker, "run", dying)
+    heard = Failures()
+    engine = ("engine.name=ray", "engine.workers=1", f"run.results={tmp_path}", "run.rounds=1", "evaluate.every=0")
+    result = run("digits", *SMALL, *engine, listener=heard)
+    assert len(heard.reasons) == 2  # the second block has two clients
+    assert all("died 3 times" in reason for reason in heard.reasons.values())
+    assert result.summary["num_failures"] == 2
+
+
+def test_ray_from_a_folder_that_shadows_our_packages(tmp_path: Path) -> None:
+    for package in ("data", "core", "client"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("raise ImportError('the wrong package')\n")
+    program = (
+        "import sys; sys.path = [p for p in sys.path if p not in ('', sys.argv[1])]\n"
+        "from simulations import run\n"
+        "print(run('digits', *sys.argv[2:]).summary['weights_sha256'])"
+    )
+    options = [*SMALL, "run.rounds=1", "engine.name=ray", "engine.workers=1", f"run.results={tmp_path / 'results'}"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path), *options],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(done.stdout.split()[-1]) == 64
+
+
+def test_too_few_nodes_end_with_a_message(tmp_path: Path, monkeypatch) -> None:
+    """A federation whose only node holds half of the clients: a deadline, never a wait for ever."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("UMBEL_HOME", str(home))
+    command = federate._node_command
+    monkeypatch.setattr(
+        federate,
+        "_node_command",
+        lambda folder, config, *rest: command(folder, config.replace("num-partitions=1", "num-partitions=2"), *rest),
+    )
+    try:
+        federate.start(1, home)
+        with pytest.raises(RunStoppedError, match=r"nobody holds the clients 4-7 of 8\. Start more nodes"):
+            run("digits", *SMALL, "engine.name=grpc", "engine.node_timeout_seconds=5", f"run.results={tmp_path}")
+    finally:
+        federate.stop(home)

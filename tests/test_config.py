@@ -116,7 +116,7 @@ def test_combinations_that_cannot_be(overrides, message):
 
 
 def test_files_that_are_no_experiments(tmp_path):
-    with pytest.raises(ExperimentError, match="'digts'.*Did you mean 'digits'"):
+    with pytest.raises(ExperimentError, match=r"'digts'.*Did you mean 'digits'"):
         load("digts")
     with pytest.raises(ExperimentError, match="There is no experiment file"):
         load(str(tmp_path / "none.yaml"))

@@ -16,7 +16,8 @@ from server.listener import Listener
 from simulations import federate, run
 from simulations.ray_engine import RayWorker
 
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]
+# Ray and processes that outlive the call that started them leave open files to the garbage collector.
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 
 # 8 clients, 6 of them a round: blocks of 4 and 2, one of which straddles two of four nodes.
 SMALL = (

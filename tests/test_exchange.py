@@ -154,7 +154,7 @@ NODE_FAULTS = {
     "sends something else": (lambda _: [encode_json({"hello": 1})], "cannot be read: 'nodes'"),
     "sends nothing": (lambda _: [Outcome()], "its node's answer leaves it out"),
     "says all failed": (
-        lambda _: [Outcome(failures={client: "out of data" for client in HELD[2]})],
+        lambda _: [Outcome(failures=dict.fromkeys(HELD[2], "out of data"))],
         "out of data",
     ),
 }
@@ -324,7 +324,7 @@ def corrupt_run(tmp_path, monkeypatch, from_round, *overrides):
                     if message.metadata.message_type != "query":
                         work, _ = decode_work(message.content)
                         if work.round >= from_round:
-                            bad = Outcome(failures={client: "burnt" for client in sorted(work.clients)})
+                            bad = Outcome(failures=dict.fromkeys(sorted(work.clients), "burnt"))
                             yield Message(encode_outcome(bad), reply_to=message)
                             continue
                     yield reply

@@ -50,7 +50,7 @@ def test_words_do_not_run_together():
 
 def test_seeds_fit_in_63_bits_and_vary():
     seeds = {seed_of(s, c) for s, c in itertools.product(range(20), range(50))}
-    assert len(seeds) == 1000 and 0 <= min(seeds) and max(seeds) < 2**63
+    assert len(seeds) == 1000 and min(seeds) >= 0 and max(seeds) < 2**63
     assert max(seeds) > 2**61  # no narrower than it says
 
 

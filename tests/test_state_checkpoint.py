@@ -286,7 +286,7 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path):
 
 def test_a_resume_from_the_older_checkpoint_ends_with_the_same_bits(tmp_path):
     # Client memory must reach back to it as well.
-    strategy = options("scaffold")[:-1] + ("checkpoint.every=1",)
+    strategy = (*options("scaffold")[:-1], "checkpoint.every=1")
     whole = small_run(tmp_path / "whole", *strategy)
     folder = killed(tmp_path / "killed", *strategy)
     flip_a_bit(files.Path(folder) / "checkpoints" / "round-000003")
@@ -310,7 +310,7 @@ def test_a_stop_is_answered_with_a_checkpoint(tmp_path):
 
     from server.errors import StopRequested
 
-    strategy = options("scaffold")[:-1] + ("checkpoint.every=0",)
+    strategy = (*options("scaffold")[:-1], "checkpoint.every=0")
     whole = small_run(tmp_path / "whole", *strategy)
     listener = Stopper(3)
     with pytest.raises(StopRequested):
@@ -323,5 +323,5 @@ def test_what_a_resume_may_not_change(tmp_path):
     folder = killed(tmp_path, *options("fedavg"))
     with pytest.raises(ValueError, match=r"client.lr cannot change in the middle of a run"):
         resume(folder, "client.lr=0.5")
-    with pytest.raises(ValueError, match="is no run: it has no config.yaml"):
+    with pytest.raises(ValueError, match=r"is no run: it has no config\.yaml"):
         resume(tmp_path / "nowhere")

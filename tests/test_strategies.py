@@ -112,7 +112,7 @@ def test_weighting_of_fedopt():
 
 
 def test_means_are_cast_once_and_then_added():
-    # 1/3 in float32, added to 1 in float32; not 4/3 computed in float64.
+    # A third in float32, added to 1 in float32; not 4/3 computed in float64.
     found = fedavg.step({"w": torch.ones(1)}, T(w=[1 / 3]), 1.0)["w"]
     assert found.dtype == torch.float32
     assert torch.equal(found, torch.ones(1) + torch.tensor([1 / 3], dtype=torch.float32))
@@ -125,7 +125,7 @@ def test_proximal_gradient():
 
 
 def test_scaffolds_renewed_control():
-    # 1 - 2 + (8 - 5) / (3 * 1/4)
+    # One less two, and the mean gradient (8 - 5) / (3 / 4).
     found = scaffold.renewed_control(T(w=1.0), T(w=2.0), T(w=8.0), T(w=5.0), 3, 0.25)
     assert found["w"].item() == 3.0
     assert scaffold.control_step(T(w=1.0), T(w=8.0), 0.25)["w"].item() == 3.0
@@ -165,7 +165,7 @@ def test_values_that_cannot_be(make, message):
 def test_scaffolds_option_two_wants_plain_sgd(local):
     scaffold.Scaffold(scaffold.Config(option="I")).check(local)
     scaffold.Scaffold(scaffold.Config(option="II")).check(LocalConfig())
-    with pytest.raises(ValueError, match="strategy.option=I"):
+    with pytest.raises(ValueError, match=r"strategy\.option=I"):
         scaffold.Scaffold(scaffold.Config(option="II")).check(local)
 
 

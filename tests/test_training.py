@@ -96,7 +96,7 @@ def test_batches_cover_all_examples_in_an_order_of_their_own():
     config = replace(PLAIN, epochs=2, batch_size=4)
     values = [float(i) for i in range(10)]
     run(config, values, loss=loss)
-    first, second = [sum(seen[i : i + 3], []) for i in (0, 3)]
+    first, second = ([value for batch in seen[i : i + 3] for value in batch] for i in (0, 3))
     assert [len(batch) for batch in seen] == [4, 4, 2, 4, 4, 2]
     assert sorted(first) == sorted(second) == values and first != second != values
     again, seen = seen, []

@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 CONTENDERS = ("plain", "umbel-inline", "umbel-ray-1", "umbel-ray-2", "flower")
 NUM_CLIENTS, CLIENTS_PER_ROUND, ROUNDS, BATCH, LR = 100, 10, 10, 16, 0.05

@@ -28,7 +28,6 @@ def test_defaults_and_overrides():
         ("client.lr=1", lambda e: e.client.lr, 1.0),
         ("data.seed=null", lambda e: e.data.seed, None),
         ("data.seed=7", lambda e: e.data.seed, 7),
-        ("data.top_up=true", lambda e: e.data.top_up, True),
         ("run.name=a=b", lambda e: e.run.name, "a=b"),
         ("data.options={a: [1, 2], b: 1e-3}", lambda e: e.data.options, {"a": [1, 2], "b": 1e-3}),
         ("data.options.num_test=5", lambda e: e.data.options, {"num_test": 5}),
@@ -201,12 +200,12 @@ def test_every_option_is_a_key(name):
 
 
 SHRUNK = (
-    "data.max_train=300",
+    "data.max_train=2000",
+    "data.min_examples=1",
     "data.max_test=50",
     "run.rounds=1",
     "evaluate.clients=2",
     "client.max_steps=2",
-    "data.top_up=true",
     "engine.name=inline",
     "client.device=cpu",
 )

@@ -285,12 +285,24 @@ def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path):
 
 
 def test_a_resume_from_the_older_checkpoint_ends_with_the_same_bits(tmp_path):
-    # Client memory must reach back to it as well.
+    class KillInRoundFour(KillAfter):
+        def phase(self, round_, *_):
+            self.current = round_
+
+        def clients_done(self, num_clients):
+            if self.current == 4 and num_clients == 3:
+                raise Killed
+
+    # The clients have written their memory of round 4 then; it must reach back to the checkpoint of round 2 as well.
     strategy = (*options("scaffold")[:-1], "checkpoint.every=1")
     whole = small_run(tmp_path / "whole", *strategy)
-    folder = killed(tmp_path / "killed", *strategy)
-    flip_a_bit(files.Path(folder) / "checkpoints" / "round-000003")
-    found = resume(folder)
+    listener = KillInRoundFour(-1)
+    with pytest.raises(Killed):
+        small_run(tmp_path / "killed", *strategy, listener=listener)
+    checkpoints = files.Path(listener.folder) / "checkpoints"
+    assert names(checkpoints) == ["round-000002", "round-000003"]
+    flip_a_bit(checkpoints / "round-000003")
+    found = resume(listener.folder)
     assert found.summary["weights_sha256"] == whole.summary["weights_sha256"]
 
 

@@ -128,11 +128,15 @@ class Clients:
         return found
 
     def context(
-        self, client: int, round_: int, step: int, phase: str, remember: Callable[[MemoryRecord], None]
+        self,
+        client: int,
+        round_: int,
+        phase: str,
+        record: MemoryRecord | None,
+        remember: Callable[[MemoryRecord], None],
     ) -> ClientContext:
         """Return the client as its half of a strategy sees it."""
         host, data = self.host, self.data(client)
-        record = self.memory.read(client, round_, step)
 
         def load_model(tree: Tree) -> Model:
             return host.load(tree, record)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,21 +14,18 @@ from conf.schema import Experiment
 from core.blocks import BlockTree, fold_block
 from core.evaluation import EVALUATION_FOLD
 from core.folds import Product
-from core.memory import MemoryRecord, MemoryStore
+from core.memory import MemoryRecord, MemoryStore, Version
 from core.messages import encode_reply, framing_bytes
 from core.records import Payload, Reply
 from core.work import Outcome, Work
 from strategies.base import EVALUATE, Phase
 
 OnClient = Callable[[int], None]
+_RUN = re.compile(r"\w[\w.-]*")
 
 
 class ConfigMismatchError(RuntimeError):
     """Client and server composed different experiments."""
-
-
-class MissingMemoryError(RuntimeError):
-    """A client has taken part before, but what it remembered is gone."""
 
 
 class Worker:
@@ -49,16 +47,17 @@ class Worker:
         self._framing: dict[str, int] = {}
 
     def _begin(self, work: Work) -> Clients:
-        """Open the run's memory as the attempt may see it."""
+        """Check that the server runs the same experiment, and open the run's memory."""
         if work.config_hash != self.config_hash:
             raise ConfigMismatchError(
                 f"The server runs the experiment {work.config_hash}, this client composed {self.config_hash}. "
                 "Both must have the same version of umbel and the same experiment and overrides."
             )
         if self._clients is None or self._run != work.run:
+            if not _RUN.fullmatch(work.run):
+                raise ValueError(f"The server calls its run {work.run!r}, which is no name of a folder.")
             self._clients = Clients(self._host, MemoryStore(self._memory_folder / work.run))
             self._run = work.run
-        self._clients.memory.begin(work.attempt, work.base_round)
         return self._clients
 
     def run(self, work: Work, payload: Payload, on_client: OnClient | None = None) -> Outcome:
@@ -106,19 +105,16 @@ class Worker:
     ) -> Reply | None:
         remembered: list[MemoryRecord] = []
         try:
-            context = clients.context(client, work.round, work.step, phase.name, remembered.append)
-            if context.memory is None and client in work.remembering:
-                raise MissingMemoryError(
-                    "this client has taken part before, but its memory is not here. Client memory stays with its "
-                    "node; bring the node's state folder back, or start a new run."
-                )
+            version = work.memories.get(client)
+            before = clients.memory.read(client, version) if version else None
+            context = clients.context(client, work.round, phase.name, before, remembered.append)
             if phase == EVALUATE:
                 reply = evaluate_client(self.strategy, payload, context, self.experiment.evaluate.batch_size)
             else:
                 reply = self.strategy.local(phase, payload, context)
             fold.check(reply, payload)
             if phase != EVALUATE:
-                self._remember(clients, client, work, context.memory, remembered, outcome)
+                self._remember(clients, client, work, before, remembered, outcome)
         except Exception as error:  # noqa: BLE001 - a client may fail in any way; the federation must not
             outcome.failures[client] = f"{type(error).__name__}: {error}"
             return None
@@ -144,5 +140,6 @@ class Worker:
         record = remembered[-1] if remembered else before or MemoryRecord()
         if own:
             record = MemoryRecord({**record.trees, NORM: own}, record.numbers)
-        clients.memory.write(client, work.round, work.step, record, work.checkpoint_round)
+        version = Version(work.round, work.step, work.attempt)
+        clients.memory.write(client, version, record, work.memories.get(client), work.checkpoint_round)
         outcome.remembered.append(client)

@@ -63,7 +63,18 @@ def check(experiment: Experiment) -> None:
     _at_least(experiment, -1, "evaluate.clients")
     _fraction(experiment, "data.server_validation", "data.client_validation", "data.client_test")
     _combinations(experiment)
+    _sizes(experiment)
     _strategy(experiment)
+
+
+def _sizes(experiment: Experiment) -> None:
+    """Refuse size keywords that the model does not have; their values are checked when it is built."""
+    if ":" in experiment.model.name:
+        return  # a factory of somebody else's is asked when it is called
+    known = [size for size in models.options(experiment.model.name) if size != "image_size"]
+    for size in experiment.model.sizes:
+        if size not in known:
+            raise ExperimentError(str(unknown("size", size, known, key=f"model.sizes.{size}")))
 
 
 def _combinations(experiment: Experiment) -> None:

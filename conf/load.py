@@ -7,6 +7,7 @@ import hashlib
 import json
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -164,6 +165,8 @@ def _parse_override(override: str) -> tuple[str, Any]:
     key, separator, value = override.partition("=")
     if not separator or not key:
         raise ExperimentError(f"An override is key=value, such as run.rounds=20; found {override!r}.")
+    if key in _text_keys():
+        return key, value  # a name stays as it was written: 07 is no number, and nothing is no null
     try:
         # OmegaConf's grammar, so that 1e-3 is a number and [1,2] a list.
         parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
@@ -181,20 +184,26 @@ def _set(given: dict[str, Any], key: str, value: Any) -> None:
     given[last] = value
 
 
-def _leaves(kind: type, prefix: str = "") -> Iterator[str]:
-    """Yield the dotted keys of a dataclass of sections."""
+def _leaves(kind: type, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """Yield the dotted keys of a dataclass of sections, each with its declared type."""
     for field in dataclasses.fields(kind):
         key = f"{prefix}{field.name}"
         default = field.default_factory() if callable(field.default_factory) else field.default
         if dataclasses.is_dataclass(default) and not isinstance(default, type):
             yield from _leaves(type(default), f"{key}.")
         else:
-            yield key
+            yield key, str(field.type)
+
+
+@cache
+def _text_keys() -> frozenset[str]:
+    """Return the keys whose values are text."""
+    return frozenset(key for key, kind in _leaves(Experiment) if kind == "str")
 
 
 def known_keys(strategy_name: str) -> list[str]:
     """Return every key that an experiment with this strategy may set."""
-    keys = [key for key in _leaves(Experiment) if not key.startswith("strategy.")]
+    keys = [key for key, _ in _leaves(Experiment) if not key.startswith("strategy.")]
     options = registry.options(strategy_name) if _ours(strategy_name) else {}
     return [*keys, "strategy.name", *(f"strategy.{option}" for option in options)]
 

@@ -1,13 +1,13 @@
-"""What a client keeps between rounds: on disk, versioned by round, rolled back with the server's checkpoint.
+"""What a client keeps between rounds: on disk, versioned, rolled back with the server's checkpoint.
 
-A version is one safetensors file, `<folder>/<client // 1000>/<client>/<round>.<step>.<attempt>.safetensors`. A
-round's local step reads the newest version before it, so a phase that runs twice (a worker died, a node was
-restarted) reads the same memory twice. An attempt is one start or resume of the run: what an earlier attempt wrote
-after the checkpoint that the current one began from was never part of the run, and is forgotten when it is met.
-Processes that share a folder need no lock, since they only ever forget what none of them may read.
+A version is one safetensors file, `<folder>/<client // 1000>/<client>/<round>.<step>.<attempt>.safetensors`, where an
+attempt is one start or resume of the run. The server says which version a client goes on from: the one that belongs
+to the last reply it accepted. So a phase that runs twice (a worker died, a node was restarted) reads the same memory
+twice, a client whose reply was late or refused forgets what it had written for it, and a resume reads what the
+checkpoint knew. Processes that share a folder need no lock.
 
-Nothing is kept that is older than what the last checkpoint needs, so 100,000 clients cost 100,000 files and no
-memory; a small cache keeps the most recent ones.
+Nothing is kept that no checkpoint needs, so 100,000 clients cost 100,000 files and no memory; a small cache keeps
+the most recent ones.
 """
 
 from __future__ import annotations
@@ -37,6 +37,25 @@ class MemoryRecord:
     numbers: Mapping[str, float] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, order=True)
+class Version:
+    """When a client's memory was written.
+
+    Attributes:
+        round: Round number.
+        step: Position of the phase in the round.
+        attempt: Which start or resume of the run.
+    """
+
+    round: int
+    step: int
+    attempt: str
+
+
+class MissingMemoryError(RuntimeError):
+    """A client has taken part before, but what it remembered is gone."""
+
+
 class MemoryStore:
     """The memory of all clients that live in one place.
 
@@ -49,35 +68,26 @@ class MemoryStore:
         self.folder = folder
         self._cache: OrderedDict[Path, MemoryRecord] = OrderedDict()
         self._cache_size = cache_size
-        self._attempt, self._base_round = "", 0
 
-    def begin(self, attempt: str, base_round: int) -> None:
-        """Say which attempt this is and from which checkpoint it began (0: from the beginning)."""
-        self._attempt, self._base_round = attempt, base_round
+    def _path(self, client: int, version: Version) -> Path:
+        name = f"{version.round:06d}.{version.step:02d}.{version.attempt}.safetensors"
+        return self.folder / str(client // 1000) / str(client) / name
 
-    def _client_folder(self, client: int) -> Path:
-        return self.folder / str(client // 1000) / str(client)
+    def read(self, client: int, version: Version) -> MemoryRecord:
+        """Return a version of a client's memory.
 
-    def _versions(self, client: int) -> list[tuple[tuple[int, int], Path]]:
-        """Return a client's versions, oldest first, and forget those of attempts that came to nothing."""
-        found = []
-        for path in self._client_folder(client).glob("[0-9]*.safetensors"):
-            round_, step, attempt = path.name.split(".")[:3]
-            if int(round_) > self._base_round and attempt != self._attempt:
-                self._forget(path)
-            else:
-                found.append(((int(round_), int(step)), path))
-        return sorted(found)
-
-    def read(self, client: int, round_: int, step: int) -> MemoryRecord | None:
-        """Return the newest record before step `step` of round `round_`, or None if there is none."""
-        before = [path for version, path in self._versions(client) if version < (round_, step)]
-        if not before:
-            return None
-        path = before[-1]
+        Raises:
+            MissingMemoryError: It is not here.
+        """
+        path = self._path(client, version)
         if path in self._cache:
             self._cache.move_to_end(path)
             return self._cache[path]
+        if not path.is_file():
+            raise MissingMemoryError(
+                f"client {client} has taken part before, but its memory of round {version.round} is not here. Client "
+                "memory stays with its node; bring the node's state folder back, or start a new run."
+            )
         tensors, metadata = read_tensors(path)
         trees: dict[str, dict[str, Tensor]] = {name: {} for name in json.loads(metadata["trees"])}
         for name, tensor in tensors.items():
@@ -87,17 +97,40 @@ class MemoryStore:
         self._remember(path, record)
         return record
 
-    def write(self, client: int, round_: int, step: int, record: MemoryRecord, checkpoint_round: int) -> None:
-        """Write the record of (round_, step) and drop what a resume from `checkpoint_round` cannot need."""
-        path = self._client_folder(client) / f"{round_:06d}.{step:02d}.{self._attempt}.safetensors"
+    def write(
+        self,
+        client: int,
+        version: Version,
+        record: MemoryRecord,
+        accepted: Version | None = None,
+        checkpoint_round: int = 0,
+    ) -> None:
+        """Write a version and drop those that can never be read again.
+
+        Args:
+            client: The client.
+            version: The new version.
+            record: What to remember.
+            accepted: The version that belongs to the last reply that the server accepted.
+            checkpoint_round: The oldest round that a resume may go back to.
+        """
+        path = self._path(client, version)
         tensors = {f"{name}/{key}": tensor for name, tree in record.trees.items() for key, tensor in tree.items()}
         metadata = {"trees": json.dumps(list(record.trees)), "numbers": json.dumps(dict(record.numbers))}
         write_tensors(path, tensors, metadata)
         self._cache.pop(path, None)
         self._remember(path, record)
-        durable = [entry for entry in self._versions(client) if entry[0][0] <= checkpoint_round]
-        for _, old in durable[:-1]:
-            self._forget(old)
+        for old in path.parent.glob("[0-9]*.safetensors"):
+            if old != path and not self._needed(old, client, accepted, checkpoint_round):
+                self._forget(old)
+
+    def _needed(self, path: Path, client: int, accepted: Version | None, checkpoint_round: int) -> bool:
+        if accepted is None:
+            return False  # nothing was ever accepted of this client
+        if path == self._path(client, accepted):
+            return True
+        # While the accepted version is newer than the checkpoint, a resume may ask for one that is older.
+        return accepted.round > checkpoint_round and int(path.name.split(".")[0]) <= accepted.round
 
     def _remember(self, path: Path, record: MemoryRecord) -> None:
         self._cache[path] = record

@@ -21,6 +21,7 @@ from torch import Tensor
 from core.blocks import Block
 from core.files import tensors_to_bytes
 from core.folds import Partial
+from core.memory import Version
 from core.records import Payload, Reply
 from core.tree import Tree
 from core.work import Outcome, Work
@@ -93,7 +94,6 @@ def encode_work(work: Work, payload: Payload, arrays: dict[str, ArrayRecord]) ->
         "work": {
             "run": work.run,
             "attempt": work.attempt,
-            "base_round": work.base_round,
             "round": work.round,
             "step": work.step,
             "phase": work.phase,
@@ -102,7 +102,7 @@ def encode_work(work: Work, payload: Payload, arrays: dict[str, ArrayRecord]) ->
             "blocks": [[block.index, list(block.clients)] for block in work.blocks],
             "num_blocks": work.num_blocks,
             "clients": sorted(work.clients),
-            "remembering": sorted(work.remembering),
+            "memories": [[c, v.round, v.step, v.attempt] for c, v in sorted(work.memories.items())],
         },
         "numbers": dict(payload.numbers),
         "trees": list(payload.trees),
@@ -119,8 +119,8 @@ def decode_work(content: RecordDict) -> tuple[Work, Payload]:
     try:
         fields = head["work"]
         blocks = tuple(Block(index, tuple(clients)) for index, clients in fields["blocks"])
-        sets = {name: frozenset(fields[name]) for name in ("clients", "remembering")}
-        work = Work(**{**fields, "blocks": blocks, **sets})
+        memories = {client: Version(*version) for client, *version in fields["memories"]}
+        work = Work(**{**fields, "blocks": blocks, "clients": frozenset(fields["clients"]), "memories": memories})
         trees = _decode_trees(content, TENSORS)
         payload = Payload({name: trees.get(name, {}) for name in head["trees"]}, head["numbers"])
     except MessageError:
@@ -161,8 +161,8 @@ def split_work(content: RecordDict) -> list[Pieces]:
     pieces = []
     for index, clients in work["blocks"]:
         mine = [client for client in clients if client in held]
-        remembering = sorted(set(mine).intersection(work["remembering"]))
-        part = {**work, "blocks": [[index, clients]], "clients": mine, "remembering": remembering}
+        memories = [entry for entry in work["memories"] if entry[0] in mine]
+        part = {**work, "blocks": [[index, clients]], "clients": mine, "memories": memories}
         pieces.append(Pieces(json.dumps({**head, "work": part}), {}, tuple(mine)))
     return pieces
 

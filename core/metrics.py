@@ -57,7 +57,8 @@ def classify(predict: Predict, images: Tensor, labels: Tensor, num_classes: int,
     loss = 0.0
     for start in range(0, len(labels), batch_size):
         x, y = images[start : start + batch_size], labels[start : start + batch_size]
-        logits = predict(x).float()
+        logits = predict(x)
+        logits = logits if logits.dtype == torch.float64 else logits.float()
         loss += float(F.cross_entropy(logits, y, reduction="sum").item())
         hits = y[logits.argmax(dim=1) == y]
         correct += torch.bincount(hits.cpu(), minlength=num_classes)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from core.blocks import Block
 from core.folds import Partial
+from core.memory import Version
 from core.records import Reply
 
 
@@ -17,21 +18,19 @@ class Work:
     Attributes:
         run: Name of the run's folder; client memory of different runs is kept apart.
         attempt: Changes with every start and resume.
-        base_round: The checkpoint that the attempt began from; 0 for the beginning.
         round: Round number, from 1.
         step: Position of the phase in the round, from 0.
         phase: Name of the phase.
         config_hash: Hash of the portable part of the server's experiment.
-        checkpoint_round: Last round of which the server has a checkpoint.
+        checkpoint_round: The oldest round that a resume may go back to.
         blocks: The blocks with a client in `clients`, each with all of its clients.
         num_blocks: Blocks of the whole phase.
         clients: The clients that this node runs.
-        remembering: Those of them that have a memory; one whose memory is gone must not start without.
+        memories: Which version of its memory each of them goes on from; a client that is not named has none.
     """
 
     run: str
     attempt: str
-    base_round: int
     round: int
     step: int
     phase: str
@@ -40,7 +39,7 @@ class Work:
     blocks: tuple[Block, ...]
     num_blocks: int
     clients: frozenset[int]
-    remembering: frozenset[int] = frozenset()
+    memories: Mapping[int, Version] = field(default_factory=dict)
 
 
 @dataclass

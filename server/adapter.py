@@ -17,6 +17,7 @@ from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from core import state as states
 from core.evaluation import EVALUATION_FOLD
 from core.folds import Folded
+from core.memory import Version
 from core.records import BadReplyError
 from core.work import Work
 from server import checkpoint, evaluation
@@ -28,6 +29,8 @@ from server.nodes import Directory
 from server.results import RunFolder
 from server.session import Session
 from strategies.base import EVALUATE, Phase
+
+EVALUATION_STEP = 99  # sorts after every phase of a round
 
 
 class FederatedRun(FlowerStrategy):
@@ -53,7 +56,7 @@ class FederatedRun(FlowerStrategy):
         self._run_id = folder.identity()
         self._began = 0.0
         # Client memory is kept for the older of the two checkpoints as well, in case the newer is damaged.
-        self._base_round = self._checkpoint_round = self._older_checkpoint_round = self.progress.round
+        self._checkpoint_round = self._older_checkpoint_round = self.progress.round
         self.state: Any = None
 
     # ---- the loop --------------------------------------------------------------------------------------------
@@ -132,9 +135,9 @@ class FederatedRun(FlowerStrategy):
                 with self._stage(phase.name, progress):
                     payload = strategy.broadcast(phase, state, context)
                     self.listener.phase(round_, phase.name, len(cohort))
-                    work = self._work(phase, round_, step, progress)
+                    work = self._work(phase, round_, step, cohort, progress)
                     answer, report = exchange.run(work, payload, cohort, strategy.fold(phase))
-                folded = self._enough(answer, report, phase, round_, progress)
+                folded = self._enough(answer, report, work, progress)
             with self._stage("server", progress):
                 state = strategy.update(phase, state, folded, context)
         if round_ == total:
@@ -156,14 +159,13 @@ class FederatedRun(FlowerStrategy):
                 self._save()
         self.listener.round(round_, total, found, progress.seconds["total"])
 
-    def _work(self, phase: Phase, round_: int, step: int, progress: Progress) -> Work:
+    def _work(self, phase: Phase, round_: int, step: int, cohort: tuple[int, ...], progress: Progress) -> Work:
         every = self.session.experiment.checkpoint.every
         # Without checkpoints only a stop can be resumed, which needs the last completed round.
         durable = self._older_checkpoint_round if every else self.progress.round
         return Work(
             run=self._run_id,
             attempt=self._attempt,
-            base_round=self._base_round,
             round=round_,
             step=step,
             phase=phase.name,
@@ -172,13 +174,13 @@ class FederatedRun(FlowerStrategy):
             blocks=(),
             num_blocks=0,
             clients=frozenset(),
-            remembering=frozenset(progress.remembering),
+            memories={c: Version(*progress.memories[str(c)]) for c in cohort if str(c) in progress.memories},
         )
 
-    def _enough(self, folded: Folded | None, report: Report, phase: Phase, round_: int, progress: Progress) -> Folded:
+    def _enough(self, folded: Folded | None, report: Report, work: Work, progress: Progress) -> Folded:
         """Account for an exchange; raise unless enough replies are good."""
         seconds = time.monotonic() - self._began
-        self._account(report, phase, round_, progress)
+        self._account(report, work, progress)
         good = folded.num_replies if folded else 0
         needed = self.session.experiment.run.min_replies
         if folded is None or good < needed:
@@ -187,23 +189,23 @@ class FederatedRun(FlowerStrategy):
                 for client, (node, reason) in list(report.failures.items())[:5]
             )
             raise RunStoppedError(
-                f"Round {round_}, phase {phase.name}: {good} of {len(report.cohort)} clients sent a good reply, "
+                f"Round {work.round}, phase {work.phase}: {good} of {len(report.cohort)} clients sent a good reply, "
                 f"{needed} are needed (run.min_replies).\n{reasons}"
             )
         values = {**folded.numbers, "num_replies": good, "num_failures": len(report.failures)}
-        self.folder.add(round_, "clients", "train", values, seconds)
+        self.folder.add(work.round, "clients", "train", values, seconds)
         return folded
 
-    def _account(self, report: Report, phase: Phase, round_: int, progress: Progress) -> None:
+    def _account(self, report: Report, work: Work, progress: Progress) -> None:
         progress.bytes_down["tensors"] += report.bytes_down
         progress.bytes_down["framing"] += report.framing_down
         progress.bytes_up["tensors"] += report.bytes_up
         progress.bytes_up["framing"] += report.framing_up
         progress.num_failures += len(report.failures)
-        if not report.remembered.issubset(progress.remembering):
-            progress.remembering = sorted(report.remembered.union(progress.remembering))
+        for client in report.remembered:
+            progress.memories[str(client)] = (work.round, work.step, work.attempt)
         for client, (node, reason) in sorted(report.failures.items()):
-            self.listener.failure(round_, phase.name, client, node, reason)
+            self.listener.failure(work.round, work.phase, client, node, reason)
 
     def _evaluate(
         self, exchange: Exchange, state: Any, round_: int, total: int, progress: Progress
@@ -220,13 +222,13 @@ class FederatedRun(FlowerStrategy):
             if cohort:
                 payload = self.session.strategy.broadcast(EVALUATE, state, self.session.context(round_))
                 self.listener.phase(round_, EVALUATE.name, len(cohort))
-                work = self._work(EVALUATE, round_, 99, progress)  # after every phase of the round
+                work = self._work(EVALUATE, round_, EVALUATION_STEP, cohort, progress)
                 try:
                     folded, report = exchange.run(work, payload, cohort, EVALUATION_FOLD)
                 except BadReplyError as error:
                     self.listener.failure(round_, EVALUATE.name, -1, 0, str(error))
                     return found
-                self._account(report, EVALUATE, round_, progress)
+                self._account(report, work, progress)
                 if folded is not None:
                     found |= evaluation.of_clients(folded, round_, self.folder, seconds)
         return found
@@ -276,4 +278,5 @@ def _copy(progress: Progress) -> Progress:
         seconds=dict(progress.seconds),
         bytes_down=dict(progress.bytes_down),
         bytes_up=dict(progress.bytes_up),
+        memories=dict(progress.memories),
     )

@@ -33,7 +33,7 @@ class Progress:
         bytes_down: `tensors` and `framing` that clients received.
         bytes_up: The same that they sent.
         num_failures: Replies that were left out.
-        remembering: Clients that have a memory.
+        memories: For each client that has one, the version of its memory as (round, step, attempt).
     """
 
     round: int = 0
@@ -45,7 +45,7 @@ class Progress:
     bytes_down: dict[str, int] = field(default_factory=lambda: {"tensors": 0, "framing": 0})
     bytes_up: dict[str, int] = field(default_factory=lambda: {"tensors": 0, "framing": 0})
     num_failures: int = 0
-    remembering: list[int] = field(default_factory=list)
+    memories: dict[str, tuple[int, int, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ class Report:
         cohort: The selected clients.
         failures: For each client that failed, its node and the reason.
         seconds: Time that each client took.
-        remembered: Clients that wrote their memory.
+        remembered: Clients that wrote their memory and whose reply was good.
         bytes_down: Tensor bytes that the selected clients received, each counted.
         bytes_up: Tensor bytes that they sent.
         framing_down: Bytes of framing down.
@@ -110,6 +110,7 @@ class Exchange:
                 for client in sorted(clients):
                     receiver.fail(client, node, reason)
             partial = receiver.finish()
+        report.remembered -= report.failures.keys()
         return (fold.finish(partial) if partial.num_replies else None), report
 
     def _messages(
@@ -131,7 +132,7 @@ class Exchange:
                     "blocks": touched,
                     "num_blocks": len(blocks),
                     "clients": mine,
-                    "remembering": work.remembering & mine,
+                    "memories": {client: v for client, v in work.memories.items() if client in mine},
                 }
             )
             content = encode_work(part, payload, arrays)

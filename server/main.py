@@ -13,6 +13,7 @@ from core.files import read_json
 from server import checkpoint, flower
 from server.adapter import FederatedRun
 from server.listener import Both, FileListener, Listener
+from server.lock import exclusive
 from server.results import RunFolder, new_folder
 from server.session import Session
 
@@ -38,6 +39,12 @@ def execute(
     """
     flower.check(experiment)
     path = folder or new_folder(experiment)
+    with exclusive(path):
+        _execute(experiment, grid, listener, path, resume)
+    return path
+
+
+def _execute(experiment: Experiment, grid: Grid, listener: Listener, path: Path, resume: bool) -> None:
     run_folder = RunFolder(path, experiment)
     found = None
     if resume:
@@ -56,7 +63,6 @@ def execute(
         told.end(f"{type(error).__name__}: {error}")
         raise
     told.end(None)
-    return path
 
 
 def _finish(run: FederatedRun, folder: RunFolder) -> None:

@@ -1,9 +1,9 @@
 """Engines that run both apps on this machine, the command line, comparison and report.
 
-    from simulations import run
+from simulations import run
 
-    result = run("digits", "strategy.name=fedprox", "strategy.mu=0.1")
-    print(result.summary["metrics"]["test/accuracy"])
+result = run("digits", "strategy.name=fedprox", "strategy.mu=0.1")
+print(result.summary["metrics"]["test/accuracy"])
 """
 
 from typing import TYPE_CHECKING, Any

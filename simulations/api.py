@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+import data
 from conf.errors import ExperimentError
 from conf.load import as_yaml, load
 from conf.schema import Experiment
@@ -61,6 +63,7 @@ def run(experiment: str | Experiment, *overrides: str, listener: Listener | None
     else:
         composed = load(experiment, overrides)
     flower.check(composed)
+    data.check(composed.data)
     return _start(composed, listener or Listener(), new_folder(composed), resuming=False)
 
 

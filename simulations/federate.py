@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
+import fcntl
 import json
 import os
-import shutil
-import signal
-import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from core.files import read_json, write_json
+from simulations.processes import (
+    alive,
+    birth,
+    flower_environment,
+    free_ports,
+    opened,
+    spawn,
+    tail,
+    terminate,
+)
 
 STATE = "federation.json"
 CONNECTION = "umbel"  # name of the SuperLink in Flower's configuration
 _START_SECONDS = 60.0
+_TRIES = 3
 
 
 class FederationError(RuntimeError):
@@ -37,6 +46,7 @@ class Federation:
         superlink: Process id of the SuperLink.
         nodes: Process ids of the SuperNodes.
         stock: Whether the nodes are Flower's own.
+        births: When the SuperLink and the nodes began, to know them from strangers that got their number later.
     """
 
     home: str
@@ -45,6 +55,17 @@ class Federation:
     superlink: int
     nodes: tuple[int, ...]
     stock: bool
+    births: tuple[int, ...]
+
+    @property
+    def superlink_alive(self) -> bool:
+        """Whether the SuperLink runs."""
+        return alive(self.superlink, self.births[0])
+
+    @property
+    def num_alive(self) -> int:
+        """How many SuperNodes run."""
+        return sum(alive(pid, born) for pid, born in zip(self.nodes, self.births[1:], strict=True))
 
     def environment(self) -> dict[str, str]:
         """Return the environment for Flower's commands."""
@@ -56,49 +77,36 @@ def default_home() -> Path:
     return Path(os.environ.get("UMBEL_HOME", str(Path.home() / ".umbel" / "federation")))
 
 
-def flower_environment(home: Path) -> dict[str, str]:
-    """Return an environment in which Flower keeps to `home`, tells nobody, and looks for tasks often."""
-    scripts = str(Path(sys.executable).parent)
-    return {
-        **os.environ,
-        "PATH": scripts + os.pathsep + os.environ.get("PATH", ""),
-        "FLWR_HOME": str(home / "flwr"),
-        "FLWR_TELEMETRY_ENABLED": "0",
-        "FLWR_DISABLE_UPDATE_CHECK": "1",
-        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "PYTHONUNBUFFERED": "1",
-    }
-
-
-def _free_ports(number: int) -> list[int]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
-def _alive(pid: int) -> bool:
-    """Return whether a process of ours runs; one that has ended but was not waited for does not."""
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)
+def _read(home: Path) -> Federation | None:
+    """Return what the state file says, whoever of it is alive."""
+    file = home / STATE
+    if not file.is_file():
+        return None
     try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, PermissionError):
-        return False
-    return True
+        content = read_json(file)
+        return Federation(**{**content, "nodes": tuple(content["nodes"]), "births": tuple(content["births"])})
+    except (ValueError, TypeError, KeyError) as error:
+        raise FederationError(
+            f"{file} cannot be read ({error}). End its processes by hand, if there are any, and remove it."
+        ) from error
 
 
 def find(home: Path | None = None) -> Federation | None:
     """Return the federation that is up, or None."""
-    file = (home or default_home()) / STATE
-    if not file.is_file():
-        return None
-    content = read_json(file)
-    found = Federation(**{**content, "nodes": tuple(content["nodes"])})
-    return found if _alive(found.superlink) else None
+    found = _read(home or default_home())
+    return found if found is not None and found.superlink_alive else None
+
+
+@contextmanager
+def _one_at_a_time(home: Path) -> Iterator[None]:
+    """Keep others from starting or stopping the same federation at the same time."""
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise FederationError(f"Another process starts or stops the federation in {home} right now.") from None
+        yield
 
 
 def start(nodes: int, home: Path, stock: bool = False, memory: Path | None = None) -> Federation:
@@ -114,46 +122,73 @@ def start(nodes: int, home: Path, stock: bool = False, memory: Path | None = Non
     Raises:
         FederationError: One is up already, or something did not start.
     """
-    if find(home) is not None:
-        raise FederationError(f"A federation is up already in {home}. Stop it first: umbel federate down")
-    (home / "logs").mkdir(parents=True, exist_ok=True)
-    fleet, control, *runtime = _free_ports(2 + nodes)
-    _write_connection(home, control)
+    with _one_at_a_time(home):
+        if find(home) is not None:
+            raise FederationError(f"A federation is up already in {home}. Stop it first: umbel federate down")
+        _stop(home)  # nodes that outlived their SuperLink
+        (home / "logs").mkdir(parents=True, exist_ok=True)
+        return _start(nodes, home, stock, memory)
+
+
+def _start(nodes: int, home: Path, stock: bool, memory: Path | None) -> Federation:
     tied = memory is not None
-    superlink = _spawn(home, "superlink", _superlink_command(fleet, control), tied)
-    started = [superlink]
+    started: list[subprocess.Popen[bytes]] = []
     try:
-        _wait_for_ports(home, superlink, [fleet, control])
+        superlink, fleet, control = _start_superlink(home, tied, started)
+        _write_connection(home, control)
+        runtime = free_ports(nodes)
         for index in range(nodes):
             state = memory or home / "nodes" / str(index) / "state"
             config = f'partition-id={index} num-partitions={nodes} state-folder="{state}"'
             command = _node_command(home / "nodes" / str(index), config, fleet, runtime[index], stock)
-            started.append(_spawn(home, f"node-{index}", command, tied))
-        federation = Federation(str(home), fleet, control, superlink.pid, tuple(p.pid for p in started[1:]), stock)
+            started.append(spawn(home, f"node-{index}", command, tied))
+        pids = tuple(process.pid for process in started if process is not superlink)
+        births = tuple(birth(pid) for pid in (superlink.pid, *pids))
+        federation = Federation(str(home), fleet, control, superlink.pid, pids, stock, births)
         write_json(home / STATE, asdict(federation))
         _wait_for_nodes(home, started[1:])
     except BaseException:
-        for process in started:
-            _terminate(process.pid)
+        terminate((process.pid, 0) for process in started)
         (home / STATE).unlink(missing_ok=True)
         raise
     return federation
 
 
+def _start_superlink(
+    home: Path, tied: bool, started: list[subprocess.Popen[bytes]]
+) -> tuple[subprocess.Popen[bytes], int, int]:
+    """Start the SuperLink; when somebody else takes one of its ports first, start it again with others."""
+    for attempt in range(1, _TRIES + 1):
+        fleet, control = free_ports(2)
+        process = spawn(home, "superlink", _superlink_command(fleet, control), tied)
+        started[:] = [process]
+        try:
+            _wait_for_ports(home, process, [fleet, control])
+        except FederationError:
+            if process.poll() is None or attempt == _TRIES or "use" not in tail(home, "superlink", 200):
+                raise
+        else:
+            break
+    return process, fleet, control
+
+
 def stop(home: Path | None = None) -> bool:
     """Stop the federation; return whether there was one."""
     home = home or default_home()
-    file = home / STATE
-    if not file.is_file():
+    if not (home / STATE).is_file():
         return False
-    content = read_json(file)
-    # The nodes first, so that they can say goodbye.
-    for pid in content["nodes"]:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(pid, signal.SIGTERM)
-    for pid in [*content["nodes"], content["superlink"]]:
-        _terminate(pid)
-    file.unlink(missing_ok=True)
+    with _one_at_a_time(home):
+        return _stop(home)
+
+
+def _stop(home: Path) -> bool:
+    found = _read(home)
+    if found is None:
+        return False
+    superlink, *nodes = zip((found.superlink, *found.nodes), found.births, strict=True)
+    terminate(nodes)  # first, so that they can say goodbye
+    terminate([superlink])
+    (home / STATE).unlink(missing_ok=True)
     return True
 
 
@@ -179,10 +214,9 @@ def status(home: Path | None = None) -> str:
     federation = find(home)
     if federation is None:
         return "No federation is up. Start one: umbel federate up --nodes 4"
-    alive = sum(_alive(pid) for pid in federation.nodes)
     return (
         f"SuperLink on 127.0.0.1:{federation.fleet_port} (process {federation.superlink}), "
-        f"{alive} of {len(federation.nodes)} SuperNodes alive. Logs: {Path(federation.home) / 'logs'}"
+        f"{federation.num_alive} of {len(federation.nodes)} SuperNodes alive. Logs: {Path(federation.home) / 'logs'}"
     )
 
 
@@ -215,58 +249,17 @@ def _node_command(folder: Path, config: str, fleet: int, runtime: int, stock: bo
     ]
 
 
-def _end_with_parent() -> None:
-    """Ask Linux to end this process when its parent does, also after a kill -9."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    libc.prctl(1, signal.SIGTERM)
-
-
-def _spawn(home: Path, name: str, command: list[str], tied: bool) -> subprocess.Popen[bytes]:
-    """Start a process of its own group whose output goes to a log.
-
-    Args:
-        home: Folder of the federation.
-        name: Name of the log.
-        command: What to start.
-        tied: End it when this process ends (on Linux).
-    """
-    environment = flower_environment(home)
-    if command[0] == sys.executable:
-        # From a neutral folder, with this project's code on the path; the run's own code comes in its bundle.
-        environment["PYTHONPATH"] = str(Path(__file__).resolve().parent.parent)
-    else:
-        environment.pop("PYTHONPATH", None)
-        command = [shutil.which(command[0], path=environment["PATH"]) or command[0], *command[1:]]
-    with (home / "logs" / f"{name}.log").open("wb") as output:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            cwd=home,
-            start_new_session=True,
-            preexec_fn=_end_with_parent if tied and sys.platform == "linux" else None,
-        )
-
-
-def _tail(home: Path, name: str, lines: int = 15) -> str:
-    file = home / "logs" / f"{name}.log"
-    content = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
-    return "\n".join(content.splitlines()[-lines:])
-
-
 def _wait_for_ports(home: Path, process: subprocess.Popen[bytes], ports: list[int]) -> None:
     deadline = time.monotonic() + _START_SECONDS
     for port in ports:
-        while True:
+        while not opened(port):
             if process.poll() is not None:
-                raise FederationError(f"The SuperLink ended at once:\n{_tail(home, 'superlink')}")
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=0.2):
-                break
+                raise FederationError(f"The SuperLink ended at once:\n{tail(home, 'superlink')}")
             if time.monotonic() > deadline:
-                raise FederationError(f"The SuperLink did not open port {port}:\n{_tail(home, 'superlink')}")
+                raise FederationError(f"The SuperLink did not open port {port}:\n{tail(home, 'superlink')}")
             time.sleep(0.1)
+    if process.poll() is not None:  # the ports are somebody else's
+        raise FederationError(f"The SuperLink ended at once:\n{tail(home, 'superlink')}")
 
 
 def _wait_for_nodes(home: Path, processes: list[subprocess.Popen[bytes]]) -> None:
@@ -274,26 +267,12 @@ def _wait_for_nodes(home: Path, processes: list[subprocess.Popen[bytes]]) -> Non
     deadline = time.monotonic() + _START_SECONDS
     for index, process in enumerate(processes):
         name = f"node-{index}"
-        while not any(word in _tail(home, name, 200) for word in ("is connected to", "SuperNode ID")):
+        while not any(word in tail(home, name, 200) for word in ("is connected to", "SuperNode ID")):
             if process.poll() is not None:
-                raise FederationError(f"SuperNode {index} ended at once:\n{_tail(home, name)}")
+                raise FederationError(f"SuperNode {index} ended at once:\n{tail(home, name)}")
             if time.monotonic() > deadline:
-                raise FederationError(f"SuperNode {index} did not connect:\n{_tail(home, name)}")
+                raise FederationError(f"SuperNode {index} did not connect:\n{tail(home, name)}")
             time.sleep(0.1)
-
-
-def _terminate(pid: int, patience_seconds: float = 5.0) -> None:
-    """End a process group: politely, then not."""
-    for kind, patience in ((signal.SIGTERM, patience_seconds), (signal.SIGKILL, 2.0)):
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(pid, kind)
-        deadline = time.monotonic() + patience
-        while time.monotonic() < deadline:
-            if not _alive(pid):
-                break
-            time.sleep(0.05)
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(pid, signal.SIGKILL)
 
 
 def _write_connection(home: Path, control: int) -> None:

@@ -6,6 +6,7 @@ project run the apps in processes of their own, and so set it themselves.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -55,7 +56,7 @@ class LocalGrid(Grid):
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Return all replies at once."""
-        return list(self.stream(messages, float("inf") if timeout is None else timeout))
+        return list(self.stream(messages, float("inf") if timeout is None else time.monotonic() + timeout))
 
     def set_run(self, run: Any) -> None:
         """Do nothing: there is no SuperLink whose run this could be."""

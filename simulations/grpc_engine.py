@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,15 @@ from conf.load import as_yaml
 from conf.schema import Experiment
 from server.errors import RunStoppedError, StopRequested
 from server.listener import PROGRESS_FILE, Listener, replay
+from server.lock import exclusive
 from simulations import federate
 from simulations.federate import CONNECTION, Federation
+from simulations.processes import log, tail
 
 _PACKAGES = ("core", "models", "data", "strategies", "conf", "server", "client")
 _LOOK_SECONDS = 0.1
-_STATUS_SECONDS = 3.0
+_FIRST_SILENCE, _LONGEST_SILENCE = 5.0, 60.0  # without a word for so long, ask Flower whether the run still runs
+_DEAF = 3  # questions in a row that the SuperLink does not answer before it counts as gone
 _STOP_SECONDS = 60.0
 
 
@@ -36,15 +39,44 @@ def submit(experiment: Experiment, listener: Listener, folder: Path, resuming: b
         resuming: Go on from the folder's last checkpoint.
     """
     with _federation(experiment.engine.nodes, folder) as federation:
-        progress = folder / PROGRESS_FILE
-        seen = progress.stat().st_size if progress.is_file() else 0
-        run_id = _flwr_run(experiment, federation, folder, resuming)
+        if resuming:
+            with exclusive(folder):  # whose server may still be writing, after a kill
+                pass
+        progress = _Progress(folder / PROGRESS_FILE)
+        run_id = ""
         try:
-            _follow(experiment, listener, federation, run_id, progress, seen)
+            run_id = _flwr_run(experiment, federation, folder, resuming)
+            _follow(experiment, listener, federation, run_id, progress)
         except KeyboardInterrupt:
             (folder / "stop").touch()
-            _await_end(progress)
+            if run_id and not _await_end(progress, federation):
+                with suppress(RunStoppedError):
+                    _flwr(federation, "stop", run_id, CONNECTION)
             raise
+
+
+class _Progress:
+    """Reads what a progress file says from now on.
+
+    Args:
+        path: The file, which need not exist yet.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._seen = path.stat().st_size if path.is_file() else 0
+        self._rest = b""
+
+    def lines(self) -> list[str]:
+        """Return the lines that are new; one that is written by halves waits for its end."""
+        if not self._path.is_file() or self._path.stat().st_size <= self._seen:
+            return []
+        with self._path.open("rb") as file:
+            file.seek(self._seen)
+            content = file.read()
+        self._seen += len(content)
+        *lines, self._rest = (self._rest + content).split(b"\n")
+        return [line.decode() for line in lines]
 
 
 @contextmanager
@@ -126,27 +158,34 @@ def _flwr(federation: Federation, *arguments: str) -> dict[str, Any]:
 
 
 def _follow(
-    experiment: Experiment, listener: Listener, federation: Federation, run_id: str, progress: Path, seen: int
+    experiment: Experiment, listener: Listener, federation: Federation, run_id: str, progress: _Progress
 ) -> None:
     """Replay the run's progress file until the run has ended."""
-    checked = time.monotonic()
-    rest = ""
+    silence, deaf = _FIRST_SILENCE, 0
+    ask_at = time.monotonic() + silence
+    over = ""  # Flower's word for it, or ours; what the server wrote last is read before it counts
     while True:
-        if progress.is_file() and progress.stat().st_size > seen:
-            with progress.open("rb") as file:
-                file.seek(seen)
-                content = file.read()
-            seen += len(content)
-            *lines, rest = (rest + content.decode()).split("\n")
-            for line in lines:
-                ended, error = replay(line, experiment, listener)
-                if ended:
-                    _raise(error)
-                    return
+        lines = progress.lines()
+        for line in lines:
+            ended, error = replay(line, experiment, listener)
+            if ended:
+                _raise(error)
+                return
+        if lines:
+            silence = _FIRST_SILENCE
+            ask_at = time.monotonic() + silence
+        elif over:
+            raise RunStoppedError(f"The server ended without a word ({over}).\n{_end_of_log(federation)}")
+        elif not federation.superlink_alive:
+            over = "its SuperLink is gone"
             continue
-        if time.monotonic() - checked > _STATUS_SECONDS:
-            checked = time.monotonic()
-            _check_alive(federation, run_id, progress, seen)
+        elif time.monotonic() > ask_at:
+            status = _status(federation, run_id)
+            deaf = 0 if status else deaf + 1
+            over = status if status.startswith("finished") else "its SuperLink is deaf" if deaf >= _DEAF else ""
+            silence = min(2 * silence, _LONGEST_SILENCE)
+            ask_at = time.monotonic() + silence
+            continue
         time.sleep(_LOOK_SECONDS)
 
 
@@ -159,20 +198,26 @@ def _raise(error: str | None) -> None:
     raise RunStoppedError(text if kind == RunStoppedError.__name__ else error)
 
 
-def _check_alive(federation: Federation, run_id: str, progress: Path, seen: int) -> None:
-    """Raise when Flower says that the run is over, although its server never said so."""
-    answer = _flwr(federation, "ls", CONNECTION, "--run-id", run_id)
-    status = str(answer["runs"][0]["status"])
-    if status.startswith("finished") and not (progress.is_file() and progress.stat().st_size > seen):
-        log = Path(federation.home) / "logs" / "superlink.log"
-        tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:])
-        raise RunStoppedError(f"The server ended without a word ({status}). The end of {log}:\n{tail}")
+def _status(federation: Federation, run_id: str) -> str:
+    """Return what Flower says of the run; empty when it says nothing. Its command takes seconds: ask seldom."""
+    try:
+        run = _flwr(federation, "ls", CONNECTION, "--run-id", run_id)["runs"][0]
+    except (RunStoppedError, KeyError, IndexError):
+        return ""
+    details = str(run.get("status-details") or "")
+    return str(run["status"]) + (f": {details}" if details else "")
 
 
-def _await_end(progress: Path) -> None:
-    """Give the server time to write its checkpoint."""
+def _end_of_log(federation: Federation) -> str:
+    home = Path(federation.home)
+    return f"The end of {log(home, 'superlink')}:\n{tail(home, 'superlink', 20)}"
+
+
+def _await_end(progress: _Progress, federation: Federation) -> bool:
+    """Give the server time to write its checkpoint; return whether it has ended."""
     deadline = time.monotonic() + _STOP_SECONDS
     while time.monotonic() < deadline:
-        if progress.is_file() and '"event": "end"' in progress.read_text(encoding="utf-8").rsplit("\n", 2)[-2]:
-            return
+        if any(json.loads(line)["event"] == "end" for line in progress.lines()) or not federation.superlink_alive:
+            return True
         time.sleep(_LOOK_SECONDS)
+    return False

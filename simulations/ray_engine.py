@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import tempfile
+import signal
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -25,10 +25,12 @@ from typing import Any
 from flwr.app import ArrayRecord, Message, RecordDict
 
 import core
+from conf.errors import ExperimentError
 from conf.federation import federation
 from conf.schema import Experiment
 from core.messages import Pieces, encode_outcome, split_work
 from core.work import Outcome
+from server.errors import RunStoppedError
 from simulations.flower_internals import LocalGrid, identify, make_context
 
 _TRIES = 3  # how often a block is started before its clients count as failed
@@ -50,6 +52,20 @@ class RayWorker:
     """
 
     def __init__(
+        self,
+        run_config: dict[str, Any],
+        node_config: dict[str, Any],
+        core_file: str,
+        arrays: dict[str, Any],
+        meta: dict[str, Any],
+    ) -> None:
+        self._error: Exception | None = None
+        try:
+            self._begin(run_config, node_config, core_file, arrays, meta)
+        except Exception as error:  # noqa: BLE001 - an actor that raises here is a stack of Ray's; `ready` says it
+            self._error = error
+
+    def _begin(
         self,
         run_config: dict[str, Any],
         node_config: dict[str, Any],
@@ -82,14 +98,16 @@ class RayWorker:
             head: The block's work.
             kind: Flower's message type.
         """
+        if self._error is not None:
+            raise self._error
         from client import app as client_app
 
         message = Message(Pieces(head, arrays).content(), 1, kind)
         return client_app.app(message, self._context).content
 
-    def ready(self) -> int:
-        """Return the worker's process id, once it is ready."""
-        return os.getpid()
+    def ready(self) -> tuple[int, str, str]:
+        """Return the worker's process id, once it is ready, and what kept it from that: (id, kind, message)."""
+        return os.getpid(), type(self._error).__name__ if self._error else "", str(self._error or "")
 
 
 @dataclass
@@ -128,27 +146,45 @@ class RayGrid(LocalGrid):
         self._pool = _Pool()
         self._made: list[Any] = []
         self._started_ray = False
-        self._neutral: tempfile.TemporaryDirectory[str] | None = None
+        self._neutral = memory.parent / "ray"
 
     def __enter__(self) -> RayGrid:
         import ray
 
-        config = self._experiment.engine
         if not ray.is_initialized():
-            # Ray puts its current folder first on the path of its workers: a `data` package there would hide ours.
-            # The folder stays as long as Ray does: a worker whose current folder is gone cannot load its libraries.
-            self._neutral = tempfile.TemporaryDirectory(prefix="umbel-ray-")
-            with contextlib.chdir(self._neutral.name):
-                if config.ray_address:
-                    ray.init(address=config.ray_address, log_to_driver=False, configure_logging=False)
-                else:
-                    ray.init(
-                        num_cpus=config.workers or None,
-                        include_dashboard=False,
-                        log_to_driver=False,
-                        configure_logging=False,
-                    )
-            self._started_ray = True
+            self._start_ray()
+        try:
+            self._start_workers()
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+        return self
+
+    def _start_ray(self) -> None:
+        import ray
+
+        config = self._experiment.engine
+        # Ray puts its current folder first on the path of its workers: a `data` package there would hide ours.
+        # The folder stays as long as Ray does: a worker whose current folder is gone cannot load its libraries.
+        self._neutral.mkdir(parents=True, exist_ok=True)
+        quiet = {"log_to_driver": False, "configure_logging": False}
+        with contextlib.chdir(self._neutral), _own_signals():
+            if not config.ray_address:
+                ray.init(address="local", num_cpus=config.workers or None, include_dashboard=False, **quiet)
+            else:
+                try:
+                    ray.init(address=config.ray_address, **quiet)
+                except (ConnectionError, ValueError) as error:
+                    raise ExperimentError(
+                        f"engine.ray_address={config.ray_address}: no Ray cluster answers there ({error}). Start one "
+                        "(ray start --head), or leave engine.ray_address empty to start Ray on this machine."
+                    ) from error
+        self._started_ray = True
+
+    def _start_workers(self) -> None:
+        import ray
+
+        config = self._experiment.engine
         data = federation(self._experiment)
         self._sizes = data.num_train
         self._arrays = ray.put(data.arrays())
@@ -158,12 +194,21 @@ class RayGrid(LocalGrid):
         )
         workers = [self._start_worker() for _ in range(self._num_workers())]
         try:
-            ray.get([worker.ready.remote() for worker in workers])
-        except ray.exceptions.RayError:
-            self.__exit__(None, None, None)
-            raise
+            found = ray.get([w.ready.remote() for w in workers], timeout=config.node_timeout_seconds)
+        except ray.exceptions.GetTimeoutError:
+            raise RunStoppedError(
+                f"{len(workers)} Ray workers were not all ready after {config.node_timeout_seconds:g} s: others may "
+                "hold the cluster's CPUs or GPUs. Ask for fewer (engine.workers), or wait longer "
+                "(engine.node_timeout_seconds)."
+            ) from None
+        except ray.exceptions.RayError as error:
+            raise RunStoppedError(f"A Ray worker died while it started: {_first_line(error)}") from error
+        for _, kind, text in found:
+            if kind == "ValueError" or kind.endswith("ExperimentError"):
+                raise ExperimentError(text)
+            if kind:
+                raise RunStoppedError(f"A Ray worker cannot start: {kind}: {text}")
         self._pool.free.extend(workers)
-        return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -175,19 +220,22 @@ class RayGrid(LocalGrid):
                 ray.kill(worker)
         if self._started_ray:
             ray.shutdown()
-        if self._neutral is not None:
-            self._neutral.cleanup()
+            with contextlib.suppress(OSError):
+                self._neutral.rmdir()
 
     def _num_workers(self) -> int:
         import ray
 
         config = self._experiment.engine
-        if config.workers:
-            return config.workers
-        resources = ray.cluster_resources()
-        if config.gpus_per_worker:
-            return max(int(resources.get("GPU", 0) / config.gpus_per_worker), 1)
-        return max(int(resources.get("CPU", 1)), 1)
+        kind, share = ("GPU", config.gpus_per_worker) if config.gpus_per_worker else ("CPU", 1.0)
+        there = float(ray.cluster_resources().get(kind, 0))
+        fit = int(there / share + 1e-9)
+        if fit < max(config.workers, 1):  # Ray would wait for ever
+            raise ExperimentError(
+                f"engine.workers={config.workers} of {share:g} {kind} each do not fit: Ray has {there:g} {kind}, "
+                f"enough for {fit}. Lower engine.workers or engine.gpus_per_worker."
+            )
+        return config.workers or fit
 
     def _start_worker(self) -> Any:
         core_file = str(Path(str(core.__file__)).resolve())
@@ -199,7 +247,7 @@ class RayGrid(LocalGrid):
         """Return the process ids of the workers that are free."""
         import ray
 
-        return list(ray.get([worker.ready.remote() for worker in self._pool.free]))
+        return [pid for pid, _, _ in ray.get([worker.ready.remote() for worker in self._pool.free])]
 
     def stream(self, messages: Iterable[Message], deadline: float) -> Iterator[Message]:
         """Spread the messages' blocks over the workers and yield one reply a block, as they are done."""
@@ -239,11 +287,12 @@ class RayGrid(LocalGrid):
             content = ray.get(reference)
         except ray.exceptions.RayTaskError as error:
             self._pool.free.append(worker)
-            yield self._failed(block, str(error.cause))
+            cause = error.cause or error
+            yield self._failed(block, f"{type(cause).__name__}: {cause}")
             return
         except ray.exceptions.RayError as error:  # the worker died: another runs the block again
-            self._pool.free.append(self._start_worker())
-            block.last_error = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            self._replace(worker)
+            block.last_error = _first_line(error)
             if block.tries < _TRIES:
                 waiting.appendleft(block)
             else:
@@ -258,9 +307,32 @@ class RayGrid(LocalGrid):
 
     def _abandon(self) -> None:
         """Replace the workers that did not answer in time."""
+        for worker, _ in self._pool.running.values():
+            self._replace(worker)
+        self._pool.running.clear()
+
+    def _replace(self, worker: Any) -> None:
+        """Put a new worker in the place of one that died, or that must: half alive, it would keep its CPU."""
         import ray
 
-        for worker, _ in self._pool.running.values():
+        with contextlib.suppress(ray.exceptions.RayError):
             ray.kill(worker)
-            self._pool.free.append(self._start_worker())
-        self._pool.running.clear()
+        self._made.remove(worker)
+        self._pool.free.append(self._start_worker())
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep our handlers: Ray's would end the process at a SIGTERM with a dump in place of a checkpoint."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if callable(handler):
+                with contextlib.suppress(ValueError):  # not the main thread: Ray has changed nothing
+                    signal.signal(number, handler)
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"

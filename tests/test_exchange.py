@@ -33,7 +33,7 @@ FOLDS = {
 # Blocks of two of (0 .. 8): node 2 holds 3, so the block (2 3) is nobody's, and (4 5), (6 7) are node 2's.
 HELD = {1: range(3), 2: range(3, 8), 3: range(8, 9)}
 COHORT = tuple(range(9))
-WORK = Work("run", "a", 0, 1, 0, "train", "hash", 0, (), 0, frozenset())
+WORK = Work("run", "a", 1, 0, "train", "hash", 0, (), 0, frozenset())
 
 
 def make_reply(client):

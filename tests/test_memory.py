@@ -1,4 +1,4 @@
-"""Client memory: versions, what a resume rolls back, what is kept, and the cache."""
+"""Client memory: the version that is asked for, what is kept, and the cache."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from core import files
-from core.memory import MemoryRecord, MemoryStore
+from core.memory import MemoryRecord, MemoryStore, MissingMemoryError, Version
 
 
 def record(value, **numbers):
@@ -15,113 +15,114 @@ def record(value, **numbers):
 
 
 def value(found):
-    return None if found is None else found.trees["control"]["w"].item()
+    return found.trees["control"]["w"].item()
+
+
+def at(round_, step=0, attempt="first"):
+    return Version(round_, step, attempt)
 
 
 @pytest.fixture(params=[64, 1, 0], ids=lambda size: f"cache{size}")
 def store(tmp_path, request):
-    found = MemoryStore(tmp_path, cache_size=request.param)
-    found.begin("first", 0)
-    return found
+    return MemoryStore(tmp_path, cache_size=request.param)
 
 
-def fresh(store, attempt="first", base_round=0):
+def fresh(store):
     """The same folder as another process sees it."""
-    found = MemoryStore(store.folder)
-    found.begin(attempt, base_round)
-    return found
+    return MemoryStore(store.folder)
+
+
+def kept(store, client=0):
+    return sorted(path.name.removesuffix(".safetensors") for path in store.folder.glob(f"*/{client}/*.safetensors"))
 
 
 def test_round_trip(store):
-    store.write(1234, 1, 0, record(3, rate=0.5), 0)
+    store.write(1234, at(1), record(3, rate=0.5))
     for each in (store, fresh(store)):
-        found = each.read(1234, 2, 0)
+        found = each.read(1234, at(1))
         assert value(found) == 3 and found.numbers == {"rate": 0.5}
         assert found.trees["control"]["w"].dtype == torch.float64
         assert set(found.trees["control"]) == {"w", "a/b"} and found.trees["empty"] == {}
-    assert store.read(1235, 2, 0) is None and store.read(234, 2, 0) is None
 
 
-def test_a_step_reads_what_was_before_it(store):
-    store.write(0, 1, 0, record(10), 0)
-    store.write(0, 1, 1, record(11), 0)  # two phases in one round
-    store.write(0, 3, 0, record(30), 0)
-    for each in (store, fresh(store)):
-        found = {step: value(each.read(0, *step)) for step in [(1, 0), (1, 1), (2, 0), (3, 0), (3, 1), (9, 0)]}
-        assert found == {(1, 0): None, (1, 1): 10, (2, 0): 11, (3, 0): 11, (3, 1): 30, (9, 0): 30}
-
-
-def test_rounds_sort_as_numbers(store):
-    for round_ in (9, 10, 100):
-        store.write(0, round_, 0, record(round_), 0)
-    assert [value(store.read(0, round_, 0)) for round_ in (10, 11, 100, 101)] == [9, 10, 10, 100]
+def test_memory_that_is_gone_is_an_error(store):
+    store.write(0, at(1), record(3))
+    for client, version in ((1, at(1)), (0, at(2)), (0, at(1, 1)), (0, at(1, 0, "second"))):
+        with pytest.raises(MissingMemoryError, match=f"client {client} has taken part before.*round {version.round}"):
+            store.read(client, version)
 
 
 def test_a_phase_that_runs_again_reads_the_same(store):
-    store.write(0, 1, 0, record(1), 0)
-    store.write(0, 2, 0, record(2), 0)
-    assert value(store.read(0, 2, 0)) == 1  # the worker died after it had written
-    store.write(0, 2, 0, record(22), 0)
-    assert value(store.read(0, 3, 0)) == 22 and value(fresh(store).read(0, 3, 0)) == 22
+    store.write(0, at(1), record(1))
+    store.write(0, at(2), record(2), accepted=at(1))
+    assert value(store.read(0, at(1))) == 1  # the worker died after it had written: the server still says round 1
+    store.write(0, at(2), record(22), accepted=at(1))
+    assert value(store.read(0, at(2))) == 22 and value(fresh(store).read(0, at(2))) == 22
 
 
-def test_nothing_is_kept_that_the_checkpoint_does_not_need(store):
-    for round_ in range(1, 8):
-        store.write(0, round_, 0, record(round_), checkpoint_round=(round_ - 1) // 3 * 3)
-    names = sorted(path.name.split(".")[0] for path in store.folder.rglob("*.safetensors"))
-    assert names == ["000006", "000007"]  # a resume from 6 needs the newest up to 6
-    store.write(5, 2, 0, record(2), 0)
-    store.write(5, 9, 0, record(9), 6)  # seldom taken: the last before 6 is from round 2
-    assert value(store.read(5, 7, 0)) == 2
+def test_a_reply_that_was_refused_is_forgotten(store):
+    store.write(0, at(1), record(1))
+    store.write(0, at(2), record(2), accepted=at(1), checkpoint_round=1)  # the server did not take this one
+    store.write(0, at(3), record(3), accepted=at(1), checkpoint_round=1)
+    assert kept(store) == ["000001.00.first", "000003.00.first"]
 
 
-def test_a_new_attempt_forgets_what_came_after_its_checkpoint(store):
-    for round_ in (5, 6, 7):
-        store.write(0, round_, 0, record(round_), 5)
-    store.write(1, 6, 0, record(6), 5)
-    second = fresh(store, "second", 5)
-    assert value(second.read(0, 9, 0)) == 5 and second.read(1, 9, 0) is None
-    second.write(0, 6, 0, record(66), 5)
-    assert value(second.read(0, 9, 0)) == 66
-    assert value(fresh(store, "second", 5).read(0, 9, 0)) == 66
-    store.begin("third", 5)  # a process that stays warm, cache and all
-    assert value(store.read(0, 9, 0)) == 5
+def test_nothing_is_kept_that_no_checkpoint_needs(store):
+    """A checkpoint every 3 rounds: between two of them a resume may ask for any version since the older one."""
+    accepted = None
+    for round_ in range(1, 10):
+        store.write(0, at(round_), record(round_), accepted, checkpoint_round=(round_ - 1) // 3 * 3)
+        accepted = at(round_)
+    # In round 9 the accepted version (8) is newer than the checkpoint (6), which needs 6; in round 7 all up to 5 went.
+    assert kept(store) == ["000006.00.first", "000007.00.first", "000008.00.first", "000009.00.first"]
 
 
-def test_a_resume_of_a_resume_keeps_what_is_in_a_checkpoint(store):
-    store.write(0, 1, 0, record(1), 0)
-    second = fresh(store, "second", 2)
-    second.write(0, 3, 0, record(3), 2)
-    third = fresh(store, "third", 4)
-    assert value(third.read(0, 5, 0)) == 3 and value(third.read(0, 3, 0)) == 1
+def test_a_client_that_is_seldom_taken_keeps_what_it_has(store):
+    store.write(5, at(2), record(2))
+    store.write(5, at(9), record(9), accepted=at(2), checkpoint_round=6)
+    assert value(store.read(5, at(2))) == 2  # a resume from round 6 asks for it
 
 
-def test_a_half_written_file_is_ignored(store, monkeypatch):
-    store.write(0, 1, 0, record(1), 0)
-
-    def killed(_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(files.os, "fsync", killed)
-        with pytest.raises(KeyboardInterrupt):
-            store.write(0, 2, 0, record(2), 0)
-    folder = next(store.folder.rglob("*.safetensors")).parent
-    (folder / ".000002.00.first.safetensors.abc.part").write_bytes(b"half")
-    assert value(store.read(0, 9, 0)) == 1 and value(fresh(store).read(0, 9, 0)) == 1
+def test_a_new_attempt_writes_beside_the_old_one_and_drops_it(store):
+    store.write(0, at(5), record(5))
+    store.write(0, at(6), record(6), at(5), 5)
+    store.write(0, at(7), record(7), at(6), 5)  # killed here; the checkpoint of round 5 knows version 5
+    store.write(0, at(6, attempt="second"), record(66), accepted=at(5), checkpoint_round=5)
+    assert kept(store) == ["000005.00.first", "000006.00.second"]
+    assert value(store.read(0, at(6, attempt="second"))) == 66
 
 
-def test_the_cache_is_not_what_was_evicted_or_forgotten(tmp_path):
+def test_two_phases_in_one_round(store):
+    store.write(0, at(1, 0), record(10))
+    store.write(0, at(1, 1), record(11), accepted=at(1, 0), checkpoint_round=0)
+    assert value(store.read(0, at(1, 0))) == 10 and value(store.read(0, at(1, 1))) == 11
+
+
+def test_a_write_that_fails_leaves_what_was_there(store, monkeypatch):
+    store.write(0, at(1), record(1))
+
+    def full(descriptor):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(files.os, "fsync", full)
+        with pytest.raises(OSError, match="No space"):
+            store.write(0, at(2), record(2), accepted=at(1))
+    assert kept(store) == ["000001.00.first"]
+    assert not [path for path in store.folder.rglob("*") if path.name.endswith(".part")]
+    assert value(fresh(store).read(0, at(1))) == 1
+
+
+def test_the_cache_is_not_what_was_evicted(tmp_path):
     store = MemoryStore(tmp_path, cache_size=2)
-    store.begin("a", 0)
     for client in range(5):
-        store.write(client, 1, 0, record(client), 0)
-    assert [value(store.read(client, 2, 0)) for client in (0, 4, 2, 0, 3, 1)] == [0, 4, 2, 0, 3, 1]
-    store.write(0, 2, 0, record(100), 0)
-    assert value(store.read(0, 3, 0)) == 100 and value(store.read(0, 2, 0)) == 0
+        store.write(client, at(1), record(client))
+    assert [value(store.read(client, at(1))) for client in (0, 4, 2, 0, 3, 1)] == [0, 4, 2, 0, 3, 1]
+    store.write(0, at(2), record(100), accepted=at(1))
+    assert value(store.read(0, at(2))) == 100 and value(store.read(0, at(1))) == 0
 
 
 def test_one_folder_for_a_thousand_clients(store):
-    for client in (7, 999, 1000, 99_999):
-        store.write(client, 1, 0, record(client), 0)
+    for client in (0, 999, 1000, 99_999):
+        store.write(client, at(1), record(client))
     assert {path.name for path in store.folder.iterdir()} == {"0", "1", "99"}

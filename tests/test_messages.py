@@ -10,6 +10,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from core.blocks import Block
 from core.folds import Partial
+from core.memory import Version
 from core.messages import (
     MessageError,
     decode_json,
@@ -42,7 +43,6 @@ ODD = {
 WORK = Work(
     run="digits-1",
     attempt="a1",
-    base_round=2,
     round=3,
     step=1,
     phase="train",
@@ -51,7 +51,7 @@ WORK = Work(
     blocks=(Block(0, (0, 2)), Block(3, (7,))),
     num_blocks=4,
     clients=frozenset({0, 7}),
-    remembering=frozenset({7}),
+    memories={7: Version(2, 0, "a0")},
 )
 
 

@@ -1,0 +1,109 @@
+"""Write docs/configuration.md from the docstrings of the configuration's dataclasses.
+
+python docs/make_configuration.py            # writes the page
+python docs/make_configuration.py --check    # exits with 1 if the page is out of date
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from simulations import catalogue
+from simulations.catalogue import Option
+from strategies import registry as strategies
+
+PAGE = Path(__file__).resolve().parent / "configuration.md"
+
+HEAD = """\
+# Configuration
+
+<!-- Written by docs/make_configuration.py from the docstrings in the code. Do not edit by hand. -->
+
+An experiment is a YAML file with the sections below. Every key has a default, so a file says only what differs.
+`umbel run` takes the name of an experiment of `conf/experiments/` or the path of a file, then `key=value` overrides,
+of which the last one wins:
+
+```console
+umbel run digits strategy.name=fedprox strategy.mu=0.1 run.rounds=3
+umbel list keys
+umbel list experiments
+```
+
+An unknown key, a value of the wrong type, or values that do not go together are refused before anything starts; the
+message says which key to change. Values are written as in YAML: `true`, `null`, `1e-3`, `[1, 2]`, `{a: 1}`. From the
+shell, quote what has blanks or brackets. The resolved experiment is kept in the run's folder as `config.yaml`, which
+`umbel run` reads again.
+
+Two mappings take keys that depend on what they belong to: `data.options` (see `umbel list data`) and `model.sizes` (see
+`umbel list models`). Which keys of `data` a partition reads says `umbel list partitions`.
+"""
+
+PORTABLE = """\
+## What server and clients must agree on
+
+Both sides hash the resolved experiment without the keys that may differ between sites or after a resume: `name`,
+`description`, `data.path`, `client.device`, `run.results`, `run.name`, `run.rounds`, and the sections `engine`,
+`evaluate` and `checkpoint`. A node with another hash is refused, and the message has both.
+"""
+
+
+def main() -> int:
+    """Write or check the page; return the exit code."""
+    text = page()
+    if "--check" in sys.argv[1:]:
+        current = PAGE.is_file() and PAGE.read_text(encoding="utf-8") == text
+        print("configuration.md is", "up to date" if current else "out of date: python docs/make_configuration.py")
+        return 0 if current else 1
+    PAGE.write_text(text, encoding="utf-8")
+    return 0
+
+
+def page() -> str:
+    """Return the text of the page."""
+    parts = [HEAD]
+    for entry in catalogue.entries("keys"):
+        parts.append(f"## `{entry.name}`\n\n{_sentence(entry.line)}\n\n{_table(entry.options)}")
+        if entry.name == "strategy":
+            parts.extend(_strategies())
+    return "\n".join([*parts, PORTABLE])
+
+
+def _strategies() -> list[str]:
+    """Return a section for each strategy of this project; Flower's change with its version."""
+    ours = set(strategies.names())
+    found = []
+    for entry in catalogue.entries("strategies"):
+        if entry.name in ours:
+            options = tuple(Option(f"strategy.{o.name}", o.default, o.doc) for o in entry.options)
+            head = f"### `strategy.name={entry.name}`\n\n{_sentence(entry.line)}"
+            page_of = PAGE.parent / "strategies" / f"{entry.name}.md"
+            link = f" See [its page](strategies/{entry.name}.md)." if page_of.is_file() else ""
+            found.append(f"{head}{link}\n\n{_table(options)}")
+    return found
+
+
+def _table(options: tuple[Option, ...]) -> str:
+    lines = ["| key | default | meaning |", "|---|---|---|"]
+    for option in options:
+        default = "" if "<" in option.name else f"`{_value(option.default)}`"
+        lines.append(f"| `{option.name}` | {default} | {option.doc.replace('|', chr(92) + '|')} |")
+    return "\n".join(lines) + "\n"
+
+
+def _value(value: Any) -> str:
+    """Write a value as YAML does, on one line."""
+    if value is None:
+        return "null"
+    return yaml.safe_dump(value, default_flow_style=True).removesuffix("\n").removesuffix("...").strip()
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith(".") else text + "."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

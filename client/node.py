@@ -14,20 +14,27 @@ import argparse
 import json
 import logging
 import os
+import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import click
 from flwr.app import Error, Message
 from flwr.cli.install import install_from_fab
+from flwr.client.grpc_rere_client import connection as flower_connection
 from flwr.client.grpc_rere_client.connection import grpc_request_response
 from flwr.common.config import get_fused_config_from_fab, parse_config_args
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
+from flwr.supercore import heartbeat
+from flwr.supercore.fab import Fab
 from flwr.supercore.grpc import GRPC_MAX_MESSAGE_LENGTH
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
@@ -36,6 +43,9 @@ from flwr.supercore.inflatable.inflatable_object import (
     no_object_id_recompute,
 )
 from flwr.supercore.inflatable.inflatable_utils import (
+    ObjectPullError,
+    ObjectPushError,
+    ObjectUnavailableError,
     inflate_object_from_contents,
     pull_objects,
     push_objects,
@@ -46,6 +56,8 @@ from flwr.supercore.run import RunNotRunningException
 from client.serve import read_frame, write_frame
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.01, 0.5
+_ASK_SECONDS = 2.0  # how often to look whether anybody still waits for an answer
+_HEARTBEAT_SECONDS = 10  # the SuperLink's least; after two of these without a word a node counts as gone
 _MAX_RUNS = 2
 _NODE_FAILED = 3
 log = logging.getLogger("umbel.node")
@@ -62,12 +74,19 @@ class WarmProcess:
     def __init__(self, bundle: Path, start: dict[str, Any]) -> None:
         # `-m` puts the current folder, the bundle, first on the path.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "client.serve"], cwd=bundle, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-m", "client.serve"],
+            cwd=bundle,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
         )
         write_frame(self._process.stdin, json.dumps(start).encode())  # type: ignore[arg-type]
 
-    def ask(self, message: Message) -> Message:
+    def ask(self, message: Message, on_wait: Callable[[], None]) -> Message:
         """Run a message.
+
+        Args:
+            message: The message.
+            on_wait: Called every few seconds; may raise to give up, after which the process must be closed.
 
         Raises:
             BrokenPipeError: The process died.
@@ -76,6 +95,9 @@ class WarmProcess:
         assert process.stdin is not None
         assert process.stdout is not None
         write_frame(process.stdin, message_to_proto(message).SerializeToString())  # type: ignore[arg-type]
+        # One answer a message: between two, nothing waits in Python's buffer, which `select` does not see.
+        while not select.select([process.stdout], [], [], _ASK_SECONDS)[0]:
+            on_wait()
         answer = read_frame(process.stdout)  # type: ignore[arg-type]
         if answer is None:
             raise BrokenPipeError(f"the client process died with exit code {process.wait()}")
@@ -122,6 +144,9 @@ class Node:
                 found = self._look()
             except RunNotRunningException:
                 found = False  # the run ended while its message was on the way
+            except (ObjectPullError, ObjectPushError, ObjectUnavailableError):
+                log.exception("a message was lost on its way")
+                found = False
             wait = _FIRST_WAIT if found else min(wait * 1.2, _LONGEST_WAIT)
             time.sleep(wait)
 
@@ -142,20 +167,34 @@ class Node:
         return True
 
     def _run(self, run_id: int, message: Message) -> Message:
+        end = message.metadata.created_at + message.metadata.ttl
+
+        def look() -> None:
+            """Give up what nobody waits for any more: the run has ended, or the server's deadline has passed."""
+            self._get_run(run_id)
+            if time.time() > end:
+                raise TimeoutError("no answer before the server's deadline")
+
         try:
-            return self._process(run_id).ask(message)
-        except (OSError, ValueError) as error:
+            return self._process(run_id).ask(message, look)
+        except RunNotRunningException:
+            self._end(run_id)
+            raise
+        except (OSError, ValueError, click.ClickException) as error:
             log.exception("run %s", run_id)
-            if run_id in self._processes:
-                self._processes.pop(run_id).close()
+            self._end(run_id)
             return Message(Error(_NODE_FAILED, f"{type(error).__name__}: {error}"), reply_to=message)
+
+    def _end(self, run_id: int) -> None:
+        if run_id in self._processes:
+            self._processes.pop(run_id).close()
 
     def _process(self, run_id: int) -> WarmProcess:
         """Return the run's process; start it in the unpacked bundle if there is none."""
         if run_id not in self._processes:
             run = self._get_run(run_id)
             fab = self._get_fab(run.fab_hash, run_id)
-            bundle = install_from_fab(fab.content, self._home, skip_prompt=True)
+            bundle = self._unpack(fab)
             start = {
                 "run_id": run_id,
                 "node_id": self.node_id,
@@ -167,6 +206,20 @@ class Node:
                 self._processes.popitem(last=False)[1].close()
         self._processes.move_to_end(run_id)
         return self._processes[run_id]
+
+    def _unpack(self, fab: Fab) -> Path:
+        """Unpack a bundle once, whole or not at all."""
+        target = self._home / fab.hash_str
+        if not target.is_dir():
+            self._home.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self._home, prefix="unpacking-") as temporary:
+                unpacked = install_from_fab(fab.content, Path(temporary), skip_prompt=True)
+                try:
+                    unpacked.rename(target)
+                except OSError:
+                    if not target.is_dir():  # unless another node with this folder was faster
+                        raise
+        return target
 
     def _answer(self, reply: Message, start: float) -> None:
         run_id = reply.metadata.run_id
@@ -199,6 +252,9 @@ def main() -> None:
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    # Flower's 30 s would have a round wait for a minute for a node that died.
+    for module in (flower_connection, heartbeat):
+        vars(module)["HEARTBEAT_DEFAULT_INTERVAL"] = _HEARTBEAT_SECONDS
     retry = make_simple_grpc_retry_invoker()
     retry.max_time = arguments.max_wait_time
     certificates = Path(arguments.root_certificates).read_bytes() if arguments.root_certificates else None

@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator
 
-from flwr.app import Message
+from flwr.app import Error, Message
 from flwr.serverapp import Grid
 
 from core.messages import MessageError, decode_json, encode_json
 from server.errors import RunStoppedError
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.005, 0.25
+_GRACE_SECONDS = 5.0  # a message outlives its deadline, so that this side is the one that gives up
+_TRIES = 3  # greetings that a node may fail to answer: its process may have been killed
 
 
 def replies(
@@ -33,18 +35,44 @@ def replies(
     if stream is not None:
         yield from stream(messages, deadline)
         return
-    waiting = {identifier for identifier in grid.push_messages(messages) if identifier}
+    waiting = _push(grid, messages, deadline)
     wait = _FIRST_WAIT
     while waiting and time.monotonic() < deadline:
-        found = list(grid.pull_messages(sorted(waiting)))
-        for message in found:
-            waiting.discard(message.metadata.reply_to_message_id)
-            yield message
+        found = _pull(grid, waiting)
+        yield from found
         wait = _FIRST_WAIT if found else min(wait * 1.5, _LONGEST_WAIT)
         if waiting:
             if on_wait is not None:
                 on_wait()
             time.sleep(wait)
+
+
+def _push(grid: Grid, messages: list[Message], deadline: float) -> dict[str, Message]:
+    """Send messages and return those that were taken, by their identifiers.
+
+    A message says how long its answer is of use, so that a node can give up what nobody waits for any more.
+    """
+    patience = max(deadline - time.monotonic(), 0.0) + _GRACE_SECONDS
+    for message in messages:
+        message.metadata.ttl = min(message.metadata.ttl, patience)
+    sent = zip(grid.push_messages(messages), messages, strict=True)
+    return {identifier: message for identifier, message in sent if identifier}
+
+
+def _pull(grid: Grid, waiting: dict[str, Message]) -> list[Message]:
+    """Return the replies that are there and strike them off.
+
+    For a node that is gone the SuperLink answers itself, in its own name: the reply is put into the node's.
+    """
+    found = []
+    for reply in grid.pull_messages(sorted(waiting)):
+        asked = waiting.pop(reply.metadata.reply_to_message_id, None)
+        if asked is None:
+            continue
+        if reply.has_error() and reply.metadata.src_node_id != asked.metadata.dst_node_id:
+            reply = Message(Error(reply.error.code, reply.error.reason), reply_to=asked)
+        found.append(reply)
+    return found
 
 
 class Directory:
@@ -64,6 +92,10 @@ class Directory:
         self._timeout = timeout_seconds
         self._held: dict[int, frozenset[int]] = {}
         self._refused: dict[int, str] = {}
+        self._greeted: dict[str, Message] = {}  # greetings that are not answered yet
+        self._num_failed: dict[int, int] = {}
+        self._came: dict[int, int] = {}  # 0 for nodes that were there from the beginning, then counting up
+        self._num_refreshes = 0
 
     def wait(self, on_wait: Callable[[], None] | None = None) -> None:
         """Wait until the nodes that are there hold every client.
@@ -72,16 +104,19 @@ class Directory:
             RunStoppedError: They do not, within the timeout; the message says which clients are missing.
         """
         deadline = time.monotonic() + self._timeout
+        wait = _FIRST_WAIT
         while True:
             self.refresh(on_wait)
             missing = set(range(self._num_clients)).difference(*self._held.values())
             if not missing:
                 return
+            self._num_refreshes = 0
             if time.monotonic() >= deadline:
                 raise RunStoppedError(self._too_few(missing))
             if on_wait is not None:
                 on_wait()
-            time.sleep(0.2)
+            wait = min(wait * 1.5, _LONGEST_WAIT)
+            time.sleep(wait)
 
     def _too_few(self, missing: set[int]) -> str:
         text = (
@@ -89,26 +124,41 @@ class Directory:
             f"{_ranges(missing)} of {self._num_clients}. Start more nodes (umbel federate up --nodes N), or raise "
             "engine.node_timeout_seconds."
         )
+        silent = sorted(message.metadata.dst_node_id for message in self._greeted.values())
+        if silent:
+            text += f"\nNo answer yet from {', '.join(f'node {node}' for node in silent)}: busy with another run?"
         for node, reason in self._refused.items():
             text += f"\nNode {node} was refused: {reason}"
         return text
 
     def refresh(self, on_wait: Callable[[], None] | None = None) -> None:
-        """Greet nodes that are new and forget those that left."""
+        """Greet nodes that are new and forget those that left.
+
+        Nobody waits here: a node that comes in the middle of a run is of use once it has answered.
+        """
+        self._num_refreshes += 1
         present = set(self._grid.get_node_ids())
         self._held = {node: held for node, held in self._held.items() if node in present}
-        new = sorted(present - self._held.keys() - self._refused.keys())
-        if not new:
-            return
+        self._greeted = {name: m for name, m in self._greeted.items() if m.metadata.dst_node_id in present}
+        greeted = {message.metadata.dst_node_id for message in self._greeted.values()}
+        new = sorted(present - self._held.keys() - self._refused.keys() - greeted)
         greetings = [Message(encode_json({"hello": self._config_hash}), node, "query") for node in new]
         deadline = time.monotonic() + self._timeout
-        for reply in replies(self._grid, greetings, deadline, on_wait):
+        if hasattr(self._grid, "stream"):
+            answers = replies(self._grid, greetings, deadline, on_wait)
+        else:
+            if greetings:
+                self._greeted |= _push(self._grid, greetings, deadline)
+            answers = iter(_pull(self._grid, self._greeted) if self._greeted else [])
+        for reply in answers:
             self._welcome(reply)
 
     def _welcome(self, reply: Message) -> None:
         node = reply.metadata.src_node_id
         if reply.has_error():
-            self._refused[node] = str(reply.error.reason)
+            self._num_failed[node] = self._num_failed.get(node, 0) + 1
+            if self._num_failed[node] >= _TRIES or hasattr(self._grid, "stream"):
+                self._refused[node] = str(reply.error.reason)
             return
         try:
             answer = decode_json(reply.content)
@@ -123,15 +173,17 @@ class Directory:
             )
             return
         self._held[node] = held
+        self._came[node] = self._num_refreshes
 
     def split(self, cohort: Iterable[int]) -> tuple[dict[int, frozenset[int]], list[int]]:
         """Return the clients of a cohort by the node that runs them, and those that nobody holds.
 
-        A client that several nodes hold goes to the one with the lowest id.
+        A client that several nodes hold goes to the one that came last (of those that came together, the one with
+        the lowest id): a node that starts again has a new id, and its old one stays for a while.
         """
         remaining = set(cohort)
         assigned: dict[int, frozenset[int]] = {}
-        for node in sorted(self._held):
+        for node in sorted(self._held, key=lambda node: (-self._came[node], node)):
             mine = frozenset(remaining & self._held[node])
             if mine:
                 assigned[node] = mine

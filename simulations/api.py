@@ -64,7 +64,13 @@ def run(experiment: str | Experiment, *overrides: str, listener: Listener | None
         composed = load(experiment, overrides)
     flower.check(composed)
     data.check(composed.data)
-    return _start(composed, listener or Listener(), new_folder(composed), resuming=False)
+    folder = new_folder(composed)
+    try:
+        return _start(composed, listener or Listener(), folder, resuming=False)
+    except ExperimentError:
+        if not (folder / "run.json").exists():  # refused by the engine, before the run began
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def resume(folder: str | Path, *overrides: str, listener: Listener | None = None) -> RunResult:

@@ -71,6 +71,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty current folder in which the tutorial's modules are found, and forgotten afterwards."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
+    # Set and deleted, so that the end of the test restores "not there" whatever has been imported meanwhile.
     monkeypatch.setitem(sys.modules, "my_strategy", sys)
     monkeypatch.delitem(sys.modules, "my_strategy")
     return tmp_path

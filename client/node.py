@@ -11,6 +11,7 @@ SuperLink beside stock SuperNodes, with the same TLS and authentication options.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -109,7 +110,13 @@ class WarmProcess:
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                pipe.close()
+                with contextlib.suppress(OSError):  # what was written by halves when it died
+                    pipe.close()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process.poll() is None
 
 
 class Node:
@@ -191,6 +198,8 @@ class Node:
 
     def _process(self, run_id: int) -> WarmProcess:
         """Return the run's process; start it in the unpacked bundle if there is none."""
+        if run_id in self._processes and not self._processes[run_id].alive:
+            self._end(run_id)  # it died between two messages
         if run_id not in self._processes:
             run = self._get_run(run_id)
             fab = self._get_fab(run.fab_hash, run_id)

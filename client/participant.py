@@ -39,6 +39,7 @@ class Host:
         self.experiment = experiment
         self.data = federation(experiment)
         self.device = devices.resolve(experiment.client.device)
+        devices.make_repeatable(self.device)
         self.dtype = devices.parameter_dtype(experiment.client.precision)
         self.model: Model = build_model(experiment, self.data).to(self.device)
         self.local_names = local_names(experiment, self.model)

@@ -50,3 +50,17 @@ def set_threads(threads: int) -> None:
         os.environ[name] = str(threads)
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
+
+
+def make_repeatable(device: torch.device) -> None:
+    """Ask a GPU's libraries for algorithms that give the same bits twice.
+
+    An operation that has none warns and goes on; TF32 stays off, so that fp32 means fp32.
+    """
+    if device.type != "cuda":
+        return
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.backends.cudnn.benchmark = False
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = False
+    torch.use_deterministic_algorithms(True, warn_only=True)

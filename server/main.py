@@ -9,6 +9,7 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from conf.schema import Experiment
+from core.device import set_threads
 from core.files import read_json
 from server import checkpoint, flower
 from server.adapter import FederatedRun
@@ -38,6 +39,7 @@ def execute(
         StopRequested: Somebody asked it to stop.
     """
     flower.check(experiment)
+    set_threads(experiment.run.threads)  # before anything is written down about this process
     path = folder or new_folder(experiment)
     with exclusive(path):
         _execute(experiment, grid, listener, path, resume)

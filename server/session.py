@@ -37,6 +37,7 @@ class Session:
             flower.bind(self.strategy)
         self.data = federation(experiment)
         self.device = devices.resolve(experiment.client.device)
+        devices.make_repeatable(self.device)
         self.dtype = devices.parameter_dtype(experiment.client.precision)
         self._initial = build_model(experiment, self.data)
         self.local_names = local_names(experiment, self._initial)

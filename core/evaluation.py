@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from core.folds import Collect, product
+from core.folds import product
+from core.gathered import Collect
 from core.records import BadReplyError, Payload
 from core.tree import Tree
 

@@ -101,9 +101,7 @@ def fetch(
         try:
             images = pictures.stack(split[columns.image], len(split), size, mode)
         except (OSError, SyntaxError) as error:
-            raise DamagedDataError(
-                f"{source}: a picture cannot be decoded ({error}). Fetch it again."
-            ) from error
+            raise DamagedDataError(f"{source}: a picture cannot be decoded ({error}). Fetch it again.") from error
         return Examples(
             images=images,
             labels=columns.labels(split, classes),
@@ -200,8 +198,7 @@ def _square(size: tuple[int, int], source: str) -> int:
     width, height = size
     if width != height:
         raise DataError(
-            f"{source}: the first picture has {width} x {height} pixels and is not square. "
-            f"Set data.options.image_size."
+            f"{source}: the first picture has {width} x {height} pixels and is not square. Set data.options.image_size."
         )
     return width
 

@@ -59,9 +59,7 @@ class Partition:
             IndexError: There is no such client.
         """
         if not 0 <= number < self.num_clients:
-            raise IndexError(
-                f"Client {number} asked for, but clients are numbered 0..{self.num_clients - 1}."
-            )
+            raise IndexError(f"Client {number} asked for, but clients are numbered 0..{self.num_clients - 1}.")
         return self.indices[int(self.offsets[number]) : int(self.offsets[number + 1])]
 
     def owners(self) -> Tensor:
@@ -122,9 +120,7 @@ _SCHEMES: Mapping[str, _Scheme] = {
         "by who made an example; several ids a client (flwr-datasets)",
         random=False,
     ),
-    "domain": _Scheme(
-        flower_schemes.domain, "each client in one domain, IID inside it (flwr-datasets)", random=False
-    ),
+    "domain": _Scheme(flower_schemes.domain, "each client in one domain, IID inside it (flwr-datasets)", random=False),
     "long_tail": _Scheme(
         own_schemes.long_tail,
         "exponential class profile of factor `imbalance`, then Dirichlet(alpha)",

@@ -56,9 +56,7 @@ def check(config: DataConfig) -> None:
     module = _module(config.name)
     for option in config.options:
         if option not in module.OPTIONS:
-            raise unknown(
-                f"option of data set {config.name}", option, module.OPTIONS, key=f"data.options.{option}"
-            )
+            raise unknown(f"option of data set {config.name}", option, module.OPTIONS, key=f"data.options.{option}")
     module.check(config)
 
 

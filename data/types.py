@@ -126,9 +126,7 @@ class DataSet:
             if examples.domains is not None:
                 self._check_range(split, "domain", examples.domains, len(self.domain_names))
         if self.natural_ids is not None and self.natural_ids.shape != self.train.labels.shape:
-            raise DataError(
-                f"{self.name}: expected {len(self.train)} natural ids, found {len(self.natural_ids)}."
-            )
+            raise DataError(f"{self.name}: expected {len(self.train)} natural ids, found {len(self.natural_ids)}.")
 
     def _check_range(self, split: str, what: str, values: Tensor, limit: int) -> None:
         if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < limit:

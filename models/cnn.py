@@ -22,8 +22,7 @@ class CNN(Model):
         super().__init__()
         if image_size < 4:
             raise ValueError(
-                f"model.image_size: the cnn halves an image twice and needs 4 px or more, found "
-                f"{image_size}; use 28"
+                f"model.image_size: the cnn halves an image twice and needs 4 px or more, found {image_size}; use 28"
             )
         self.num_features = hidden
         self.in_channels = in_channels
@@ -43,9 +42,7 @@ class CNN(Model):
         return F.relu(self.fc(x.flatten(1)))
 
 
-def cnn(
-    num_classes: int, image_size: int = 28, in_channels: int = 3, *, width: int = 16, hidden: int = 64
-) -> CNN:
+def cnn(num_classes: int, image_size: int = 28, in_channels: int = 3, *, width: int = 16, hidden: int = 64) -> CNN:
     """Two convolutions and two linear layers; 106 k parameters at 28 x 28 x 1.
 
     Args:

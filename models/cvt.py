@@ -116,18 +116,14 @@ class Block(nn.Module):
 class Stage(nn.Module):
     """Convolutional token embedding (section 3.1) with layer norm, an optional class token, and blocks."""
 
-    def __init__(
-        self, in_channels: int, sizes: StageSizes, mlp_ratio: int, with_cls: bool, drop_rate: float
-    ) -> None:
+    def __init__(self, in_channels: int, sizes: StageSizes, mlp_ratio: int, with_cls: bool, drop_rate: float) -> None:
         super().__init__()
         self.embed = nn.Conv2d(in_channels, sizes.dim, sizes.kernel, sizes.stride, sizes.padding)
         self.norm = nn.LayerNorm(sizes.dim)
         self.cls = nn.Parameter(torch.zeros(1, 1, sizes.dim)) if with_cls else None
         # The rate rises from 0 at the first block to `drop_rate` at the last; an only block is the last.
         rates = [*(drop_rate * i / (sizes.depth - 1) for i in range(sizes.depth - 1)), drop_rate]
-        self.blocks = nn.ModuleList(
-            Block(sizes.dim, sizes.heads, mlp_ratio, with_cls, rate) for rate in rates
-        )
+        self.blocks = nn.ModuleList(Block(sizes.dim, sizes.heads, mlp_ratio, with_cls, rate) for rate in rates)
 
     def forward(self, image_map: Tensor) -> tuple[Tensor, int, int]:
         """Return tokens [B, N, C], H and W of this stage, of a map [B, C', H', W'] of the stage before."""
@@ -193,9 +189,7 @@ def _initialise(module: nn.Module) -> None:
         nn.init.trunc_normal_(module.cls, std=0.02)
 
 
-def _published(
-    num_classes: int, image_size: int, in_channels: int, depths: Sequence[int], drop_rate: float
-) -> CvT:
+def _published(num_classes: int, image_size: int, in_channels: int, depths: Sequence[int], drop_rate: float) -> CvT:
     """Build a CvT of table 2, which differ in their depths."""
     stages = tuple(
         StageSizes(dim, depth, heads, kernel, stride, padding)
@@ -290,22 +284,16 @@ def cvt_tiny32(
         ValueError: A size is out of range; the message names its key.
     """
     if image_size < 4:
-        raise ValueError(
-            f"model.image_size: cvt_tiny32 needs images of 4 px or more, found {image_size}; use 28 or 32"
-        )
+        raise ValueError(f"model.image_size: cvt_tiny32 needs images of 4 px or more, found {image_size}; use 28 or 32")
     dims = check_counts("model.sizes.dims", dims, 3)
     depths = check_counts("model.sizes.depths", depths, 3)
     heads = check_counts("model.sizes.heads", heads, 3)
-    strides = (
-        _tiny_strides(image_size) if strides is None else check_counts("model.sizes.strides", strides, 3)
-    )
+    strides = _tiny_strides(image_size) if strides is None else check_counts("model.sizes.strides", strides, 3)
     check_count("model.sizes.mlp_ratio", mlp_ratio)
     check_fraction("model.sizes.drop_path", drop_path)
     for dim, head in zip(dims, heads, strict=True):
         if dim % head:
-            raise ValueError(
-                f"model.sizes.heads: {head} heads do not divide {dim} channels (model.sizes.dims)"
-            )
+            raise ValueError(f"model.sizes.heads: {head} heads do not divide {dim} channels (model.sizes.dims)")
     stages = tuple(
         StageSizes(dim, depth, head, kernel=3, stride=stride, padding=1)
         for dim, depth, head, stride in zip(dims, depths, heads, strides, strict=True)

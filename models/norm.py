@@ -73,7 +73,5 @@ def batch_norm_names(model: Model) -> frozenset[str]:
 def integer_buffer_names(model: Model) -> frozenset[str]:
     """Return the state-dict names of counters and index tables, which have no mean and are never averaged."""
     return frozenset(
-        name
-        for name, tensor in model.state_dict().items()
-        if not (tensor.is_floating_point() or tensor.is_complex())
+        name for name, tensor in model.state_dict().items() if not (tensor.is_floating_point() or tensor.is_complex())
     )

@@ -31,9 +31,7 @@ TABLE: dict[str, tuple[str, str]] = {
 _COMMON = ("num_classes", "image_size", "in_channels")
 
 
-def build(
-    name: str, num_classes: int, image_size: int | None = None, in_channels: int = 3, **sizes: Any
-) -> Model:
+def build(name: str, num_classes: int, image_size: int | None = None, in_channels: int = 3, **sizes: Any) -> Model:
     """Build a model with fresh weights from torch's global generator, which the caller seeds.
 
     Args:
@@ -53,9 +51,7 @@ def build(
     if not _takes_any_keyword(factory):
         for keyword in sorted(sizes.keys() - known.keys()):
             if not known:
-                raise ValueError(
-                    f"Unknown size {keyword!r} (key model.sizes.{keyword}). Model {name!r} has no sizes."
-                )
+                raise ValueError(f"Unknown size {keyword!r} (key model.sizes.{keyword}). Model {name!r} has no sizes.")
             raise unknown("size", keyword, known, key=f"model.sizes.{keyword}")
     check_count("model.num_classes", num_classes)
     check_count("model.in_channels", in_channels)
@@ -128,6 +124,4 @@ def _published_image_size(factory: Factory) -> int | None:
 
 def _takes_any_keyword(factory: Factory) -> bool:
     """Say whether `factory` has a `**keywords` parameter, which only a factory from outside may."""
-    return any(
-        p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(factory).parameters.values()
-    )
+    return any(p.kind is inspect.Parameter.VAR_KEYWORD for p in inspect.signature(factory).parameters.values())

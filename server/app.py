@@ -10,7 +10,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from conf.load import load, split_overrides
 from server.errors import StopRequested
-from server.listener import Listener
+from server.listener import FileListener, Listener
 from server.main import execute
 
 app = ServerApp()
@@ -22,8 +22,13 @@ def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run configuration names."""
     config = context.run_config
     text = str(config.get("experiment-yaml", "")) or None
-    experiment = load(str(config["experiment"]), split_overrides(str(config.get("overrides", ""))), text)
     folder = str(config.get("folder", ""))
+    try:
+        experiment = load(str(config["experiment"]), split_overrides(str(config.get("overrides", ""))), text)
+    except Exception as error:
+        if folder:  # whoever started the run follows it there
+            FileListener(Path(folder)).end(f"{type(error).__name__}: {error}")
+        raise
     resume = bool(config.get("resume", ""))
     logging.getLogger("umbel").info("experiment %s", experiment.name)
     try:

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from core import metrics
-from core.folds import Folded, collected
+from core.folds import Folded
+from core.gathered import collected
 from core.metrics import ClassCounts
 from server.results import RunFolder
 from server.session import Session

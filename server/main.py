@@ -47,17 +47,17 @@ def execute(
 
 
 def _execute(experiment: Experiment, grid: Grid, listener: Listener, path: Path, resume: bool) -> None:
-    run_folder = RunFolder(path, experiment)
-    found = None
-    if resume:
-        found = checkpoint.latest(run_folder.checkpoints)
-        if found is not None:
-            run_folder.read_metrics(found.progress.round)
-    if not resume or not (path / "run.json").is_file():
-        run_folder.begin()
     told = Both(listener, FileListener(path))
-    told.begin(experiment, str(path))
+    run_folder = RunFolder(path, experiment)
     try:
+        found = None
+        if resume:
+            found = checkpoint.latest(run_folder.checkpoints)
+            if found is not None:
+                run_folder.read_metrics(found.progress.round)
+        if not resume or not (path / "run.json").is_file():
+            run_folder.begin()
+        told.begin(experiment, str(path))
         run = FederatedRun(Session(experiment), run_folder, told, found)
         run.start(grid)
         _finish(run, run_folder)

@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from conf.errors import ExperimentError
 from core.files import read_json, write_json
 from simulations.processes import (
     alive,
@@ -31,7 +32,7 @@ _START_SECONDS = 60.0
 _TRIES = 3
 
 
-class FederationError(RuntimeError):
+class FederationError(ExperimentError):
     """The federation cannot be started, found or stopped; the message says what to do."""
 
 

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from conf.errors import ExperimentError
 from conf.load import as_yaml
 from conf.schema import Experiment
 from server.errors import RunStoppedError, StopRequested
@@ -137,15 +138,7 @@ def _flwr_run(experiment: Experiment, federation: Federation, folder: Path, resu
 
 def _flwr(federation: Federation, *arguments: str) -> dict[str, Any]:
     """Call Flower's command line and return its JSON."""
-    flwr = str(Path(sys.executable).parent / "flwr")
-    done = subprocess.run(
-        [flwr, *arguments, "--format", "json"],
-        env=federation.environment(),
-        cwd=federation.home,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = _call(federation, *arguments, "--format", "json")
     start = done.stdout.find("{")
     try:
         answer: dict[str, Any] = json.loads(done.stdout[start:]) if start >= 0 else {}
@@ -155,6 +148,18 @@ def _flwr(federation: Federation, *arguments: str) -> dict[str, Any]:
         message = answer.get("error-message") or done.stderr.strip() or done.stdout.strip()
         raise RunStoppedError(f"flwr {arguments[0]} failed: {message}")
     return answer
+
+
+def _call(federation: Federation, *arguments: str, timeout: float | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [str(Path(sys.executable).parent / "flwr"), *arguments],
+        env=federation.environment(),
+        cwd=federation.home,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout,
+    )
 
 
 def _follow(
@@ -175,7 +180,7 @@ def _follow(
             silence = _FIRST_SILENCE
             ask_at = time.monotonic() + silence
         elif over:
-            raise RunStoppedError(f"The server ended without a word ({over}).\n{_end_of_log(federation)}")
+            raise RunStoppedError(f"The server ended without a word ({over}).\n{_last_words(federation, run_id)}")
         elif not federation.superlink_alive:
             over = "its SuperLink is gone"
             continue
@@ -195,6 +200,8 @@ def _raise(error: str | None) -> None:
     kind, _, text = error.partition(": ")
     if kind == StopRequested.__name__:
         raise StopRequested
+    if kind == ExperimentError.__name__:
+        raise ExperimentError(text)
     raise RunStoppedError(text if kind == RunStoppedError.__name__ else error)
 
 
@@ -208,8 +215,14 @@ def _status(federation: Federation, run_id: str) -> str:
     return str(run["status"]) + (f": {details}" if details else "")
 
 
-def _end_of_log(federation: Federation) -> str:
+def _last_words(federation: Federation, run_id: str) -> str:
+    """Return the end of the ServerApp's log, or of the SuperLink's when that is all there is."""
     home = Path(federation.home)
+    if federation.superlink_alive:
+        with suppress(subprocess.TimeoutExpired):
+            shown = _call(federation, "log", run_id, CONNECTION, "--show", timeout=20.0).stdout.strip()
+            if shown:
+                return "The end of its log:\n" + "\n".join(shown.splitlines()[-20:])
     return f"The end of {log(home, 'superlink')}:\n{tail(home, 'superlink', 20)}"
 
 

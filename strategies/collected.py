@@ -14,7 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
-from core.folds import Collect, Folded, Product, collected, product
+from core.folds import Folded, Product, product
+from core.gathered import Collect, collected
 from core.records import Payload, Reply
 from core.tree import cast_like
 from strategies.base import ClientContext, Phase, ServerContext, Strategy, initial_model

@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.blocks import Assembler, Block, BlockTree, cut, fold_block
-from core.folds import Collect, Sum, UniformMean, WeightedMean, product
+from core.folds import Sum, UniformMean, WeightedMean, product
+from core.gathered import Collect
 from core.records import Reply
 from server.exchange import Spill
 

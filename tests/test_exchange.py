@@ -10,7 +10,8 @@ import torch
 from flwr.app import Message
 
 from core.blocks import Assembler, BlockTree, cut, fold_block
-from core.folds import Collect, WeightedMean, product
+from core.folds import WeightedMean, product
+from core.gathered import Collect
 from core.messages import decode_work, encode_json, encode_outcome
 from core.records import Payload, Reply
 from core.work import Outcome, Work

@@ -10,16 +10,8 @@ import pytest
 import torch
 
 from core.evaluation import EVALUATION_FOLD
-from core.folds import (
-    Collect,
-    Moments,
-    Partial,
-    Sum,
-    UniformMean,
-    WeightedMean,
-    collected,
-    product,
-)
+from core.folds import Partial, Sum, UniformMean, WeightedMean, product
+from core.gathered import Collect, Moments, collected
 from core.records import BadReplyError, Payload, Reply
 from tests.helpers import tree as T
 

@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test quick check format results bench clean
+.PHONY: demo test quick check format results bench newest clean
 
 demo: $(STAMP)  ## compare three strategies on bundled digits: a table, curves and pictures in results/demo
 	$(BIN)/umbel compare demo --strategies 'fedavg,fedprox(mu=0.1),scaffold' --seeds 3 --output results/demo
@@ -40,4 +40,12 @@ $(STAMP): pyproject.toml
 	touch $(STAMP)
 
 clean:  ## remove the environment and caches; results stay
-	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .venv-newest .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+
+newest:  ## the apps under the newest Flower, without the pin: only its Message API is used there
+	test -x .venv-newest/bin/python || $(PYTHON) -m venv .venv-newest
+	.venv-newest/bin/python -m pip install --quiet --upgrade pip
+	.venv-newest/bin/python -m pip install --quiet --editable '.[dev]'
+	.venv-newest/bin/python -m pip install --quiet --upgrade 'flwr[simulation]'
+	.venv-newest/bin/python -m pytest -q tests/test_messages.py tests/test_exchange.py tests/test_flower_strategies.py \
+	  tests/test_lost_replies.py tests/test_bundle.py -m "not slow"

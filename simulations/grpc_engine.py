@@ -18,14 +18,14 @@ from conf.load import as_yaml
 from conf.schema import Experiment
 from server.errors import RunStoppedError, StopRequested
 from server.listener import PROGRESS_FILE, Listener, replay
-from server.lock import exclusive
+from server.lock import exclusive, is_free
 from simulations import federate
 from simulations.federate import CONNECTION, Federation
 from simulations.processes import log, tail
 
 _PACKAGES = ("core", "models", "data", "strategies", "conf", "server", "client")
 _LOOK_SECONDS = 0.1
-_FIRST_SILENCE, _LONGEST_SILENCE = 5.0, 60.0  # without a word for so long, ask Flower whether the run still runs
+_FIRST_SILENCE, _LONGEST_SILENCE = 5.0, 30.0  # without a word for so long, ask Flower whether the run still runs
 _DEAF = 3  # questions in a row that the SuperLink does not answer before it counts as gone
 _STOP_SECONDS = 60.0
 
@@ -39,10 +39,9 @@ def submit(experiment: Experiment, listener: Listener, folder: Path, resuming: b
         folder: The run's folder, absolute: the ServerApp has a current folder of its own.
         resuming: Go on from the folder's last checkpoint.
     """
+    with exclusive(folder):  # after a kill the server may still be writing
+        pass
     with _federation(experiment.engine.nodes, folder) as federation:
-        if resuming:
-            with exclusive(folder):  # whose server may still be writing, after a kill
-                pass
         progress = _Progress(folder / PROGRESS_FILE)
         run_id = ""
         try:
@@ -61,9 +60,13 @@ class _Progress:
 
     Args:
         path: The file, which need not exist yet.
+
+    Attributes:
+        folder: The run's folder.
     """
 
     def __init__(self, path: Path) -> None:
+        self.folder = path.parent
         self._path = path
         self._seen = path.stat().st_size if path.is_file() else 0
         self._rest = b""
@@ -166,7 +169,7 @@ def _follow(
     experiment: Experiment, listener: Listener, federation: Federation, run_id: str, progress: _Progress
 ) -> None:
     """Replay the run's progress file until the run has ended."""
-    silence, deaf = _FIRST_SILENCE, 0
+    silence, deaf, begun = _FIRST_SILENCE, 0, False
     ask_at = time.monotonic() + silence
     over = ""  # Flower's word for it, or ours; what the server wrote last is read before it counts
     while True:
@@ -176,6 +179,7 @@ def _follow(
             if ended:
                 _raise(error)
                 return
+        begun = begun or bool(lines)
         if lines:
             silence = _FIRST_SILENCE
             ask_at = time.monotonic() + silence
@@ -183,6 +187,9 @@ def _follow(
             raise RunStoppedError(f"The server ended without a word ({over}).\n{_last_words(federation, run_id)}")
         elif not federation.superlink_alive:
             over = "its SuperLink is gone"
+            continue
+        elif begun and is_free(progress.folder):
+            over = "its process has died"
             continue
         elif time.monotonic() > ask_at:
             status = _status(federation, run_id)
@@ -230,7 +237,7 @@ def _await_end(progress: _Progress, federation: Federation) -> bool:
     """Give the server time to write its checkpoint; return whether it has ended."""
     deadline = time.monotonic() + _STOP_SECONDS
     while time.monotonic() < deadline:
-        if any(json.loads(line)["event"] == "end" for line in progress.lines()) or not federation.superlink_alive:
+        if is_free(progress.folder) or not federation.superlink_alive:
             return True
         time.sleep(_LOOK_SECONDS)
     return False

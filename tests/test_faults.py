@@ -34,6 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 slow = pytest.mark.slow
 
 ROOT = Path(__file__).resolve().parent.parent
+UMBEL = str(Path(sys.executable).parent / "umbel")
 SMALL = (
     "model.name=cnn",
     "model.sizes={width: 4, hidden: 16}",
@@ -61,7 +62,7 @@ def events(folder: Path, kind: str) -> list[dict]:
 
 def start(results: Path, *options: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "simulations.cli", "run", "digits", *ENDLESS, f"run.results={results}", *options],
+        [UMBEL, "run", "digits", *ENDLESS, f"run.results={results}", *options],
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -252,6 +253,7 @@ class FakeNode(Node):
         super().__init__((1, None, None, get_run, *nothing), {}, tmp_path)
         package = tmp_path / "client"
         package.mkdir()
+        (package / "__init__.py").touch()
         (package / "serve.py").write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{program}\n")
         self._bundle = tmp_path
 

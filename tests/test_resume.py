@@ -27,7 +27,7 @@ OPTIONS = (
     "checkpoint.every=3",
     "evaluate.every=4",
 )
-UMBEL = [sys.executable, "-m", "simulations.cli"]
+UMBEL = [str(Path(sys.executable).parent / "umbel")]
 ROOT = Path(__file__).resolve().parent.parent
 
 

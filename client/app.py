@@ -15,7 +15,7 @@ from core.messages import decode_work, encode_json, encode_outcome
 from core.work import held_by
 
 STATE_FOLDER = "UMBEL_STATE"  # where a site keeps its clients' memory
-_workers: dict[tuple[str, str, str, str], Worker] = {}
+_workers: dict[tuple[str, ...], Worker] = {}
 _progress: list[Callable[[int], None]] = []
 
 
@@ -30,16 +30,22 @@ def state_folder(context: Context) -> Path:
     return Path(str(configured)) if configured else Path.home() / ".umbel" / "state"
 
 
+def site_overrides(context: Context) -> list[str]:
+    """Return what a site decides for itself, out of its node's configuration: `device` and `data-path`."""
+    keys = {"device": "client.device", "data-path": "data.path"}
+    return [f"{key}={context.node_config[name]}" for name, key in keys.items() if name in context.node_config]
+
+
 def worker_for(context: Context) -> Worker:
     """Return this process's worker for the run's experiment; it is made once."""
     config = context.run_config
     experiment, overrides = str(config["experiment"]), str(config.get("overrides", ""))
     text = str(config.get("experiment-yaml", ""))
-    folder = state_folder(context)
-    key = (experiment, overrides, text, str(folder))
+    folder, site = state_folder(context), site_overrides(context)
+    key = (experiment, overrides, text, str(folder), *site)
     if key not in _workers:
         _workers.clear()
-        composed = load(experiment, split_overrides(overrides), text or None)
+        composed = load(experiment, [*split_overrides(overrides), *site], text or None)
         _workers[key] = Worker(composed, folder)
     return _workers[key]
 

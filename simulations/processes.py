@@ -71,20 +71,42 @@ def alive(pid: int, born: int = 0) -> bool:
 
 
 def terminate(processes: Iterable[tuple[int, int]], patience_seconds: float = 5.0) -> None:
-    """End process groups, each (leader, when it began): politely all at once, then not.
+    """End process groups, each (leader, when it began), and what they started: politely all at once, then not.
 
     A group whose leader is not the one we started is nobody we know and is left alone.
     """
-    groups = [(pid, born) for pid, born in processes if alive(pid, born)]
-    for kind, patience in ((signal.SIGTERM, patience_seconds), (signal.SIGKILL, 2.0)):
-        left = [(pid, born) for pid, born in groups if alive(pid, born)]
-        for pid, _ in left:
-            _signal(pid, kind)
-        deadline = time.monotonic() + patience
-        while any(alive(pid, born) for pid, born in left) and time.monotonic() < deadline:
-            time.sleep(0.05)
-    for pid, _ in groups:  # what is left of a group whose leader has just ended
+    leaders = [(pid, born) for pid, born in processes if alive(pid, born)]
+    everyone = leaders + descendants(pid for pid, _ in leaders)  # some of which lead groups of their own
+    for pid, _ in leaders:
+        _signal(pid, signal.SIGTERM)
+    deadline = time.monotonic() + patience_seconds
+    while any(alive(pid, born) for pid, born in everyone) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for pid, born in everyone:
+        if alive(pid, born):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+    for pid, _ in leaders:  # what is left of a group whose leader has just ended
         _signal(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 2.0
+    while any(alive(pid, born) for pid, born in everyone) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def descendants(pids: Iterable[int]) -> list[tuple[int, int]]:
+    """Return the children of processes, their children and so on, each with its birth (on Linux)."""
+    parents: dict[int, list[int]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError):
+            parent = int((folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
+            parents.setdefault(parent, []).append(int(folder.name))
+    found: list[tuple[int, int]] = []
+    ahead = list(pids)
+    while ahead:
+        children = parents.get(ahead.pop(), [])
+        found += [(pid, birth(pid)) for pid in children]
+        ahead += children
+    return found
 
 
 def _signal(group: int, number: signal.Signals) -> None:

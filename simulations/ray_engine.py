@@ -99,7 +99,7 @@ class RayGrid(LocalGrid):
         # The folder stays as long as Ray does: a worker whose current folder is gone cannot load its libraries.
         self._neutral.mkdir(parents=True, exist_ok=True)
         quiet = {"log_to_driver": False, "configure_logging": False}
-        with contextlib.chdir(self._neutral), _own_signals():
+        with contextlib.chdir(self._neutral), own_signals():
             if not config.ray_address:
                 ray.init(address="local", num_cpus=config.workers or None, include_dashboard=False, **quiet)
             else:
@@ -253,7 +253,7 @@ class RayGrid(LocalGrid):
 
 
 @contextlib.contextmanager
-def _own_signals() -> Iterator[None]:
+def own_signals() -> Iterator[None]:
     """Keep our handlers: Ray's would end the process at a SIGTERM with a dump in place of a checkpoint."""
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -59,6 +59,8 @@ from client.serve import read_frame, write_frame
 _FIRST_WAIT, _LONGEST_WAIT = 0.01, 0.5
 _ASK_SECONDS = 2.0  # how often to look whether anybody still waits for an answer
 _HEARTBEAT_SECONDS = 10  # the SuperLink's least; after two of these without a word a node counts as gone
+_PULL_SECONDS = 0.02  # first wait for an object that is still on its way up; Flower's is a second
+_TIDY_SECONDS = 10.0  # how long a node is idle before it asks which of its runs are over
 _MAX_RUNS = 2
 _NODE_FAILED = 3
 log = logging.getLogger("umbel.node")
@@ -145,7 +147,7 @@ class Node:
 
     def serve(self) -> None:
         """Look for messages for ever."""
-        wait = _FIRST_WAIT
+        wait, tidy_at = _FIRST_WAIT, time.monotonic() + _TIDY_SECONDS
         while True:
             try:
                 found = self._look()
@@ -155,7 +157,20 @@ class Node:
                 log.exception("a message was lost on its way")
                 found = False
             wait = _FIRST_WAIT if found else min(wait * 1.2, _LONGEST_WAIT)
+            if found:
+                tidy_at = time.monotonic() + _TIDY_SECONDS
+            elif time.monotonic() > tidy_at:
+                self._tidy()
+                tidy_at = time.monotonic() + _TIDY_SECONDS
             time.sleep(wait)
+
+    def _tidy(self) -> None:
+        """End the processes of runs that are over: they hold a model, data, perhaps a GPU."""
+        for run_id in list(self._processes):
+            try:
+                self._get_run(run_id)
+            except RunNotRunningException:
+                self._end(run_id)
 
     def _look(self) -> bool:
         received = self._receive()
@@ -165,7 +180,9 @@ class Node:
         run_id, message_id = message.metadata.run_id, message.metadata.message_id
         start = time.monotonic()
         identifiers = [entry.object_id for entry in iterate_object_tree(tree)]
-        contents = pull_objects(identifiers, pull_object_fn=lambda name: self._pull_object(run_id, name))
+        contents = pull_objects(
+            identifiers, pull_object_fn=lambda name: self._pull_object(run_id, name), initial_backoff=_PULL_SECONDS
+        )
         self._confirm(run_id, message_id)
         whole = inflate_object_from_contents(tree.object_id, contents)
         assert isinstance(whole, Message)

@@ -178,6 +178,17 @@ def test_send_and_receive_takes_seconds_from_now():
     assert 4 < left[0] <= 5
 
 
+def test_a_reply_that_is_still_on_its_way_up_is_looked_for_soon(monkeypatch):
+    """If Flower renames what we turn, a round over gRPC takes a second more, and nothing else would say so."""
+    from flwr.supercore.inflatable.inflatable_utils import pull_objects
+
+    from server import app
+
+    monkeypatch.setitem(pull_objects.__kwdefaults__, "initial_backoff", 1.0)
+    app._hasten()
+    assert pull_objects.__kwdefaults__["initial_backoff"] == 0.02
+
+
 def test_one_process_at_a_time_works_on_a_run(tmp_path):
     with exclusive(tmp_path):
         assert not is_free(tmp_path)

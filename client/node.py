@@ -61,6 +61,7 @@ _ASK_SECONDS = 2.0  # how often to look whether anybody still waits for an answe
 _HEARTBEAT_SECONDS = 10  # the SuperLink's least; after two of these without a word a node counts as gone
 _PULL_SECONDS = 0.02  # first wait for an object that is still on its way up; Flower's is a second
 _TIDY_SECONDS = 10.0  # how long a node is idle before it asks which of its runs are over
+_GOODBYE_SECONDS = 4  # after a signal
 _MAX_RUNS = 2
 _NODE_FAILED = 3
 log = logging.getLogger("umbel.node")
@@ -144,11 +145,16 @@ class Node:
         self._node_config = node_config
         self._home = home
         self._processes: OrderedDict[int, WarmProcess] = OrderedDict()
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Ask `serve` to return as soon as it can."""
+        self._stopped = True
 
     def serve(self) -> None:
-        """Look for messages for ever."""
+        """Look for messages until stopped."""
         wait, tidy_at = _FIRST_WAIT, time.monotonic() + _TIDY_SECONDS
-        while True:
+        while not self._stopped:
             try:
                 found = self._look()
             except RunNotRunningException:
@@ -195,6 +201,8 @@ class Node:
 
         def look() -> None:
             """Give up what nobody waits for any more: the run has ended, or the server's deadline has passed."""
+            if self._stopped:
+                raise RunNotRunningException
             self._get_run(run_id)
             if time.time() > end:
                 raise TimeoutError("no answer before the server's deadline")
@@ -277,7 +285,6 @@ def main() -> None:
     parser.add_argument("--max-wait-time", type=float, help="seconds without a SuperLink after which to give up")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(levelname)s %(message)s")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     # Flower's 30 s would have a round wait for a minute for a node that died.
     for module in (flower_connection, heartbeat):
         vars(module)["HEARTBEAT_DEFAULT_INTERVAL"] = _HEARTBEAT_SECONDS
@@ -289,10 +296,18 @@ def main() -> None:
     ) as connection:
         node = Node(connection, dict(parse_config_args([arguments.node_config])), arguments.home)
         log.info("node %s is connected to %s (process %s)", node.node_id, arguments.superlink, os.getpid())
+
+        def stop(*_: object) -> None:
+            # Nothing is raised from here: an exception in the midst of gRPC's locks would hang the process. What
+            # does not come back to the loop in time ends without a goodbye; its children end with their pipe.
+            node.stop()
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(_GOODBYE_SECONDS)
+
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
         try:
             node.serve()
-        except KeyboardInterrupt:
-            log.info("interrupted")
         finally:
             node.close()
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
+import threading
+import time
 from pathlib import Path
 
 from flwr.app import Context
@@ -14,6 +17,7 @@ from server.listener import FileListener, Listener
 from server.main import execute
 
 _PULL_SECONDS = 0.02
+_ORPHAN_SECONDS = 5.0
 app = ServerApp()
 _listener = Listener()
 
@@ -33,10 +37,28 @@ def _hasten() -> None:
         defaults["initial_backoff"] = _PULL_SECONDS
 
 
+def _end_with_parent() -> None:
+    """End this process some seconds after the one that started it, whatever it is doing then.
+
+    Flower asks it to stop when its SuperLink is gone, but an upload that is under way tries again for ever and would
+    keep the process, and the run's folder, until somebody kills it.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        time.sleep(_ORPHAN_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 @app.main()
 def main(grid: Grid, context: Context) -> None:
     """Run the experiment that the run configuration names."""
     _hasten()
+    _end_with_parent()
     config = context.run_config
     text = str(config.get("experiment-yaml", "")) or None
     folder = str(config.get("folder", ""))

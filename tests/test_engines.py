@@ -197,6 +197,6 @@ def test_too_few_nodes_end_with_a_message(tmp_path: Path, monkeypatch) -> None:
     try:
         federate.start(1, home)
         with pytest.raises(RunStoppedError, match=r"nobody holds the clients 4-7 of 8\. Start more nodes"):
-            run("digits", *SMALL, "engine.name=grpc", "engine.node_timeout_seconds=4", f"run.results={tmp_path}")
+            run("digits", *SMALL, "engine.name=grpc", "engine.node_timeout_seconds=15", f"run.results={tmp_path}")
     finally:
         federate.stop(home)

@@ -7,9 +7,9 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -378,18 +378,13 @@ def children(pid: int) -> list[int]:
 
 @slow
 def test_two_runs_share_a_federation(home, tmp_path):
-    found: list[str] = []
-
-    def one(name: str) -> None:
+    def one(name: str) -> str:
         options = (*SMALL, "run.rounds=2", "engine.name=grpc", f"run.results={tmp_path}", f"run.name={name}")
-        found.append(run("digits", *options).summary["weights_sha256"])
+        return run("digits", *options).summary["weights_sha256"]
 
-    threads = [threading.Thread(target=one, args=(name,)) for name in ("a", "b")]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(found) == 2 and len(set(found)) == 1
+    with ThreadPoolExecutor(2) as pool:
+        left, right = pool.map(one, ("a", "b"))
+    assert left == right
 
 
 @slow
@@ -437,13 +432,13 @@ def test_a_strategy_that_nodes_cannot_import_is_said_in_seconds(home, tmp_path, 
 
 
 class Revived(Killer):
-    """Stops the run once a round has gone well again."""
+    """Stops the run once a round has gone well after some that have not."""
 
     def begin(self, experiment, folder: str) -> None:
         self._folder = Path(folder)
 
     def round(self, round_: int, num_rounds: int, metrics, seconds: float) -> None:
-        if round_ > 2 and round_ not in self.reasons:
+        if self.reasons and round_ not in self.reasons:
             (self._folder / "stop").touch()
 
 
@@ -465,7 +460,8 @@ def test_a_node_that_is_killed_is_left_out_long_before_the_deadline_and_may_come
     with pytest.raises(StopRequested):
         run("digits", *ENDLESS, "engine.name=grpc", f"run.results={tmp_path}", listener=heard)
     assert time.monotonic() - began < 90  # two heartbeats of ten seconds; the deadline is an hour
-    assert {reason.split(" \u2014")[0] for reason in heard.reasons[2].values()} == {"Error: Node Unavailable"}
+    first = heard.reasons[min(heard.reasons)]  # the second round, or one soon after: news travels
+    assert all("Node Unavailable" in reason for reason in first.values())
     assert all(set(failed) == {0, 1} for failed in heard.reasons.values())
 
 

@@ -190,6 +190,8 @@ def _follow(
             continue
         elif begun and is_free(progress.folder):
             over = "its process has died"
+            with suppress(RunStoppedError):  # or nodes wait a minute for what it had begun to send
+                _flwr(federation, "stop", run_id, CONNECTION)
             continue
         elif time.monotonic() > ask_at:
             status = _status(federation, run_id)

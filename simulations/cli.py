@@ -188,3 +188,7 @@ def report(paths: tuple[str, ...], output: Path | None) -> None:
 main.add_command(compare)
 main.add_command(data)
 main.add_command(federate)
+
+
+if __name__ == "__main__":
+    main()

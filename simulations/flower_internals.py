@@ -7,6 +7,7 @@ project run the apps in processes of their own, and so set it themselves.
 from __future__ import annotations
 
 import time
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -41,6 +42,7 @@ class LocalGrid(Grid):
     def __init__(self) -> None:
         identify()
 
+    @abstractmethod
     def stream(self, messages: Iterable[Message], deadline: float) -> Iterator[Message]:
         """Yield replies as they come.
 
@@ -48,7 +50,6 @@ class LocalGrid(Grid):
             messages: What to send.
             deadline: `time.monotonic()` after which nothing more is waited for.
         """
-        raise NotImplementedError
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the one node."""

@@ -17,7 +17,8 @@ from core.folds import Folded, Partial, Product
 from core.messages import MessageError, decode_outcome, encode_payload, encode_work, framing_bytes
 from core.records import BadReplyError, Payload
 from core.work import Outcome, Work, share
-from server.nodes import Directory, replies
+from server.inbox import replies
+from server.nodes import Directory
 from strategies.base import EVALUATE
 
 

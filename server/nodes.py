@@ -3,76 +3,17 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 
-from flwr.app import Error, Message
+from flwr.app import Message
 from flwr.serverapp import Grid
 
 from core.messages import MessageError, decode_json, encode_json
 from server.errors import RunStoppedError
+from server.inbox import Inbox, replies
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.005, 0.25
-_GRACE_SECONDS = 5.0  # a message outlives its deadline, so that this side is the one that gives up
 _TRIES = 3  # greetings that a node may fail to answer: its process may have been killed
-
-
-def replies(
-    grid: Grid, messages: list[Message], deadline: float, on_wait: Callable[[], None] | None = None
-) -> Iterator[Message]:
-    """Send messages and yield the replies as they come, until all are there or the deadline has passed.
-
-    Flower's own `send_and_receive` looks every three seconds and returns everything at once; this looks soon and
-    then less often, so that a reply is folded while others are still under way. A grid of this project, which
-    knows when something is there, streams without looking (`stream`).
-
-    Args:
-        grid: The grid.
-        messages: What to send.
-        deadline: `time.monotonic()` after which nothing more is waited for.
-        on_wait: Called while waiting; may raise to stop.
-    """
-    stream = getattr(grid, "stream", None)
-    if stream is not None:
-        yield from stream(messages, deadline)
-        return
-    waiting = _push(grid, messages, deadline)
-    wait = _FIRST_WAIT
-    while waiting and time.monotonic() < deadline:
-        found = _pull(grid, waiting)
-        yield from found
-        wait = _FIRST_WAIT if found else min(wait * 1.5, _LONGEST_WAIT)
-        if waiting:
-            if on_wait is not None:
-                on_wait()
-            time.sleep(wait)
-
-
-def _push(grid: Grid, messages: list[Message], deadline: float) -> dict[str, Message]:
-    """Send messages and return those that were taken, by their identifiers.
-
-    A message says how long its answer is of use, so that a node can give up what nobody waits for any more.
-    """
-    patience = max(deadline - time.monotonic(), 0.0) + _GRACE_SECONDS
-    for message in messages:
-        message.metadata.ttl = min(message.metadata.ttl, patience)
-    sent = zip(grid.push_messages(messages), messages, strict=True)
-    return {identifier: message for identifier, message in sent if identifier}
-
-
-def _pull(grid: Grid, waiting: dict[str, Message]) -> list[Message]:
-    """Return the replies that are there and strike them off.
-
-    For a node that is gone the SuperLink answers itself, in its own name: the reply is put into the node's.
-    """
-    found = []
-    for reply in grid.pull_messages(sorted(waiting)):
-        asked = waiting.pop(reply.metadata.reply_to_message_id, None)
-        if asked is None:
-            continue
-        if reply.has_error() and reply.metadata.src_node_id != asked.metadata.dst_node_id:
-            reply = Message(Error(reply.error.code, reply.error.reason), reply_to=asked)
-        found.append(reply)
-    return found
 
 
 class Directory:
@@ -92,7 +33,7 @@ class Directory:
         self._timeout = timeout_seconds
         self._held: dict[int, frozenset[int]] = {}
         self._refused: dict[int, str] = {}
-        self._greeted: dict[str, Message] = {}  # greetings that are not answered yet
+        self._greetings = Inbox(grid)
         self._num_failed: dict[int, int] = {}
         self._came: dict[int, int] = {}  # 0 for nodes that were there from the beginning, then counting up
         self._num_refreshes = 0
@@ -124,7 +65,7 @@ class Directory:
             f"{_ranges(missing)} of {self._num_clients}. Start more nodes (umbel federate up --nodes N), or raise "
             "engine.node_timeout_seconds."
         )
-        silent = sorted(message.metadata.dst_node_id for message in self._greeted.values())
+        silent = sorted(self._greetings.waiting)
         if silent:
             text += f"\nNo answer yet from {', '.join(f'node {node}' for node in silent)}: busy with another run?"
         for node, reason in self._refused.items():
@@ -139,17 +80,17 @@ class Directory:
         self._num_refreshes += 1
         present = set(self._grid.get_node_ids())
         self._held = {node: held for node, held in self._held.items() if node in present}
-        self._greeted = {name: m for name, m in self._greeted.items() if m.metadata.dst_node_id in present}
-        greeted = {message.metadata.dst_node_id for message in self._greeted.values()}
-        new = sorted(present - self._held.keys() - self._refused.keys() - greeted)
+        self._greetings.give_up(present)
+        new = sorted(present - self._held.keys() - self._refused.keys() - set(self._greetings.waiting))
         greetings = [Message(encode_json({"hello": self._config_hash}), node, "query") for node in new]
         deadline = time.monotonic() + self._timeout
+        answers: Iterable[Message]
         if hasattr(self._grid, "stream"):
             answers = replies(self._grid, greetings, deadline, on_wait)
         else:
             if greetings:
-                self._greeted |= _push(self._grid, greetings, deadline)
-            answers = iter(_pull(self._grid, self._greeted) if self._greeted else [])
+                self._greetings.send(greetings, deadline)
+            answers = self._greetings.take()
         for reply in answers:
             self._welcome(reply)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -22,9 +23,10 @@ from conf.errors import ExperimentError
 from core.files import write_json
 from core.messages import encode_json
 from server.errors import RunStoppedError, StopRequested
+from server.inbox import replies
 from server.listener import PROGRESS_FILE, Listener
 from server.lock import exclusive, is_free
-from server.nodes import Directory, replies
+from server.nodes import Directory
 from simulations import federate, grpc_engine, processes, resume, run
 from simulations.federate import Federation
 from simulations.flower_internals import LocalGrid, identify
@@ -133,6 +135,48 @@ def test_a_silent_node_is_waited_for_until_the_deadline_and_no_longer():
     assert 0.2 <= time.monotonic() - began < 5
 
 
+class Stuck(Polled):
+    """A grid that, as Flower's, waits for the rest of a reply whose node died in the middle of sending it."""
+
+    def __init__(self, nodes, dead):
+        super().__init__(nodes, lambda message: greeting(message, [0]))
+        self._dead = dead
+
+    def pull_messages(self, identifiers):
+        if any(self._sent[name].metadata.dst_node_id == self._dead for name in identifiers):
+            self.nodes = [node for node in self.nodes if node != self._dead]
+            time.sleep(60)
+        return super().pull_messages(identifiers)
+
+
+def test_a_node_that_dies_with_its_reply_half_sent_holds_nobody_up(monkeypatch):
+    monkeypatch.setattr("server.inbox._PRESENCE_SECONDS", 0.5)
+    messages = [Message(encode_json({}), node, "train") for node in (7, 8)]
+    began, found, seconds = time.monotonic(), {}, {}
+    for reply in replies(Stuck([7, 8], 7), messages, began + 600):
+        found[reply.metadata.src_node_id] = reply
+        seconds[reply.metadata.src_node_id] = time.monotonic() - began
+    assert found[7].has_error() and "left before its reply was complete" in found[7].error.reason
+    assert not found[8].has_error()
+    assert seconds[8] < seconds[7] < 30
+
+
+def test_what_the_grid_raises_is_raised_and_what_it_does_not_take_is_not_waited_for():
+    def answer(message):
+        raise ConnectionError("the SuperLink is gone")
+
+    with pytest.raises(ConnectionError, match="the SuperLink is gone"):
+        list(replies(Polled([7], answer), [Message(encode_json({}), 7, "train")], time.monotonic() + 60))
+
+    class Full(Polled):
+        def push_messages(self, messages):
+            return [None for _ in messages]
+
+    began = time.monotonic()
+    assert not list(replies(Full([7], answer), [Message(encode_json({}), 7, "train")], began + 60))
+    assert time.monotonic() - began < 30
+
+
 def test_a_node_that_starts_again_takes_its_clients_over_and_nobody_waits_for_one_that_is_silent():
     grid = Polled([5], lambda message: greeting(message, [0, 1]) if message.metadata.dst_node_id != 6 else None)
     directory = Directory(grid, "hash", 2, 30.0)
@@ -141,7 +185,7 @@ def test_a_node_that_starts_again_takes_its_clients_over_and_nobody_waits_for_on
     began = time.monotonic()
     directory.refresh()
     assert time.monotonic() - began < 5
-    assert directory.split([0, 1]) == ({9: frozenset({0, 1})}, [])
+    until(lambda: directory.refresh() or directory.split([0, 1]) == ({9: frozenset({0, 1})}, []))
     grid.nodes = [9]
     directory.refresh()
     assert directory.split([0, 1]) == ({9: frozenset({0, 1})}, [])
@@ -442,18 +486,49 @@ class Revived(Killer):
             (self._folder / "stop").touch()
 
 
-@slow
-def test_a_node_that_is_killed_is_left_out_long_before_the_deadline_and_may_come_back(home, tmp_path):
+# A node whose machine fails when half of a reply is up.
+DYING = """
+import os, signal
+from client import node
+
+def push(objects, push_object_fn, object_ids_to_push):
+    if len(objects) > 1 and os.path.exists("die"):  # which is also true of greetings
+        os.kill(os.getpid(), signal.SIGKILL)
+    flower(objects, push_object_fn, object_ids_to_push=object_ids_to_push)
+
+flower, node.push_objects = node.push_objects, push
+node.main()
+"""
+
+
+def replace_node(home: Path, *program: str) -> None:
+    """Kill the first node and start another in its place, perhaps one that runs another program."""
     federation = federate.find(home)
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(federation.nodes[0], signal.SIGKILL)
+    folder = home / "nodes" / "0"
+    config = f'partition-id=0 num-partitions=2 state-folder="{folder / "state"}"'
+    command = federate._node_command(folder, config, federation.fleet_port, 0, False)
+    if program:
+        command = [command[0], *program, *command[command.index("client.node") + 1 :]]
+    again = processes.spawn(home, "node-0", command, tied=True)
+    births = (federation.births[0], processes.birth(again.pid), federation.births[2])
+    renewed = replace(federation, nodes=(again.pid, federation.nodes[1]), births=births)
+    write_json(home / federate.STATE, asdict(renewed))
+
+
+@slow
+@pytest.mark.parametrize("half_sent", [False, True])
+def test_a_node_that_is_killed_is_left_out_long_before_the_deadline_and_may_come_back(half_sent, home, tmp_path):
+    if half_sent:
+        replace_node(home, "-c", DYING)
 
     def kill() -> None:
-        os.kill(federation.nodes[0], signal.SIGKILL)
-        config = f'partition-id=0 num-partitions=2 state-folder="{home / "nodes" / "0" / "state"}"'
-        command = federate._node_command(home / "nodes" / "0", config, federation.fleet_port, 0, False)
-        again = processes.spawn(home, "node-0", command, tied=True)
-        births = (federation.births[0], processes.birth(again.pid), federation.births[2])
-        renewed = replace(federation, nodes=(again.pid, federation.nodes[1]), births=births)
-        write_json(home / federate.STATE, asdict(renewed))
+        if half_sent:
+            dying = federate.find(home).nodes[0]
+            (Path(f"/proc/{dying}/cwd") / "die").touch()
+            until(lambda: not processes.alive(dying))
+        replace_node(home)
 
     heard = Revived(2, kill)
     began = time.monotonic()

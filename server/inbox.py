@@ -1,0 +1,150 @@
+"""Messages to nodes and their replies, as they come."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator
+
+from flwr.app import Error, Message
+from flwr.common.constant import ErrorCode
+from flwr.serverapp import Grid
+
+_FIRST_WAIT, _LONGEST_WAIT = 0.005, 1.0
+_SHARE = 0.02  # looks are this part of the time waited so far apart: a reply is late by that much at most
+_APART = 0.002  # first looks after many messages are so far apart: a connection pool is small
+_MANY = 8  # nodes, from which on each is looked at less often
+_GRACE_SECONDS = 5.0  # a message outlives its deadline, so that this side is the one that gives up
+_PRESENCE_SECONDS = 2.0  # how often to look which nodes are still there
+_TURN_SECONDS = 0.25  # how often the caller is asked whether to go on
+
+
+class Inbox:
+    """Messages on their way to nodes behind a SuperLink, and what came back.
+
+    A thread fetches each reply. Flower's grid takes a reply whole and waits for what of it is still on its way up:
+    a slow node would hold up the replies of all others, and a node that dies with its reply half sent would hold
+    them up for three minutes, until the SuperLink gives the reply up. Here only a thread waits; a node that is no
+    longer present is given up (`give_up`) whatever its thread does.
+
+    Args:
+        grid: The grid.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self._waiting: dict[str, Message] = {}
+        self._came: queue.SimpleQueue[tuple[str, Message | Exception]] = queue.SimpleQueue()
+
+    @property
+    def waiting(self) -> list[int]:
+        """The nodes that have not answered."""
+        return [message.metadata.dst_node_id for message in self._waiting.values()]
+
+    def send(self, messages: Collection[Message], deadline: float) -> None:
+        """Send messages.
+
+        A message says how long its answer is of use, so that a node can give up what nobody waits for any more.
+
+        Args:
+            messages: What to send.
+            deadline: `time.monotonic()` after which nothing more is waited for.
+        """
+        patience = max(deadline - time.monotonic(), 0.0) + _GRACE_SECONDS
+        for message in messages:
+            message.metadata.ttl = min(message.metadata.ttl, patience)
+        names = self._grid.push_messages(messages)
+        sent = {name: message for name, message in zip(names, messages, strict=True) if name}  # "": not taken
+        self._waiting |= sent
+        for number, name in enumerate(sent):
+            threading.Thread(target=self._fetch, args=(name, number * _APART), daemon=True).start()
+
+    def _fetch(self, name: str, wait: float) -> None:
+        began = time.monotonic()
+        time.sleep(wait)
+        while name in self._waiting:
+            try:
+                for reply in self._grid.pull_messages([name]):
+                    if reply.metadata.reply_to_message_id == name:
+                        self._came.put((name, reply))
+                        return
+            except Exception as error:  # noqa: BLE001 - the caller's thread shall see it
+                self._came.put((name, error))
+                return
+            wait = min(max(_SHARE * (time.monotonic() - began), _FIRST_WAIT), _LONGEST_WAIT)
+            time.sleep(wait * max(1.0, len(self._waiting) / _MANY))
+
+    def take(self, seconds: float = 0.0) -> list[Message]:
+        """Return the replies that are there.
+
+        For a node that is gone the SuperLink answers itself, in its own name: the reply is put into the node's.
+
+        Args:
+            seconds: How long to wait for the first one.
+
+        Raises:
+            Exception: Whatever the grid raised.
+        """
+        found: list[Message] = []
+        while self._waiting or not self._came.empty():
+            try:
+                name, reply = self._came.get(timeout=seconds) if seconds > 0 else self._came.get_nowait()
+            except queue.Empty:
+                break
+            seconds = 0.0
+            asked = self._waiting.pop(name, None)
+            if asked is None:
+                continue  # given up in the meantime
+            if isinstance(reply, Exception):
+                raise reply
+            if reply.has_error() and reply.metadata.src_node_id != asked.metadata.dst_node_id:
+                reply = Message(Error(reply.error.code, reply.error.reason), reply_to=asked)
+            found.append(reply)
+        return found
+
+    def give_up(self, present: Collection[int]) -> list[Message]:
+        """Return the SuperLink's answer for nodes that are no longer present, and stop waiting for them."""
+        gone = {name: m for name, m in self._waiting.items() if m.metadata.dst_node_id not in present}
+        for name in gone:
+            del self._waiting[name]
+        error = Error(ErrorCode.NODE_UNAVAILABLE, "Node Unavailable: it left before its reply was complete.")
+        return [Message(error, reply_to=message) for message in gone.values()]
+
+    def close(self) -> None:
+        """Stop waiting."""
+        self._waiting.clear()
+
+
+def replies(
+    grid: Grid, messages: list[Message], deadline: float, on_wait: Callable[[], None] | None = None
+) -> Iterator[Message]:
+    """Send messages and yield the replies as they come, until all are there or the deadline has passed.
+
+    Flower's own `send_and_receive` looks every three seconds and returns everything at once; this looks soon and
+    then less often, so that a reply is folded while others are still under way. A grid of this project, which
+    knows when something is there, streams without looking (`stream`).
+
+    Args:
+        grid: The grid.
+        messages: What to send.
+        deadline: `time.monotonic()` after which nothing more is waited for.
+        on_wait: Called while waiting; may raise to stop.
+    """
+    stream = getattr(grid, "stream", None)
+    if stream is not None:
+        yield from stream(messages, deadline)
+        return
+    inbox = Inbox(grid)
+    try:
+        inbox.send(messages, deadline)
+        looked = time.monotonic()
+        while inbox.waiting and (now := time.monotonic()) < deadline:
+            yield from inbox.take(min(_TURN_SECONDS, deadline - now))
+            if now - looked > _PRESENCE_SECONDS:
+                yield from inbox.give_up(set(grid.get_node_ids()))
+                looked = now
+            if inbox.waiting and on_wait is not None:
+                on_wait()
+    finally:
+        inbox.close()

@@ -30,6 +30,9 @@ class DataConfig:
         max_train: Use only so many training examples, drawn by the seed; 0 uses all.
         max_test: Use only so many test examples, drawn by the seed; 0 uses all.
         augment: Batched augmentation while training: none, flip, crop, or flip_crop.
+        encoder: Frozen encoder whose embeddings take the place of images or texts; a name of `umbel list encoders`,
+            or none when empty. Embeddings are made once and cached.
+        encoder_size: Side in pixels that images are resized to for the encoder; 0 takes the encoder's own.
         seed: Seed of splits and partitions; None takes `run.seed`.
         options: Further options of the data set, such as `num_examples` of `synthetic`.
     """
@@ -51,5 +54,7 @@ class DataConfig:
     max_train: int = 0
     max_test: int = 0
     augment: str = "none"
+    encoder: str = ""
+    encoder_size: int = 0
     seed: int | None = None
     options: dict[str, Any] = field(default_factory=dict)

@@ -2,7 +2,8 @@
 
 Train, validation and test of every client and of the server are pairwise disjoint. The server's validation
 is a stratified part of the training set, its test is the set's own test; the rest of the training set belongs
-to the clients, each of which holds parts out.
+to the clients, each of which holds parts out. Where examples share concepts, whole concepts are held out, the same
+ones by all clients, so that no concept is in two splits, be it with two clients.
 
 Shapes: N examples of the pool, K clients.
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -21,16 +22,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from core.rng import generator
+from data import encoders, registry
 from data import partition as partitions
-from data import registry
 from data.config import DataConfig
 from data.errors import DataError
 from data.partition import Partition
-from data.split import stratified, subset
+from data.split import stratified, stratified_concepts, subset
+from data.texts import Texts
 from data.transforms import permute_pixels
 from data.types import DataSet, Examples
 
-_COLUMNS = ("images", "labels", "domains", "tasks")
+_COLUMNS = ("images", "labels", "domains", "tasks", "concepts")
+_TRAIN, _VALIDATION, _TEST = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,12 @@ class Federation:
         seed = seed if config.seed is None else config.seed
         check_fractions(config)
         partitions.check(config)
-        return cls.cut(registry.load(config, seed), config, seed)
+        data_set = registry.load(config, seed)
+        if config.encoder:
+            data_set = encoders.encode(data_set, config.encoder, config.encoder_size)
+        elif data_set.train.images.shape[1] == 0:
+            raise DataError(f"{data_set.name} has texts and no images: set data.encoder to an encoder of texts.")
+        return cls.cut(data_set, config, seed)
 
     @classmethod
     def cut(cls, data_set: DataSet, config: DataConfig, seed: int) -> Federation:
@@ -99,7 +107,12 @@ class Federation:
         groups = pool.labels
         if pool.domains is not None:
             groups = groups + data_set.num_classes * pool.domains
-        rest, held_out = stratified(groups, config.server_validation, seed, "server validation")
+        if pool.concepts is None:
+            rest, held_out = stratified(groups, config.server_validation, seed, "server validation")
+        else:
+            rest, held_out = stratified_concepts(
+                pool.concepts, pool.labels, config.server_validation, seed, "server validation"
+            )
         found = partitions.build(
             config,
             pool.labels[rest],
@@ -121,6 +134,7 @@ class Federation:
             "mean": list(data_set.mean),
             "std": list(data_set.std),
             "licence": data_set.licence,
+            "attribution": data_set.attribution,
             "seed": seed,
             "partition": config.partition,
             "num_tasks": config.num_tasks if config.partition in ("split_tasks", "permuted_tasks") else 1,
@@ -129,7 +143,14 @@ class Federation:
             "client_test": config.client_test,
         }
         mapped = Partition(rest[found.indices], found.offsets, found.tasks, found.repeats)
-        return cls(pool, test, mapped, held_out, meta)
+        made = cls(pool, test, mapped, held_out, meta)
+        bare = ((made.num_train == 0) & (mapped.sizes > 0)).nonzero().flatten().tolist()
+        if bare:
+            raise DataError(
+                f"{len(bare)} clients (the first is {bare[0]}) have nothing to train on: all their concepts are held "
+                "out. Raise data.min_examples, or lower data.client_test or data.client_validation."
+            )
+        return made
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return all tensors as numpy arrays that share their memory, for an object store."""
@@ -140,6 +161,9 @@ class Federation:
                 tensor = getattr(examples, column)
                 if tensor is not None:
                     found[f"{prefix}_{column}"] = tensor
+            if examples.texts is not None:
+                found[f"{prefix}_texts"] = examples.texts.content
+                found[f"{prefix}_text_offsets"] = examples.texts.offsets
         return {name: tensor.numpy() for name, tensor in found.items()}
 
     @classmethod
@@ -149,10 +173,7 @@ class Federation:
         Arrays out of an object store are read-only; nothing here ever writes into them.
         """
         tensors = {name: _share(array) for name, array in arrays.items()}
-        pool, test = (
-            Examples(*(tensors.get(f"{prefix}_{column}") for column in _COLUMNS))  # type: ignore[arg-type]
-            for prefix in ("pool", "test")
-        )
+        pool, test = (_examples(tensors, prefix) for prefix in ("pool", "test"))
         tasks = None if pool.tasks is None else pool.tasks[tensors["indices"]]
         partition = Partition(tensors["indices"], tensors["offsets"], tasks, int(meta["repeats"]))
         return cls(pool, test, partition, tensors["validation_index"], dict(meta))
@@ -174,12 +195,12 @@ class Federation:
 
     @property
     def image_size(self) -> int:
-        """Height and width of an image in pixels."""
-        return int(self.pool.images.shape[-1])
+        """Height and width of an image in pixels; 1 for embeddings."""
+        return int(self.pool.images.shape[-1]) if self.pool.images.ndim == 4 else 1
 
     @property
     def in_channels(self) -> int:
-        """Number of channels of an image."""
+        """Number of channels of an image; D for embeddings."""
         return int(self.pool.images.shape[1])
 
     @property
@@ -206,8 +227,26 @@ class Federation:
     def num_train(self) -> Tensor:
         """Training examples of each client, [K] int64, over all its tasks."""
         sizes = self.partition.sizes
+        if self._roles is not None:
+            trained = self._roles[self.partition.indices] == _TRAIN
+            owners = self.partition.owners()[trained]
+            return torch.bincount(owners, minlength=self.num_clients) * self.partition.repeats
         validation, test = _held_out(sizes, self.meta["client_validation"], self.meta["client_test"])
         return (sizes - validation - test) * self.partition.repeats
+
+    @cached_property
+    def _roles(self) -> Tensor | None:
+        """What each example of the pool is for if a client has it, [N] int8, decided by its concept."""
+        if self.pool.concepts is None:
+            return None
+        random = generator(int(self.meta["seed"]), purpose="client split of concepts")
+        distinct, member = torch.unique(self.pool.concepts, return_inverse=True)
+        score = torch.rand(len(distinct), generator=random)[member]
+        test, validation = self.meta["client_test"], self.meta["client_validation"]
+        roles = torch.full((len(member),), _TRAIN, dtype=torch.int8)
+        roles[score < test + validation] = _VALIDATION
+        roles[score < test] = _TEST
+        return roles
 
     def num_examples(self, client: int) -> int:
         """Return the number of training examples of a client, without touching an image."""
@@ -220,6 +259,10 @@ class Federation:
             IndexError: There is no such client.
         """
         numbers = self.partition.client(client)
+        if self._roles is not None:
+            roles = self._roles[numbers]
+            found = [numbers[roles == role] for role in (_TRAIN, _VALIDATION, _TEST)]
+            return found[0], found[1], found[2]
         size = torch.tensor([len(numbers)])
         validation, test = _held_out(size, self.meta["client_validation"], self.meta["client_test"])
         random = generator(int(self.meta["seed"]), client=client, purpose="client split")
@@ -248,10 +291,13 @@ class Federation:
         if self.meta["partition"] != "permuted_tasks":
             return found
         seed = int(self.meta["seed"])
-        return Examples(
+        return replace(
+            found,
             images=torch.cat([permute_pixels(found.images, task, seed) for task in range(repeats)]),
             labels=found.labels.repeat(repeats),
             domains=None if found.domains is None else found.domains.repeat(repeats),
+            concepts=None if found.concepts is None else found.concepts.repeat(repeats),
+            texts=None,
             tasks=torch.arange(repeats).repeat_interleave(len(found)),
         )
 
@@ -271,6 +317,13 @@ def check_fractions(config: DataConfig) -> None:
     for key in ("max_train", "max_test"):
         if getattr(config, key) < 0:
             raise DataError(f"data.{key} must be at least 0 (0 uses all), found {getattr(config, key)}.")
+
+
+def _examples(tensors: Mapping[str, Tensor], prefix: str) -> Examples:
+    found: dict[str, Any] = {column: tensors.get(f"{prefix}_{column}") for column in _COLUMNS}
+    if f"{prefix}_texts" in tensors:
+        found["texts"] = Texts(tensors[f"{prefix}_texts"], tensors[f"{prefix}_text_offsets"])
+    return Examples(**found)
 
 
 def _held_out(sizes: Tensor, validation: float, test: float) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """Data sets by name: an explicit table, each module imported when its set is first asked for.
 
-A module of a set has `DESCRIPTION`, `OPTIONS` (name -> default), `check(config)` and `load(config, seed)`.
+A module of a set has `DESCRIPTION`, `OPTIONS` (name -> default), `check(config)` and `load(config, seed)`; if more
+than `load` is needed to get the set onto this machine, also `fetch(config, say)`.
 """
 
 from __future__ import annotations
@@ -58,6 +59,21 @@ def check(config: DataConfig) -> None:
         if option not in module.OPTIONS:
             raise unknown(f"option of data set {config.name}", option, module.OPTIONS, key=f"data.options.{option}")
     module.check(config)
+
+
+def fetch(config: DataConfig, say: Callable[[str], None]) -> None:
+    """Get a set onto this machine, where that is possible without the user's password.
+
+    Args:
+        config: Which set, and its options.
+        say: Told what is being done, a line at a time.
+
+    Raises:
+        MissingDataError: Something has to be installed first; the message gives the exact command.
+    """
+    module = None if _is_path(config.name) else _module(config.name)
+    if hasattr(module, "fetch"):
+        module.fetch(config, say)  # type: ignore[union-attr]
 
 
 def load(config: DataConfig, seed: int) -> DataSet:

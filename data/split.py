@@ -47,6 +47,32 @@ def stratified(groups: Tensor, fraction: float, seed: int, purpose: str) -> tupl
     return order[~taken].sort().values, order[taken].sort().values
 
 
+def stratified_concepts(
+    concepts: Tensor, labels: Tensor, fraction: float, seed: int, purpose: str
+) -> tuple[Tensor, Tensor]:
+    """Split example numbers so that a concept is on one side with all its examples.
+
+    Concepts are drawn as `stratified` draws examples; a concept counts for the class of its first example.
+
+    Args:
+        concepts: [N] int64.
+        labels: [N] int64.
+        fraction: Fraction of the concepts to take, in [0, 1).
+        seed: The seed of the data.
+        purpose: What the split is for.
+
+    Returns:
+        The example numbers that are left and those that were taken, both ascending.
+    """
+    distinct, member = torch.unique(concepts, return_inverse=True)
+    first = torch.full((len(distinct),), len(concepts), dtype=torch.int64)
+    first.scatter_reduce_(0, member, torch.arange(len(concepts)), "amin")
+    _, taken = stratified(labels[first], fraction, seed, purpose)
+    held = torch.zeros(len(distinct), dtype=torch.bool)
+    held[taken] = True
+    return (~held[member]).nonzero().flatten(), held[member].nonzero().flatten()
+
+
 def hashed(key: str, fraction: float) -> bool:
     """Say whether `key` falls in the fraction that is taken; the same on every machine and for ever."""
     digest = hashlib.sha256(key.encode()).digest()

@@ -40,10 +40,12 @@ def normalize(
 
     Args:
         images: [N, C, H, W], uint8 in 0..255 or floating point in units of [0, 1] pixels.
-        mean: [C], in units of [0, 1] pixels.
+        mean: [C], in units of [0, 1] pixels; empty for embeddings [N, D], which stay as they are.
         std: [C], in the same units.
         dtype: Dtype of the result.
     """
+    if not mean:
+        return images.to(dtype)
     center = torch.tensor(mean, dtype=torch.float32, device=images.device).view(1, -1, 1, 1)
     spread = torch.tensor(std, dtype=torch.float32, device=images.device).view(1, -1, 1, 1)
     if images.dtype == torch.uint8:

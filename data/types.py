@@ -1,39 +1,54 @@
-"""Examples and data sets: images with labels, as whole tensors.
+"""Examples and data sets: images, texts or embeddings with labels, as whole tensors.
 
-Shapes: N examples, C channels, H height, W width. Images are uint8 in 0..255, or floating point in units of
-[0, 1] pixels; `data.transforms.normalize` takes either.
+Shapes: N examples, C channels, H height, W width, D features. Images are uint8 in 0..255, or floating point in
+units of [0, 1] pixels; `data.transforms.normalize` takes either. Behind a frozen encoder they are embeddings.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from data.errors import DataError
+from data.texts import Texts
+
+_COLUMNS = ("domains", "tasks", "concepts")
 
 
 @dataclass(frozen=True)
 class Examples:
-    """Images with their labels, and where they have them the domain and the task of each.
+    """Images with their labels, and where they have them the domain, task, concept and text of each.
 
     Attributes:
-        images: [N, C, H, W], uint8 in 0..255 or floating point in units of [0, 1] pixels.
+        images: [N, C, H, W], uint8 in 0..255 or floating point in units of [0, 1] pixels; or embeddings [N, D] of
+            a frozen encoder, floating point; or [N, 0] where a set has texts and no images.
         labels: [N] int64.
         domains: [N] int64, or None where the set has no domains.
         tasks: [N] int64, or None outside a sequence of tasks.
+        concepts: [N] int64, what an example shows: examples of one concept (the same emoji by several vendors, the
+            same caption) are never in two splits. None where each example is its own.
+        texts: The caption or the text of each example, or None.
     """
 
     images: Tensor
     labels: Tensor
     domains: Tensor | None = None
     tasks: Tensor | None = None
+    concepts: Tensor | None = None
+    texts: Texts | None = None
 
     def __post_init__(self) -> None:
-        if self.images.ndim != 4:
-            raise DataError(f"Expected images of shape [N, C, H, W], found {tuple(self.images.shape)}.")
-        for what, column in (("labels", self.labels), ("domains", self.domains), ("tasks", self.tasks)):
+        if self.images.ndim not in (2, 4):
+            raise DataError(
+                f"Expected images of shape [N, C, H, W] or embeddings [N, D], found {tuple(self.images.shape)}."
+            )
+        if self.texts is not None and len(self.texts) != self.images.shape[0]:
+            raise DataError(f"Expected {self.images.shape[0]} texts, one an example, found {len(self.texts)}.")
+        for what in ("labels", *_COLUMNS):
+            column = getattr(self, what)
             if column is None:
                 continue
             if column.dtype != torch.int64 or column.shape != self.images.shape[:1]:
@@ -54,9 +69,14 @@ class Examples:
         return Examples(
             images=self.images[index],
             labels=self.labels[index],
-            domains=None if self.domains is None else self.domains[index],
-            tasks=None if self.tasks is None else self.tasks[index],
+            texts=None if self.texts is None else self.texts.take(index),
+            **self._each(lambda column: column[index]),
         )
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor | None]:
+        """Return the columns that may be missing, changed where they are not."""
+        found = {name: getattr(self, name) for name in _COLUMNS}
+        return {name: None if column is None else change(column) for name, column in found.items()}
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Examples:
         """Return the examples on `device`.
@@ -73,8 +93,8 @@ class Examples:
         return Examples(
             images=images,
             labels=self.labels.to(device),
-            domains=None if self.domains is None else self.domains.to(device),
-            tasks=None if self.tasks is None else self.tasks.to(device),
+            texts=self.texts,  # of no use to a device before a tokenizer has seen them
+            **self._each(lambda column: column.to(device)),
         )
 
     def with_tasks(self, tasks: Tensor | None) -> Examples:
@@ -92,10 +112,12 @@ class DataSet:
         test: Test examples; the server's.
         class_names: Name of each class, in the order of the labels.
         domain_names: Name of each domain; empty where the set has none.
-        mean: Mean of each channel over `train`, in units of [0, 1] pixels.
+        mean: Mean of each channel over `train`, in units of [0, 1] pixels; empty for what is no image, which is
+            then never normalised.
         std: Standard deviation of each channel over `train`, in the same units.
         licence: Under which licence the data are.
         natural_ids: [N of train] int64, who made each training example (a writer, a site), or None.
+        attribution: Whom the licence asks to name, a line each; empty where it asks for nobody.
     """
 
     name: str
@@ -107,9 +129,11 @@ class DataSet:
     std: tuple[float, ...]
     licence: str
     natural_ids: Tensor | None = None
+    attribution: str = ""
 
     def __post_init__(self) -> None:
-        _, channels, height, width = self.train.images.shape
+        images = self.train.images
+        channels, height, width = images.shape[1:] if images.ndim == 4 else (0, 0, 0)
         if height != width:
             raise DataError(
                 f"{self.name}: expected square images, found {height} x {width}; set data.options.image_size."
@@ -125,6 +149,12 @@ class DataSet:
             self._check_range(split, "label", examples.labels, len(self.class_names))
             if examples.domains is not None:
                 self._check_range(split, "domain", examples.domains, len(self.domain_names))
+        if (self.train.concepts is None) != (self.test.concepts is None):
+            raise DataError(f"{self.name}: expected concepts in train and test, or in neither.")
+        if self.train.concepts is not None and self.test.concepts is not None:
+            shared = torch.isin(torch.unique(self.test.concepts), torch.unique(self.train.concepts))
+            if shared.any():
+                raise DataError(f"{self.name}: {int(shared.sum())} concepts are in train and in test.")
         if self.natural_ids is not None and self.natural_ids.shape != self.train.labels.shape:
             raise DataError(f"{self.name}: expected {len(self.train)} natural ids, found {len(self.natural_ids)}.")
 
@@ -142,12 +172,12 @@ class DataSet:
 
     @property
     def image_size(self) -> int:
-        """Height and width of an image in pixels."""
-        return int(self.train.images.shape[-1])
+        """Height and width of an image in pixels; 1 for embeddings."""
+        return int(self.train.images.shape[-1]) if self.train.images.ndim == 4 else 1
 
     @property
     def in_channels(self) -> int:
-        """Number of channels of an image."""
+        """Number of channels of an image; D for embeddings."""
         return int(self.train.images.shape[1])
 
 

@@ -26,6 +26,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "cvt_13": ("models.cvt", "cvt_13"),
     "cvt_21": ("models.cvt", "cvt_21"),
     "cvt_tiny32": ("models.cvt", "cvt_tiny32"),
+    "linear": ("models.linear", "linear"),
 }
 
 _COMMON = ("num_classes", "image_size", "in_channels")

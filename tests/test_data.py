@@ -49,8 +49,8 @@ def test_examples_take_and_to() -> None:
 
 
 def test_examples_of_wrong_shape() -> None:
-    with pytest.raises(data.DataError, match=r"Expected images of shape \[N, C, H, W\], found \(3, 2\)"):
-        data.Examples(torch.zeros(3, 2), torch.zeros(3).long())
+    with pytest.raises(data.DataError, match=r"or embeddings \[N, D\], found \(3, 2, 2\)"):
+        data.Examples(torch.zeros(3, 2, 2), torch.zeros(3).long())
     with pytest.raises(data.DataError, match=r"Expected labels of shape \[3\] and dtype int64, found \(2,\)"):
         data.Examples(torch.zeros(3, 1, 2, 2), torch.zeros(2).long())
 

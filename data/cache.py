@@ -1,0 +1,163 @@
+"""What is expensive to make and always the same: kept on disk, whole or not at all.
+
+An entry is a folder of arrays and a manifest, named by what it was made of. It is made under a lock, so that two
+processes make it once; it is renamed into place when it is whole, so that a kill leaves nothing of it; and its
+checksums are compared when it is opened, so that a damaged one is made again. Arrays are mapped into memory: all
+processes of a machine share one copy.
+
+The folder is that of the environment variable UMBEL_CACHE, else `umbel` in the user's cache folder
+(XDG_CACHE_HOME, `~/.cache`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from filelock import FileLock
+from numpy.typing import DTypeLike, NDArray
+
+from core.files import read_json, write_folder, write_json
+from data.errors import DataError
+
+_MANIFEST = "manifest.json"
+_CHUNK_BYTES = 1 << 24
+
+
+def folder() -> Path:
+    """Return the cache's folder."""
+    named = os.environ.get("UMBEL_CACHE")
+    if named:
+        return Path(named).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "umbel"
+
+
+@dataclass(frozen=True)
+class Entry(Mapping[str, NDArray[Any]]):
+    """Arrays of the cache, read-only and mapped into memory.
+
+    Attributes:
+        path: Its folder.
+        facts: What its maker wrote down (`Maker.note`): licences, versions, names of classes.
+        names: Names of the arrays.
+    """
+
+    path: Path
+    facts: Mapping[str, Any]
+    names: tuple[str, ...]
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        if name not in self.names:
+            raise KeyError(name)
+        return np.asarray(np.load(self.path / f"{name}.npy", mmap_mode="r", allow_pickle=False))
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+class Maker:
+    """Fills an entry.
+
+    Args:
+        path: The folder that is being filled.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.facts: dict[str, Any] = {}
+
+    def put(self, name: str, array: NDArray[Any]) -> None:
+        """Write an array that is there already."""
+        np.save(self.path / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
+
+    def empty(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
+        """Return an array on disk, to be written in place piece by piece."""
+        return np.lib.format.open_memmap(self.path / f"{name}.npy", mode="w+", dtype=np.dtype(dtype), shape=shape)
+
+    def note(self, **facts: Any) -> None:
+        """Write something down that is no array, fit for JSON."""
+        self.facts |= facts
+
+
+def cached(kind: str, name: str, key: Mapping[str, Any], make: Callable[[Maker], None]) -> Entry:
+    """Return an entry; make it if it is not there or damaged.
+
+    Args:
+        kind: Subfolder, such as `sets` or `features`.
+        name: What a person recognises the entry by.
+        key: Everything that the arrays depend on, fit for JSON: versions, options, hashes of sources.
+        make: Fills it. May raise; nothing remains then.
+
+    Raises:
+        DataError: The cache cannot be written.
+    """
+    text = json.dumps(dict(key), sort_keys=True, ensure_ascii=False)
+    path = folder() / kind / f"{name.replace('/', '--')}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    entry = _open(path)
+    if entry is not None:
+        return entry
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f".{path.name}.lock")):
+            entry = _open(path)  # somebody else may have made it in the meantime
+            if entry is None:
+                _clear(path)
+                write_folder(path, lambda temporary: _fill(temporary, json.loads(text), make))
+                entry = _open(path)
+    except OSError as error:
+        raise DataError(
+            f"The cache {path.parent} cannot be written ({error}). Free some space, or set the environment "
+            "variable UMBEL_CACHE to another folder."
+        ) from error
+    if entry is None:
+        raise DataError(f"{path} was written and cannot be read: is the disk all right?")
+    return entry
+
+
+def _clear(path: Path) -> None:
+    """Remove what earlier attempts left that were killed; the caller holds the lock."""
+    for left in path.parent.glob(f".{path.name}.*.part"):
+        shutil.rmtree(left, ignore_errors=True)
+
+
+def _fill(path: Path, key: Mapping[str, Any], make: Callable[[Maker], None]) -> None:
+    maker = Maker(path)
+    make(maker)
+    arrays = sorted(path.glob("*.npy"))
+    checksums = {file.stem: _checksum(file) for file in arrays}
+    for file in arrays:
+        with file.open("rb") as opened:
+            os.fsync(opened.fileno())
+    write_json(path / _MANIFEST, {"key": key, "facts": maker.facts, "crc32": checksums})
+
+
+def _open(path: Path) -> Entry | None:
+    """Return the entry if it is whole."""
+    try:
+        manifest = read_json(path / _MANIFEST)
+        names = tuple(manifest["crc32"])
+        if any(_checksum(path / f"{name}.npy") != manifest["crc32"][name] for name in names):
+            return None
+        return Entry(path, manifest["facts"], names)
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _checksum(file: Path) -> int:
+    found = 0
+    with file.open("rb") as opened:
+        while chunk := opened.read(_CHUNK_BYTES):
+            found = zlib.crc32(chunk, found)
+    return found

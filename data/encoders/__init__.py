@@ -1,0 +1,10 @@
+"""Frozen encoders: embeddings in place of images or texts, made once and cached.
+
+An encoder's name is `name` or `name:argument`; a module of an encoder is imported when it is first asked for.
+"""
+
+from __future__ import annotations
+
+from data.encoders.registry import check, describe, encode, names
+
+__all__ = ["check", "describe", "encode", "names"]

@@ -17,12 +17,34 @@ from data.types import DataSet
 
 HUB = "hub:<owner/name>"
 
+# name -> module, or module:object, with the attributes above
 _TABLE: Mapping[str, str] = {
+    "ag_news": "data.papers:AG_NEWS",
+    "cifar10": "data.papers:CIFAR10",
+    "cifar100": "data.papers:CIFAR100",
+    "coco_captions": "data.papers:COCO_CAPTIONS",
     "digits": "data.digits",
+    "digits4": "data.papers:DIGITS4",
+    "digits_domains": "data.digits_domains",
+    "emoji_domains": "data.emoji_domains",
+    "emoji_pairs": "data.emoji_pairs",
     "fashion_mnist": "data.fashion_mnist",
+    "flickr30k": "data.papers:FLICKR30K",
     HUB: "data.hub",
     "image_folder": "data.image_folder",
+    "imagenet_lt": "data.papers:IMAGENET_LT",
+    "inaturalist": "data.papers:INATURALIST",
+    "mnist": "data.mnist",
+    "movie_reviews": "data.movie_reviews",
+    "office_caltech": "data.papers:OFFICE_CALTECH",
+    "office_home": "data.papers:OFFICE_HOME",
+    "openclipart": "data.openclipart",
+    "openclipart_pairs": "data.openclipart_pairs",
+    "pacs": "data.papers:PACS",
+    "stamps": "data.stamps",
     "synthetic": "data.synthetic",
+    "tiny_imagenet": "data.papers:TINY_IMAGENET",
+    "wordnet_glosses": "data.wordnet_glosses",
 }
 
 
@@ -101,7 +123,9 @@ def _module(name: str) -> Any:
         name = HUB
     if name not in _TABLE:
         raise unknown("data set", name, _TABLE, key="data.name")
-    return importlib.import_module(_TABLE[name])
+    path, _, attribute = _TABLE[name].partition(":")
+    module = importlib.import_module(path)
+    return getattr(module, attribute) if attribute else module
 
 
 def _function(path: str) -> Callable[[DataConfig, int], DataSet]:

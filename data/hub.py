@@ -1,35 +1,48 @@
-"""`hub:<owner/name>`: any image set of the Hugging Face hub, through flwr-datasets; or `hub:<folder>`.
+"""`hub:<owner/name>`: any set of images, texts or captioned images of the Hugging Face hub, through flwr-datasets.
 
-A folder has the form of a downloaded set (parquet files, or pictures in folders) and needs no network.
-Columns are found by their type: the one of images, the one of class labels. Where there are several, options
-name them. Flower's usage reports are off unless the environment variable FLWR_TELEMETRY_ENABLED is set.
+`hub:<folder>` reads a folder in the form of a downloaded set (parquet files, or pictures in folders) and needs no
+network. Columns are found by their type: the one of images, the one of class labels. Where there are several,
+options name them. `text_column` makes it a set of texts without images, `caption_column` one of image-text pairs.
+Flower's usage reports are off unless the environment variable FLWR_TELEMETRY_ENABLED is set.
+
+Nothing is decoded that is not kept, and a set that cannot fit into this machine's memory is refused before.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from data import pictures
+from data.cache import Maker, cached
 from data.config import DataConfig
 from data.errors import DamagedDataError, DataError, MissingDataError
-from data.split import stratified
+from data.hub_columns import Columns, Pairing, Pairs, codes, column, hold_out, values
+from data.hub_source import open_splits
+from data.split import subset
+from data.texts import Texts
 from data.types import DataSet, Examples, channel_statistics
 
-DESCRIPTION = "any image set of the Hugging Face hub, or a folder in its form, through flwr-datasets"
+DESCRIPTION = "any set of images, texts or captioned images of the Hugging Face hub, or a folder in its form"
 # Empty names are found by type; image_size 0 and in_channels 0 take those of the first picture.
 OPTIONS: dict[str, Any] = {
     "image_column": "",
     "label_column": "",
     "domain_column": "",
     "natural_id_column": "",
+    "text_column": "",  # a set of texts
+    "caption_column": "",  # image-text pairs: a caption or a list of them for each image
+    "image_id_column": "",  # of pairs: rows with one id show one image
+    "captions": "first",  # of pairs: first, or all of an image's captions
     "train_split": "train",
     "test_split": "test",
     "subset": "",
@@ -37,10 +50,18 @@ OPTIONS: dict[str, Any] = {
     "cache_dir": "",
     "image_size": 0,
     "in_channels": 0,
+    "limit": 0,  # rows of each split, drawn by a constant before any is decoded; 0 is all
 }
 
 _SPLIT_SEED = 20_240_102
 _TEST_FRACTION = 0.2
+_BATCH = 256
+# Fewer are decoded in less than a second.
+_WORTH_CACHING = 2000
+_MEMORY_SHARE = 0.8
+
+# Which rows of a split are wanted: (train or test, the rows) -> row numbers, ascending.
+Choice = Callable[[str, Any], Sequence[int]]
 
 
 def check(config: DataConfig) -> None:
@@ -50,11 +71,25 @@ def check(config: DataConfig) -> None:
         raise DataError(f"data.name={config.name}: expected hub:<owner/name> or hub:<folder>.")
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
         raise MissingDataError(f"data.name={config.name}: there is no folder {name}. Set data.name to one.")
-    options = OPTIONS | config.options
-    if options["image_size"] != 0:
+    check_options(OPTIONS | config.options)
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise `DataError` for options that cannot be, whatever the set."""
+    if options.get("image_size", 0) != 0:
         pictures.as_size(options["image_size"])
-    if options["in_channels"] != 0:
+    if options.get("in_channels", 0) != 0:
         pictures.mode_of(options["in_channels"])
+    limit = options.get("limit", 0)
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 0:
+        raise DataError(f"data.options.limit must be a whole number of at least 0 (0 is all), found {limit!r}.")
+    if options.get("captions", "first") not in ("first", "all"):
+        raise DataError(f"data.options.captions must be first or all, found {options['captions']!r}.")
+    if options.get("text_column") and options.get("caption_column"):
+        raise DataError(
+            "data.options.text_column is for texts without images and data.options.caption_column for texts of "
+            "images; set one of them."
+        )
 
 
 def load(config: DataConfig, _seed: int) -> DataSet:
@@ -73,8 +108,14 @@ def fetch(
     licence: str = "",
     name: str = "",
     class_names: Sequence[str] = (),
+    attribution: str = "",
+    remedy: str = "data.name=hub:FOLDER",
+    choose: Choice | None = None,
 ) -> DataSet:
     """Fetch a set from the hub or a folder.
+
+    A set without a test split gives a fixed fifth to it, stratified by class and domain; of pairs, a fifth of the
+    images. Of pairs, no caption is kept twice, and the test set takes first.
 
     Args:
         source: owner/name, or a folder.
@@ -82,116 +123,172 @@ def fetch(
         licence: Overrides what the set says of itself.
         name: Name of the result; "" makes it `hub:<source>`.
         class_names: Overrides the names of the classes.
+        attribution: Whom the licence asks to name.
+        remedy: What to set, where there is no network, once the files are in a folder FOLDER.
+        choose: Keeps some rows only, before any is decoded.
 
     Raises:
         MissingDataError: The set is not there, or there is no network.
-        DataError: A split or a column is not there; the message lists those that are.
+        DataError: A split or a column is not there; the message lists those that are. Or it is larger than memory.
     """
+    check_options(OPTIONS | dict(given))
     options = {key: str(value) for key, value in (OPTIONS | dict(given)).items()}
-    splits, info = _splits(source, options)
-    columns = _Columns.find(source, splits["train"].features, options)
+    splits, info = open_splits(source, options, remedy)
+    columns = Columns.find(source, splits["train"].features, options)
+    if choose is not None:
+        splits = {key: split.select(choose(key, split)) for key, split in splits.items()}
     classes = list(class_names) or columns.classes(splits)
-    domains = _values(splits, options["domain_column"], source)
-    first = splits["train"][0][columns.image]
-    size = int(options["image_size"]) or _square(first.size, source)
-    channels = int(options["in_channels"]) or (1 if first.mode in ("1", "L", "I", "I;16", "F") else 3)
-    mode = pictures.mode_of(channels)
+    domains = values(splits, options["domain_column"])
+    splits = _cut(splits, columns, options, classes, domains)
+    empty = [key for key, split in splits.items() if not len(split)]
+    if empty:
+        raise DataError(f"{source}: no examples are left for {empty[0]}. Check data.options.{empty[0]}_split.")
+    pairs: dict[str, Pairs] = {}
+    if options["caption_column"]:
+        pairing = Pairing(options["captions"] == "all")
+        for key in ("test", "train"):
+            ids = column(splits[key], options["image_id_column"]) if options["image_id_column"] else None
+            pairs[key] = pairing.take(column(splits[key], options["caption_column"]), ids)
+    decoder = _Decoder(source, splits["train"], columns, options)
+    decoder.check_memory(sum(len(pairs[key].rows if pairs else split) for key, split in splits.items()))
 
-    def examples(split: Any) -> Examples:
-        try:
-            images = pictures.stack(split[columns.image], len(split), size, mode)
-        except (OSError, SyntaxError) as error:
-            raise DamagedDataError(f"{source}: a picture cannot be decoded ({error}). Fetch it again.") from error
+    def examples(key: str) -> Examples:
+        split = splits[key]
+        rows = torch.tensor(pairs[key].rows if pairs else range(len(split)), dtype=torch.int64)
+        texts = pairs[key].captions if pairs else None
+        if options["text_column"]:
+            texts = column(split, options["text_column"])
         return Examples(
-            images=images,
-            labels=columns.labels(split, classes),
-            domains=_codes(split, options["domain_column"], domains) if domains else None,
+            images=decoder.images(split, rows.tolist()),
+            labels=columns.labels(split, classes)[rows],
+            domains=codes(split, options["domain_column"], domains)[rows] if domains else None,
+            concepts=torch.tensor(pairs[key].images, dtype=torch.int64) if pairs else None,
+            texts=None if texts is None else Texts.of(texts),
         )
 
-    found = {key: examples(split) for key, split in splits.items()}
-    train = found["train"]
-    people = _values({"train": splits["train"]}, options["natural_id_column"], source)
-    natural_ids = _codes(splits["train"], options["natural_id_column"], people) if people else train.domains
-    if "test" not in found:
-        rest, held_out = stratified(train.labels, _TEST_FRACTION, _SPLIT_SEED, "hub test")
-        found["test"], train = train.take(held_out), train.take(rest)
-        natural_ids = None if natural_ids is None else natural_ids[rest]
-    mean, std = channel_statistics(train.images)
+    train, test = examples("train"), examples("test")
+    natural_ids = train.domains
+    people = values({"train": splits["train"]}, options["natural_id_column"])
+    if people:
+        natural_ids = codes(splits["train"], options["natural_id_column"], people)
+        natural_ids = natural_ids[torch.tensor(pairs["train"].rows)] if pairs else natural_ids
+    mean, std = channel_statistics(train.images) if decoder.size else ((), ())
     return DataSet(
         name=name or f"hub:{source}",
         train=train,
-        test=found["test"],
+        test=test,
         class_names=tuple(map(str, classes)),
         domain_names=tuple(map(str, domains)),
         mean=mean,
         std=std,
         licence=licence or info or "see its page on the hub",
         natural_ids=natural_ids,
+        attribution=attribution,
     )
 
 
-class _Columns:
-    """The column of images and the column of labels."""
+def _cut(
+    splits: dict[str, Any],
+    columns: Columns,
+    options: Mapping[str, str],
+    classes: Sequence[Any],
+    domains: Sequence[Any],
+) -> dict[str, Any]:
+    """Return the splits with a test set, and no longer than the limit; nothing is decoded."""
+    if "test" not in splits:
+        groups = columns.labels(splits["train"], classes)
+        if domains:
+            groups = groups + len(classes) * codes(splits["train"], options["domain_column"], domains)
+        images = options["image_id_column"] if options["caption_column"] else ""
+        rest, held = hold_out(splits["train"], groups, images, _TEST_FRACTION, _SPLIT_SEED)
+        splits = {"train": rest, "test": held}
+    limit = int(options["limit"])
+    if not limit:
+        return splits
+    return {
+        key: split.select(subset(len(split), limit, _SPLIT_SEED, f"hub limit {key}").tolist())
+        for key, split in splits.items()
+    }
 
-    def __init__(self, image: str, label: str, names: Sequence[str] | None) -> None:
-        self.image, self.label, self.names = image, label, names
 
-    @classmethod
-    def find(cls, source: str, features: Mapping[str, Any], options: Mapping[str, str]) -> _Columns:
-        """Find both by their types, or by the options that name them."""
-        from datasets import ClassLabel, Image
+class _Decoder:
+    """Decodes pictures of one set to one size, a few at a time.
 
-        image = cls._one(source, features, options["image_column"], "image_column", Image)
-        if not isinstance(features[image], Image):
-            raise DataError(f"{source}: column {image!r} holds no images; set data.options.image_column.")
-        label = cls._one(source, features, options["label_column"], "label_column", ClassLabel)
-        feature = features[label]
-        return cls(image, label, list(feature.names) if isinstance(feature, ClassLabel) else None)
+    Attributes:
+        size: Pixels on a side; 0 in a set of texts.
+    """
 
-    @staticmethod
-    def _one(source: str, features: Mapping[str, Any], wanted: str, option: str, kind: type) -> str:
-        known = ", ".join(features)
-        if wanted:
-            if wanted not in features:
-                raise DataError(f"{source} has no column {wanted!r} (data.options.{option}); it has {known}.")
-            return wanted
-        found = [name for name, feature in features.items() if isinstance(feature, kind)]
-        if not found and option == "label_column" and "label" in features:
-            return "label"
-        if len(found) != 1:
+    def __init__(self, source: str, train: Any, columns: Columns, options: Mapping[str, str]) -> None:
+        self._source, self._column = source, columns.image
+        self.size, self._mode = 0, "L"
+        if columns.image:
+            with self._named():
+                first = train[0][columns.image]
+            self.size = int(options["image_size"]) or _square(first.size, source)
+            grey = first.mode in ("1", "L", "I", "I;16", "F")
+            self._mode = pictures.mode_of(int(options["in_channels"]) or (1 if grey else 3))
+
+    def check_memory(self, count: int) -> None:
+        """Raise `DataError` when `count` pictures do not fit into this machine."""
+        needed, there = count * len(self._mode) * self.size**2, _memory_bytes()
+        if there and needed > _MEMORY_SHARE * there:
             raise DataError(
-                f"{source}: expected one column of type {kind.__name__}, found {found or 'none'} among "
-                f"{known}. Set data.options.{option}."
+                f"{self._source}: {count:,} pictures of {self.size} x {self.size} pixels need {needed / 1e9:.1f} GB, "
+                f"and this machine has {there / 1e9:.1f} GB. Lower data.options.image_size, or set "
+                f"data.options.limit to the number of examples to keep."
             )
-        return found[0]
 
-    def classes(self, splits: Mapping[str, Any]) -> list[Any]:
-        """Return the classes in the order of their labels."""
-        if self.names is not None:
-            return list(self.names)
-        return sorted({value for split in splits.values() for value in split.unique(self.label)})
+    def images(self, split: Any, rows: Sequence[int]) -> Tensor:
+        """Return the pictures of `rows`, ascending, [N, C, S, S] uint8, each decoded once; [N, 0] without any."""
+        if not self.size:
+            return torch.zeros(len(rows), 0)
+        if not len(rows):
+            return torch.zeros(0, len(self._mode), self.size, self.size, dtype=torch.uint8)
+        distinct, back = torch.unique(torch.tensor(rows), return_inverse=True)
+        whole = len(distinct) == len(split)
+        images = self._decoded(split if whole else split.select(distinct.tolist()))
+        return images if len(back) == len(distinct) else images[back]
 
-    def labels(self, split: Any, classes: Sequence[Any]) -> Tensor:
-        """Return the labels of a split, [N] int64."""
-        if self.names is not None:
-            return torch.from_numpy(np.asarray(split[self.label], dtype=np.int64).copy())
-        return _codes(split, self.label, classes)
+    def _decoded(self, split: Any) -> Tensor:
+        """Decode all pictures of a split; many of them once for ever, into the cache."""
+        shape = (len(split), len(self._mode), self.size, self.size)
+        fingerprint = getattr(split, "_fingerprint", None)  # of its files, their commit or age, and the rows
+        if len(split) < _WORTH_CACHING or not fingerprint:
+            images = np.empty(shape, dtype=np.uint8)
+            self._fill(split, images)
+            return torch.from_numpy(images)
+        key = {"fingerprint": fingerprint, "column": self._column, "shape": shape, "pillow": PIL.__version__}
+        entry = cached("hub", Path(self._source).name, key, lambda maker: self._fill(split, _whole(maker, shape)))
+        # A copy: what the cache maps into memory is read-only.
+        return torch.from_numpy(np.array(entry["images"]))
+
+    def _fill(self, split: Any, images: NDArray[np.uint8]) -> None:
+        start = 0
+        with self._named():
+            for batch in split.select_columns([self._column]).iter(batch_size=_BATCH):
+                found = pictures.stack(batch[self._column], len(batch[self._column]), self.size, self._mode)
+                images[start : start + len(found)] = found.numpy()
+                start += len(found)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Say which set a picture is of that cannot be decoded."""
+        try:
+            yield
+        except (OSError, SyntaxError) as error:
+            raise DamagedDataError(f"{self._source}: a picture cannot be decoded ({error}). Fetch it again.") from error
 
 
-def _values(splits: Mapping[str, Any], column: str, source: str) -> list[Any]:
-    """Return the sorted values of a column over all splits; none without a column."""
-    if not column:
-        return []
-    known = splits["train"].column_names
-    if column not in known:
-        raise DataError(f"{source} has no column {column!r}; it has {', '.join(known)}.")
-    return sorted({value for split in splits.values() for value in split.unique(column)})
+def _whole(maker: Maker, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    return maker.empty("images", shape, np.uint8)
 
 
-def _codes(split: Any, column: str, values: Sequence[Any]) -> Tensor:
-    """Return the position in `values` of each entry of a column, [N] int64."""
-    position = {value: index for index, value in enumerate(values)}
-    return torch.tensor([position[value] for value in split[column]], dtype=torch.int64)
+def _memory_bytes() -> int:
+    """Return this machine's memory, 0 where it is not known."""
+    names = getattr(os, "sysconf_names", {})
+    if "SC_PHYS_PAGES" not in names or "SC_PAGE_SIZE" not in names:
+        return 0
+    return int(os.sysconf("SC_PHYS_PAGES")) * int(os.sysconf("SC_PAGE_SIZE"))
 
 
 def _square(size: tuple[int, int], source: str) -> int:
@@ -201,68 +298,3 @@ def _square(size: tuple[int, int], source: str) -> int:
             f"{source}: the first picture has {width} x {height} pixels and is not square. Set data.options.image_size."
         )
     return width
-
-
-def _splits(source: str, options: Mapping[str, str]) -> tuple[dict[str, Any], str]:
-    """Return the wanted splits under the names train and test, and the licence."""
-    with _quiet():
-        from flwr_datasets import FederatedDataset
-
-        extra = {key: options[key] for key in ("cache_dir", "revision") if options[key]}
-        federated = FederatedDataset(
-            dataset=str(Path(source).expanduser()) if source.startswith("~") else source,
-            subset=options["subset"] or None,
-            partitioners={},
-            shuffle=False,
-            **extra,
-        )
-        try:
-            train = federated.load_split(options["train_split"])
-        except OSError as error:
-            raise MissingDataError(
-                f"hub:{source} cannot be fetched ({error}). Expected a set of the Hugging Face hub and a "
-                f"network (or its files in the cache), or a folder of parquet files. Check data.name; behind "
-                f"a firewall, fetch it elsewhere with\n"
-                f"    hf download --repo-type dataset {source} --local-dir FOLDER\n"
-                f"and set data.name=hub:FOLDER."
-            ) from error
-        except ValueError as error:
-            raise DataError(
-                f"hub:{source}: {error} Check data.options.train_split={options['train_split']} and "
-                f"data.options.subset."
-            ) from error
-        splits = {"train": train}
-        if options["test_split"]:
-            try:
-                splits["test"] = federated.load_split(options["test_split"])
-            except ValueError as error:
-                raise DataError(
-                    f"hub:{source}: {error} Set data.options.test_split; an empty one holds a fifth of each "
-                    f"class of {options['train_split']} out."
-                ) from error
-    return splits, str(train.info.license or "")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Load without progress bars and without reports to Flower; both are put back."""
-    import datasets
-    from flwr_datasets.common import telemetry
-
-    had_bars = datasets.is_progress_bar_enabled()
-    had_reports, source = telemetry.FLWR_TELEMETRY_ENABLED, telemetry.state["source"]
-    if os.environ.get("FLWR_TELEMETRY_ENABLED") is None:
-        telemetry.FLWR_TELEMETRY_ENABLED = "0"
-        # A source that is known already is not written to the home directory.
-        telemetry.state["source"] = "unavailable"
-    datasets.disable_progress_bars()
-    try:
-        yield
-    finally:
-        executor = telemetry.state["executor"]
-        if executor is not None:
-            executor.shutdown(wait=True)
-            telemetry.state["executor"] = None
-        telemetry.FLWR_TELEMETRY_ENABLED, telemetry.state["source"] = had_reports, source
-        if had_bars:
-            datasets.enable_progress_bars()

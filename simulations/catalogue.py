@@ -17,7 +17,7 @@ from rich.text import Text
 
 from conf.load import describe, experiment_names
 from conf.schema import Experiment
-from data import partition
+from data import encoders, partition
 from data import registry as data_sets
 from data.config import DataConfig
 from models import registry as models
@@ -29,6 +29,7 @@ HOW_TO_USE = {
     "strategies": "Use one: umbel run digits strategy.name=fedprox strategy.mu=0.1",
     "models": "Use one: umbel run digits model.name=cnn model.sizes.width=16",
     "data": "Use one: umbel run digits data.name=synthetic data.options.num_examples=2000",
+    "encoders": "Use one: umbel run digits data.encoder=NAME",
     "partitions": "See one: umbel data show digits data.partition=dirichlet data.alpha=0.1",
     "experiments": "Run one: umbel run digits",
     "keys": "Set one: umbel run digits run.rounds=5 client.lr=0.1",
@@ -73,7 +74,7 @@ class Entry:
 
 
 def entries(kind: str) -> list[Entry]:
-    """Return everything of a kind: strategies, models, data, partitions, experiments or keys."""
+    """Return everything of a kind: strategies, models, data, encoders, partitions, experiments or keys."""
     return list(_KINDS[kind]())
 
 
@@ -124,6 +125,11 @@ def _data() -> Iterator[Entry]:
         yield Entry(name, data_sets.describe(name), tuple(options))
 
 
+def _encoders() -> Iterator[Entry]:
+    for name in encoders.names():
+        yield Entry(name, encoders.describe(name))
+
+
 def _partitions() -> Iterator[Entry]:
     docs, defaults = attributes(DataConfig), DataConfig()
     for name in partition.names():
@@ -158,6 +164,7 @@ _KINDS = {
     "strategies": _strategies,
     "models": _models,
     "data": _data,
+    "encoders": _encoders,
     "partitions": _partitions,
     "experiments": _experiments,
     "keys": _keys,

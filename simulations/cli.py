@@ -13,7 +13,7 @@ from simulations.cli_federate import federate
 from simulations.cli_run import REFUSED, Stopper, fail, guarded, say, supervised
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 96}
-KINDS = ("strategies", "models", "data", "partitions", "experiments", "keys")
+KINDS = ("strategies", "models", "data", "encoders", "partitions", "experiments", "keys")
 
 
 @click.group(context_settings=_SETTINGS)
@@ -138,7 +138,7 @@ def stop(folder: str) -> None:
     say(f"Asked to stop. Go on with: umbel resume {path}")
 
 
-@main.command("list", short_help="What there is: strategies, models, data, experiments, ...")
+@main.command("list", short_help="What there is: strategies, models, data, encoders, ...")
 @click.argument("kind", type=click.Choice(KINDS))
 @click.option("--json", "as_json", is_flag=True, help="For machines, on standard output.")
 @guarded

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +13,19 @@ from simulations.cli_run import guarded, say
 
 if TYPE_CHECKING:
     from conf.schema import Experiment
+    from data.federation import Federation
+    from data.types import DataSet
     from simulations.plots import Counts
 
 _SHADES = " ░▒▓█"
 _MAX_TEXT_CLIENTS = 40
+_SHOWN_TEXTS = 6
+_SHOWN_LETTERS = 100
+# Names that stand for several sets out of the same packages.
+FAMILIES: Mapping[str, tuple[str, ...]] = {
+    "emoji": ("emoji_domains", "emoji_pairs"),
+    "openclipart": ("openclipart", "openclipart_pairs"),
+}
 
 
 @click.group(short_help="Get a data set; see who has which classes.")
@@ -35,54 +45,101 @@ def data() -> None:
 @click.argument("overrides", nargs=-1, metavar="[data.options.KEY=VALUE]...")
 @guarded
 def fetch(name: str, overrides: tuple[str, ...]) -> None:
-    """Check that data set NAME is on this machine; sets of the hub are fetched. Says what is in it.
+    """Get data set NAME onto this machine, or say how to, and say what is in it.
+
+    NAME may stand for a family: emoji is emoji_domains and emoji_pairs, openclipart is openclipart and
+    openclipart_pairs; whatever is set is then set for both.
 
     \b
     Examples:
       umbel data fetch digits
       umbel data fetch fashion_mnist
+      umbel data fetch emoji
+      umbel data fetch cifar10 data.path=/data/cifar10
       umbel data fetch hub:ylecun/mnist
       umbel data fetch image_folder data.path=/data/flowers
     """  # noqa: D301 - click reads the backspace as "keep these lines"
     from conf.load import experiment_names, load
     from data import registry
 
-    options = [f"data.name={name}", *overrides]
-    config = load(experiment_names()[0], options, "description: fetch\n").data
-    if name.startswith("hub:"):
-        say(f"Fetching {name} ...")
-    found = registry.load(config, seed=0)
-    channels, height, width = found.train.images.shape[1:]
-    colour = "grey" if channels == 1 else f"{channels} channels"
-    click.echo(f"{found.name}: there.")
-    click.echo(f"  {len(found.train):,} training and {len(found.test):,} test examples, {height} x {width}, {colour}")
-    click.echo(f"  {len(found.class_names)} classes: {_some(found.class_names)}")
+    for one in FAMILIES.get(name, (name,)):
+        config = load(experiment_names()[0], [f"data.name={one}", *overrides], "description: fetch\n").data
+        if one.startswith("hub:"):
+            say(f"Fetching {one} ...")
+        registry.fetch(config, say)
+        for line in describe(registry.load(config, seed=0)):
+            click.echo(line)
+
+
+def describe(found: DataSet) -> list[str]:
+    """Say what is in a data set, whom it is by and what it allows, a line each."""
+    images = found.train.images
+    if images.ndim == 4:
+        channels, height, width = images.shape[1:]
+        form = f"examples, {height} x {width}, " + {1: "grey", 3: "colour"}.get(channels, f"{channels} channels")
+    else:
+        form = f"examples of {images.shape[1]} numbers" if images.shape[1] else "texts"
+    lines = [
+        f"{found.name}: there.",
+        f"  {len(found.train):,} training and {len(found.test):,} test {form}",
+        f"  {len(found.class_names):,} classes: {_some(found.class_names)}",
+    ]
     if found.domain_names:
-        click.echo(f"  {len(found.domain_names)} domains: {_some(found.domain_names)}")
-    click.echo(f"  licence: {found.licence}")
+        count = len(found.domain_names)
+        lines.append(f"  {count} domain{'' if count == 1 else 's'}: {_some(found.domain_names)}")
+    both = (found.train, found.test)
+    concepts = [len(set(one.concepts.tolist())) for one in both if one.concepts is not None]
+    if concepts:
+        lines.append(f"  {concepts[0]:,} training and {concepts[1]:,} test concepts, none of them in both")
+    if found.train.texts is not None:
+        sizes = found.train.texts.offsets.diff().double()
+        mean = f", {float(sizes.mean()):.0f} bytes on average" if len(sizes) else ""
+        example = f", such as {_cut(found.train.texts[0])!r}" if len(sizes) else ""
+        lines.append(f"  a text for each{mean}{example}")
+    lines.append(f"  licence: {found.licence}")
+    asked = found.attribution.strip().splitlines()
+    return lines + [f"  attribution: {line}" for line in asked]
 
 
 def _some(names: tuple[str, ...]) -> str:
     return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "")
 
 
-@data.command(short_help="See who has which classes: table and heat map.")
+def _cut(text: str) -> str:
+    plain = " ".join(text.split())
+    return plain if len(plain) <= _SHOWN_LETTERS else plain[: _SHOWN_LETTERS - 1] + "…"
+
+
+@data.command(short_help="See who has what: table, heat maps, examples, distances.")
 @click.argument("experiment")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option(
     "--output",
     "-o",
     type=click.Path(dir_okay=False, path_type=Path),
-    help="The picture to write  [default: partition-EXPERIMENT-PARTITION.png in run.results]",
+    help="The heat map to write; other pictures lie beside it  "
+    "[default: partition-EXPERIMENT-PARTITION.png in run.results]",
 )
-@click.option("--open/--no-open", "show_it", default=False, help="Open the picture.")
+@click.option("--open/--no-open", "show_it", default=False, help="Open the heat map.")
 @click.option("--json", "as_json", is_flag=True, help="For machines, on standard output.")
 @guarded
 def show(experiment: str, overrides: tuple[str, ...], output: Path | None, show_it: bool, as_json: bool) -> None:
-    """Show how EXPERIMENT cuts its data into clients: counts, skew, and a heat map of clients and classes.
+    """Show how EXPERIMENT cuts its data into clients: counts, skew, distances, and pictures.
 
-    The divergence is Jensen and Shannon's, between a client's classes and all clients' classes, in bits: 0 is
-    the same mix, 1 is nothing in common. The picture's path is the last line of standard output.
+    \b
+    In numbers:
+      divergence   Jensen and Shannon's, between a client's classes and all clients', in
+                   bits: 0 is the same mix, 1 is nothing in common
+      imbalance    the largest over the smallest class that has examples
+      distance     Frechet's, squared, between what a client (or a domain) looks like and
+                   all others, over the total variance; of embeddings, or else of pixels,
+                   in 32 principal components; and what such groups come to by chance
+
+    \b
+    In pictures, whose paths are printed on standard output:
+      ...-examples.png   a sheet of examples of each client
+      ...-domains.png    clients and domains, where the set has domains
+      ....png            clients and classes; its path is the last line
 
     \b
     Examples:
@@ -94,77 +151,67 @@ def show(experiment: str, overrides: tuple[str, ...], output: Path | None, show_
 
     from conf.load import load
     from data import check
-    from simulations import plots
+    from simulations import data_view
 
     composed = load(experiment, overrides)
     check(composed.data)
-    counts, names, federation = plots.class_counts(composed)
-    facts = statistics(counts)
+    federation = data_view.build(composed)
+    counts, domains = data_view.class_counts(federation), data_view.domain_counts(federation)
+    facts = data_view.statistics(counts)
     facts["server"] = {
         "validation": len(federation.validation_index),
         "test": len(federation.test_pool),
     }
+    found = data_view.distances(federation)
+    facts["features"] = (composed.data.encoder or "pixels") if found else ""
+    facts["distances"] = {kind: one.plain() for kind, one in found.items()}
     stem = f"partition-{composed.name}-{composed.data.partition}.png"
     path = (output or Path(composed.run.results) / stem).expanduser().resolve()
-    plots.save(plots.heat_map(counts, names, title(composed)), path)
+    pictures = _draw(composed, federation, counts, domains, path)
     if as_json:
-        click.echo(json.dumps({**facts, "counts": counts.tolist(), "classes": list(names), "picture": str(path)}))
+        facts |= {"counts": counts.tolist(), "classes": list(federation.class_names)}
+        if domains is not None:
+            facts |= {"domain_counts": domains.tolist(), "domains": list(federation.domain_names)}
+        facts |= {"picture": str(path), "pictures": {kind: str(picture) for kind, picture in pictures.items()}}
+        click.echo(json.dumps(facts))
         return
-    _print(composed, counts, names, facts)
+    _print(composed, counts, federation, facts)
     if show_it:
         click.launch(str(path))
-    click.echo(str(path))
+    for picture in pictures.values():
+        click.echo(str(picture))
 
 
-def title(experiment: Experiment) -> str:
-    """Return a heat map's title."""
-    data_, keys = experiment.data, {"dirichlet": "alpha", "long_tail": "alpha", "domain_label": "alpha"}
-    keys |= {"quantity_skew": "alpha", "pathological": "classes_per_client", "shards": "shards_per_client"}
-    key = keys.get(data_.partition)
-    value = f" ({key.replace('_', ' ')} {getattr(data_, key):g})" if key else ""
-    return f"{data_.name}: {data_.partition}{value}, {data_.num_clients:,} clients, seed {experiment.data_seed}"
+def _draw(
+    experiment: Experiment, federation: Federation, counts: Counts, domains: Counts | None, path: Path
+) -> dict[str, Path]:
+    """Write the pictures that fit the data; the heat map of classes is the last."""
+    from simulations import data_plots, data_view, plots
+
+    title = data_view.title(experiment)
+    pictures: dict[str, Path] = {}
+
+    def beside(kind: str) -> Path:
+        return path.with_name(f"{path.stem}-{kind}{path.suffix or '.png'}")
+
+    if federation.pool.images.ndim == 4:
+        rows = data_plots.rows(federation)
+        of = "each client" if len(rows) == len(counts) else f"{len(rows)} of the {len(counts):,} clients"
+        what = f"up to {data_plots.COLUMNS} examples of {of}, in the order of their classes"
+        figure = data_plots.sheet(rows, f"{title}\n{what}")
+        pictures["examples"] = plots.save(figure, beside("examples"))
+    if domains is not None:
+        figure = plots.heat_map(domains, federation.domain_names, title, what="domain")
+        pictures["domains"] = plots.save(figure, beside("domains"))
+    pictures["classes"] = plots.save(plots.heat_map(counts, federation.class_names, title), path)
+    return pictures
 
 
-def statistics(counts: Counts) -> dict[str, Any]:
-    """Describe a partition.
-
-    Args:
-        counts: [K, C] examples.
-
-    Returns:
-        Numbers of clients, classes, examples; smallest, median, largest of examples and of classes a client;
-        mean and largest Jensen-Shannon divergence of the clients' classes to the whole, in bits.
-    """
-    import numpy as np
-
-    sizes, classes = counts.sum(axis=1), (counts > 0).sum(axis=1)
-    shares = counts / np.maximum(sizes, 1)[:, None]
-    whole = counts.sum(axis=0) / max(int(counts.sum()), 1)
-    middle = (shares + whole) / 2
-
-    def relative(p: Any) -> Any:
-        ratio = np.divide(p, middle, out=np.ones_like(middle), where=(p > 0) & (middle > 0))
-        return (p * np.log2(ratio)).sum(axis=1)
-
-    divergence = np.maximum((relative(shares) + relative(np.broadcast_to(whole, shares.shape))) / 2, 0.0)
-
-    def spread(values: Any) -> dict[str, float]:
-        return {"min": int(values.min()), "median": float(np.median(values)), "max": int(values.max())}
-
-    return {
-        "num_clients": int(counts.shape[0]),
-        "num_classes": int(counts.shape[1]),
-        "num_examples": int(counts.sum()),
-        "examples_per_client": spread(sizes),
-        "classes_per_client": spread(classes),
-        "divergence_mean": float(divergence.mean()),
-        "divergence_max": float(divergence.max()),
-    }
-
-
-def _print(experiment: Experiment, counts: Counts, names: tuple[str, ...], facts: dict[str, Any]) -> None:
+def _print(experiment: Experiment, counts: Counts, federation: Federation, facts: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
+
+    from simulations.data_view import title
 
     console = Console(stderr=True, highlight=False)
     console.print(title(experiment), style="bold")
@@ -179,13 +226,34 @@ def _print(experiment: Experiment, counts: Counts, names: tuple[str, ...], facts
         f"mean {facts['divergence_mean']:.3f}, largest {facts['divergence_max']:.3f} bits "
         "(0 the same mix, 1 nothing in common)",
     )
+    table.add_row(
+        "imbalance of classes",
+        f"{_factor(facts['imbalance'])} in the whole, {_factor(facts['imbalance_mean_of_clients'])} in a client on "
+        "average (largest over smallest class)",
+    )
+    for kind, found in facts["distances"].items():
+        table.add_row(
+            f"distance of {kind}",
+            f"mean {found['mean']:.3g}, largest {found['max']:.3g} (by chance {found['by_chance']:.2g}), "
+            f"by {facts['features']}",
+        )
     table.add_row("on the server", f"{server['validation']:,} for validation, {server['test']:,} for test")
     console.print(table)
     if len(counts) <= _MAX_TEXT_CLIENTS:
         console.print()
-        for line in text_map(counts, names):
+        for line in text_map(counts, federation.class_names):
             console.print(line, soft_wrap=True, markup=False)
+    texts = federation.pool.texts
+    if texts is not None and federation.pool.images.ndim != 4:
+        console.print()
+        for number in federation.partition.indices[:_SHOWN_TEXTS].tolist():
+            name = federation.class_names[int(federation.pool.labels[number])]
+            console.print(f"{name}: {_cut(texts[number])}", soft_wrap=True, markup=False)
     console.print()
+
+
+def _factor(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def text_map(counts: Counts, names: tuple[str, ...]) -> list[str]:

@@ -6,6 +6,7 @@ Shapes: K clients, C classes, R rounds, S seeds.
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -34,7 +35,8 @@ Counts = NDArray[np.int64]
 Series = Mapping[int, float]
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """Return a figure of so many inches, apart from any global state, with one set of axes."""
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
@@ -45,7 +47,10 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
 def png(figure: Figure) -> bytes:
     """Return a figure as PNG; equal figures give equal bytes."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    with warnings.catch_warnings():
+        # Names and texts in scripts that the font lacks are drawn as boxes; the picture is worth having.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -65,7 +70,7 @@ def curves(series: Mapping[str, Sequence[Series]], title: str, ylabel: str, perc
         ylabel: What is on the y axis, with its unit.
         percent: Values are fractions, to be shown in per cent.
     """
-    figure, axes = _figure(7.2, 4.2)
+    figure, axes = new_figure(7.2, 4.2)
     for index, (label, seeds) in enumerate(series.items()):
         rounds = sorted(set.intersection(*(set(one) for one in seeds))) if seeds else []
         if not rounds:
@@ -94,7 +99,9 @@ def curves(series: Mapping[str, Sequence[Series]], title: str, ylabel: str, perc
     return figure
 
 
-def heat_map(counts_KC: Counts, class_names: Sequence[str], title: str, log: bool | None = None) -> Figure:
+def heat_map(
+    counts_KC: Counts, class_names: Sequence[str], title: str, log: bool | None = None, what: str = "class"
+) -> Figure:
     """Draw how many examples of each class (x) each client (y) has; nothing is white.
 
     Args:
@@ -102,13 +109,14 @@ def heat_map(counts_KC: Counts, class_names: Sequence[str], title: str, log: boo
         class_names: C names; shown when they are short, else numbers.
         title: Title.
         log: Logarithmic colours; None takes them when counts spread over more than two orders of magnitude.
+        what: What is on the x axis, a class or a domain.
     """
     num_clients, num_classes = counts_KC.shape
     shown_KC, step = _thin(counts_KC)
     rows = shown_KC.shape[0]
     width = float(np.clip(2.2 + 0.42 * num_classes, 5.0, 11.0))
     height = float(np.clip(1.3 + 0.27 * rows, 2.6, 9.0))
-    figure, axes = _figure(width, height)
+    figure, axes = new_figure(width, height)
     axes.spines[["top", "right"]].set_visible(True)
     present = shown_KC[shown_KC > 0]
     largest = float(present.max()) if present.size else 1.0
@@ -120,11 +128,12 @@ def heat_map(counts_KC: Counts, class_names: Sequence[str], title: str, log: boo
     bar = figure.colorbar(image, ax=axes, pad=0.02)
     bar.set_label("examples" + (" (logarithmic)" if log else ""))
     bar.outline.set_visible(False)
-    names = _names(class_names)
+    names = _names(class_names, longest=14 if num_classes > 12 else 24)
     every = int(np.ceil(num_classes / 40))
-    turned = max(len(name) for name in names) > 3 and num_classes > 4
+    longest = max(len(name) for name in names)
+    turned = longest > 3 and (num_classes > 4 or 0.08 * longest > (width - 2.2) / num_classes)
     axes.set_xticks(range(0, num_classes, every), names[::every], rotation=90 if turned else 0, fontsize=8)
-    axes.set_xlabel("class")
+    axes.set_xlabel(what)
     if num_clients <= _MAX_LABELS:
         axes.set_yticks(range(rows), [str(row) for row in range(rows)], fontsize=8 if rows <= 30 else 6)
         axes.set_ylabel("client")
@@ -145,9 +154,9 @@ def _thin(counts_KC: Counts) -> tuple[Counts, int]:
     return counts_KC[::step], step
 
 
-def _names(class_names: Sequence[str]) -> list[str]:
+def _names(class_names: Sequence[str], longest: int) -> list[str]:
     """Return the names where they are short and say more than their number."""
-    short = max(len(name) for name in class_names) <= 14
+    short = max(len(name) for name in class_names) <= longest
     telling = any(name != f"class {number}" for number, name in enumerate(class_names))
     return (
         list(class_names)
@@ -170,7 +179,7 @@ def clients(accuracies: Mapping[str, Sequence[float]], title: str) -> Figure:
         accuracies: For each label the clients' accuracies, fractions.
         title: Title.
     """
-    figure, axes = _figure(7.2, 3.6)
+    figure, axes = new_figure(7.2, 3.6)
     for index, (label, values) in enumerate(accuracies.items()):
         ordered = np.sort(np.asarray([value for value in values if not np.isnan(value)]))
         if not ordered.size:
@@ -203,7 +212,7 @@ def bars(values: Mapping[str, Sequence[float]], parts: Sequence[str], title: str
         title: Title.
         xlabel: What is on the x axis, with its unit.
     """
-    figure, axes = _figure(7.2, 1.3 + 0.36 * len(values))
+    figure, axes = new_figure(7.2, 1.3 + 0.36 * len(values))
     labels = list(values)
     left = np.zeros(len(labels))
     for index, part in enumerate(parts):

@@ -19,8 +19,8 @@ from core.files import read_json, write_text
 from data.errors import DataError
 from server.main import summary
 from simulations import plots, report_rows
-from simulations.cli_data import statistics, title
 from simulations.comparison import MEASURES, Comparison, cell, difference_cell, footnote, read_comparison
+from simulations.data_view import statistics, title
 from simulations.display import describe
 
 _TEMPLATES = Path(__file__).parent / "templates"

@@ -21,8 +21,9 @@ from conf.load import load
 from core.files import read_json
 from simulations import catalogue, display
 from simulations.cli import KINDS, main
-from simulations.cli_data import statistics, text_map
+from simulations.cli_data import text_map
 from simulations.cli_run import Stopper
+from simulations.data_view import statistics
 from simulations.watcher import JsonLines, Watcher
 
 ROOT = Path(__file__).parent.parent

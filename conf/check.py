@@ -92,6 +92,12 @@ def _combinations(experiment: Experiment) -> None:
         )
     if data.client_validation + data.client_test >= 1:
         raise ExperimentError("data.client_validation + data.client_test leave nothing to train on.")
+    if data.encoder and (data.augment != "none" or data.partition == "permuted_tasks"):
+        wrong = f"augment={data.augment}" if data.augment != "none" else f"partition={data.partition}"
+        raise ExperimentError(
+            f"data.{wrong} changes images, and with data.encoder={data.encoder} there are embeddings in their place. Set "
+            "data.augment=none and another data.partition, or no data.encoder."
+        )
     if data.alpha <= 0:
         raise ExperimentError(f"data.alpha should be above 0, found {data.alpha!r}.")
     if not client.epochs and not client.max_steps:

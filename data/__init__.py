@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from data import partition, registry
+from data import encoders, partition, registry
 from data.config import DataConfig
 from data.errors import DamagedDataError, DataError, MissingDataError, PartitionError
 from data.federation import ClientData, Federation, ServerData, check_fractions
@@ -43,6 +43,8 @@ def check(config: DataConfig) -> None:
         DataError: A value that cannot be; `MissingDataError` when the set is not on this machine.
     """
     check_augmentation(config.augment)
+    if config.encoder:
+        encoders.check(config.encoder, config.encoder_size)
     check_fractions(config)
     partition.check(config)
     registry.check(config)

@@ -2,9 +2,9 @@
 
 By default Google's, Twitter's, Fluent's (3D), OpenMoji's and OpenMoji's black-and-white drawings of up to 1,906 emoji.
 Classes are Unicode's groups, or its subgroups: a natural long tail. Not every style draws everything (Fluent has no
-newer ones, OpenMoji's black flags are one empty frame, which is left out unless `blanks`): with `complete` only what all chosen
-styles draw counts, so that domains differ in style alone. Classes with fewer than `min_concepts` emoji are left out; a
-small one may have nothing in the test set.
+newer ones, OpenMoji's black flags are one empty frame, which is left out unless `blanks`): with `complete` only what
+all chosen styles draw counts, so that domains differ in style alone. Classes with fewer than `min_concepts` emoji are
+left out; a small one may have nothing in the test set.
 
 The split goes by concept, by a hash of its codepoints: what is tested was seen in no style. Emoji that look alike (a
 man and a woman who surf) are one concept, see `data.emoji_alike`; `concepts: codepoints` takes them apart.

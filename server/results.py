@@ -45,6 +45,8 @@ _PACKAGES = (
     "flwr-datasets",
     "safetensors",
     "pyarrow",
+    "onnxruntime",
+    "transformers",
 )
 
 

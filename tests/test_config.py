@@ -232,3 +232,9 @@ def test_a_refused_experiment_leaves_nothing_behind(tmp_path):
     with pytest.raises(ExperimentError):
         small_run(tmp_path, "client.lr=fast")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("override", ["data.augment=flip", "data.partition=permuted_tasks"])
+def test_what_changes_images_does_not_go_with_embeddings(override: str) -> None:
+    with pytest.raises(ExperimentError, match=r"changes images.*data\.encoder=pixels"):
+        load("digits", [override, "data.encoder=pixels"])

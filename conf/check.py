@@ -95,8 +95,8 @@ def _combinations(experiment: Experiment) -> None:
     if data.encoder and (data.augment != "none" or data.partition == "permuted_tasks"):
         wrong = f"augment={data.augment}" if data.augment != "none" else f"partition={data.partition}"
         raise ExperimentError(
-            f"data.{wrong} changes images, and with data.encoder={data.encoder} there are embeddings in their place. Set "
-            "data.augment=none and another data.partition, or no data.encoder."
+            f"data.{wrong} changes images, and with data.encoder={data.encoder} there are embeddings in their place. "
+            "Set data.augment=none and another data.partition, or no data.encoder."
         )
     if data.alpha <= 0:
         raise ExperimentError(f"data.alpha should be above 0, found {data.alpha!r}.")

@@ -44,5 +44,5 @@ def load(_config: DataConfig, _seed: int) -> DataSet:
         mean=mean,
         std=std,
         licence="BSD-3-Clause (scikit-learn); UCI Optical Recognition of Handwritten Digits, CC BY 4.0",
-        attribution="E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI Machine Learning Repository",
+        attribution="E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI repository",
     )

@@ -9,6 +9,7 @@ each size, into the cache.
 from __future__ import annotations
 
 import hashlib
+import re
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,10 +36,10 @@ UNSORTED = "unsorted"
 # A handful have up to 623 million, which would take gigabytes to read; PIL warns above about 89 million.
 MOST_PIXELS = 64_000_000
 
-_FORMAT = 1  # of the cached entry; raise it when what is read changes
+_FORMAT = 2  # of the cached entry; raise it when what is read changes
 _DUBLIN_CORE = "{http://purl.org/dc/elements/1.1/}"
-# `HASH` is what the library's own script wrote for an empty list.
-_NO_KEYWORDS = {"", "hash", UNSORTED}
+# `HASH` and `HASH(0x858df04)` are what the library's own script wrote for a list.
+_NO_KEYWORD = re.compile(rf"(hash(\(0x[0-9a-f]+\))?|{UNSORTED})?")
 
 
 @dataclass(frozen=True)
@@ -166,7 +167,7 @@ def _described(drawing: Path) -> tuple[str, list[str], bool]:
             title = " ".join((element.text or "").split())
         elif element.tag.endswith("}li"):
             word = " ".join((element.text or "").split()).casefold()
-            if word not in _NO_KEYWORDS and word not in keywords:
+            if not _NO_KEYWORD.fullmatch(word) and word not in keywords:
                 keywords.append(word)
         elif element.tag.endswith("}license"):
             licences += element.attrib.values()

@@ -62,6 +62,10 @@ def fetch(name: str, overrides: tuple[str, ...]) -> None:
     from conf.load import experiment_names, load
     from data import registry
 
+    if name == "emoji":
+        from data import emoji_store
+
+        emoji_store.fetch_all(say)  # also the styles that are only there when they are asked for
     for one in FAMILIES.get(name, (name,)):
         config = load(experiment_names()[0], [f"data.name={one}", *overrides], "description: fetch\n").data
         if one.startswith("hub:"):

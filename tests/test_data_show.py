@@ -300,9 +300,10 @@ def test_fetch_calls_the_sets_own_fetch_and_knows_families(monkeypatch: pytest.M
 
     monkeypatch.setattr(registry, "fetch", fetch)
     monkeypatch.setattr(registry, "load", found)
+    monkeypatch.setattr("data.emoji_store.fetch_all", lambda say: fetched.append("every style"))
     result = umbel("data", "fetch", "emoji")
     assert result.exit_code == 0, result.output
-    assert fetched == ["emoji_domains", "emoji_pairs"]
+    assert fetched == ["every style", "emoji_domains", "emoji_pairs"]
     assert result.stdout.count(": there.") == 2 and "getting emoji_pairs" in result.stderr
     fetched.clear()
     umbel("data", "fetch", "openclipart")

@@ -180,8 +180,8 @@ def probe(encoded: DataSet, draws: Sequence[Tensor], first_seed: int = 0) -> dic
 def resplit(encoded: DataSet, seed: int) -> DataSet:
     """Return a set whose test examples are drawn anew, by concept, as many of them as it has."""
     both = (encoded.train, encoded.test)
-    assert encoded.train.concepts is not None
-    assert encoded.test.concepts is not None
+    if encoded.train.concepts is None or encoded.test.concepts is None:
+        raise SystemExit(f"{encoded.name} has no concepts: leave --resplit out")
     whole = Examples(
         images=torch.cat([part.images for part in both]),
         labels=torch.cat([part.labels for part in both]),
@@ -354,11 +354,18 @@ def main() -> int:
     parser.add_argument("--path", help="data.path")
     parser.add_argument("--json", type=Path, help="write what was found, for docs/make_data.py")
     given = parser.parse_args()
+    if given.seeds < 1:
+        parser.error("--seeds should be at least 1")
     if given.resplit and (given.max_train or given.max_test or given.pairs):
         parser.error("--resplit takes all examples: leave --max-train, --max-test and --pairs out")
     torch.set_num_threads(1)
     result = run(given)
-    command = [word for word in sys.argv[1:] if given.path is None or word != given.path]
+    words = sys.argv[1:]
+    command = [
+        word
+        for before, word in zip(["", *words], words, strict=False)
+        if not word.startswith("--path") and before != "--path"
+    ]
     result["command"] = shlex.join(["python", "benchmarks/probe.py", *command])
     print(tables(result))
     if given.json:

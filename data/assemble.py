@@ -8,6 +8,7 @@ Shapes: N rows, C channels, S pixels on a side.
 
 from __future__ import annotations
 
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any
@@ -26,7 +27,7 @@ TEST_FRACTION = 0.2
 
 def plain(text: str) -> str:
     """Return a text as it is compared: single spaces, no capitals, no full stop at the end."""
-    return " ".join(text.split()).casefold().rstrip(".! ")
+    return " ".join(unicodedata.normalize("NFKC", text).split()).casefold().rstrip(".! ")
 
 
 def first_of(keys: Sequence[str]) -> list[int]:

@@ -11,6 +11,8 @@ The folder is that of the environment variable UMBEL_CACHE, else `umbel` in the 
 
 from __future__ import annotations
 
+import errno
+import glob
 import hashlib
 import json
 import os
@@ -30,15 +32,16 @@ from data.errors import DataError
 
 _MANIFEST = "manifest.json"
 _CHUNK_BYTES = 1 << 24
+_NAME_BYTES = 80  # of an entry's name; a file's has 255 at most
 
 
 def folder() -> Path:
     """Return the cache's folder."""
     named = os.environ.get("UMBEL_CACHE")
     if named:
-        return Path(named).expanduser()
+        return Path(named).expanduser().absolute()
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(base) / "umbel"
+    return Path(base).absolute() / "umbel"
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,13 @@ class Maker:
 
     def empty(self, name: str, shape: tuple[int, ...], dtype: DTypeLike) -> NDArray[Any]:
         """Return an array on disk, to be written in place piece by piece."""
-        return np.lib.format.open_memmap(self.path / f"{name}.npy", mode="w+", dtype=np.dtype(dtype), shape=shape)
+        file = self.path / f"{name}.npy"
+        array = np.lib.format.open_memmap(file, mode="w+", dtype=np.dtype(dtype), shape=shape)
+        if hasattr(os, "posix_fallocate") and array.nbytes:
+            # A disk that is full says so now; later, a write into a hole of the file would end the process.
+            with file.open("r+b") as opened:
+                os.posix_fallocate(opened.fileno(), 0, file.stat().st_size)
+        return array
 
     def note(self, **facts: Any) -> None:
         """Write something down that is no array, fit for JSON."""
@@ -104,7 +113,8 @@ def cached(kind: str, name: str, key: Mapping[str, Any], make: Callable[[Maker],
         DataError: The cache cannot be written.
     """
     text = json.dumps(dict(key), sort_keys=True, ensure_ascii=False)
-    path = folder() / kind / f"{name.replace('/', '--')}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    short = name.replace("/", "--").encode()[:_NAME_BYTES].decode(errors="ignore")
+    path = folder() / kind / f"{short}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     entry = _open(path)
     if entry is not None:
         return entry
@@ -117,6 +127,9 @@ def cached(kind: str, name: str, key: Mapping[str, Any], make: Callable[[Maker],
                 write_folder(path, lambda temporary: _fill(temporary, json.loads(text), make))
                 entry = _open(path)
     except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+        if not full and not str(error.filename or path).startswith(str(folder())):
+            raise  # of a source that `make` reads
         raise DataError(
             f"The cache {path.parent} cannot be written ({error}). Free some space, or set the environment "
             "variable UMBEL_CACHE to another folder."
@@ -128,7 +141,7 @@ def cached(kind: str, name: str, key: Mapping[str, Any], make: Callable[[Maker],
 
 def _clear(path: Path) -> None:
     """Remove what earlier attempts left that were killed; the caller holds the lock."""
-    for left in path.parent.glob(f".{path.name}.*.part"):
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         shutil.rmtree(left, ignore_errors=True)
 
 
@@ -140,7 +153,9 @@ def _fill(path: Path, key: Mapping[str, Any], make: Callable[[Maker], None]) -> 
     for file in arrays:
         with file.open("rb") as opened:
             os.fsync(opened.fileno())
-    write_json(path / _MANIFEST, {"key": key, "facts": maker.facts, "crc32": checksums})
+    facts = json.loads(json.dumps(maker.facts))
+    written = {"key": key, "facts": facts, "crc32": checksums, "facts_crc32": _facts_checksum(key, facts)}
+    write_json(path / _MANIFEST, written)
 
 
 def _open(path: Path) -> Entry | None:
@@ -148,11 +163,17 @@ def _open(path: Path) -> Entry | None:
     try:
         manifest = read_json(path / _MANIFEST)
         names = tuple(manifest["crc32"])
+        if manifest["facts_crc32"] != _facts_checksum(manifest["key"], manifest["facts"]):
+            return None
         if any(_checksum(path / f"{name}.npy") != manifest["crc32"][name] for name in names):
             return None
         return Entry(path, manifest["facts"], names)
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _facts_checksum(key: Any, facts: Any) -> int:
+    return zlib.crc32(json.dumps([key, facts], sort_keys=True).encode())
 
 
 def _checksum(file: Path) -> int:

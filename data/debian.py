@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -112,8 +113,9 @@ def _fetch(package: Package, tools: list[str], say: Callable[[str], None]) -> No
     target = _unpacked(package)
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.with_name(f".{target.name}.lock")):
-        if target.is_dir():  # somebody else fetched it in the meantime
-            return
+        with suppress(MissingDataError):
+            _folder(package, [package], None, "")
+            return  # somebody else fetched it in the meantime
         for abandoned in target.parent.glob(f".{target.name}.*.part"):
             shutil.rmtree(abandoned, ignore_errors=True)
         say(f"{package.name}: apt-get download")
@@ -167,7 +169,7 @@ def fingerprint(package: Package, folder: Path, found: Sequence[Path]) -> dict[s
         found: Its files.
 
     Returns:
-        Name and version of the package, number and total size of the files, and a hash of their names and sizes.
+        Name and version of the package, number and total size of the files, and a hash of their names, sizes and ages.
 
     Raises:
         DamagedDataError: A file is a link to nowhere.
@@ -175,14 +177,14 @@ def fingerprint(package: Package, folder: Path, found: Sequence[Path]) -> dict[s
     digest, total = hashlib.sha256(), 0
     for file in found:
         try:
-            size = file.stat().st_size
+            info = file.stat()
         except OSError as error:
             raise DamagedDataError(
                 f"{file}: cannot be read ({error}). Install it again with\n"
                 f"    sudo apt-get install --reinstall {package.name}"
             ) from error
-        digest.update(f"{file.relative_to(folder).as_posix()}\0{size}\0".encode())
-        total += size
+        digest.update(os.fsencode(file.relative_to(folder)) + f"\0{info.st_size}\0{info.st_mtime_ns}\0".encode())
+        total += info.st_size
     return {
         "package": package.name,
         "version": _version(package, folder),

@@ -39,7 +39,7 @@ CLASSES = (
 def folders(config: DataConfig) -> list[Path]:
     """Return the folders in which the files are looked for, in that order."""
     if config.path is not None:
-        return [Path(config.path)]
+        return [Path(config.path).expanduser()]
     root = os.environ.get("UMBEL_DATA")
     own = [Path(root), Path(root, "fashion-mnist")] if root else []
     return [*own, PACKAGE]

@@ -148,7 +148,7 @@ class Federation:
         if bare:
             raise DataError(
                 f"{len(bare)} clients (the first is {bare[0]}) have nothing to train on: all their concepts are held "
-                "out. Raise data.min_examples, or lower data.client_test or data.client_validation."
+                "out. Lower data.num_clients, data.client_test or data.client_validation, or raise data.min_examples."
             )
         return made
 

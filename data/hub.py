@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data import pictures
+from data.assemble import plain
 from data.cache import Maker, cached
 from data.config import DataConfig
 from data.errors import DamagedDataError, DataError, MissingDataError
@@ -167,11 +169,14 @@ def fetch(
         )
 
     train, test = examples("train"), examples("test")
+    kept = torch.arange(len(train))
+    if options["text_column"]:
+        train, test, kept = _apart(train, test)
     natural_ids = train.domains
     people = values({"train": splits["train"]}, options["natural_id_column"])
     if people:
         natural_ids = codes(splits["train"], options["natural_id_column"], people)
-        natural_ids = natural_ids[torch.tensor(pairs["train"].rows)] if pairs else natural_ids
+        natural_ids = natural_ids[torch.tensor(pairs["train"].rows)] if pairs else natural_ids[kept]
     mean, std = channel_statistics(train.images) if decoder.size else ((), ())
     return DataSet(
         name=name or f"hub:{source}",
@@ -185,6 +190,22 @@ def fetch(
         natural_ids=natural_ids,
         attribution=attribution,
     )
+
+
+def _apart(train: Examples, test: Examples) -> tuple[Examples, Examples, Tensor]:
+    """Return texts with the same text as one concept, and without training examples whose text is tested.
+
+    Returns:
+        Training and test examples, and the numbers of the training examples that stay.
+    """
+    number: dict[str, int] = {}
+    concepts = {}
+    for side, examples in (("test", test), ("train", train)):
+        keys = [plain(text) for text in examples.texts or ()]
+        concepts[side] = torch.tensor([number.setdefault(key, len(number)) for key in keys], dtype=torch.int64)
+    kept = (~torch.isin(concepts["train"], concepts["test"])).nonzero().flatten()
+    marked = replace(train, concepts=concepts["train"]).take(kept)
+    return marked, replace(test, concepts=concepts["test"]), kept
 
 
 def _cut(

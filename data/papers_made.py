@@ -7,13 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from data import hub
 from data.config import DataConfig
 from data.errors import DamagedDataError, DataError, MissingDataError
 from data.hub_source import download
 from data.papers import Paper
 from data.papers_folders import join
-from data.types import DataSet
+from data.types import DataSet, Examples
 
 _DIGIT_NAMES = tuple(str(digit) for digit in range(10))
 _IMAGE_LABEL = {"image_column": "image", "label_column": "label"}
@@ -83,10 +85,18 @@ class Digits:
 
 
 def _as_digits(name: str, found: DataSet) -> DataSet:
-    """Return the set with its classes named 0 to 9, as some name them otherwise."""
-    if found.num_classes != len(_DIGIT_NAMES):
+    """Return the set with the classes 0 to 9 in this order, whatever they are called, "0 - zero" say."""
+    words = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    value = {word: digit for digit, word in enumerate(words)} | {str(digit): digit for digit in range(10)} | {"10": 0}
+    digits = [value.get(label.split("-")[0].strip().casefold(), -1) for label in found.class_names]
+    if sorted(digits) != list(range(10)):
         raise DataError(f"{name}: expected the ten digits as classes, found {', '.join(found.class_names[:12])}.")
-    return replace(found, class_names=_DIGIT_NAMES)
+    new = torch.tensor(digits)
+
+    def renamed(examples: Examples) -> Examples:
+        return replace(examples, labels=new[examples.labels])
+
+    return replace(found, class_names=_DIGIT_NAMES, train=renamed(found.train), test=renamed(found.test))
 
 
 @dataclass(frozen=True)

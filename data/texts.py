@@ -39,7 +39,7 @@ class Texts:
     @classmethod
     def of(cls, texts: Iterable[str]) -> Texts:
         """Return texts out of strings."""
-        encoded = [text.encode() for text in texts]
+        encoded = [text.encode(errors="replace") for text in texts]  # half an emoji is no text
         sizes = torch.tensor([0, *map(len, encoded)], dtype=torch.int64)
         content = torch.frombuffer(bytearray(b"".join(encoded)), dtype=torch.uint8) if sizes.sum() else torch.empty(0)
         return cls(content.to(torch.uint8), sizes.cumsum(0))
@@ -65,9 +65,11 @@ class Texts:
             index = index.nonzero().flatten()
         starts, sizes = self.offsets[index], self.offsets.diff()[index]
         offsets = torch.cat([sizes.new_zeros(1), sizes.cumsum(0)])
-        # Byte b of the result is its text's start plus its place in the text.
-        place = torch.arange(int(offsets[-1]), device=offsets.device) - offsets[:-1].repeat_interleave(sizes)
-        return Texts(self.content[starts.repeat_interleave(sizes) + place], offsets)
+        whole = memoryview(self.content.cpu().numpy().data)
+        parts = zip(starts.tolist(), sizes.tolist(), strict=True)
+        joined = bytearray().join(whole[start : start + size] for start, size in parts)
+        content = torch.frombuffer(joined, dtype=torch.uint8) if joined else self.content[:0]
+        return Texts(content.to(self.content.device), offsets)
 
     def to(self, device: torch.device | str) -> Texts:
         """Return the texts on `device`."""

@@ -11,8 +11,9 @@ from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
-_FIRST_WAIT, _LONGEST_WAIT = 0.005, 1.0
-_SHARE = 0.02  # looks are this part of the time waited so far apart: a reply is late by that much at most
+_FIRST_WAIT, _LONGEST_WAIT = 0.005, 1.0  # a reply that is there is late by a second at most
+_SHARE = 0.02  # looks are this part of the time waited so far apart
+_LAST_LOOK = 0.5
 _APART = 0.002  # first looks after many messages are so far apart: a connection pool is small
 _MANY = 8  # nodes, from which on each is looked at less often
 _GRACE_SECONDS = 5.0  # a message outlives its deadline, so that this side is the one that gives up
@@ -58,9 +59,9 @@ class Inbox:
         sent = {name: message for name, message in zip(names, messages, strict=True) if name}  # "": not taken
         self._waiting |= sent
         for number, name in enumerate(sent):
-            threading.Thread(target=self._fetch, args=(name, number * _APART), daemon=True).start()
+            threading.Thread(target=self._fetch, args=(name, number * _APART, deadline), daemon=True).start()
 
-    def _fetch(self, name: str, wait: float) -> None:
+    def _fetch(self, name: str, wait: float, deadline: float) -> None:
         began = time.monotonic()
         time.sleep(wait)
         while name in self._waiting:
@@ -72,8 +73,10 @@ class Inbox:
             except Exception as error:  # noqa: BLE001 - the caller's thread shall see it
                 self._came.put((name, error))
                 return
-            wait = min(max(_SHARE * (time.monotonic() - began), _FIRST_WAIT), _LONGEST_WAIT)
-            time.sleep(wait * max(1.0, len(self._waiting) / _MANY))
+            now = time.monotonic()
+            wait = max(_SHARE * (now - began), _FIRST_WAIT) * max(1.0, len(self._waiting) / _MANY)
+            # A last look shortly before the deadline: what has come by then counts.
+            time.sleep(max(min(wait, _LONGEST_WAIT, deadline - now - _LAST_LOOK), _FIRST_WAIT))
 
     def take(self, seconds: float = 0.0) -> list[Message]:
         """Return the replies that are there.

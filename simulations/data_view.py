@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -24,6 +25,7 @@ Counts = NDArray[np.int64]
 _MAX_EXAMPLES = 5000
 _MAX_CLIENTS = 20
 _MAX_FEATURES = 32
+_MAX_SIDE = 32  # larger pictures are made smaller before they are compared
 # Few examples have no deviation worth the name.
 _MIN_EXAMPLES = 2
 
@@ -182,6 +184,8 @@ def principal(images: Tensor, random: torch.Generator) -> Tensor:
         images: [N, C, H, W], uint8 or floating point, or [N, D]; N at least 2.
         random: For the randomised range finder.
     """
+    if images.ndim == 4 and images.shape[-1] > _MAX_SIDE:
+        images = F.interpolate(images.to(torch.float32), size=(_MAX_SIDE, _MAX_SIDE), mode="area")
     flat = images.flatten(1).to(torch.float32)
     flat = flat - flat.mean(0)
     count = min(_MAX_FEATURES, *flat.shape)

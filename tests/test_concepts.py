@@ -205,3 +205,59 @@ def test_two_processes_make_it_once_and_a_killed_one_leaves_nothing(home):
         assert process.exitcode == 0
     assert len(list(home.glob("sets/made-*"))) == 2  # the killed one, and one of the two
     assert not list(home.glob("sets/.*.part"))
+
+
+def test_a_manifest_that_was_changed_is_damage(home):
+    made.clear()
+    entry = cache.cached("sets", "a", {}, make)
+    manifest = entry.path / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("free", "fees"))
+    assert cache.cached("sets", "a", {}, make).facts == {"licence": "free"} and len(made) == 2
+
+
+def test_an_error_of_the_source_is_its_own(home):
+    def fail(maker: cache.Maker) -> None:
+        raise FileNotFoundError(2, "No such file", "/elsewhere/picture.png")
+
+    with pytest.raises(FileNotFoundError, match=r"picture\.png"):
+        cache.cached("sets", "source", {}, fail)
+
+
+def test_long_names_and_a_relative_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UMBEL_CACHE", "here")
+    entry = cache.cached("sets", "数" * 200, {}, make)
+    assert entry.path.is_absolute() and entry.path.is_dir() and entry.path.parent.parent == tmp_path / "here"
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fallocate"), reason="space cannot be asked for here")
+def test_a_full_disk_is_said_and_does_not_end_the_process(home, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(data.DataError, match="No space left"):
+        cache.cached("sets", "full", {}, make)
+
+
+def test_half_an_emoji_is_no_text():
+    assert list(Texts.of(["a\ud83d"])) == ["a?"]
+
+
+def test_pictures_of_one_name_are_one_concept_across_domains(tmp_path):
+    from PIL import Image
+
+    for domain in ("photo", "sketch"):
+        for label in ("cat", "dog"):
+            folder = tmp_path / domain / label
+            folder.mkdir(parents=True)
+            for number in range(12):
+                Image.new("RGB", (8, 8), (number, 0, 0)).save(folder / f"{number}.png")
+    config = DataConfig(
+        name="image_folder", path=str(tmp_path), options={"domains": True}, num_clients=2, server_validation=0.3
+    )
+    made_of = Federation.build(config, 0)
+    held = set(made_of.server.validation.concepts.tolist())
+    for client in range(2):
+        owned = made_of.client(client)
+        assert not held & set(torch.cat([owned.train.concepts, owned.test.concepts]).tolist())

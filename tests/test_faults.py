@@ -149,6 +149,15 @@ class Stuck(Polled):
         return super().pull_messages(identifiers)
 
 
+def test_many_replies_that_are_there_are_all_taken():
+    nodes = list(range(10, 410))
+    grid = Polled(nodes, lambda message: greeting(message, [0]) if time.monotonic() > began + 3 else None)
+    began = time.monotonic()
+    messages = [Message(encode_json({}), node, "train") for node in nodes]
+    found = {reply.metadata.src_node_id for reply in replies(grid, messages, began + 8)}
+    assert found == set(nodes)
+
+
 def test_a_node_that_dies_with_its_reply_half_sent_holds_nobody_up(monkeypatch):
     monkeypatch.setattr("server.inbox._PRESENCE_SECONDS", 0.5)
     messages = [Message(encode_json({}), node, "train") for node in (7, 8)]

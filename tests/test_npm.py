@@ -74,7 +74,9 @@ def package(tmp_path: Path, name: str = "@scope/thing", keep: tuple[str, ...] = 
 
 
 def files(folder: Path) -> dict[str, str]:
-    return {str(path.relative_to(folder)): path.read_text() for path in sorted(folder.rglob("*")) if path.is_file()}
+    """Return the files of a package, without the list of them."""
+    found = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != npm._LIST)
+    return {str(path.relative_to(folder)): path.read_text() for path in found}
 
 
 def left_over(tmp_path: Path) -> list[str]:
@@ -203,3 +205,18 @@ def test_a_kill_leaves_nothing_that_matters(tmp_path: Path, calls: Path, monkeyp
     npm.fetch([thing], lambda _: None)
     assert files(npm.folder(thing, "things"))["a.txt"] == "a"
     assert left_over(tmp_path) == ["@scope--thing@1.2.3"]
+
+
+def test_a_package_that_lacks_a_file_is_fetched_again(tmp_path: Path) -> None:
+    from core.files import write_json
+
+    folder = tmp_path / "package"
+    folder.mkdir()
+    (folder / "a.txt").write_text("a")
+    assert not npm._is_whole(folder)
+    write_json(folder / npm._LIST, npm._files(folder))
+    assert npm._is_whole(folder)
+    (folder / "a.txt").write_text("ab")
+    assert not npm._is_whole(folder)
+    (folder / "a.txt").unlink()
+    assert not npm._is_whole(folder)

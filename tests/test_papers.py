@@ -309,7 +309,8 @@ def test_ag_news_is_texts_without_images(tmp_path: Path) -> None:
 
     features = {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["World", "Sports"])}
     rows = {"text": ["Börse steigt", "", "a goal", "two goals"], "label": [0, 0, 1, 1]}
-    found = load("ag_news", write(tmp_path, features, train=rows, test=rows))
+    others = {"text": ["regen", "a draw"], "label": [0, 1]}
+    found = load("ag_news", write(tmp_path, features, train=rows, test=others))
     assert found.train.images.shape == (4, 0) and found.mean == () and found.train.texts is not None
     assert list(found.train.texts) == rows["text"] and found.train.labels.tolist() == rows["label"]
     with pytest.raises(data.DataError, match=r"set data\.encoder"):
@@ -449,3 +450,32 @@ def test_imagenet_lt_takes_what_the_lists_name(tmp_path: Path) -> None:
     (lists / "ImageNet_LT_train.txt").write_text("train/n09/n09_1.JPEG 0\n")
     with pytest.raises(data.DamagedDataError, match=r"names 1 images and 0 of them are in the set"):
         load("imagenet_lt", folder, lists=str(lists))
+
+
+def test_the_same_text_is_never_on_two_sides(tmp_path: Path) -> None:
+    from datasets import ClassLabel, Dataset, Features, Value
+
+    features = Features({"text": Value("string"), "label": ClassLabel(names=["a", "b", "c", "d"])})
+    texts = [f"News number {number % 30}." for number in range(60)]
+    rows = {"text": texts, "label": [number % 4 for number in range(60)]}
+    folder = tmp_path / "news"
+    folder.mkdir()
+    Dataset.from_dict(rows, features=features).to_parquet(folder / "train-0.parquet")
+    Dataset.from_dict({"text": texts[:6], "label": [0] * 6}, features=features).to_parquet(folder / "test-0.parquet")
+    found = data.load(DataConfig(name="ag_news", path=str(folder)), 0)
+    assert found.train.texts is not None and found.test.texts is not None and found.train.concepts is not None
+    assert not set(found.train.texts) & set(found.test.texts)
+    assert len(found.test) == 6 and len(found.train) == 48 and len(found.train.concepts.unique()) == 24
+
+
+def test_digits_are_told_by_their_names() -> None:
+    from data.papers_made import _as_digits
+    from data.types import DataSet, Examples
+
+    names = ("1", "2", "3", "4", "5", "6", "7", "8", "9", "10")
+    examples = Examples(torch.zeros(2, 1, 2, 2), torch.tensor([0, 9]))
+    found = _as_digits("svhn", DataSet("svhn", examples, examples, names, (), (0.0,), (1.0,), ""))
+    assert found.train.labels.tolist() == [1, 0] and found.class_names[:2] == ("0", "1")
+    worded = DataSet("x", examples, examples, (*names[:-1], "cat"), (), (0.0,), (1.0,), "")
+    with pytest.raises(data.DataError, match="ten digits as classes"):
+        _as_digits("x", worded)

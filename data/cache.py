@@ -118,31 +118,40 @@ def cached(kind: str, name: str, key: Mapping[str, Any], make: Callable[[Maker],
     entry = _open(path)
     if entry is not None:
         return entry
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(path.with_name(f".{path.name}.lock")):
-            entry = _open(path)  # somebody else may have made it in the meantime
-            if entry is None:
-                _clear(path)
-                write_folder(path, lambda temporary: _fill(temporary, json.loads(text), make))
-                entry = _open(path)
-    except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-        if not full and not str(error.filename or path).startswith(str(folder())):
-            raise  # of a source that `make` reads
-        raise DataError(
-            f"The cache {path.parent} cannot be written ({error}). Free some space, or set the environment "
-            "variable UMBEL_CACHE to another folder."
-        ) from error
+    made_once(path, lambda: _open(path) is not None, lambda part: _fill(part, json.loads(text), make))
+    entry = _open(path)
     if entry is None:
         raise DataError(f"{path} was written and cannot be read: is the disk all right?")
     return entry
 
 
-def _clear(path: Path) -> None:
-    """Remove what earlier attempts left that were killed; the caller holds the lock."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        shutil.rmtree(left, ignore_errors=True)
+def made_once(path: Path, is_whole: Callable[[], bool], fill: Callable[[Path], None]) -> None:
+    """Make a folder of the cache under a lock, unless somebody else has made it by then.
+
+    Args:
+        path: The folder.
+        is_whole: Says whether it is there and whole.
+        fill: Fills the folder that it is given, which is then renamed to `path`. May raise; nothing remains then.
+
+    Raises:
+        DataError: The cache cannot be written. What `fill` raises of anything outside of it is raised as it is.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(path.with_name(f".{path.name}.lock")):
+            if is_whole():
+                return
+            for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):  # of attempts that were killed
+                shutil.rmtree(left, ignore_errors=True)
+            write_folder(path, fill)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
+        if not full and not str(error.filename or path).startswith(str(folder())):
+            raise
+        raise DataError(
+            f"The cache {path.parent} cannot be written ({error}). Free some space, or set the environment "
+            "variable UMBEL_CACHE to another folder."
+        ) from error
 
 
 def _fill(path: Path, key: Mapping[str, Any], make: Callable[[Maker], None]) -> None:

@@ -14,16 +14,12 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from filelock import FileLock
-
-from core.files import write_folder
 from data import cache
-from data.errors import DamagedDataError, DataError, MissingDataError
+from data.errors import DamagedDataError, MissingDataError
 
 ROOT = Path("/")
 _TAIL_LINES = 6
@@ -100,28 +96,24 @@ def fetch(packages: Sequence[Package], path: str | None, data_name: str, say: Ca
             tools = [shutil.which(tool) for tool in ("apt-get", "dpkg-deb")]
             if path is not None or None in tools:
                 raise
-            try:
-                _fetch(package, [str(tool) for tool in tools], say)
-            except OSError as error:
-                raise DataError(
-                    f"The cache {_unpacked(package).parent} cannot be written ({error}). Free some space, or set the "
-                    "environment variable UMBEL_CACHE to another folder."
-                ) from error
+            _fetch(package, [str(tool) for tool in tools], say)
 
 
 def _fetch(package: Package, tools: list[str], say: Callable[[str], None]) -> None:
-    target = _unpacked(package)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.with_name(f".{target.name}.lock")):
-        with suppress(MissingDataError):
+    def is_there() -> bool:
+        try:
             _folder(package, [package], None, "")
-            return  # somebody else fetched it in the meantime
-        for abandoned in target.parent.glob(f".{target.name}.*.part"):
-            shutil.rmtree(abandoned, ignore_errors=True)
+        except MissingDataError:
+            return False
+        return True
+
+    def fill(part: Path) -> None:
         say(f"{package.name}: apt-get download")
         started = time.perf_counter()
-        write_folder(target, lambda part: _fill(package, tools, part))
+        _fill(package, tools, part)
         say(f"{package.name}: unpacked after {time.perf_counter() - started:.1f} s")
+
+    cache.made_once(_unpacked(package), is_there, fill)
 
 
 def _fill(package: Package, tools: list[str], part: Path) -> None:

@@ -19,11 +19,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from filelock import FileLock
-
-from core.files import read_json, write_folder, write_json
+from core.files import read_json, write_json
 from data import cache
-from data.errors import DamagedDataError, DataError, MissingDataError
+from data.errors import DamagedDataError, MissingDataError
 
 _LIST = ".umbel.json"  # what was unpacked
 _TAIL_LINES = 8
@@ -89,28 +87,19 @@ def fetch(packages: Sequence[Package], say: Callable[[str], None]) -> None:
     """
     for package in packages:
         if not _is_whole(_path(package)):
-            npm = _npm()
-            try:
-                _fetch(npm, package, say)
-            except OSError as error:
-                raise DataError(
-                    f"The cache {_path(package).parent} cannot be written ({error}). Free some space, or set the "
-                    "environment variable UMBEL_CACHE to another folder."
-                ) from error
+            _fetch(_npm(), package, say)
 
 
 def _fetch(npm: str, package: Package, say: Callable[[str], None]) -> None:
     path = _path(package)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f".{path.name}.lock")):
-        if _is_whole(path):  # somebody else fetched it in the meantime
-            return
-        for abandoned in path.parent.glob(f".{path.name}.*.part"):
-            shutil.rmtree(abandoned, ignore_errors=True)
+
+    def fill(part: Path) -> None:
         say(f"{package.spec}: npm pack")
         started = time.perf_counter()
-        write_folder(path, lambda part: _fill(npm, package, part))
+        _fill(npm, package, part)
         say(f"{package.spec}: as pinned, unpacked after {time.perf_counter() - started:.1f} s")
+
+    cache.made_once(path, lambda: _is_whole(path), fill)
 
 
 def _path(package: Package) -> Path:

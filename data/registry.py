@@ -76,11 +76,16 @@ def check(config: DataConfig) -> None:
     if _is_path(config.name):
         _function(config.name)
         return
-    module = _module(config.name)
-    for option in config.options:
-        if option not in module.OPTIONS:
-            raise unknown(f"option of data set {config.name}", option, module.OPTIONS, key=f"data.options.{option}")
-    module.check(config)
+    check_options(config)
+    _module(config.name).check(config)
+
+
+def check_options(config: DataConfig) -> None:
+    """Raise `UnknownNameError` for an option that the set does not have; the data are not looked for."""
+    known = options(config.name)
+    for option in [] if _is_path(config.name) else config.options:
+        if option not in known:
+            raise unknown(f"option of data set {config.name}", option, known, key=f"data.options.{option}")
 
 
 def fetch(config: DataConfig, say: Callable[[str], None]) -> None:

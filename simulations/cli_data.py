@@ -60,23 +60,20 @@ def fetch(name: str, overrides: tuple[str, ...]) -> None:
       umbel data fetch image_folder data.path=/data/flowers
     """  # noqa: D301 - click reads the backspace as "keep these lines"
     from conf.load import experiment_names, load
-    from core.names import unknown
     from data import registry
 
     members = FAMILIES.get(name, (name,))
-    asked = load(experiment_names()[0], [f"data.name={members[0]}", *overrides], "description: fetch\n").data.options
-    for one in members:
-        for option in asked:
-            if option not in registry.options(one):
-                raise unknown(f"option of data set {one}", option, registry.options(one), key=f"data.options.{option}")
+    asked = [[f"data.name={one}", *overrides] for one in members]
+    configs = [load(experiment_names()[0], each, "description: fetch\n").data for each in asked]
+    for config in configs:
+        registry.check_options(config)  # of all, before anything is fetched
     if name == "emoji":
         from data import emoji_store
 
         emoji_store.fetch_all(say)  # also the styles that are only there when they are asked for
-    for one in members:
-        config = load(experiment_names()[0], [f"data.name={one}", *overrides], "description: fetch\n").data
-        if one.startswith("hub:"):
-            say(f"Fetching {one} ...")
+    for config in configs:
+        if config.name.startswith("hub:"):
+            say(f"Fetching {config.name} ...")
         registry.fetch(config, say)
         for line in describe(registry.load(config, seed=0)):
             click.echo(line)

@@ -13,7 +13,7 @@ from flwr.serverapp import Grid
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.005, 1.0  # a reply that is there is late by a second at most
 _SHARE = 0.02  # looks are this part of the time waited so far apart
-_LAST_LOOK = 0.5
+_LAST_LOOK = 0.5  # before the deadline everybody is looked at, so that what has come by then counts
 _APART = 0.002  # first looks after many messages are so far apart: a connection pool is small
 _MANY = 8  # nodes, from which on each is looked at less often
 _GRACE_SECONDS = 5.0  # a message outlives its deadline, so that this side is the one that gives up
@@ -75,8 +75,8 @@ class Inbox:
                 return
             now = time.monotonic()
             wait = max(_SHARE * (now - began), _FIRST_WAIT) * max(1.0, len(self._waiting) / _MANY)
-            # A last look shortly before the deadline: what has come by then counts.
-            time.sleep(max(min(wait, _LONGEST_WAIT, deadline - now - _LAST_LOOK), _FIRST_WAIT))
+            last = deadline - _LAST_LOOK - now
+            time.sleep(min(wait, _LONGEST_WAIT, last) if last > 0 else min(wait, _LONGEST_WAIT))
 
     def take(self, seconds: float = 0.0) -> list[Message]:
         """Return the replies that are there.

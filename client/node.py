@@ -19,7 +19,6 @@ import select
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -28,14 +27,12 @@ from typing import Any
 
 import click
 from flwr.app import Error, Message
-from flwr.cli.install import install_from_fab
 from flwr.client.grpc_rere_client import connection as flower_connection
 from flwr.client.grpc_rere_client.connection import grpc_request_response
 from flwr.common.config import get_fused_config_from_fab, parse_config_args
 from flwr.common.serde import message_from_proto, message_to_proto
 from flwr.proto.message_pb2 import Message as ProtoMessage
 from flwr.supercore import heartbeat
-from flwr.supercore.fab import Fab
 from flwr.supercore.grpc import GRPC_MAX_MESSAGE_LENGTH
 from flwr.supercore.inflatable.inflatable_object import (
     get_all_nested_objects,
@@ -54,6 +51,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
 from flwr.supercore.retry import make_simple_grpc_retry_invoker
 from flwr.supercore.run import RunNotRunningException
 
+from client.bundle import unpack
 from client.serve import read_frame, write_frame
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.01, 0.5
@@ -228,7 +226,7 @@ class Node:
         if run_id not in self._processes:
             run = self._get_run(run_id)
             fab = self._get_fab(run.fab_hash, run_id)
-            bundle = self._unpack(fab)
+            bundle = unpack(fab.content, self._home, fab.hash_str)
             start = {
                 "run_id": run_id,
                 "node_id": self.node_id,
@@ -240,20 +238,6 @@ class Node:
                 self._processes.popitem(last=False)[1].close()
         self._processes.move_to_end(run_id)
         return self._processes[run_id]
-
-    def _unpack(self, fab: Fab) -> Path:
-        """Unpack a bundle once, whole or not at all."""
-        target = self._home / fab.hash_str
-        if not target.is_dir():
-            self._home.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=self._home, prefix="unpacking-") as temporary:
-                unpacked = install_from_fab(fab.content, Path(temporary), skip_prompt=True)
-                try:
-                    unpacked.rename(target)
-                except OSError:
-                    if not target.is_dir():  # unless another node with this folder was faster
-                        raise
-        return target
 
     def _answer(self, reply: Message, start: float) -> None:
         run_id = reply.metadata.run_id

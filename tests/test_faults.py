@@ -438,6 +438,8 @@ def test_two_runs_share_a_federation(home, tmp_path):
     with ThreadPoolExecutor(2) as pool:
         left, right = pool.map(one, ("a", "b"))
     assert left == right
+    # Unpacked before Flower did: its own installation is no place for two to meet.
+    assert len(list((home / "flwr" / "apps").iterdir())) == 1
 
 
 @slow

@@ -2,38 +2,56 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import shutil
 import tempfile
+import zipfile
 from pathlib import Path
 
-from flwr.cli.install import install_from_fab
+from flwr.cli.archive_utils import safe_extract_zip
+from flwr.cli.config_utils import get_fab_metadata
+from flwr.common.config import get_project_dir
+
+_MANIFEST = ".info"  # Flower's, in the archive and not in what is installed
 
 
-def unpack(bundle: bytes, folder: Path, name: str | None = None) -> Path:
+def flower_name(bundle: bytes) -> str:
+    """Return the name that Flower gives the folder of an installed bundle."""
+    return get_project_dir(*get_fab_metadata(bundle), hashlib.sha256(bundle).hexdigest()).name
+
+
+def unpack(bundle: bytes, folder: Path, name: str) -> Path:
     """Unpack a bundle once, however many processes do so at a time.
 
-    Flower's own installation copies file by file into the folder that it then takes for complete: a second process
-    that comes in between, or after a kill, finds a part.
+    Flower's own installation copies file by file into the folder that it then takes for complete, so that a second
+    process that comes in between, or after a kill, finds a part; and it prints.
 
     Args:
         bundle: Flower's app bundle (FAB).
         folder: Where to unpack.
-        name: Name of the unpacked folder; None gives it Flower's name for the bundle.
+        name: Name of the unpacked folder.
 
     Returns:
         The unpacked folder.
 
     Raises:
-        click.ClickException: The bundle is damaged.
+        zipfile.BadZipFile, zlib.error: The bundle is damaged.
+        click.ClickException: A file of it would be outside of the folder.
         OSError: It cannot be written.
     """
-    if name is not None and (folder / name).is_dir():
-        return folder / name
+    target = folder / name
+    if target.is_dir():
+        return target
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix="unpacking-") as temporary:
-        unpacked = install_from_fab(bundle, Path(temporary), skip_prompt=True)
-        target = folder / (name or unpacked.name)
+        part = Path(temporary) / name
+        part.mkdir()
+        with zipfile.ZipFile(io.BytesIO(bundle)) as archive:
+            safe_extract_zip(archive, part)
+        shutil.rmtree(part / _MANIFEST)
         try:
-            unpacked.rename(target)
+            part.rename(target)
         except OSError:
             if not target.is_dir():  # unless another process was faster
                 raise

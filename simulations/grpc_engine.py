@@ -15,7 +15,7 @@ from typing import Any
 
 from flwr.cli.build import build_fab_from_disk
 
-from client.bundle import unpack
+from client.bundle import flower_name, unpack
 from conf.errors import ExperimentError
 from conf.load import as_yaml
 from conf.schema import Experiment
@@ -139,7 +139,8 @@ def _flwr_run(experiment: Experiment, federation: Federation, folder: Path, resu
         # JSON's strings are TOML's basic strings.
         config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
         # The ServerApps of two runs that start together would meet in Flower's own installation.
-        unpack(build_fab_from_disk(app), Path(federation.environment()["FLWR_HOME"]) / "apps")
+        bundle = build_fab_from_disk(app)
+        unpack(bundle, Path(federation.environment()["FLWR_HOME"]) / "apps", flower_name(bundle))
         answer = _flwr(federation, "run", str(app), CONNECTION, "--run-config", str(config))
     return str(answer["run-id"])
 

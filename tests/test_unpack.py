@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-import shutil
+import io
 import time
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
+import click
 import pytest
 from flwr.cli.build import build_fab_from_disk
 from flwr.cli.install import install_from_fab
 
-from client.bundle import unpack
+from client.bundle import flower_name, unpack
+from conf.load import load
+from simulations import grpc_engine
+from simulations.federate import Federation
 from simulations.grpc_engine import bundle_folder
 
 
@@ -21,35 +27,73 @@ def bundle(tmp_path_factory) -> bytes:
 
 
 def test_nobody_sees_a_part(bundle, tmp_path, monkeypatch):
-    copy = shutil.copy2
+    extract = zipfile.ZipFile.extractall
 
-    def slowly(*arguments, **options):
-        time.sleep(0.01)
-        return copy(*arguments, **options)
+    def slowly(archive, target):
+        extract(archive, target, archive.namelist()[:1])
+        time.sleep(0.2)
+        extract(archive, target)
 
-    monkeypatch.setattr(shutil, "copy2", slowly)
+    monkeypatch.setattr(zipfile.ZipFile, "extractall", slowly)
 
-    def one(_: int) -> bool:
-        folder = unpack(bundle, tmp_path)
+    def one(turn: int) -> bool:
+        time.sleep(0.05 * turn)
+        folder = unpack(bundle, tmp_path, "app")
         return (folder / "pyproject.toml").is_file() and (folder / "client" / "app.py").is_file()
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(one, range(4)))
-    assert len(list(tmp_path.iterdir())) == 1  # and nothing is left of those who came late
+    assert [path.name for path in tmp_path.iterdir()] == ["app"]  # and nothing is left of those who came late
 
 
-def test_flower_takes_it_for_its_own(bundle, tmp_path):
-    ours = unpack(bundle, tmp_path / "apps")
-    kept = ours.stat().st_ino
+def test_flower_takes_it_for_its_own(bundle, tmp_path, capsys):
+    ours = unpack(bundle, tmp_path / "apps", flower_name(bundle))
+    assert capsys.readouterr().out == ""
+    (ours / "mark").touch()
     assert install_from_fab(bundle, tmp_path, skip_prompt=True) == ours
-    assert ours.stat().st_ino == kept
+    assert (ours / "mark").is_file()  # Flower has installed nothing over it
+    (ours / "mark").unlink()
+    theirs = install_from_fab(bundle, tmp_path / "theirs", skip_prompt=True)
+    assert theirs.name == ours.name
+    assert contents(theirs) == contents(ours)
 
 
-def test_a_given_name_is_kept(bundle, tmp_path):
-    assert unpack(bundle, tmp_path, "here") == unpack(bundle, tmp_path, "here") == tmp_path / "here"
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def test_a_damaged_bundle_leaves_nothing(tmp_path, bundle):
-    with pytest.raises(zipfile.BadZipFile):
-        unpack(bundle[: len(bundle) // 2], tmp_path)
+def test_it_is_unpacked_once(bundle, tmp_path):
+    once = unpack(bundle, tmp_path, "here")
+    assert once == tmp_path / "here"
+    assert unpack(b"not even looked at", tmp_path, "here") == once
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b[:5000] + b"damaged" + b[5007:]])
+def test_a_damaged_bundle_leaves_nothing(tmp_path, bundle, damage):
+    with pytest.raises((zipfile.BadZipFile, zlib.error)):
+        unpack(damage(bundle), tmp_path, "app")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_outside_is_refused(tmp_path):
+    content = io.BytesIO()
+    with zipfile.ZipFile(content, "w") as archive:
+        archive.writestr("../outside.py", "")
+    with pytest.raises(click.ClickException, match="Unsafe path"):
+        unpack(content.getvalue(), tmp_path / "apps", "app")
+    assert not list((tmp_path / "apps").iterdir())
+    assert not (tmp_path / "outside.py").exists()
+
+
+def test_a_run_finds_its_bundle_whole_before_flower_is_asked(tmp_path, monkeypatch):
+    """What two ServerApps that start together need: without it the first of them would install, file by file."""
+    federation = Federation(str(tmp_path), 1, 2, 3, (4,), False, (5, 6))
+    seen: list[list[str]] = []
+
+    def asked(*_: object) -> dict[str, str]:
+        seen.append([path.name for path in (tmp_path / "flwr" / "apps").glob("*/server/app.py")])
+        return {"run-id": "7"}
+
+    monkeypatch.setattr(grpc_engine, "_flwr", asked)
+    assert grpc_engine._flwr_run(load("digits"), federation, tmp_path, resuming=False) == "7"
+    assert seen == [["app.py"]]

@@ -2,25 +2,66 @@
 
 from __future__ import annotations
 
-from core.folds import product
+import torch
+
+from core import matching
+from core.folds import Product, product
 from core.gathered import Collect
 from core.records import BadReplyError, Payload
 from core.tree import Tree
+
+SPLITS = ("validation", "test")
+_LARGEST = 1e100  # of a count or a loss: their sums and squares over clients are still numbers
 
 
 class Counts(Collect):
     """Collects for each split and predictor `<split>/<predictor>` [2, C] (correct, total) and `<...>/loss` [].
 
-    C classes. A client without examples of a split leaves it out.
+    C classes; in their place the predictor `core.matching.NAME` has the columns of `core.matching.RECALLS`. A client
+    without examples of a split leaves it out.
+
+    Args:
+        num_classes: C.
     """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self._num_classes = num_classes
 
     def check(self, what: str, tree: Tree, payload: Payload) -> None:
         super().check(what, tree, payload)
+        names = [name for name in tree if not name.endswith("/loss")]
         found = {name: tuple(tensor.shape) for name, tensor in tree.items()}
-        names = [name for name in found if not name.endswith("/loss")]
-        expected = {name: (2, *found[name][1:]) for name in names} | {f"{name}/loss": () for name in names}
-        if found != expected or any(len(found[name]) != 2 or "/" not in name for name in names):
-            raise BadReplyError(f"{what}: expected counts [2, C] and a loss of each split, found {found}")
+        expected: dict[str, tuple[int, ...]] = {}
+        for name in names:
+            expected |= {name: (2, self._width(what, name)), f"{name}/loss": ()}
+        if found != expected or any(tensor.dtype != torch.float64 for tensor in tree.values()):
+            raise BadReplyError(
+                f"{what}: expected counts [2, C] and a loss of each split, in float64 and with C={self._num_classes} "
+                f"({len(matching.RECALLS)} of {matching.NAME}), found {found}"
+            )
+        for name in names:
+            right, asked = tree[name]
+            if not bool(((right >= 0) & (right <= asked) & (asked <= _LARGEST)).all()) or not bool((asked > 0).any()):
+                raise BadReplyError(
+                    f"{what}: the counts of {name!r} should be some examples and at most as many right ones, found "
+                    f"{tree[name].tolist()}"
+                )
+            if _predictor(name) == matching.NAME and not matching.are_counts(tree[name]):
+                raise BadReplyError(f"{what}: the counts of {name!r} should be of the same queries for every recall")
+            if not 0 <= float(tree[f"{name}/loss"]) <= _LARGEST:
+                raise BadReplyError(f"{what}: the loss of {name!r} should not be {float(tree[f'{name}/loss'])}")
+
+    def _width(self, what: str, name: str) -> int:
+        if name.partition("/")[0] not in SPLITS or not _predictor(name):
+            raise BadReplyError(f"{what}: expected counts named <split>/<predictor>, found {name!r}")
+        return len(matching.RECALLS) if _predictor(name) == matching.NAME else self._num_classes
 
 
-EVALUATION_FOLD = product({"counts": Counts()})
+def _predictor(name: str) -> str:
+    return name.partition("/")[2]
+
+
+def evaluation_fold(num_classes: int) -> Product:
+    """Return how clients' evaluations combine, where there are so many classes."""
+    return product({"counts": Counts(num_classes)})

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -24,16 +24,20 @@ from core.tree import Tree, TreeMismatchError, check_same, first_non_finite
 WEIGHT = "#weight"  # name of the total weight inside an accumulator; no parameter starts with '#'
 
 
+Like = str | Callable[[Payload], Tree] | None
+
+
 class Fold(ABC):
     """How one named tree of the replies combines.
 
     Args:
-        like: Name of the payload's tree whose names and shapes the reply's tree must have; None leaves them
-            open (then `keys` says which names there must be).
+        like: Name of the payload's tree whose names and shapes the reply's tree must have, or a function that makes
+            such a tree out of the payload (of tensors on the device `meta`); None leaves them open (then `keys` says
+            which names there must be).
         keys: Names that the tree must have when `like` is None; empty checks nothing.
     """
 
-    def __init__(self, like: str | None = None, keys: Sequence[str] = ()) -> None:
+    def __init__(self, like: Like = None, keys: Sequence[str] = ()) -> None:
         self.like = like
         self.keys = tuple(keys)
 
@@ -53,7 +57,8 @@ class Fold(ABC):
         """Raise `BadReplyError` unless the tree may be folded."""
         try:
             if self.like is not None:
-                check_same(tree, payload.trees[self.like], what)
+                expected = payload.trees[self.like] if isinstance(self.like, str) else self.like(payload)
+                check_same(tree, expected, what)
             elif self.keys and set(tree) != set(self.keys):
                 raise TreeMismatchError(f"{what}: expected the keys {sorted(self.keys)}, found {sorted(tree)}")
         except TreeMismatchError as error:
@@ -65,6 +70,15 @@ class Fold(ABC):
         """Raise `BadReplyError` unless an accumulator of these clients that came from elsewhere may be merged."""
         if (name := first_non_finite(accumulator)) is not None:
             raise BadReplyError(f"{what}: the partial sum of {name!r} holds NaN or infinity")
+
+    def shapes(self, tree: Tree, lifted: bool) -> dict[str, tuple[int, ...]]:
+        """Return the shapes in which all replies must agree, whatever the payload says: of tensors that are merged.
+
+        Args:
+            tree: Of a reply that was checked, or an accumulator.
+            lifted: It is an accumulator.
+        """
+        return {}
 
 
 def _sum_into(left: dict[str, Tensor], right: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,81 +1,78 @@
 """Folds that keep more than a sum: every reply as it came, and exact moments per class.
 
-Legend: N replies, C classes, D features.
+Legend: N replies, Z packed numbers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-from core.folds import Fold
+from core import moments
+from core.folds import Fold, Like
 from core.records import BadReplyError, Payload
 from core.tree import Tree, first_non_finite
 
 
 class Moments(Fold):
-    """Exact pooling of counts, means and scatters per class, aligned by a tensor of class ids.
+    """Exact pooling of counts, means and covariances per class.
 
-    A reply's tree has `class_ids` [C'] int64, `count` [C'], `mean` [C', D] and `scatter` [C', D, D] (the sum of
-    outer products of deviations) for the classes that the client holds. Merged after Chan, Golub and LeVeque
-    (1983): M = M_a + M_b + n_a n_b / (n_a + n_b) d d^T with d = mean_b - mean_a.
+    A reply's tree has an entry for each class that the client holds: its number as the name, and `core.moments.pack`
+    [Z] of its count, mean and biased covariance as the value.
+
+    Args:
+        within_only: Leave out how far the clients' means are apart.
+        bounds: Returns the numbers of classes and of features that the payload asks for; None allows any.
     """
 
-    def __init__(self) -> None:
-        super().__init__(keys=("class_ids", "count", "mean", "scatter"))
+    def __init__(self, within_only: bool = False, bounds: Callable[[Payload], tuple[int, int]] | None = None) -> None:
+        super().__init__()
+        self.within_only = within_only
+        self.bounds = bounds
 
     def check(self, what: str, tree: Tree, payload: Payload) -> None:
         super().check(what, tree, payload)
-        ids, count, mean, scatter = (tree[key] for key in self.keys)
-        num_classes, width = len(count) if count.ndim else -1, mean.shape[-1] if mean.ndim else -1
-        shapes = [(num_classes,), (num_classes,), (num_classes, width), (num_classes, width, width)]
-        if [tuple(tensor.shape) for tensor in (ids, count, mean, scatter)] != shapes:
-            raise BadReplyError(
-                f"{what}: expected class_ids [C], count [C], mean [C, D] and scatter [C, D, D], found "
-                f"{[tuple(tensor.shape) for tensor in (ids, count, mean, scatter)]}"
-            )
-        if ids.is_floating_point() or len(torch.unique(ids)) != len(ids):
-            raise BadReplyError(f"{what}: class_ids should be whole numbers, each once")
-        if num_classes and not bool((count >= 1).all()):
-            raise BadReplyError(f"{what}: a class that is listed should have a count of at least 1")
+        num_classes, width = self.bounds(payload) if self.bounds else (0, 0)
+        for name, packed in tree.items():
+            if not name.isdecimal() or str(int(name)) != name or packed.ndim != 1 or not packed.is_floating_point():
+                raise BadReplyError(
+                    f"{what}: expected packed moments named by the number of a class, found {name!r} of shape "
+                    f"{list(packed.shape)}"
+                )
+            try:
+                count = float(moments.unpack(packed)[0])
+            except ValueError as error:
+                raise BadReplyError(f"{what}: class {name}: {error}") from error
+            if num_classes and (int(name) >= num_classes or len(packed) != moments.packed_size(width)):
+                raise BadReplyError(
+                    f"{what}: expected classes below {num_classes} with {moments.packed_size(width)} numbers each, "
+                    f"found class {name} with {len(packed)}"
+                )
+            if not count >= 1:
+                raise BadReplyError(f"{what}: class {name} is listed with a count of {count:g}, not at least 1")
 
     def check_accumulator(self, what: str, accumulator: Tree, payload: Payload, clients: Sequence[int]) -> None:
         self.check(what, accumulator, payload)
 
     def lift(self, tree: Tree, num_examples: int, client: int) -> dict[str, Tensor]:
-        order = torch.argsort(tree["class_ids"])
-        lifted = {name: tree[name][order].to(torch.float64) for name in ("count", "mean", "scatter")}
-        return {"class_ids": tree["class_ids"][order].to(torch.int64), **lifted}
+        return {name: packed.to(torch.float64) for name, packed in tree.items()}
 
     def merge(self, left: dict[str, Tensor], right: dict[str, Tensor]) -> dict[str, Tensor]:
-        if left["mean"].shape[1:] != right["mean"].shape[1:]:
-            raise BadReplyError(
-                f"two clients sent moments of {left['mean'].shape[1]} and {right['mean'].shape[1]} features"
-            )
-        ids = torch.unique(torch.cat([left["class_ids"], right["class_ids"]]))
-        a, b = _spread(left, ids), _spread(right, ids)
-        count = a["count"] + b["count"]
-        share = b["count"] / count.clamp(min=1)
-        difference = b["mean"] - a["mean"]
-        between = (a["count"] * share)[:, None, None] * difference[:, :, None] * difference[:, None, :]
-        return {
-            "class_ids": ids,
-            "count": count,
-            "mean": a["mean"] + share[:, None] * difference,
-            "scatter": a["scatter"] + b["scatter"] + between,
-        }
+        merged = left | right
+        for name in left.keys() & right.keys():
+            one, other = (moments.unpack(side[name][None]) for side in (left, right))
+            try:
+                merged[name] = moments.pack(*moments.merge(one, other, self.within_only))[0]
+            except ValueError as error:
+                raise BadReplyError(
+                    f"two clients sent moments of class {name} that do not go together: {error}"
+                ) from error
+        return dict(sorted(merged.items(), key=lambda item: int(item[0])))
 
-
-def _spread(tree: dict[str, Tensor], ids: Tensor) -> dict[str, Tensor]:
-    """Place the rows of a moments accumulator at the positions of `ids`, zeros elsewhere."""
-    rows = torch.searchsorted(ids, tree["class_ids"])
-    spread = {}
-    for name in ("count", "mean", "scatter"):
-        spread[name] = tree[name].new_zeros((len(ids), *tree[name].shape[1:]))
-        spread[name][rows] = tree[name]
-    return spread
+    def shapes(self, tree: Tree, lifted: bool) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(packed.shape) for name, packed in tree.items()}
 
 
 class Collect(Fold):
@@ -90,7 +87,7 @@ class Collect(Fold):
         optional: Keys that a reply may leave out.
     """
 
-    def __init__(self, like: str | None = None, keys: Sequence[str] = (), optional: Sequence[str] = ()) -> None:
+    def __init__(self, like: Like = None, keys: Sequence[str] = (), optional: Sequence[str] = ()) -> None:
         super().__init__(like, keys)
         self.optional = tuple(optional)
 
@@ -116,18 +113,27 @@ class Collect(Fold):
         values = {name: tensor for name, tensor in accumulator.items() if not name.startswith("#")}
         if len(accumulator) != 3 * len(values):
             raise BadReplyError(f"{what}: the rows do not say whose they are")
+        rows: dict[int, dict[str, Tensor]] = {client: {} for client in clients}
+        said: dict[int, int] = {}
         for name, tensor in values.items():
             owners, sizes = accumulator.get(f"#client:{name}"), accumulator.get(f"#num_examples:{name}")
             if owners is None or sizes is None or not owners.shape == sizes.shape == tensor.shape[:1]:
                 raise BadReplyError(f"{what}: the rows of {name!r} do not say whose they are")
             if owners.ndim != 1 or owners.dtype != torch.int64 or sizes.dtype != torch.int64:
                 raise BadReplyError(f"{what}: the rows of {name!r} do not say whose they are")
-            whole = len(owners) == len(clients) or name in self.optional or not (self.like or self.keys)
-            # In the order of the cohort, each once.
-            if not whole or owners.tolist() != [client for client in clients if client in set(owners.tolist())]:
+            order, sent = owners.tolist(), set(owners.tolist())
+            # In the order of the cohort, each once, and at least one: a key that nobody sent is not there.
+            if not order or order != [client for client in clients if client in sent]:
                 raise BadReplyError(f"{what}: the rows of {name!r} are of other clients than those that replied")
-        rows = {name: tensor[0] for name, tensor in values.items() if len(tensor)}
-        self.check(what, rows, payload)
+            for client, size, row in zip(order, sizes.tolist(), tensor, strict=True):
+                if size < 1 or said.setdefault(client, size) != size:
+                    raise BadReplyError(f"{what}: the rows do not say how many examples are behind them")
+                rows[client][name] = row
+        for client, tree in rows.items():
+            self.check(f"{what} of client {client}", tree, payload)
+
+    def shapes(self, tree: Tree, lifted: bool) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(value.shape[int(lifted) :]) for name, value in tree.items() if not name.startswith("#")}
 
     def check(self, what: str, tree: Tree, payload: Payload) -> None:
         present = {name: tensor for name, tensor in tree.items() if name not in self.optional}

@@ -37,7 +37,7 @@ def _pack(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
         return {"plain": value}
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {f.name: _pack(getattr(value, f.name), f"{path}/{f.name}", tensors) for f in dataclasses.fields(value)}
-        return {"dataclass": type(value).__qualname__, "fields": fields}
+        return {"dataclass": _name(type(value)), "fields": fields}
     if isinstance(value, Mapping):
         if not all(isinstance(key, str) for key in value):
             raise TypeError(f"{path}: a State's mappings have text as keys, found {list(value)[:3]}")
@@ -54,7 +54,7 @@ def unpack(skeleton: Any, tensors: Mapping[str, Tensor], classes: Mapping[str, t
     Args:
         skeleton: From `pack`.
         tensors: From `pack`.
-        classes: The dataclasses that may appear, by qualified name; nothing else is ever constructed.
+        classes: The dataclasses that may appear, by module and name; nothing else is ever constructed.
     """
     ((kind, content),) = [item for item in skeleton.items() if item[0] != "fields"]
     if kind == "tensor":
@@ -72,17 +72,20 @@ def unpack(skeleton: Any, tensors: Mapping[str, Tensor], classes: Mapping[str, t
     return tuple(items) if kind == "tuple" else items
 
 
+def _name(kind: type) -> str:
+    """Return a name that a State has to itself: several strategies call theirs `State`, and one may hold another's."""
+    return f"{kind.__module__}:{kind.__qualname__}"
+
+
 def state_classes(value: Any) -> dict[str, type]:
     """Collect the dataclasses of a State and of the module it is defined in, for `unpack`."""
     import sys
 
     module = sys.modules[type(value).__module__]
     found = {
-        item.__qualname__: item
-        for item in vars(module).values()
-        if isinstance(item, type) and dataclasses.is_dataclass(item)
+        _name(item): item for item in vars(module).values() if isinstance(item, type) and dataclasses.is_dataclass(item)
     }
-    found[type(value).__qualname__] = type(value)
+    found[_name(type(value))] = type(value)
     for field in dataclasses.fields(value):
         inner = getattr(value, field.name)
         if dataclasses.is_dataclass(inner) and not isinstance(inner, type):

@@ -6,8 +6,8 @@ Legend: B batch, N examples, C classes.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -65,11 +65,13 @@ class TrainReport:
         loss: Mean loss over the examples seen, each before its step.
         num_steps: Optimiser steps taken.
         lr: The learning rate that was used.
+        moments: What the optimiser remembers, by parameter and kind, for another run to go on from.
     """
 
     loss: float
     num_steps: int
     lr: float
+    moments: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 def learning_rate(config: LocalConfig, round_: int) -> float:
@@ -104,6 +106,7 @@ def train(
     correct: Correction | None = None,
     augment: Augmentation | None = None,
     loss: Loss = F.cross_entropy,
+    moments: Mapping[str, Tensor] | None = None,
 ) -> TrainReport:
     """Train `model` in place.
 
@@ -118,15 +121,18 @@ def train(
         correct: Called with (parameters, gradients) after each backward pass; changes the gradients in place.
         augment: Applied to each batch with a generator of its own.
         loss: Mean loss of (logits [B, C], labels [B]).
+        moments: The optimiser's from an earlier run over the same parameters; None begins anew.
 
     Returns:
-        Mean loss, number of steps and learning rate.
+        Mean loss, number of steps, learning rate, and the optimiser's moments where some were given.
     """
     num_examples, device = len(labels), images.device
     batch_size = config.batch_size or num_examples
     parameters = [p for p in model.parameters() if p.requires_grad]
     lr = learning_rate(config, round_)
     optimizer = make_optimizer(config, parameters, lr)
+    if moments:
+        _restore(optimizer, moments)
     scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16" and device.type == "cuda")
     augmentation = torch.Generator().manual_seed(int(torch.randint(0, 2**62, (), generator=noise).item()))
     total = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
@@ -160,7 +166,27 @@ def train(
                     break
             if config.max_steps and steps >= config.max_steps:
                 break
-    return TrainReport(float(total.item()) / max(seen, 1), steps, lr)
+    kept = {} if moments is None else _moments(optimizer)
+    return TrainReport(float(total.item()) / max(seen, 1), steps, lr, kept)
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the optimiser's tensors as `<parameter's number>.<kind>`, on the CPU."""
+    state = optimizer.state_dict()["state"]
+    return {
+        f"{number}.{kind}": torch.as_tensor(value).detach().cpu().clone()
+        for number, kinds in state.items()
+        for kind, value in kinds.items()
+        if value is not None
+    }
+
+
+def _restore(optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in moments.items():
+        number, _, kind = name.partition(".")
+        state.setdefault(int(number), {})[kind] = value.clone()
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
 def _adjust(

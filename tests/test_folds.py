@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from core.evaluation import EVALUATION_FOLD
+from core import moments
+from core.evaluation import evaluation_fold
 from core.folds import Partial, Sum, UniformMean, WeightedMean, product
 from core.gathered import Collect, Moments, collected
 from core.records import BadReplyError, Payload, Reply
@@ -73,17 +74,12 @@ def test_products_combine_each_tree_in_its_own_way():
 
 def moments_reply(rows_by_class):
     """The moments of rows [n, D] by class."""
-    ids = sorted(rows_by_class)
-    groups = [rows_by_class[c] for c in ids]
-    means = [rows.mean(0) for rows in groups]
-    centred = [rows - mean for rows, mean in zip(groups, means, strict=True)]
-    statistics = {
-        "class_ids": torch.tensor(ids),
-        "count": torch.tensor([float(len(rows)) for rows in groups], dtype=torch.float64),
-        "mean": torch.stack(means),
-        "scatter": torch.stack([rows.T @ rows for rows in centred]),
-    }
-    return Reply({"delta": statistics}, {}, sum(map(len, groups)))
+    packed = {}
+    for c, rows in rows_by_class.items():
+        centred = rows - rows.mean(0)
+        count = torch.tensor(float(len(rows)), dtype=rows.dtype)
+        packed[str(c)] = moments.pack(count, rows.mean(0), centred.T @ centred / len(rows))
+    return Reply({"delta": packed}, {}, sum(map(len, rows_by_class.values())))
 
 
 def dyadic_moments():
@@ -168,12 +164,12 @@ def pooled(clients):
 def test_moments_are_those_of_the_pooled_rows():
     clients = rows_of_clients()
     found = fold_all(product({"delta": Moments()}), [moments_reply(each) for each in clients]).trees["delta"]
-    assert found["class_ids"].tolist() == [0, 2, 7]
-    for row, (_, rows) in enumerate(sorted(pooled(clients).items())):
-        assert found["count"][row] == len(rows)
-        np.testing.assert_allclose(found["mean"][row], rows.numpy().mean(0), rtol=0, atol=1e-10)
-        covariance = found["scatter"][row] / found["count"][row]
-        np.testing.assert_allclose(covariance, np.cov(rows.numpy().T, bias=True), rtol=0, atol=1e-10)
+    assert list(found) == ["0", "2", "7"]
+    for c, rows in pooled(clients).items():
+        count, mean, covariance = moments.unpack(found[str(c)])
+        assert count == len(rows)
+        np.testing.assert_allclose(mean, rows.numpy().mean(0), rtol=0, atol=1e-10)
+        np.testing.assert_allclose(covariance, np.cov(rows.numpy().T, bias=True), rtol=0, atol=1e-9)
 
 
 def test_moments_do_not_depend_on_the_grouping():
@@ -183,36 +179,39 @@ def test_moments_do_not_depend_on_the_grouping():
     for order in itertools.permutations(range(4)):
         a, b, c, d = (fold.lift(client, clients[client]) for client in order)
         found = fold.finish(fold.merge(fold.merge(a, b), fold.merge(c, d))).trees["delta"]
+        assert list(found) == list(whole)
         for name in whole:
-            assert torch.allclose(found[name].double(), whole[name].double(), rtol=0, atol=1e-9), name
+            assert torch.allclose(found[name], whole[name], rtol=0, atol=1e-9), name
 
 
-def test_moments_of_a_single_example():
-    rows = torch.tensor([[3.0, -1.0]], dtype=torch.float64)
-    found = fold_all(product({"delta": Moments()}), [moments_reply({4: rows})]).trees["delta"]
-    assert found["mean"].tolist() == [[3.0, -1.0]] and found["scatter"].tolist() == [[[0.0, 0.0], [0.0, 0.0]]]
-
-
-def test_moments_sort_classes_that_come_in_any_order():
-    first = moments_reply({0: torch.zeros(2, 1).double(), 5: torch.full((1, 1), 8.0).double()})
-    flipped = Reply({"delta": {name: t.flip(0) for name, t in first.trees["delta"].items()}}, {}, 3)
+def test_moments_by_hand():
+    first = moments_reply({5: torch.full((1, 1), 8.0).double(), 0: torch.zeros(2, 1).double()})
     other = moments_reply({5: torch.full((1, 1), 4.0).double()})
-    found = fold_all(product({"delta": Moments()}), [flipped, other]).trees["delta"]
-    assert found["class_ids"].tolist() == [0, 5] and found["count"].tolist() == [2, 2]
-    assert found["mean"].tolist() == [[0.0], [6.0]]
-    assert found["scatter"].tolist() == [[[0.0]], [[8.0]]]  # 2^2 + 2^2
+    found = fold_all(product({"delta": Moments()}), [first, other]).trees["delta"]
+    assert list(found) == ["0", "5"]
+    assert found["0"].tolist() == [2, 0, 0] and found["5"].tolist() == [2, 6, 4]  # (2^2 + 2^2) / 2
+    within = fold_all(product({"delta": Moments(within_only=True)}), [first, other]).trees["delta"]
+    assert within["5"].tolist() == [2, 6, 0]
+
+
+def test_packing():
+    covariance = torch.tensor([[1.0, 2.0, 3.0], [2.0, 4.0, 5.0], [3.0, 5.0, 6.0]])
+    packed = moments.pack(torch.tensor(9.0), torch.tensor([7.0, 8.0, 9.0]), covariance)
+    assert packed.tolist() == [9, 7, 8, 9, 1, 2, 3, 4, 5, 6] and len(packed) == moments.packed_size(3)
+    assert torch.equal(moments.unpack(packed)[2], covariance)
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"count": torch.ones(3)}, r"expected class_ids \[C\]"),
-        ({"scatter": torch.ones(2, 3)}, r"expected class_ids \[C\]"),
-        ({"mean": torch.tensor(1.0)}, r"expected class_ids \[C\]"),
-        ({"class_ids": torch.tensor([1, 1])}, "each once"),
-        ({"class_ids": torch.tensor([1.0, 2.0])}, "each once"),
-        ({"count": torch.tensor([0.0, 2.0])}, "count of at least 1"),
-        ({"count": torch.tensor([-1.0, 2.0])}, "count of at least 1"),
+        ({"1": torch.ones(4)}, "numbers, found shape"),
+        ({"1": torch.ones(2, 6)}, "expected packed moments"),
+        ({"1": torch.tensor(1.0)}, "expected packed moments"),
+        ({"1": torch.ones(6).long()}, "expected packed moments"),
+        ({"one": torch.ones(6)}, "expected packed moments"),
+        ({"1": torch.tensor([0.0, 1, 1, 1, 1, 1])}, "not at least 1"),
+        ({"2": torch.tensor([-1.0, 1, 1, 1, 1, 1])}, "not at least 1"),
+        ({"2": torch.tensor([1.0, 1, 1, 1, torch.nan, 1])}, "NaN"),
     ],
 )
 def test_moments_that_cannot_be(change, message):
@@ -226,7 +225,7 @@ def test_moments_that_cannot_be(change, message):
 def test_moments_of_different_width():
     fold = product({"delta": Moments()})
     narrow, wide = (fold.lift(0, moments_reply({1: torch.randn(3, width)})) for width in (2, 3))
-    with pytest.raises(BadReplyError, match="2 and 3 features"):
+    with pytest.raises(BadReplyError, match="class 1 that do not go together"):
         fold.merge(narrow, wide)
 
 
@@ -394,6 +393,49 @@ def test_rows_that_are_missing():
             COLLECT.check_partial(replace(good, trees={"delta": tree}), PAYLOAD, [4, 5])
 
 
+def lied(fold, replies, **lie):
+    good = partial(fold, replies)
+    fold.check_partial(good, PAYLOAD, [4, 5])
+    with pytest.raises(BadReplyError) as found:
+        fold.check_partial(replace(good, trees={"r": {**good.trees["r"], **lie}}), PAYLOAD, [4, 5])
+    return str(found.value)
+
+
+def rows_of(name, tensor, owners):
+    sizes = torch.ones(len(owners), dtype=torch.int64)
+    return {name: tensor, f"#client:{name}": torch.tensor(owners, dtype=torch.int64), f"#num_examples:{name}": sizes}
+
+
+class Unit(Collect):
+    """Optional vectors of length 1; everybody sends one."""
+
+    def __init__(self):
+        super().__init__(optional=["a", "b"])
+
+    def check(self, what, tree, payload):
+        super().check(what, tree, payload)
+        if not tree or any(vector.shape != (1,) or abs(float(vector)) != 1 for vector in tree.values()):
+            raise BadReplyError(f"{what}: no unit")
+
+
+def test_every_row_is_checked_as_a_reply_is():
+    fold, honest = product({"r": Unit()}), [Reply({"r": T(a=[1.0])}), Reply({"r": T(a=[-1.0])})]
+    assert "r of client 5: no unit" in lied(fold, honest, a=torch.tensor([[1.0], [3.0]]))
+    assert "no unit" in lied(fold, honest, **rows_of("b", torch.tensor([[1.0], [3.0]]), [4, 5]))
+    assert "r of client 4: no unit" in lied(fold, honest, **rows_of("a", torch.tensor([[1.0]]), [5]))  # 4 sent nothing
+    for strange in (torch.zeros(0, 1), torch.zeros(0, 3, 7)):
+        assert "'b' are of other clients" in lied(fold, honest, **rows_of("b", strange, []))
+    assert "how many examples" in lied(fold, honest, **{"#num_examples:a": torch.tensor([1, 0])})
+    both = rows_of("b", torch.tensor([[1.0]]), [5]) | {"#num_examples:b": torch.tensor([2])}
+    assert "how many examples" in lied(fold, honest, **both)
+
+
+def test_required_keys_are_each_clients():
+    fold = product({"r": Collect(keys=["b"], optional=["a"])})
+    honest = [Reply({"r": T(b=1.0)}), Reply({"r": T(b=1.0, a=[2.0])})]
+    assert "of client 4: expected the keys ['b']" in lied(fold, honest, **rows_of("b", torch.ones(1), [5]))
+
+
 @pytest.mark.parametrize(
     "tree",
     [
@@ -408,6 +450,51 @@ def test_rows_that_are_missing():
 )
 def test_evaluation_that_cannot_be_summarised(tree):
     good = Reply({"counts": T(**{"test/model": [[1.0], [2.0]], "test/model/loss": 1.0})})
-    EVALUATION_FOLD.check(good, PAYLOAD)
+    fold = evaluation_fold(1)
+    fold.check(good, PAYLOAD)
     with pytest.raises(BadReplyError, match="counts"):
-        EVALUATION_FOLD.check(Reply({"counts": tree}), PAYLOAD)
+        fold.check(Reply({"counts": tree}), PAYLOAD)
+
+
+def counts_of(name, right, asked, loss=1.0):
+    return T(**{name: [right, asked], f"{name}/loss": loss})
+
+
+ROUND = [[3.0, 6, 6, 2, 3, 3], [6.0, 6, 6, 3, 3, 3]]  # of retrieval: six images, three texts
+
+
+@pytest.mark.parametrize(
+    ("tree", "message"),
+    [
+        (counts_of("test/model", [1.0] * 5, [2.0] * 5), "C=4"),
+        (counts_of("test/model", *ROUND), "C=4"),
+        (counts_of("test/retrieval", [1.0] * 5, [2.0] * 5), "6 of retrieval"),
+        (counts_of("test/retrieval", [1.0] * 4, [2.0] * 4), "6 of retrieval"),
+        (counts_of("train/model", [1.0] * 4, [2.0] * 4), "<split>/<predictor>"),
+        (counts_of("test/", [1.0] * 4, [2.0] * 4), "<split>/<predictor>"),
+        (counts_of("test/model", [3.0, 0, 0, 0], [2.0] * 4), "at most as many right"),
+        (counts_of("test/model", [-1.0, 0, 0, 0], [2.0] * 4), "at most as many right"),
+        (counts_of("test/model", [0.0] * 4, [0.0] * 4), "some examples"),
+        (counts_of("test/model", [0.0] * 4, [1e308] * 4), "some examples"),
+        (counts_of("test/model", [0.0] * 4, [float("inf")] * 4), "NaN or infinity"),
+        (counts_of("test/model", [0.0] * 4, [2.0] * 4, -1.0), "loss"),
+        (counts_of("test/model", [0.0] * 4, [2.0] * 4, 1e308), "loss"),
+        (counts_of("test/retrieval", [0.0] * 6, [0.0] * 6), "some examples"),
+        (counts_of("test/retrieval", [0.0] * 6, [2.0, 2, 3, 2, 2, 2]), "same queries"),
+        (counts_of("test/retrieval", [0.0] * 6, [2.0, 2, 2, 3, 3, 3]), "same queries"),
+        ({name: each.float() for name, each in counts_of("test/model", [0.0] * 4, [2.0] * 4).items()}, "float64"),
+        ({name: each.to(torch.complex128) for name, each in counts_of("test/model", [0.0] * 4, [2.0] * 4).items()},
+         "float64"),
+    ],
+    ids=str,
+)  # fmt: skip
+def test_evaluation_that_lies(tree, message):
+    fold = evaluation_fold(4)
+    good = counts_of("test/model", [1.0] * 4, [2.0, 1, 1, 1]) | counts_of("validation/retrieval", *ROUND, 0.0)
+    fold.check(Reply({"counts": good}), PAYLOAD)
+    fold.check(Reply({"counts": {}}), PAYLOAD)  # somebody without examples
+    with pytest.raises(BadReplyError, match=message):
+        fold.check(Reply({"counts": tree}), PAYLOAD)
+    fold.check_partial(partial(fold, [Reply({"counts": good}), Reply({"counts": {}})]), PAYLOAD, [4, 5])
+    with pytest.raises(BadReplyError):
+        fold.check_partial(fold.lift(5, Reply({"counts": tree})), PAYLOAD, [5])

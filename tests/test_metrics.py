@@ -9,6 +9,8 @@ import torch
 
 from core import metrics
 from core.metrics import ClassCounts
+from simulations import run
+from tests.helpers import small_run
 
 
 def logits_for(predicted, num_classes=3):
@@ -71,3 +73,65 @@ def test_over_clients():
 def test_mean_and_deviation():
     assert metrics.mean_and_deviation([1.0, 3.0]) == (2.0, pytest.approx(math.sqrt(2)))  # (1 + 1) / (2 - 1)
     assert metrics.mean_and_deviation([7.0]) == (7.0, 0.0)
+
+
+def test_class_groups_pool_their_examples():
+    found = ClassCounts(torch.tensor([9.0, 1.0, 1.0, 0.0]), torch.tensor([10.0, 2.0, 4.0, 0.0]), 1.0)
+    groups = torch.tensor([0, 1, 1, 2])
+    assert metrics.by_group(found, groups) == {
+        "accuracy_head": 0.9,
+        "accuracy_middle": 2 / 6,  # over examples; the mean of the classes would be 3/8
+    }
+    assert metrics.by_group(found, torch.tensor([2, 2, 2, 0])) == {"accuracy_tail": 11 / 16}
+    for wrong in (torch.tensor([0, 1, 2]), torch.tensor([0, 1, 2, 3]), torch.tensor([0, 1, 2, -1])):
+        with pytest.raises(ValueError, match="group 0, 1 or 2 for each of 4 classes"):
+            metrics.by_group(found, wrong)
+
+
+def test_domains_count_once_each():
+    small = ClassCounts(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0]), 1.0)
+    large = ClassCounts(torch.tensor([50.0, 40.0]), torch.tensor([50.0, 50.0]), 1.0)
+    absent = ClassCounts(torch.zeros(2), torch.zeros(2), 0.0)
+    assert metrics.by_domain({"ink": small, "oil": large, "wax": absent}) == pytest.approx(
+        {"domain/ink/accuracy": 0.5, "domain/oil/accuracy": 0.9, "domains_mean": 0.7, "domains_worst": 0.5}
+    )
+    assert metrics.by_domain({"wax": absent}) == {}
+
+
+DOMAINS = (
+    *("data.name=synthetic", "data.options={num_domains: 3, image_size: 8, num_test: 100, noise: 1.0}"),
+    *("data.max_train=300", "data.num_clients=3", "data.server_validation=0.2", "run.rounds=1"),
+    *("model.name=cnn", "model.sizes={width: 4, hidden: 8}", "client.device=cpu"),
+)
+
+
+def test_the_server_reports_each_domain_their_mean_and_the_worst(tmp_path):
+    result = run("digits", *DOMAINS, f"run.results={tmp_path}")
+    found = result.summary["metrics"]
+    for split in ("validation", "test"):
+        apart = [found[f"{split}/domain/domain {d}/accuracy"] for d in range(3)]
+        assert len(set(apart)) > 1
+        assert found[f"{split}/domains_mean"] == pytest.approx(sum(apart) / 3)
+        assert found[f"{split}/domains_worst"] == min(apart)
+    # 34, 33 and 33 test examples: the whole is the mean weighted by them, in metrics as in rows.
+    sizes = (34, 33, 33)
+    whole = sum(n * found[f"test/domain/domain {d}/accuracy"] for d, n in enumerate(sizes)) / 100
+    assert found["test/accuracy"] == pytest.approx(whole)
+    rows = result.metrics.query("side == 'server' and split == 'test' and metric == 'domains_worst'")
+    assert rows["value"].tolist() == [found["test/domains_worst"]]
+
+
+def test_domains_in_a_sequence_count_the_tasks_seen(tmp_path):
+    sequence = ("data.partition=split_tasks", "data.num_tasks=2", "data.rounds_per_task=1", "run.rounds=2")
+    result = run("digits", *DOMAINS, *sequence, f"run.results={tmp_path}")
+    rows = result.metrics.query("side == 'server' and split == 'test' and round == 1")
+    by_name = dict(zip(rows["metric"], rows["value"], strict=True))
+    # After the first task only its examples count, in the whole as in each domain.
+    assert by_name["accuracy"] == pytest.approx(by_name["task/0/accuracy"])
+    assert min(by_name[f"domain/domain {d}/accuracy"] for d in range(3)) <= by_name["accuracy"]
+    assert max(by_name[f"domain/domain {d}/accuracy"] for d in range(3)) >= by_name["accuracy"]
+
+
+def test_a_set_without_domains_has_no_such_metric(tmp_path):
+    found = small_run(tmp_path, "run.rounds=1").summary["metrics"]
+    assert not any("domain" in name or "accuracy_tail" in name for name in found)

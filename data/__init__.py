@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from data import encoders, partition, registry
+from data import encoders, partition, public, registry
 from data.config import DataConfig
 from data.errors import DamagedDataError, DataError, MissingDataError, PartitionError
 from data.federation import ClientData, Federation, ServerData, check_fractions
@@ -47,4 +47,5 @@ def check(config: DataConfig) -> None:
         encoders.check(config.encoder, config.encoder_size)
     check_fractions(config)
     partition.check(config)
+    public.check(config)
     registry.check(config)

@@ -24,6 +24,7 @@ from torch import Tensor
 from core.rng import generator
 from data import encoders, registry
 from data import partition as partitions
+from data import public as common
 from data.config import DataConfig
 from data.errors import DataError
 from data.partition import Partition
@@ -32,7 +33,7 @@ from data.texts import Texts
 from data.transforms import permute_pixels
 from data.types import DataSet, Examples
 
-_COLUMNS = ("images", "labels", "domains", "tasks", "concepts")
+_COLUMNS = ("images", "labels", "domains", "tasks", "concepts", "tokens")
 _TRAIN, _VALIDATION, _TEST = 0, 1, 2
 
 
@@ -62,6 +63,7 @@ class Federation:
         test_pool: The test examples.
         partition: The clients' example numbers.
         validation_index: The server's example numbers, ascending.
+        public_index: Example numbers of the public set, ascending.
         meta: What is no array, fit for JSON.
     """
 
@@ -69,6 +71,7 @@ class Federation:
     test_pool: Examples
     partition: Partition
     validation_index: Tensor
+    public_index: Tensor
     meta: Mapping[str, Any]
 
     @classmethod
@@ -85,7 +88,10 @@ class Federation:
         seed = seed if config.seed is None else config.seed
         check_fractions(config)
         partitions.check(config)
+        common.check(config)
         data_set = registry.load(config, seed)
+        if config.text_encoder and config.text_encoder != common.BPE:
+            data_set = common.embed_texts(data_set, config.text_encoder)
         if config.encoder:
             data_set = encoders.encode(data_set, config.encoder, config.encoder_size)
         elif data_set.train.images.shape[1] == 0:
@@ -98,11 +104,12 @@ class Federation:
         check_fractions(config)
         kept = subset(len(data_set.train), config.max_train, seed, "max_train")
         whole = len(kept) == len(data_set.train)
-        pool = data_set.train if whole else data_set.train.take(kept)
+        pool = common.caption_concepts(data_set.train if whole else data_set.train.take(kept), config)
         natural_ids = data_set.natural_ids if data_set.natural_ids is None else data_set.natural_ids[kept]
         test = data_set.test
         if 0 < config.max_test < len(test):
             test = test.take(subset(len(test), config.max_test, seed, "max_test"))
+        test = common.caption_concepts_of_test(test, pool)
 
         groups = pool.labels
         if pool.domains is not None:
@@ -113,6 +120,10 @@ class Federation:
             rest, held_out = stratified_concepts(
                 pool.concepts, pool.labels, config.server_validation, seed, "server validation"
             )
+        rest, public = common.split_public(pool, rest, config.public, seed)
+        vocabulary = 0
+        if config.text_encoder == common.BPE:
+            pool, test, vocabulary = common.tokenize(pool, test, public, config)
         found = partitions.build(
             config,
             pool.labels[rest],
@@ -121,6 +132,7 @@ class Federation:
             seed,
             data_set.num_classes,
         )
+        task_of_class = torch.zeros(data_set.num_classes, dtype=torch.int64)
         if config.partition == "split_tasks":
             task_of_class = partitions.class_tasks(data_set.num_classes, config.num_tasks)
             pool, test = (
@@ -139,11 +151,13 @@ class Federation:
             "partition": config.partition,
             "num_tasks": config.num_tasks if config.partition in ("split_tasks", "permuted_tasks") else 1,
             "repeats": found.repeats,
+            "task_of_class": task_of_class.tolist(),
+            "vocabulary": vocabulary,
             "client_validation": config.client_validation,
             "client_test": config.client_test,
         }
         mapped = Partition(rest[found.indices], found.offsets, found.tasks, found.repeats)
-        made = cls(pool, test, mapped, held_out, meta)
+        made = cls(pool, test, mapped, held_out, public, meta)
         bare = ((made.num_train == 0) & (mapped.sizes > 0)).nonzero().flatten().tolist()
         if bare:
             raise DataError(
@@ -155,7 +169,7 @@ class Federation:
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return all tensors as numpy arrays that share their memory, for an object store."""
         found = {"indices": self.partition.indices, "offsets": self.partition.offsets}
-        found["validation_index"] = self.validation_index
+        found |= {"validation_index": self.validation_index, "public_index": self.public_index}
         for prefix, examples in (("pool", self.pool), ("test", self.test_pool)):
             for column in _COLUMNS:
                 tensor = getattr(examples, column)
@@ -176,7 +190,7 @@ class Federation:
         pool, test = (_examples(tensors, prefix) for prefix in ("pool", "test"))
         tasks = None if pool.tasks is None else pool.tasks[tensors["indices"]]
         partition = Partition(tensors["indices"], tensors["offsets"], tasks, int(meta["repeats"]))
-        return cls(pool, test, partition, tensors["validation_index"], dict(meta))
+        return cls(pool, test, partition, tensors["validation_index"], tensors["public_index"], dict(meta))
 
     @property
     def num_clients(self) -> int:
@@ -192,6 +206,16 @@ class Federation:
     def num_tasks(self) -> int:
         """Number of tasks of a sequence; 1 where there is none."""
         return int(self.meta["num_tasks"])
+
+    @property
+    def task_of_class(self) -> Tensor:
+        """The task of each class under `split_tasks`, [C] int64; else 0."""
+        return torch.tensor(self.meta["task_of_class"], dtype=torch.int64)
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens that texts are made of; 0 where there are none, or embeddings in their place."""
+        return int(self.meta["vocabulary"])
 
     @property
     def image_size(self) -> int:
@@ -285,6 +309,11 @@ class Federation:
         validation = self.pool.take(self.validation_index)
         return ServerData(self._examples(validation), self._examples(self.test_pool))
 
+    @cached_property
+    def public(self) -> Examples:
+        """The examples that the server and all clients have in common, maybe none."""
+        return self._examples(self.pool.take(self.public_index))
+
     def _examples(self, found: Examples) -> Examples:
         """Return examples as tasks show them: under `permuted_tasks` once in every task, task by task."""
         repeats = self.partition.repeats
@@ -298,6 +327,7 @@ class Federation:
             domains=None if found.domains is None else found.domains.repeat(repeats),
             concepts=None if found.concepts is None else found.concepts.repeat(repeats),
             texts=None,
+            tokens=None,
             tasks=torch.arange(repeats).repeat_interleave(len(found)),
         )
 

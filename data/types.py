@@ -31,6 +31,8 @@ class Examples:
         concepts: [N] int64, what an example shows: examples of one concept (the same emoji by several vendors, the
             same caption) are never in two splits. None where each example is its own.
         texts: The caption or the text of each example, or None.
+        tokens: What a text model reads (`data.text_encoder`): token ids [N, L] int64, 0 after the end, or embeddings
+            [N, E] of a frozen encoder, floating point; or None.
     """
 
     images: Tensor
@@ -39,6 +41,7 @@ class Examples:
     tasks: Tensor | None = None
     concepts: Tensor | None = None
     texts: Texts | None = None
+    tokens: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.images.ndim not in (2, 4):
@@ -47,6 +50,8 @@ class Examples:
             )
         if self.texts is not None and len(self.texts) != self.images.shape[0]:
             raise DataError(f"Expected {self.images.shape[0]} texts, one an example, found {len(self.texts)}.")
+        if self.tokens is not None and (self.tokens.ndim != 2 or self.tokens.shape[0] != self.images.shape[0]):
+            raise DataError(f"Expected tokens [{self.images.shape[0]}, L], found {tuple(self.tokens.shape)}.")
         for what in ("labels", *_COLUMNS):
             column = getattr(self, what)
             if column is None:
@@ -70,6 +75,7 @@ class Examples:
             images=self.images[index],
             labels=self.labels[index],
             texts=None if self.texts is None else self.texts.take(index),
+            tokens=None if self.tokens is None else self.tokens[index],
             **self._each(lambda column: column[index]),
         )
 
@@ -93,9 +99,25 @@ class Examples:
         return Examples(
             images=images,
             labels=self.labels.to(device),
-            texts=self.texts,  # of no use to a device before a tokenizer has seen them
+            texts=self.texts,  # of no use to a device; `tokens` are
+            tokens=None if self.tokens is None else self.tokens.to(device),
             **self._each(lambda column: column.to(device)),
         )
+
+    def read_tokens(self, device: torch.device | str, dtype: torch.dtype) -> Tensor:
+        """Return `tokens` on `device`; embeddings in place of tokens in `dtype`.
+
+        Raises:
+            DataError: There are none.
+        """
+        if self.tokens is None:
+            raise DataError("These examples have no tokens: set data.text_encoder.")
+        found = self.tokens.to(device)
+        return found.to(dtype) if found.is_floating_point() else found
+
+    def identities(self) -> Tensor:
+        """Return a number for each example, [N] int64, which examples of one concept share."""
+        return torch.arange(len(self)) if self.concepts is None else self.concepts
 
     def with_tasks(self, tasks: Tensor | None) -> Examples:
         """Return the same examples with other task ids, [N] int64."""

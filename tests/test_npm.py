@@ -6,6 +6,7 @@ import base64
 import hashlib
 import io
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -220,3 +221,56 @@ def test_a_package_that_lacks_a_file_is_fetched_again(tmp_path: Path) -> None:
     assert not npm._is_whole(folder)
     (folder / "a.txt").unlink()
     assert not npm._is_whole(folder)
+
+
+@pytest.fixture
+def old(tmp_path: Path, calls: Path) -> tuple[Package, Path]:
+    """A package that was fetched long ago, and its folder."""
+    thing = package(tmp_path)
+    npm.fetch([thing], lambda _: None)
+    folder = npm.folder(thing, "things")
+    for path in [*folder.rglob("*"), folder]:
+        os.utime(path, (1_000_000_000, 1_000_000_000))
+    return thing, folder
+
+
+@pytest.fixture
+def looked(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
+    """The folders whose files were listed, one by one."""
+    found: list[Path] = []
+    listing = npm._files
+    monkeypatch.setattr(npm, "_files", lambda path: (found.append(path), listing(path))[1])
+    return found
+
+
+def test_a_package_is_looked_through_once(old: tuple[Package, Path], looked: list[Path]) -> None:
+    thing, folder = old
+    for _ in range(5):
+        assert npm.folder(thing, "things") == folder
+    assert looked == [folder]
+
+
+def test_a_package_that_changed_just_now_is_looked_through_again(old: tuple[Package, Path], looked: list[Path]) -> None:
+    thing, folder = old
+    os.utime(folder / "sub")
+    for _ in range(3):
+        npm.folder(thing, "things")
+    assert looked == [folder] * 3
+
+
+@pytest.mark.parametrize("damage", ["file gone", "folder gone", "list changed", "file more", "all gone"])
+def test_damage_after_the_look_is_found(old: tuple[Package, Path], looked: list[Path], damage: str) -> None:
+    thing, folder = old
+    npm.folder(thing, "things")
+    {
+        "file gone": (folder / "sub" / "b.txt").unlink,
+        "folder gone": lambda: shutil.rmtree(folder / "sub"),
+        "list changed": lambda: (folder / npm._LIST).write_text("{}"),
+        "file more": lambda: (folder / "sub2" / "more.txt").write_text("x"),
+        "all gone": lambda: shutil.rmtree(folder),
+    }[damage]()
+    for _ in range(2):
+        with pytest.raises(MissingDataError, match="not there" if damage == "all gone" else "not whole"):
+            npm.folder(thing, "things")
+    npm.fetch([thing], lambda _: None)
+    assert files(npm.folder(thing, "things"))["sub/b.txt"] == "b"

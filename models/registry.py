@@ -22,11 +22,15 @@ Factory = Callable[..., Model]
 
 # name -> (module, factory)
 TABLE: dict[str, tuple[str, str]] = {
+    "alexnet_small": ("models.alexnet", "alexnet_small"),
     "cnn": ("models.cnn", "cnn"),
     "cvt_13": ("models.cvt", "cvt_13"),
     "cvt_21": ("models.cvt", "cvt_21"),
     "cvt_tiny32": ("models.cvt", "cvt_tiny32"),
     "linear": ("models.linear", "linear"),
+    "mlp": ("models.mlp", "mlp"),
+    "resnet18": ("models.resnet", "resnet18"),
+    "resnet34": ("models.resnet", "resnet34"),
 }
 
 _COMMON = ("num_classes", "image_size", "in_channels")

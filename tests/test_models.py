@@ -378,7 +378,7 @@ def test_names_describe_options():
     for name in names():
         assert describe(name).endswith(".")
         assert "\n" not in describe(name)
-    assert options("cnn") == {"image_size": 28, "width": 16, "hidden": 64}
+    assert options("cnn") == {"image_size": 28, "width": 16, "hidden": 64, "norm": "none"}
     assert options("cvt_13") == {"image_size": 224, "drop_path": 0.1}
 
 

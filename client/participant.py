@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import cached_property, partial
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from conf.federation import build_model, federation, local_names
 from conf.schema import Experiment
 from core import device as devices
+from core import training
 from core.memory import MemoryRecord, MemoryStore
 from core.tree import Tree, TreeMismatchError
 from data import transforms
@@ -41,24 +46,41 @@ class Host:
         self.device = devices.resolve(experiment.client.device)
         devices.make_repeatable(self.device)
         self.dtype = devices.parameter_dtype(experiment.client.precision)
-        self.model: Model = build_model(experiment, self.data).to(self.device)
-        self.local_names = local_names(experiment, self.model)
-        whole = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
-        shared = shared_state(self.model, self.local_names)
-        self.shared_names = frozenset(shared)
-        self._own_initial = {name: t for name, t in whole.items() if name not in shared}
         self._prepared: OrderedDict[int, tuple[Examples, tuple[Tensor, Tensor]]] = OrderedDict()
         self._prepared_bytes = 0
 
+    @cached_property
+    def model(self) -> Model:
+        """The experiment's model, built when a strategy first asks for it: where only representations travel, never."""
+        return build_model(self.experiment, self.data).to(self.device)
+
+    @cached_property
+    def local_names(self) -> frozenset[str]:
+        """Names of the model's state that stay with each client."""
+        return local_names(self.experiment, self.model)
+
+    @cached_property
+    def _initial(self) -> tuple[frozenset[str], dict[str, Tensor]]:
+        """Names of the shared state, and the rest of the state as initialised; taken before anything is loaded."""
+        shared = frozenset(shared_state(self.model, self.local_names))
+        state = self.model.state_dict()
+        return shared, {name: t.detach().clone() for name, t in state.items() if name not in shared}
+
+    @property
+    def task_heads(self) -> Tensor | None:
+        """The task of each class, [C], where each task has a head of its own."""
+        return self.data.task_of_class if self.experiment.data.heads == "per_task" else None
+
     def load(self, tree: Tree, memory: MemoryRecord | None) -> Model:
         """Give the model the state of `tree`, and the client's own parts from its memory."""
-        if tree.keys() != self.shared_names:
-            missing, extra = self.shared_names - tree.keys(), tree.keys() - self.shared_names
+        shared_names, own_initial = self._initial
+        if tree.keys() != shared_names:
+            missing, extra = shared_names - tree.keys(), tree.keys() - shared_names
             raise TreeMismatchError(
                 f"The model that came lacks {sorted(missing)[:5]} and has {sorted(extra)[:5]} too many; server and "
                 "client built different models."
             )
-        own = dict(self._own_initial)
+        own = dict(own_initial)
         if memory is not None and NORM in memory.trees:
             own |= memory.trees[NORM]
         for parameter in self.model.parameters():
@@ -74,6 +96,8 @@ class Host:
 
     def own_parts(self) -> dict[str, Tensor]:
         """Return the parts of the model that stay with the client."""
+        if self.experiment.model.norm != "local":
+            return {}  # without building a model that nobody may have asked for
         state = self.model.state_dict()
         return {name: state[name].detach().cpu().clone() for name in sorted(self.local_names)}
 
@@ -116,6 +140,9 @@ class Clients:
         self.host = host
         self.memory = memory
         self._data: OrderedDict[int, ClientData] = OrderedDict()
+        self._kept: OrderedDict[tuple[Any, ...], tuple[MemoryRecord | None, Examples]] = OrderedDict()
+        self._kept_bytes = 0
+        self._by_task: OrderedDict[int, tuple[int, Examples]] = OrderedDict()
         self._cache_size = cache_size
 
     def data(self, client: int) -> ClientData:
@@ -142,13 +169,15 @@ class Clients:
         def load_model(tree: Tree) -> Model:
             return host.load(tree, record)
 
+        experiment = host.experiment
+        task = experiment.schedule.task(round_)
         return ClientContext(
             id=client,
             seed=host.experiment.run.seed,
             round=round_,
             phase=phase,
             local=host.experiment.client,
-            train_data=data.train,
+            train_data=self._current(client, data, task),
             validation_data=data.validation,
             test_data=data.test,
             device=host.device,
@@ -159,4 +188,46 @@ class Clients:
             num_classes=host.data.num_classes,
             memory=record,
             remember=remember,
+            loss=self._loss(),
+            task=task,
+            keep=lambda name, make: self._keep((name, client, task, id(record)), record, make),
+            public=host.data.public if len(host.data.public_index) else None,
+            vocabulary=host.data.vocabulary,
         )
+
+    def _keep(self, key: tuple[Any, ...], record: MemoryRecord | None, make: Callable[[], Examples]) -> Examples:
+        """Return what a strategy made of a client's data, made again unless it is among the last ones."""
+        if key not in self._kept:
+            # The record is kept beside it, so that its id cannot be given to another meanwhile.
+            made = make()
+            self._kept[key] = (record, made)
+            self._kept_bytes += made.images.nbytes
+            while self._kept_bytes > _PREPARED_BYTES and len(self._kept) > 1:
+                _, (_, old) = self._kept.popitem(last=False)
+                self._kept_bytes -= old.images.nbytes
+        self._kept.move_to_end(key)
+        return self._kept[key][1]
+
+    def _current(self, client: int, data: ClientData, task: int) -> Examples:
+        """Return the training examples of the current task; the last ones are kept, so that they stay on the device."""
+        tasks = data.train.tasks
+        if tasks is None or not self.host.experiment.schedule.is_sequence:
+            return data.train
+        known = self._by_task.get(client)
+        if known is None or known[0] != task:
+            known = self._by_task[client] = (task, data.train.take(tasks == task))
+            while len(self._by_task) > self._cache_size:
+                self._by_task.popitem(last=False)
+        self._by_task.move_to_end(client)
+        return known[1]
+
+    def _loss(self) -> training.Loss:
+        if self.host.experiment.data.heads != "per_task":
+            return F.cross_entropy
+        return partial(_own_task_loss, task_of_class=self.host.data.task_of_class.to(self.host.device))
+
+
+def _own_task_loss(logits: Tensor, labels: Tensor, task_of_class: Tensor) -> Tensor:
+    """Return the cross-entropy in which each example sees the outputs of its own task."""
+    others = task_of_class[labels][:, None] != task_of_class[None, :]
+    return F.cross_entropy(logits.masked_fill(others, -math.inf), labels)

@@ -12,7 +12,7 @@ from client.participant import NORM, Clients, Host
 from conf.load import build_strategy, portable_hash
 from conf.schema import Experiment
 from core.blocks import BlockTree, fold_block
-from core.evaluation import EVALUATION_FOLD
+from core.evaluation import evaluation_fold
 from core.folds import Product
 from core.memory import MemoryRecord, MemoryStore, Version
 from core.messages import encode_reply, framing_bytes
@@ -75,7 +75,8 @@ class Worker:
         """
         clients = self._begin(work)
         phase = Phase(work.phase)
-        fold = EVALUATION_FOLD if phase == EVALUATE else self.strategy.fold(phase)
+        evaluates = phase == EVALUATE
+        fold = evaluation_fold(self._host.data.num_classes) if evaluates else self.strategy.fold(phase)
         outcome = Outcome()
         tree = BlockTree(fold, work.num_blocks)
         for block in work.blocks:
@@ -109,7 +110,14 @@ class Worker:
             before = clients.memory.read(client, version) if version else None
             context = clients.context(client, work.round, phase.name, before, remembered.append)
             if phase == EVALUATE:
-                reply = evaluate_client(self.strategy, payload, context, self.experiment.evaluate.batch_size)
+                reply = evaluate_client(
+                    self.strategy,
+                    payload,
+                    context,
+                    self.experiment.evaluate.batch_size,
+                    self.experiment.schedule,
+                    self._host.task_heads,
+                )
             else:
                 reply = self.strategy.local(phase, payload, context)
             fold.check(reply, payload)

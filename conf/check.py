@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from conf.errors import ExperimentError
-from conf.schema import Experiment
+from conf.schema import SEQUENCES, Experiment
 from core.device import DEVICES, PRECISIONS
 from core.names import unknown
 from core.training import OPTIMIZERS
@@ -15,7 +16,9 @@ from models import registry as models
 from strategies import registry as strategies
 
 ENGINES = ("inline", "ray", "grpc")
+HEADS = ("shared", "per_task")
 NORMS = ("average", "local", "group")
+_RUN_NAME = re.compile(r"\w[\w.-]*")
 
 
 def _one_of(key: str, value: str, allowed: Iterable[str]) -> None:
@@ -57,6 +60,8 @@ def check(experiment: Experiment) -> None:
         raise ExperimentError(str(unknown("model", experiment.model.name, models.names(), key="model.name")))
     _at_least(experiment, 1, "run.rounds", "run.min_replies", "run.fold_block", "run.threads", "data.num_clients")
     _at_least(experiment, 1, "data.min_examples", "data.num_tasks", "data.imbalance", "engine.nodes")
+    _at_least(experiment, 0, "data.rounds_per_task")
+    _one_of("data.heads", experiment.data.heads, HEADS)
     _at_least(experiment, 0, "run.clients_per_round", "client.epochs", "client.max_steps", "client.batch_size")
     _at_least(experiment, 0, "client.lr", "client.momentum", "client.weight_decay", "client.clip_norm")
     _at_least(experiment, 0, "evaluate.every", "checkpoint.every", "engine.workers", "engine.gpus_per_worker")
@@ -79,6 +84,11 @@ def _sizes(experiment: Experiment) -> None:
 
 def _combinations(experiment: Experiment) -> None:
     run, data, client = experiment.run, experiment.data, experiment.client
+    if run.name and not _RUN_NAME.fullmatch(run.name):
+        raise ExperimentError(
+            f"run.name={run.name} should be the name of a folder: letters, digits, underscores, dots and hyphens, no "
+            "dot or hyphen first."
+        )
     if not 0 < run.participation <= 1:
         raise ExperimentError(f"run.participation is a fraction in (0, 1], found {run.participation!r}.")
     if run.clients_per_round > data.num_clients:
@@ -92,6 +102,7 @@ def _combinations(experiment: Experiment) -> None:
         )
     if data.client_validation + data.client_test >= 1:
         raise ExperimentError("data.client_validation + data.client_test leave nothing to train on.")
+    _sequence(experiment)
     if data.encoder and (data.augment != "none" or data.partition == "permuted_tasks"):
         wrong = f"augment={data.augment}" if data.augment != "none" else f"partition={data.partition}"
         raise ExperimentError(
@@ -108,8 +119,38 @@ def _combinations(experiment: Experiment) -> None:
         raise ExperimentError(f"client.momentum goes with client.optimizer=sgd, not {client.optimizer}.")
 
 
+def _sequence(experiment: Experiment) -> None:
+    data = experiment.data
+    if data.rounds_per_task and data.partition not in SEQUENCES:
+        raise ExperimentError(
+            f"data.rounds_per_task={data.rounds_per_task} needs data.partition={' or '.join(SEQUENCES)}, found "
+            f"{data.partition}."
+        )
+    if data.heads == "per_task" and data.partition != "split_tasks":
+        raise ExperimentError(f"data.heads=per_task needs data.partition=split_tasks, found {data.partition}.")
+    planned = data.rounds_per_task * data.num_tasks
+    if experiment.run.rounds < planned:
+        raise ExperimentError(
+            f"run.rounds={experiment.run.rounds} ends before the last task: data.num_tasks={data.num_tasks} of "
+            f"data.rounds_per_task={data.rounds_per_task} need {planned}."
+        )
+
+
 def _strategy(experiment: Experiment) -> None:
-    name = experiment.strategy.name
+    name, options = experiment.strategy.name, experiment.strategy.options
+    frozen = options.get("augment", True) and not options.get("refresh", 0)
+    if name == "ggeur" and frozen and not experiment.data.encoder:
+        raise ExperimentError(
+            "strategy.name=ggeur completes embeddings of a frozen encoder: set data.encoder, or strategy.refresh to "
+            "take features of the global model every so many rounds."
+        )
+    if name in ("ggeur", "fedloge") and experiment.schedule.is_sequence:
+        raise ExperimentError(
+            f"strategy.name={name} takes what it knows of the classes once, in the first round, and does not go with a "
+            "sequence of tasks. Set data.rounds_per_task=0."
+        )
+    if name == "creamfl":
+        _creamfl(experiment)
     if name.startswith(strategies.FLOWER_PREFIX):
         return  # Flower's own are checked by the server package, which knows Flower
     try:
@@ -117,3 +158,26 @@ def _strategy(experiment: Experiment) -> None:
         kind(kind.config_class(**experiment.strategy.options)).check(experiment.client)
     except ValueError as error:
         raise ExperimentError(str(error)) from error
+
+
+def _creamfl(experiment: Experiment) -> None:
+    data, options = experiment.data, experiment.strategy.options
+    for key, needed in (("public", data.public > 0), ("text_encoder", bool(data.text_encoder))):
+        if not needed:
+            raise ExperimentError(
+                f"strategy.name=creamfl teaches by public pairs of image and text: set data.{key} (and a data set "
+                "with both, such as emoji_pairs)."
+            )
+    kinds = {key: int(options.get(key, 0)) for key in ("num_image", "num_text", "num_both")}
+    if sum(kinds.values()) != data.num_clients:
+        found = " + ".join(f"strategy.{key}={number}" for key, number in kinds.items())
+        raise ExperimentError(f"{found} should make data.num_clients={data.num_clients}.")
+    if data.augment != "none" or data.partition in SEQUENCES:
+        raise ExperimentError(
+            "strategy.name=creamfl reads images and texts as they are: set data.augment=none and no sequence of tasks."
+        )
+    if experiment.model.norm != "average":
+        raise ExperimentError(
+            f"model.norm={experiment.model.norm} is a rule for models that are averaged; creamfl averages none, and "
+            "each client keeps its own. Set model.norm=average, and choose models without batch norm."
+        )

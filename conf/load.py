@@ -25,7 +25,14 @@ from strategies.collected import Collected
 from strategies.collected import Config as CollectedConfig
 
 FOLDER = Path(__file__).parent / "experiments"
-_FREE = ("data.options", "model.sizes")  # mappings whose keys depend on the data set or the model
+_FREE = (
+    "data.options",
+    "model.sizes",
+    "strategy.base_options",
+    "strategy.image_sizes",
+    "strategy.text_sizes",
+    "strategy.server_text_sizes",
+)  # mappings whose keys depend on the data set or the model
 
 
 def experiment_names() -> tuple[str, ...]:

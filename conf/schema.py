@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from core.schedule import Schedule
 from core.training import LocalConfig
 from data.config import DataConfig
+
+SEQUENCES = ("split_tasks", "permuted_tasks")
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,12 @@ class Experiment:
     def data_seed(self) -> int:
         """Seed of splits and partitions."""
         return self.run.seed if self.data.seed is None else self.data.seed
+
+    @property
+    def schedule(self) -> Schedule:
+        """When the sequence of tasks moves on."""
+        tasks = self.data.num_tasks if self.data.partition in SEQUENCES else 1
+        return Schedule(tasks, self.data.rounds_per_task)
 
     @property
     def num_sampled(self) -> int:

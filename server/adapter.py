@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 import uuid
 from collections.abc import Iterable, Iterator
@@ -15,7 +16,7 @@ from flwr.serverapp.strategy import Result
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
 from core import state as states
-from core.evaluation import EVALUATION_FOLD
+from core.evaluation import evaluation_fold
 from core.folds import Folded
 from core.memory import Version
 from core.records import BadReplyError
@@ -117,7 +118,11 @@ class FederatedRun(FlowerStrategy):
 
     def _begin(self) -> Any:
         if self._resume is None:
-            return self.session.strategy.initial(self.session.context(0))
+            state = self.session.strategy.initial(self.session.context(0))
+            experiment = self.session.experiment
+            if experiment.schedule.is_sequence and experiment.evaluate.every and experiment.evaluate.server:
+                evaluation.before_training(self.session, state, self.progress)
+            return state
         prototype = self.session.strategy.initial(self.session.context(0))
         classes = states.state_classes(prototype)
         return states.unpack(self._resume.skeleton, self._resume.tensors, classes)
@@ -140,6 +145,8 @@ class FederatedRun(FlowerStrategy):
                 folded = self._enough(answer, report, work, progress)
             with self._stage("server", progress):
                 state = strategy.update(phase, state, folded, context)
+            if values := strategy.measured(phase, state):
+                self.folder.add(round_, "server", "train", values, time.monotonic() - self._began)
         if round_ == total:
             with self._stage("server", progress):
                 state = strategy.finish(state, context)
@@ -147,7 +154,10 @@ class FederatedRun(FlowerStrategy):
         progress.round = round_
         if found:
             progress.last_metrics = found
-            value = evaluation.selection_value(found)
+            schedule = self.session.experiment.schedule
+            # In a sequence, rounds of different tasks measure different things; only those of the last see all.
+            whole = not schedule.is_sequence or schedule.task(round_) == schedule.num_tasks - 1
+            value = evaluation.selection_value(found) if whole else None
             if value is not None and value > progress.best_value:
                 progress.best_round, progress.best_value, progress.best_metrics = round_, value, found
                 self.best_model = strategy.model(state)
@@ -211,26 +221,29 @@ class FederatedRun(FlowerStrategy):
         self, exchange: Exchange, state: Any, round_: int, total: int, progress: Progress
     ) -> dict[str, float]:
         config = self.session.experiment.evaluate
-        if not config.every or (round_ % config.every and round_ != total):
+        ends_task = self.session.experiment.schedule.ends_task(round_)
+        if not config.every or (round_ % config.every and round_ != total and not ends_task):
             return {}
         found: dict[str, float] = {}
         with self._stage("evaluate", progress):
             seconds = time.monotonic() - self._began
             if config.server:
-                found |= evaluation.on_server(self.session, state, round_, self.folder, seconds)
+                found |= evaluation.on_server(self.session, state, round_, self.folder, seconds, progress)
             cohort = self.session.evaluation_cohort(round_)
             if cohort:
                 payload = self.session.strategy.broadcast(EVALUATE, state, self.session.context(round_))
                 self.listener.phase(round_, EVALUATE.name, len(cohort))
                 work = self._work(EVALUATE, round_, EVALUATION_STEP, cohort, progress)
                 try:
-                    folded, report = exchange.run(work, payload, cohort, EVALUATION_FOLD)
+                    fold = evaluation_fold(self.session.data.num_classes)
+                    folded, report = exchange.run(work, payload, cohort, fold)
                 except BadReplyError as error:
                     self.listener.failure(round_, EVALUATE.name, -1, 0, str(error))
                     return found
                 self._account(report, work, progress)
                 if folded is not None:
-                    found |= evaluation.of_clients(folded, round_, self.folder, seconds)
+                    groups = evaluation.class_groups(self.session, state, round_)
+                    found |= evaluation.of_clients(folded, round_, self.folder, seconds, groups)
         return found
 
     def _look_for_stop(self) -> None:
@@ -279,4 +292,5 @@ def _copy(progress: Progress) -> Progress:
         bytes_down=dict(progress.bytes_down),
         bytes_up=dict(progress.bytes_up),
         memories=dict(progress.memories),
+        tasks=copy.deepcopy(progress.tasks),
     )

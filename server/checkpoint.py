@@ -33,6 +33,8 @@ class Progress:
         bytes_down: `tensors` and `framing` that clients received.
         bytes_up: The same that they sent.
         num_failures: Replies that were left out.
+        tasks: In a sequence of tasks, for each split the accuracies on all tasks: `before` training, and a row of
+            `matrix` after each task.
         memories: For each client that has one, the version of its memory as (round, step, attempt).
     """
 
@@ -45,6 +47,7 @@ class Progress:
     bytes_down: dict[str, int] = field(default_factory=lambda: {"tensors": 0, "framing": 0})
     bytes_up: dict[str, int] = field(default_factory=lambda: {"tensors": 0, "framing": 0})
     num_failures: int = 0
+    tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     memories: dict[str, tuple[int, int, str]] = field(default_factory=dict)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from core.files import read_tensors, write_tensors
 from core.folds import Folded, Partial, Product
 from core.messages import MessageError, decode_outcome, encode_payload, encode_work, framing_bytes
 from core.records import BadReplyError, Payload
+from core.tree import Tree
 from core.work import Outcome, Work, share
 from server.inbox import replies
 from server.nodes import Directory
@@ -185,6 +186,7 @@ class _Receiver:
         self._payload = payload
         self._report = report
         self._height = (len(blocks) - 1).bit_length()
+        self._shapes: dict[tuple[str, str], tuple[int, ...]] = {}
         self._done: set[int] = set()
         self.answered: set[int] = set()
 
@@ -235,6 +237,8 @@ class _Receiver:
             good = [c for c in covered if c not in outcome.failures]
             try:
                 self._fold.check_partial(partial, self._payload, good)
+                if good:
+                    self._agree(partial.trees, lifted=True)
             except BadReplyError as error:
                 for client in covered:
                     self.fail(client, node, str(error))
@@ -251,11 +255,31 @@ class _Receiver:
                 continue
             try:
                 self._fold.check(reply, self._payload)
+                self._agree(reply.trees, lifted=False)
             except BadReplyError as error:
                 self.fail(client, node, str(error))
                 continue
             self._done.add(client)
             self._assembler.add_client(client, reply)
+
+    def _agree(self, trees: Mapping[str, Tree], lifted: bool) -> None:
+        """Raise `BadReplyError` for what the tree of blocks could not merge, before it is in: it never comes out again.
+
+        Where the payload leaves shapes open, the first answer sets them.
+        """
+        found = {
+            (tree, name): shape
+            for tree, fold in self._fold.folds.items()
+            for name, shape in fold.shapes(trees[tree], lifted).items()
+        }
+        for (tree, name), shape in found.items():
+            known = self._shapes.get((tree, name), shape)
+            if shape != known:
+                raise BadReplyError(
+                    f"{tree}: {name!r} should have shape {known} as another client's has, found {shape}; they cannot "
+                    "be combined"
+                )
+        self._shapes |= found
 
     def finish(self) -> Partial:
         return self._assembler.finish()

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from flwr.serverapp import Grid
+from torch import Tensor
 
 from conf.schema import Experiment
 from core.device import set_threads
@@ -93,7 +94,15 @@ def _finish(run: FederatedRun, folder: RunFolder) -> None:
             "weights_sha256": digest,
             "config_hash": session.config_hash,
         }
+        | _representations(folder, session.strategy.representations(run.state))
     )
+
+
+def _representations(folder: RunFolder, found: dict[str, Tensor]) -> dict[str, str]:
+    """Write a strategy's representations, if it has some, and return their hash for the summary."""
+    if not found:
+        return {}
+    return {"representations_sha256": folder.write_model(found, "representations.safetensors")}
 
 
 def summary(path: Path) -> Mapping[str, Any]:

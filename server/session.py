@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 import torch
@@ -49,7 +52,12 @@ class Session:
         return build_model(self.experiment, self.data)
 
     def full_state(self, shared: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return all parameters and buffers of the generic model: the shared ones, the rest as initialised."""
+        """Return all parameters and buffers of the generic model: the shared ones, the rest as initialised.
+
+        A strategy whose model is not the experiment's alone (CreamFL's pair of encoders) gives all of it.
+        """
+        if self.strategy.own_model:
+            return {name: tensor.detach().cpu() for name, tensor in shared.items()}
         state = {name: tensor.detach().clone() for name, tensor in self._initial.state_dict().items()}
         return state | {name: tensor.detach().cpu() for name, tensor in shared.items()}
 
@@ -75,8 +83,21 @@ class Session:
             device=self.device,
             prepare=self.prepare,
             num_sampled=self.experiment.num_sampled,
-            num_examples=int(self.data.num_train.sum()),
+            num_examples=self._num_examples(round_),
+            schedule=self.experiment.schedule,
+            task_of_class=self.data.task_of_class if self.experiment.data.heads == "per_task" else None,
+            public=self.data.public if len(self.data.public_index) else None,
+            vocabulary=self.data.vocabulary,
         )
+
+    def _num_examples(self, round_: int) -> int:
+        """Return the training examples of all clients, in a sequence those of the round's task (by its share)."""
+        everything, schedule = int(self.data.num_train.sum()), self.experiment.schedule
+        if not schedule.is_sequence:
+            return everything
+        tasks = self.data.partition.tasks
+        share = 1 / schedule.num_tasks if tasks is None else float((tasks == schedule.task(round_)).double().mean())
+        return round(everything * share)
 
     def cohort(self, phase: Phase, round_: int, earlier: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
         """Return the clients of a phase in their fixed order, ascending.
@@ -93,6 +114,8 @@ class Session:
         everyone = self.experiment.data.num_clients
         if phase.who == "everyone":
             return tuple(range(everyone))
+        if phase.groups:
+            return self._draw_groups(self.experiment.num_sampled, phase.groups, round_)
         return self._draw(self.experiment.num_sampled, everyone, round_, "sample")
 
     def evaluation_cohort(self, round_: int) -> tuple[int, ...]:
@@ -105,3 +128,39 @@ class Session:
     def _draw(self, number: int, everyone: int, round_: int, purpose: str) -> tuple[int, ...]:
         source = generator(self.experiment.run.seed, round_, "server", -1, purpose)
         return tuple(sorted(torch.randperm(everyone, generator=source)[:number].tolist()))
+
+    def _draw_groups(self, number: int, groups: tuple[int, ...], round_: int) -> tuple[int, ...]:
+        """Draw from each group in proportion to its size, at least one while there are enough to draw."""
+        sizes = torch.bincount(torch.tensor(groups)).tolist()
+        source = generator(self.experiment.run.seed, round_, "server", -1, "sample")
+        start = Fraction(int(torch.randint(0, 2**32, (), generator=source)), 2**32)
+        chosen: list[int] = []
+        for group, quota in enumerate(quotas(number, sizes, start)):
+            members = [client for client, own in enumerate(groups) if own == group]
+            order = torch.randperm(len(members), generator=source)[:quota].tolist()
+            chosen.extend(members[index] for index in order)
+        return tuple(sorted(chosen))
+
+
+def quotas(number: int, sizes: Sequence[int], start: Fraction) -> list[int]:
+    """Share a number among groups in proportion to their sizes, at least one each if it goes round.
+
+    What a whole number cannot express is left to chance (systematic sampling): over rounds with `start` drawn
+    uniformly, groups get their exact share, and none is shut out because another comes first.
+
+    Args:
+        number: How many in all, at most the sum of the sizes.
+        sizes: Size of each group; an empty one gets nothing.
+        start: In [0, 1).
+    """
+    shares = [Fraction(number * size, sum(sizes)) for size in sizes]
+    least = int(number >= sum(size > 0 for size in sizes))
+    found = [least if size else 0 for size in sizes]
+    rest = number - sum(found)
+    above = [max(share - least, Fraction(0)) for share in shares]
+    reached, taken = start, 0
+    for group, weight in enumerate(above):
+        reached += weight * rest / sum(above) if rest else 0
+        found[group] += math.floor(reached) - taken
+        taken = math.floor(reached)
+    return found

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from simulations.comparison import Comparison
 
+_ANY_WIDTH = 10_000
+
 
 @click.command(short_help="Compare strategies over several seeds.")
 @click.argument("experiment")
@@ -87,55 +89,58 @@ def _print(console: Console, found: Comparison) -> None:
     from simulations.comparison import footnote
 
     console.print()
-    if console.width < 125:
-        console.print(_upright(found))
-    else:
-        console.print(_table(found))
+    table = _table(found)
+    needed = console.measure(table, options=console.options.update_width(_ANY_WIDTH)).maximum
+    console.print(_upright(found) if needed > console.width else table)
     console.print(Text(footnote(found), style="dim"))
     console.print()
     for name, what in (
         ("table.md", "this table"),
-        ("curves.png", "accuracy by round"),
+        ("curves.png", "what they are judged by, by round"),
         ("partition.png", "who has which classes"),
         ("report.html", "all of it; open it in a browser"),
     ):
         console.print(f"{found.path / name}", style="cyan", end="  ", soft_wrap=True)
         console.print(what, style="dim", soft_wrap=True)
-    seeds = len(found.seeds)
     console.print("\nWhat to try next:", style="bold")
-    for line in (
-        f"umbel data show {found.source} data.alpha=0.1   # a harder partition, seen",
-        f"umbel compare {found.source} -s 'fedavg,fedopt(optimizer=adam,lr=0.01)' --seeds {seeds}",
-        "umbel list strategies   # all of them, with their options",
-    ):
+    for line in _next(found):
         console.print(f"  {line}", soft_wrap=True, markup=False)
+
+
+def _next(found: Comparison) -> list[str]:
+    """Return commands that make sense after this comparison."""
+    from simulations.display import SKEWED
+
+    lines, first = [], found.members[0].experiment
+    if first.data.partition in SKEWED:
+        lines.append(f"umbel data show {found.source} data.alpha=0.1   # a harder partition, seen")
+    others = {"acc": "fot,fedavg", "test_last": "fedavg,fedopt(optimizer=adam,lr=0.01)"}
+    if found.main in others:
+        lines.append(f"umbel compare {found.source} -s '{others[found.main]}' --seeds {len(found.seeds)}")
+    return [*lines, "umbel list strategies   # all of them, with their options"]
 
 
 def _table(found: Comparison) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from simulations.comparison import MEASURES, cell, difference_cell
+    from simulations.comparison import table
 
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("strategy", no_wrap=True)
-    for title, _ in MEASURES.values():
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("difference", justify="right", no_wrap=True)
-    for item in found.items:
-        cells = [Text(cell(found, item.label, measure)) for measure in MEASURES]
-        for text in cells:
-            _mark(text)
-        table.add_row(Text(item.label), *cells, Text(difference_cell(found, item.label)))
-    return table
+    heads, rows = table(found)
+    drawn = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    drawn.add_column(heads[0], no_wrap=True)
+    for head in heads[1:]:
+        drawn.add_column(head, justify="right", no_wrap=True)
+    for label, *cells in rows:
+        drawn.add_row(Text(label), *map(_mark, cells))
+    return drawn
 
 
-def _mark(text: Text) -> None:
+def _mark(cell: str) -> Text:
     """Make a best value stand out; the others keep their digits under its digits."""
-    if text.plain.endswith("*"):
-        text.stylize("bold green")
-    else:
-        text.append("  ")
+    from rich.text import Text
+
+    return Text(cell, style="bold green") if cell.endswith("*") else Text(f"{cell}  ")
 
 
 def _upright(found: Comparison) -> Table:
@@ -143,16 +148,13 @@ def _upright(found: Comparison) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from simulations.comparison import MEASURES, cell, difference_cell
+    from simulations.comparison import table
 
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    table.add_column("")
-    for item in found.items:
-        table.add_column(Text(item.label), justify="right")
-    for measure, (title, _) in MEASURES.items():
-        cells = [Text(cell(found, item.label, measure)) for item in found.items]
-        for text in cells:
-            _mark(text)
-        table.add_row(title, *cells)
-    table.add_row("difference", *(Text(difference_cell(found, item.label)) for item in found.items))
-    return table
+    heads, rows = table(found)
+    drawn = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    drawn.add_column("")
+    for row in rows:
+        drawn.add_column(Text(row[0]), justify="right")
+    for head, *cells in list(zip(heads, *rows, strict=True))[1:]:
+        drawn.add_row(head, *map(_mark, cells))
+    return drawn

@@ -26,10 +26,12 @@ from conf.schema import Experiment
 from core.files import write_json, write_text
 from server import flower
 from simulations import api
-from simulations.comparison import MEASURES, Comparison, Item, Member, markdown
+from simulations.comparison import Comparison, Item, Member, markdown
 from simulations.watcher import Watcher
 
 _EXPECTED = "--strategies takes names, each with options in brackets: 'fedavg,fedprox(mu=0.1),scaffold'"
+
+_LONGEST_STEM = 80  # file systems take 255 bytes; the digest tells folders apart
 
 
 def parse_strategies(text: str) -> tuple[Item, ...]:
@@ -117,7 +119,7 @@ def folder_name(item: Item, experiment: Experiment) -> str:
         plain.pop(key)
     plain["run"] = {key: value for key, value in plain["run"].items() if key not in ("results", "name")}
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
-    stem = re.sub(r"[^\w.-]+", "-", item.label.replace("=", "")).strip("-")
+    stem = re.sub(r"[^\w.-]+", "-", item.label.replace("=", "")).strip("-")[:_LONGEST_STEM].rstrip("-")
     return f"{stem}-s{experiment.run.seed}-{digest}"
 
 
@@ -199,7 +201,7 @@ def write(comparison: Comparison) -> None:
             "seed": member.seed,
             "folder": member.path.name,
             "weights_sha256": member.summary["weights_sha256"],
-            **_finite(member.measures),
+            **_finite({measure: member.measures[measure] for measure in comparison.shown}),
         }
         for member in comparison.members
     ]
@@ -207,7 +209,7 @@ def write(comparison: Comparison) -> None:
     table = {}
     for item in comparison.items:
         row: dict[str, Any] = {}
-        for measure in MEASURES:
+        for measure in comparison.shown:
             mean, deviation = comparison.mean_and_deviation(item.label, measure)
             difference, error = comparison.difference(item.label, reference, measure)
             found = {"mean": mean, "deviation": deviation, "difference": difference, "standard_error": error}
@@ -220,7 +222,8 @@ def write(comparison: Comparison) -> None:
         "strategies": [dataclasses.asdict(item) for item in comparison.items],
         "seeds": list(comparison.seeds),
         "reference": reference,
-        "best": {measure: comparison.best(measure) for measure in MEASURES},
+        "main": comparison.main,
+        "best": {measure: comparison.best(measure) for measure in comparison.shown},
         "table": table,
         "runs": runs,
     }

@@ -15,16 +15,21 @@ from conf.schema import Experiment
 from core.files import read_json
 from core.metrics import mean_and_deviation
 from server.main import summary
+from simulations.measures import MAIN, MEASURES
 
-# key -> (title, unit)
-MEASURES: dict[str, tuple[str, str]] = {
-    "test_last": ("test, last", "accuracy"),
-    "test_best": ("test, best", "accuracy"),
-    "clients_mean": ("clients' mean", "accuracy"),
-    "clients_worst10": ("worst 10 %", "accuracy"),
-    "mb_per_round": ("MB a round", "MB"),
-    "seconds": ("seconds", "s"),
-}
+# What the columns mean, told below the table for those that are there.
+_MEANINGS = (
+    ("test_last", "Test: the server's, in the last round and in the best, which validation data choose."),
+    ("acc", "ACC: mean test accuracy over the tasks after the last one."),
+    ("forgetting", "Forgetting: how much of it was lost since each task's own training; less is better."),
+    ("i2t_recall10", "R@10: test queries that find their partner among the first 10."),
+    ("rsum_last", "Rsum: sum of the six recalls in per cent, at most 600."),
+    ("rsum_best", "Best: the round that validation data choose."),
+    ("domains_mean", "Domains: test accuracy in each, a domain counting once, last round."),
+    ("head", "Head, middle, tail: test accuracy by how frequent a class is in training, last round."),
+    ("clients_mean", "Clients: each on its own test, last round."),
+    ("image_clients", "Image and text clients: accuracy, each on its own test, last round."),
+)
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,23 @@ class Comparison:
     source: str
     overrides: tuple[str, ...] = ()
 
+    @cached_property
+    def shown(self) -> tuple[str, ...]:
+        """The measures that all runs of any strategy have; those of a sequence of tasks in place of plain accuracy."""
+        found = [key for key in MEASURES if len(self.lacking(key)) < len(self.items)]
+        return tuple(key for key in found if "acc" not in found or key not in ("test_last", "test_best"))
+
+    @cached_property
+    def main(self) -> str | None:
+        """What the strategies are judged by: the first of `MAIN` that all runs have, else the reference's; or None."""
+        whole = [key for key in MAIN if key in self.shown and not self.lacking(key)]
+        own = [key for key in MAIN if key in self.shown and self.items[0].label not in self.lacking(key)]
+        return next(iter(whole + own), None)
+
+    def lacking(self, measure: str) -> list[str]:
+        """Return the strategies some of whose runs do not have a measure."""
+        return [item.label for item in self.items if any(map(math.isnan, self.values(item.label, measure)))]
+
     def of(self, label: str) -> list[Member]:
         """Return the runs of a strategy in the order of the seeds."""
         return [member for member in self.members if member.item.label == label]
@@ -118,15 +140,14 @@ class Comparison:
         It cannot with a single seed or strategy, when the paired difference to any other strategy is within
         one standard error, or for what is a cost (bytes, seconds) and not an aim.
         """
-        if MEASURES[measure][1] != "accuracy":
-            return None
-        means = {item.label: self.mean_and_deviation(item.label, measure)[0] for item in self.items}
-        if len(self.seeds) < 2 or len(means) < 2 or any(math.isnan(mean) for mean in means.values()):
+        aim = MEASURES[measure].aim
+        means = {item.label: aim * self.mean_and_deviation(item.label, measure)[0] for item in self.items}
+        if not aim or len(self.seeds) < 2 or len(means) < 2 or any(math.isnan(mean) for mean in means.values()):
             return None
         best = max(means, key=means.__getitem__)
         for other in means.keys() - {best}:
             difference, error = self.difference(best, other, measure)
-            if difference <= error:
+            if aim * difference <= error:
                 return None
         return best
 
@@ -135,14 +156,9 @@ def measures(content: dict[str, Any]) -> dict[str, float]:
     """Return what a comparison measures of a run's summary, by the keys of `MEASURES`."""
     found, rounds = content["metrics"], max(int(content["rounds"]), 1)
     moved = sum(content["bytes_up"].values()) + sum(content["bytes_down"].values())
-    return {
-        "test_last": found.get("test/accuracy", math.nan),
-        "test_best": found.get("best/test/accuracy", math.nan),
-        "clients_mean": found.get("clients/test/accuracy_mean", math.nan),
-        "clients_worst10": found.get("clients/test/accuracy_worst10", math.nan),
-        "mb_per_round": moved / rounds / 1e6,
-        "seconds": content["seconds"]["total"],
-    }
+    costs = {"mb_per_round": moved / rounds / 1e6, "seconds": content["seconds"]["total"]}
+    known = {key: found.get(measure.metric) for key, measure in MEASURES.items()}
+    return {key: math.nan if value is None else value for key, value in (known | costs).items()}
 
 
 def read_comparison(folder: Path) -> Comparison:
@@ -165,12 +181,22 @@ def read_comparison(folder: Path) -> Comparison:
 
 def markdown(comparison: Comparison) -> str:
     """Return the comparison's table in Markdown."""
-    heads = ["strategy", *(title for title, _ in MEASURES.values()), "difference"]
+    heads, rows = table(comparison)
     lines = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
-    for item in comparison.items:
-        cells = [cell(comparison, item.label, measure) for measure in MEASURES]
-        lines.append("| " + " | ".join([item.label, *cells, difference_cell(comparison, item.label)]) + " |")
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join(lines) + "\n\n" + footnote(comparison) + "\n"
+
+
+def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Return the heads of the columns and a row for each strategy: its label, its measures, its difference."""
+    heads = ["strategy", *(MEASURES[measure].title for measure in comparison.shown)]
+    rows = [
+        [item.label, *(cell(comparison, item.label, measure) for measure in comparison.shown)]
+        for item in comparison.items
+    ]
+    if comparison.main is None:
+        return heads, rows
+    return [*heads, "difference"], [[*row, difference_cell(comparison, row[0])] for row in rows]
 
 
 def cell(comparison: Comparison, label: str, measure: str) -> str:
@@ -178,34 +204,55 @@ def cell(comparison: Comparison, label: str, measure: str) -> str:
     mean, deviation = comparison.mean_and_deviation(label, measure)
     if math.isnan(mean):
         return "–"
-    digits = 4 if MEASURES[measure][1] == "accuracy" else 1 if measure == "seconds" else 2
+    digits = MEASURES[measure].digits
     spread = f" ± {deviation:.{digits}f}" if len(comparison.seeds) > 1 else ""
     star = " *" if comparison.best(measure) == label else ""
     return f"{mean:.{digits}f}{spread}{star}"
 
 
-def difference_cell(comparison: Comparison, label: str, measure: str = "test_last") -> str:
-    """Return the paired difference to the first strategy with its standard error."""
+def difference_cell(comparison: Comparison, label: str) -> str:
+    """Return the paired difference to the first strategy in the main measure, with its standard error."""
     reference = comparison.items[0].label
     if label == reference:
         return "reference"
-    mean, error = comparison.difference(label, reference, measure)
+    if comparison.main is None:
+        return "–"
+    mean, error = comparison.difference(label, reference, comparison.main)
     if math.isnan(mean):
         return "–"
-    return f"{mean:+.4f}" + ("" if math.isnan(error) else f" ± {error:.4f}")
+    digits = MEASURES[comparison.main].digits
+    return f"{mean:+.{digits}f}" + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
 
 
 def footnote(comparison: Comparison) -> str:
     """Say how to read the table."""
-    seeds = comparison.seeds
+    seeds, missing = comparison.seeds, _missing(comparison)
     if len(seeds) < 2:
-        return "One seed: no deviation and no ranking; add seeds, such as --seeds 3."
+        return " ".join(["One seed: no deviation and no ranking; add seeds, such as --seeds 3.", *missing])
     shared = comparison.members[0].experiment.data.seed is not None
     partition = "all share one partition" if shared else "each draws its own partition"
-    return (
-        f"Mean ± sample standard deviation over {len(seeds)} seeds ({', '.join(map(str, seeds))}; "
-        f"{partition}). Test: the server's, in the last round and in the best, which validation data choose. "
-        "Clients: each on its own test, last round. Difference: of test, last, to "
-        f"{comparison.items[0].label}, paired by seed, ± its standard error. * best, by more than one standard "
-        "error of the paired difference to every other."
-    )
+    parts = [
+        f"Mean ± sample standard deviation over {len(seeds)} seeds ({', '.join(map(str, seeds))}; {partition}).",
+        *(meaning for measure, meaning in _MEANINGS if measure in comparison.shown),
+    ]
+    if comparison.main is not None:
+        title = MEASURES[comparison.main].title
+        parts.append(
+            f"Difference: of {title}, to {comparison.items[0].label}, paired by seed, ± its standard error. "
+            "* best, by more than one standard error of the paired difference to every other."
+        )
+    return " ".join([*parts, *missing])
+
+
+def _missing(comparison: Comparison) -> list[str]:
+    """Say why cells are empty: strategies of different kinds are measured by different things."""
+    empty: dict[str, list[str]] = {}
+    for measure in comparison.shown:
+        for label in comparison.lacking(measure):
+            empty.setdefault(label, []).append(MEASURES[measure].title.removesuffix(", %"))
+    if not empty:
+        return []
+    parts = [f"– is what is not measured in all runs of {who}: {'; '.join(what)}." for who, what in empty.items()]
+    if comparison.main is not None and comparison.lacking(comparison.main):
+        parts.append("Strategies of different kinds share no measure of quality: there is no ranking between them.")
+    return parts

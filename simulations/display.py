@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from rich.columns import Columns
 from rich.console import Console, Group
 from rich.live import Live
 from rich.markup import escape
@@ -15,11 +16,15 @@ from rich.table import Table
 from rich.text import Text
 
 from conf.schema import Experiment
+from simulations import measures
 from simulations.watcher import JsonLines, Watcher
 from strategies import registry
 
 _SHOWN_FAILURES = 3
+_SHOWN_OPTIONS = 5
+SKEWED = ("dirichlet", "long_tail", "quantity_skew", "domain_label")  # partitions that data.alpha is for
 _BARS = "▁▂▃▄▅▆▇█"
+_OF_TASKS = ("test/acc", "test/forgetting", "validation/acc", "validation/forgetting")
 
 
 class Display(Watcher):
@@ -97,17 +102,18 @@ class Display(Watcher):
         super().round(round_, num_rounds, metrics, seconds)
         self._first_round = self._first_round or round_
         if metrics:
-            self._metrics = dict(metrics)
-            key = next((key for key in _MAIN if key in metrics), None)
-            if key:
-                self._history.append(metrics[key])
+            # What is measured after each task only is shown until the next one ends.
+            kept = {key: self._metrics[key] for key in _OF_TASKS if key in self._metrics}
+            self._metrics = kept | dict(metrics)
+            value = measures.course(metrics)
+            if value is not None:
+                self._history.append(value)
         if self.complete:
             self._phase = "done"
             if self._transient and self._member:
-                found = self._metrics.get("test/accuracy")
-                shown = "" if found is None else f"test accuracy {found:.4f}, "
+                found = measures.headline(self._metrics)
                 self._stop()
-                self._console.print(Text(f"{self._member}: {shown}{_clock(seconds)}"))
+                self._console.print(Text(f"{self._member}: {found}{', ' if found else ''}{_clock(seconds)}"))
 
     def close(self) -> None:
         """End the display; its last state stays unless it is transient."""
@@ -172,11 +178,12 @@ class Display(Watcher):
             rows.append((self._phase, f"{self._done} of {self._num_clients} clients done"))
         elif not self.complete:
             rows.append((self._phase, "loading data, building the model"))
-        metrics = self._metrics
-        for label, keys in _LINES:
-            found = [f"{name} [bold]{metrics[key]:.4f}[/]" for name, key in keys if key in metrics]
-            if found:
-                rows.append((label, "   ".join(found)))
+        schedule = self._experiment.schedule
+        if schedule.is_sequence:
+            rows.append(("task", f"{schedule.task(max(self._round, 1)) + 1} of {schedule.num_tasks}"))
+        for label, values in measures.lines(self._metrics):
+            shown = [Text.assemble(f"{name} ", (value, "bold")) for name, value in values]
+            rows.append((label, Columns(shown, padding=(0, 3, 0, 0))))
         if len(self._history) > 1:
             rows.append(("course", sparkline(self._history[-50:])))
         if self._num_failures:
@@ -186,22 +193,10 @@ class Display(Watcher):
         return rows
 
 
-_MAIN = ("test/accuracy", "validation/accuracy", "clients/test/accuracy_mean")
-_LINES = (
-    ("accuracy", (("validation", "validation/accuracy"), ("test", "test/accuracy"))),
-    ("loss", (("validation", "validation/loss"), ("test", "test/loss"))),
-    (
-        "clients",
-        (("mean", "clients/test/accuracy_mean"), ("worst 10 %", "clients/test/accuracy_worst10")),
-    ),
-)
-
-
 def describe(experiment: Experiment, with_strategy: bool = True) -> str:
-    """Return one line: strategy with the options that are not its defaults, model, data, clients, engine."""
+    """Return one line: strategy with a few options that are not its defaults, model, data, clients, engine."""
     data = experiment.data
-    skewed = data.partition in ("dirichlet", "long_tail", "quantity_skew", "domain_label")
-    cut = f"{data.partition}({data.alpha:g})" if skewed else data.partition
+    cut = f"{data.partition}({data.alpha:g})" if data.partition in SKEWED else data.partition
     sampled = experiment.num_sampled < data.num_clients
     parts = [
         experiment.model.name,
@@ -216,8 +211,11 @@ def describe(experiment: Experiment, with_strategy: bool = True) -> str:
 def _strategy(experiment: Experiment) -> str:
     name, options = experiment.strategy.name, experiment.strategy.options
     defaults = {} if name.startswith(registry.FLOWER_PREFIX) else registry.options(name)
-    given = [f"{key}={value}" for key, value in options.items() if key not in defaults or defaults[key] != value]
-    return f"{name}({', '.join(given)})" if given else name
+    given = {key: value for key, value in options.items() if key not in defaults or defaults[key] != value}
+    # One line: tables and lists of sizes are in the run's config.yaml.
+    short = [f"{key}={value}" for key, value in given.items() if not isinstance(value, (dict, list, tuple))]
+    shown = short[:_SHOWN_OPTIONS] + (["…"] if len(given) > min(len(short), _SHOWN_OPTIONS) else [])
+    return f"{name}({', '.join(shown)})" if shown else name
 
 
 def sparkline(values: list[float]) -> str:

@@ -27,9 +27,10 @@ DPI = 150
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 _DASHES = ("-", "--", "-.", ":")
 # Pale to dark, so that few looks like few; nothing at all is white.
-_SHADES = ListedColormap(colormaps["Blues"](np.linspace(0.12, 1.0, 256)))
+SHADES = ListedColormap(colormaps["Blues"](np.linspace(0.12, 1.0, 256)))
 _MAX_LABELS = 60
 _MAX_ROWS = 400
+_LINES_INSIDE = 4  # with more, the legend stands below the axes
 
 Counts = NDArray[np.int64]
 Series = Mapping[int, float]
@@ -61,7 +62,14 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
-def curves(series: Mapping[str, Sequence[Series]], title: str, ylabel: str, percent: bool = True) -> Figure:
+def curves(
+    series: Mapping[str, Sequence[Series]],
+    title: str,
+    ylabel: str,
+    percent: bool = True,
+    xlabel: str = "round",
+    num_colours: int = len(COLOURS),
+) -> Figure:
     """Draw a line for each label: the mean over seeds, with a band of one sample standard deviation.
 
     Args:
@@ -69,34 +77,56 @@ def curves(series: Mapping[str, Sequence[Series]], title: str, ylabel: str, perc
         title: Title.
         ylabel: What is on the y axis, with its unit.
         percent: Values are fractions, to be shown in per cent.
+        xlabel: What is counted on the x axis.
+        num_colours: After so many lines colours begin again, with another dash.
     """
     figure, axes = new_figure(7.2, 4.2)
+    lowest = 0.0
     for index, (label, seeds) in enumerate(series.items()):
         rounds = sorted(set.intersection(*(set(one) for one in seeds))) if seeds else []
         if not rounds:
             continue
         values_SR = np.array([[one[r] for r in rounds] for one in seeds])
         mean_R = values_SR.mean(axis=0)
-        colour = COLOURS[index % len(COLOURS)]
-        dash = _DASHES[index // len(COLOURS) % len(_DASHES)]
+        lowest = min(lowest, float(mean_R.min()))
+        colour = COLOURS[index % num_colours]
+        dash = _DASHES[index // num_colours % len(_DASHES)]
         mark = "o" if len(rounds) <= 30 else None
         axes.plot(rounds, mean_R, dash, color=colour, label=label, marker=mark, markersize=3.5, linewidth=1.8)
         if len(seeds) > 1:
             spread_R = values_SR.std(axis=0, ddof=1)
             axes.fill_between(rounds, mean_R - spread_R, mean_R + spread_R, color=colour, alpha=0.16, linewidth=0)
     axes.set_xmargin(0.012)
-    axes.set_xlabel("round")
+    axes.set_xlabel(xlabel)
     axes.set_ylabel(ylabel)
     axes.set_title(title, loc="left", fontsize=11)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     if percent:
         axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
         low, high = axes.get_ylim()
-        axes.set_ylim(max(low, 0.0), min(high, 1.0) if high <= 1.0 else 1.005)
+        axes.set_ylim(max(low, 0.0) if lowest == 0 else low, min(high, 1.0) if high <= 1.0 else 1.005)
     axes.grid(axis="y", alpha=0.3, linewidth=0.6)
-    if len(series) > 1:
+    if len(axes.lines) > _LINES_INSIDE:
+        _legend_below(figure, axes)
+    elif len(series) > 1 and axes.lines:
         axes.legend(frameon=False, loc="best", fontsize=9)
     return figure
+
+
+def _legend_below(figure: Figure, axes: Axes, num_columns: int = 3) -> None:
+    """Put a long legend below the axes, read row by row."""
+    handles, labels = axes.get_legend_handles_labels()
+    # Matplotlib fills column by column.
+    order = [index for column in range(num_columns) for index in range(column, len(labels), num_columns)]
+    figure.set_figheight(figure.get_figheight() + 0.2 * np.ceil(len(labels) / num_columns))
+    figure.legend(
+        [handles[index] for index in order],
+        [labels[index] for index in order],
+        frameon=False,
+        fontsize=8,
+        ncols=num_columns,
+        loc="outside lower center",
+    )
 
 
 def heat_map(
@@ -124,7 +154,7 @@ def heat_map(
         log = bool(present.size) and largest > 100 * float(np.percentile(present, 10))
     norm: Normalize = LogNorm(1, max(largest, 2.0)) if log else Normalize(0, largest)
     masked = np.ma.masked_equal(shown_KC, 0)
-    image = axes.imshow(masked, aspect="auto", cmap=_SHADES, norm=norm, interpolation="nearest")
+    image = axes.imshow(masked, aspect="auto", cmap=SHADES, norm=norm, interpolation="nearest")
     bar = figure.colorbar(image, ax=axes, pad=0.02)
     bar.set_label("examples" + (" (logarithmic)" if log else ""))
     bar.outline.set_visible(False)

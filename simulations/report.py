@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,10 +19,11 @@ from conf.schema import Experiment
 from core.files import read_json, write_text
 from data.errors import DataError
 from server.main import summary
-from simulations import plots, report_rows
-from simulations.comparison import MEASURES, Comparison, cell, difference_cell, footnote, read_comparison
+from simulations import pictures, plots, report_rows, report_series
+from simulations.comparison import Comparison, Member, footnote, read_comparison, table
 from simulations.data_view import statistics, title
 from simulations.display import describe
+from simulations.measures import MEASURES
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -58,7 +60,7 @@ def report(paths: Sequence[str | Path], output: Path | None = None) -> Path:
 
 def write_pictures(comparison: Comparison) -> None:
     """Write curves.png and partition.png of a comparison."""
-    plots.save(_comparison_curves(comparison), comparison.path / "curves.png")
+    plots.save(pictures.main_curves(comparison), comparison.path / "curves.png")
     experiment = comparison.members[0].experiment
     counts, names, _ = plots.class_counts(experiment)
     plots.save(plots.heat_map(counts, names, title(experiment)), comparison.path / "partition.png")
@@ -75,30 +77,7 @@ def _run(folder: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise ExperimentError(str(error)) from error
     metrics = pd.read_parquet(folder / "metrics.parquet")
-    pictures = [
-        _picture(plots.curves(series, heading, label, percent), alternative)
-        for series, heading, label, percent, alternative in (
-            (
-                report_rows.course(metrics, "accuracy"),
-                "Accuracy by round",
-                "accuracy",
-                True,
-                "accuracy by round",
-            ),
-            (
-                report_rows.course(metrics, "loss"),
-                "Loss by round",
-                "cross-entropy in nats",
-                False,
-                "loss by round",
-            ),
-        )
-        if series
-    ]
-    spread = report_rows.of_clients(metrics)
-    if spread:
-        figure = plots.clients({"": spread}, f"Clients' accuracy, {len(spread)} clients, last round")
-        pictures.append(_picture(figure, "accuracy of each client, from the worst to the best"))
+    heads, facts = report_rows.client_facts(report_series.of_clients(metrics))
     return {
         "kind": "run",
         "title": f"{experiment.name}: {content['strategy']}, seed {content['seed']}",
@@ -106,11 +85,12 @@ def _run(folder: Path) -> dict[str, Any]:
         "line": describe(experiment),
         "path": str(folder),
         "tiles": report_rows.tiles(content),
-        "pictures": pictures,
+        "pictures": [_picture(*picture) for picture in pictures.of_run(metrics)],
         **_partition(experiment),
         "metrics": report_rows.metric_rows(content["metrics"]),
         "classes": report_rows.class_rows(metrics),
-        "clients_table": report_rows.client_facts(spread),
+        "clients_heads": heads,
+        "clients_table": facts,
         "seconds": report_rows.shares(content["seconds"]),
         "bytes": report_rows.bytes(content),
         "failures": report_rows.failures(folder),
@@ -158,68 +138,38 @@ def _run_command(folder: Path, experiment: Experiment) -> str:
 # ---- a comparison ------------------------------------------------------------------------------------------
 
 
-def _comparison_curves(comparison: Comparison) -> Figure:
-    kinds = (
-        ("server", "accuracy", "test accuracy"),
-        ("clients", "accuracy_mean", "clients' mean accuracy"),
-    )
-    found = [
-        {
-            item.label: [report_rows.rows(member.metrics, side, "test", metric) for member in comparison.of(item.label)]
-            for item in comparison.items
-        }
-        for side, metric, _ in kinds
-    ]
-    # Without a server's test set, what clients measured.
-    best = next((i for i, series in enumerate(found) if all(map(all, series.values()))), 0)
-    label = kinds[best][2]
-    num = len(comparison.seeds)
-    band = f", mean and standard deviation of {num} seeds" if num > 1 else f", seed {comparison.seeds[0]}"
-    return plots.curves(found[best], f"{comparison.members[0].experiment.name}: {label}{band}", label)
-
-
 def _comparison(comparison: Comparison) -> dict[str, Any]:
     first = comparison.members[0].experiment
     labels = [item.label for item in comparison.items]
-    pooled = {
-        label: [value for member in comparison.of(label) for value in report_rows.of_clients(member.metrics)]
-        for label in labels
-    }
-    pictures = [_picture(_comparison_curves(comparison), "accuracy by round of each strategy")]
-    if any(pooled.values()):
-        figure = plots.clients(pooled, "Clients' accuracy, last round, all seeds")
-        pictures.append(_picture(figure, "accuracy of clients by strategy"))
-    traffic = {
-        label: [
-            sum(sum(m.summary[key].values()) for m in comparison.of(label)) / 1e6 / len(comparison.seeds)
-            for key in ("bytes_down", "bytes_up")
-        ]
-        for label in labels
-    }
-    figure = plots.bars(traffic, ("to clients", "from clients"), "Bytes of a whole run", "MB (mean over seeds)")
-    pictures.append(_picture(figure, "bytes by strategy"))
+    heads, rows = table(comparison)
+    main = comparison.main
     return {
         "kind": "comparison",
         "title": f"{first.name}: {', '.join(labels)}",
         "description": first.description,
         "line": describe(first, with_strategy=False),
         "path": str(comparison.path),
-        "pictures": pictures,
+        "pictures": [_picture(*picture) for picture in pictures.of_comparison(comparison)],
         **_partition(first),
-        "heads": [name for name, _ in MEASURES.values()],
-        "rows": [
-            (label, [cell(comparison, label, m) for m in MEASURES], difference_cell(comparison, label))
-            for label in labels
-        ],
+        "heads": heads,
+        "rows": rows,
         "footnote": footnote(comparison),
-        "runs": [
-            (m.item.label, m.seed, m.path.name, f"{m.measures['test_last']:.4f}", m.summary["weights_sha256"])
-            for m in comparison.members
-        ],
+        "main": MEASURES[main].title if main else "",
+        "runs": [(m.item.label, m.seed, _main(m, main), m.path.name, _sha(m)) for m in comparison.members],
         "config": (comparison.members[0].path / "config.yaml").read_text(encoding="utf-8"),
         "environment": report_rows.flat(read_json(comparison.members[0].path / "env.json")),
         "command": _compare_command(comparison),
     }
+
+
+def _main(member: Member, measure: str | None) -> str:
+    """Return what a run is judged by, or a dash."""
+    value = member.measures[measure] if measure else math.nan
+    return "–" if measure is None or math.isnan(value) else f"{value:.{MEASURES[measure].digits}f}"
+
+
+def _sha(member: Member) -> str:
+    return str(member.summary["weights_sha256"])
 
 
 def _compare_command(comparison: Comparison) -> str:

@@ -3,79 +3,67 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from core.metrics import GROUPS
+from simulations.measures import known, text
+
 _FAILURES = 20
 # The order of metrics: what people ask for first.
 _FIRST = ("test/", "validation/", "clients/", "best/")
+
+# Name, metric, what it is multiplied by, digits, unit.
+_TILES = (
+    ("test accuracy, last round", "test/accuracy", 100, 2, " %"),
+    ("test accuracy, best round", "best/test/accuracy", 100, 2, " %"),
+    ("mean over tasks (ACC)", "test/acc", 100, 2, " %"),
+    ("forgetting", "test/forgetting", 100, 2, " %"),
+    ("forward transfer", "test/fwt", 100, 2, " %"),
+    ("image→text, R@10", "test/i2t_recall@10", 1, 1, " %"),
+    ("text→image, R@10", "test/t2i_recall@10", 1, 1, " %"),
+    ("sum of recalls, of 600", "test/rsum", 1, 1, ""),
+    ("sum of recalls, best round", "best/test/rsum", 1, 1, ""),
+    *((f"{name} classes", f"test/accuracy_{name}", 100, 2, " %") for name in GROUPS),
+    ("mean over domains", "test/domains_mean", 100, 2, " %"),
+    ("worst domain", "test/domains_worst", 100, 2, " %"),
+    ("clients' mean", "clients/test/accuracy_mean", 100, 2, " %"),
+    ("worst 10 % of clients", "clients/test/accuracy_worst10", 100, 2, " %"),
+    ("image clients' mean", "clients/test/image/accuracy_mean", 100, 2, " %"),
+    ("text clients' mean", "clients/test/text/accuracy_mean", 100, 2, " %"),
+)
+# In a sequence of tasks ACC says it, and the best round may lie before the last task.
+_NOT_OF_TASKS = ("test/accuracy", "best/test/accuracy")
 
 
 def tiles(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return (name, value) of the numbers that a report begins with."""
     metrics = content["metrics"]
+    is_sequence = known(metrics.get("test/acc"))
     tiles = [
-        (name, f"{100 * metrics[key]:.2f} %")
-        for name, key in (
-            ("test accuracy, last round", "test/accuracy"),
-            ("test accuracy, best round", "best/test/accuracy"),
-            ("clients' mean", "clients/test/accuracy_mean"),
-            ("worst 10 % of clients", "clients/test/accuracy_worst10"),
-        )
-        if _known(metrics.get(key))
+        (name, f"{round(scale * metrics[key], digits) + 0.0:.{digits}f}{unit}")
+        for name, key, scale, digits, unit in _TILES
+        if known(metrics.get(key)) and not (is_sequence and key in _NOT_OF_TASKS)
     ]
-    best = f", the best is {content['best_round']}" if content["best_round"] else ""
+    best = f", the best is {content['best_round']}" if content["best_round"] and not is_sequence else ""
     tiles.append((f"rounds{best}", str(content["rounds"])))
     tiles.append(("time", f"{content['seconds']['total']:.1f} s"))
     tiles.append(("parameters", f"{content['num_parameters']:,}"))
     return tiles
 
 
-def _known(value: Any) -> bool:
-    return value is not None and not math.isnan(value)
-
-
-def rows(metrics: pd.DataFrame, side: str, split: str, metric: str) -> dict[int, float]:
-    """Return a metric's value by round; NaN is left out."""
-    chosen = metrics[(metrics["side"] == side) & (metrics["split"] == split) & (metrics["metric"] == metric)]
-    values = zip(chosen["round"], chosen["value"], strict=True)
-    return {int(round_): float(value) for round_, value in values if not math.isnan(value)}
-
-
-def course(metrics: pd.DataFrame, metric: str) -> dict[str, list[dict[int, float]]]:
-    """Return the curves of accuracy or loss: for each label a list of one mapping from round to value."""
-    of_clients = "accuracy_mean" if metric == "accuracy" else "loss_mean"
-    lines = {
-        "test": rows(metrics, "server", "test", metric),
-        "validation": rows(metrics, "server", "validation", metric),
-        "clients' own test, mean": rows(metrics, "clients", "test", of_clients),
-    }
-    if metric == "accuracy":
-        lines["clients' own test, worst 10 %"] = rows(metrics, "clients", "test", "accuracy_worst10")
-    else:
-        lines["clients' training"] = rows(metrics, "clients", "train", "loss")
-    return {label: [values] for label, values in lines.items() if values}
-
-
-def of_clients(metrics: pd.DataFrame) -> list[float]:
-    """Return each client's accuracy on its own test in the last evaluated round."""
-    rows = metrics[(metrics["side"] == "client") & (metrics["split"] == "test") & (metrics["metric"] == "accuracy")]
-    last = rows[rows["round"] == rows["round"].max()]
-    return [float(value) for value in last["value"].dropna()]
-
-
-def client_facts(values: list[float]) -> list[tuple[str, str]]:
-    """Return (name, value) about the spread over clients."""
-    if not values:
-        return []
-    series = pd.Series(values)
-    facts = [("clients", f"{len(values):,}"), ("mean", f"{series.mean():.4f}")]
-    facts += [(f"{100 * q:g} % quantile", f"{series.quantile(q):.4f}") for q in (0, 0.1, 0.5, 0.9, 1)]
-    return facts
+def client_facts(spread: Mapping[str, list[float]]) -> tuple[list[str], list[list[str]]]:
+    """Return heads and rows about the spread over clients, a column for each predictor; "" is the main one."""
+    series = {name: pd.Series(values) for name, values in spread.items()}
+    quantiles = {f"{100 * q:g} % quantile": q for q in (0, 0.1, 0.5, 0.9, 1)}
+    rows = [["clients", *(f"{len(values):,}" for values in series.values())]]
+    rows.append(["mean", *(f"{values.mean():.4f}" for values in series.values())])
+    rows += [[name, *(f"{values.quantile(q):.4f}" for values in series.values())] for name, q in quantiles.items()]
+    heads = ["", *(name or "model" for name in series)] if set(series) != {""} else []
+    return (heads, rows) if spread else ([], [])
 
 
 def class_rows(metrics: pd.DataFrame) -> list[tuple[str, str, float]]:
@@ -91,10 +79,10 @@ def metric_rows(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
     names = [name for name in metrics if not name.startswith("best/")]
     order = sorted(names, key=lambda name: next((i for i, p in enumerate(_FIRST) if name.startswith(p)), 9))
 
-    def text(value: float | None) -> str:
-        return f"{value:.4f}" if value is not None and not math.isnan(value) else "–"
+    def cell(name: str, key: str) -> str:
+        return text(name, metrics[key]) if known(metrics.get(key)) else "–"
 
-    return [(name, text(metrics[name]), text(metrics.get(f"best/{name}"))) for name in order]
+    return [(name, cell(name, name), cell(name, f"best/{name}")) for name in order]
 
 
 def shares(seconds: Mapping[str, float]) -> list[tuple[str, str, float]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -22,6 +22,7 @@ from core.memory import MemoryRecord
 from core.metrics import Predict
 from core.records import Payload, Reply
 from core.rng import generator
+from core.schedule import Schedule
 from core.training import LocalConfig, TrainReport
 from core.tree import Tree, subtract
 from data.types import Examples
@@ -39,10 +40,13 @@ class Phase:
         name: Travels in the message; unique within the round.
         who: `sample` (the round's cohort), `everyone`, `same:<phase>` (the clients of an earlier phase of this
             round), or `server` (nobody: a step of the server alone).
+        groups: The group of each client: a sample then takes from each group in proportion, at least one while there
+            are enough; empty draws from all alike.
     """
 
     name: str
     who: str = "sample"
+    groups: tuple[int, ...] = ()
 
 
 TRAIN = Phase("train")
@@ -55,11 +59,18 @@ class Predictor:
 
     Attributes:
         predict: Maps normalised images [B, ...] to logits [B, C], in evaluation mode.
-        family: Which metrics it wants.
+        family: Which metrics it wants: `classification`, or `retrieval` between the representations [B, D] that
+            `predict` gives of images and `texts` gives of tokens.
+        groups: Class groups whose accuracy is reported apart, [C] int64: 0 head, 1 middle, 2 tail; None has none.
+        reads: What a classification predicts from: `images`, or `tokens`.
+        texts: Maps tokens [B, L] to representations [B, D], under `retrieval`.
     """
 
     predict: Predict
     family: str = "classification"
+    groups: Tensor | None = None
+    reads: str = "images"
+    texts: Predict | None = None
 
 
 @dataclass(frozen=True)
@@ -79,6 +90,10 @@ class ServerContext:
         prepare: Turns examples into (images, labels) on the device, normalised.
         num_sampled: Clients that a `sample` phase of this round selects.
         num_examples: Training examples of all clients together (the sum of all n_k).
+        schedule: When the sequence of tasks moves on.
+        task_of_class: The task of each class, [C], where each task has a head of its own; else None.
+        public: Examples that all clients have as well, or None.
+        vocabulary: Number of tokens that texts are made of; 0 where `tokens` are embeddings.
     """
 
     seed: int
@@ -93,6 +108,15 @@ class ServerContext:
     prepare: Callable[[Examples], tuple[Tensor, Tensor]]
     num_sampled: int = 0
     num_examples: int = 0
+    schedule: Schedule = field(default_factory=Schedule)
+    task_of_class: Tensor | None = None
+    public: Examples | None = None
+    vocabulary: int = 0
+
+    @property
+    def task(self) -> int:
+        """The task of this round, from 0."""
+        return self.schedule.task(self.round)
 
     def rng(self, purpose: str) -> torch.Generator:
         """Return the server's generator for a purpose in this round."""
@@ -115,7 +139,7 @@ class ClientContext:
         round: The current round, from 1.
         phase: Name of the phase.
         local: How to train.
-        train_data: The client's training examples.
+        train_data: The client's training examples; in a sequence of tasks those of the current task.
         validation_data: Its validation examples.
         test_data: Its own test examples.
         device: Where it computes.
@@ -126,7 +150,12 @@ class ClientContext:
         num_classes: Number of classes C.
         memory: What the client remembered before this phase, or None.
         remember: Replaces the client's memory; takes effect when the reply is good.
-        loss: Mean loss of (logits, labels).
+        loss: Mean loss of (logits, labels); with a head for each task it sees that task's outputs only.
+        task: The current task, from 0.
+        keep: Returns what was made under a name for this client before, if this process still has it and the
+            client's memory and task are the same; else makes it. Only to save time.
+        public: Examples that the server and all clients have, or None.
+        vocabulary: As on the server.
     """
 
     id: int
@@ -146,6 +175,10 @@ class ClientContext:
     memory: MemoryRecord | None
     remember: Callable[[MemoryRecord], None]
     loss: training.Loss = F.cross_entropy
+    task: int = 0
+    keep: Callable[[str, Callable[[], Examples]], Examples] = field(default=lambda name, make: make())
+    public: Examples | None = None
+    vocabulary: int = 0
 
     @property
     def num_examples(self) -> int:
@@ -208,12 +241,14 @@ class Strategy(ABC, Generic[S]):
 
     Class attributes:
         config_class: Frozen dataclass of the method's hyper-parameters.
+        own_model: Whether `model` gives all of a model that is not the experiment's alone, as a pair of encoders.
 
     Args:
         config: An instance of `Config`.
     """
 
     config_class: ClassVar[type]
+    own_model: ClassVar[bool] = False
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -248,6 +283,10 @@ class Strategy(ABC, Generic[S]):
     def update(self, phase: Phase, state: S, folded: Folded, server: ServerContext) -> S:
         """Return the State after a phase."""
 
+    def measured(self, phase: Phase, state: S) -> Mapping[str, float]:
+        """Return numbers to report that `update` found in a phase, by name; they become rows of the metrics."""
+        return {}
+
     def finish(self, state: S, server: ServerContext) -> S:
         """Return the State after the last round."""
         return state
@@ -255,6 +294,10 @@ class Strategy(ABC, Generic[S]):
     @abstractmethod
     def model(self, state: S) -> dict[str, Tensor]:
         """Return the generic model's shared state: what is evaluated, saved and hashed."""
+
+    def representations(self, state: S) -> dict[str, Tensor]:
+        """Return representations that are saved and hashed beside the model; by default none."""
+        return {}
 
     def predictors(self, state: S, server: ServerContext) -> Mapping[str, Predictor]:
         """Return what the server evaluates; by default the generic model."""

@@ -142,7 +142,8 @@ class Scaffold(Strategy[State]):
 
     def local(self, phase: Phase, payload: Payload, client: ClientContext) -> Reply:
         x, c = payload.trees["model"], payload.trees["control"]
-        c_i = client.memory.trees["control"] if client.memory else zeros_like(c)
+        known = client.memory.trees if client.memory else {}
+        c_i = known["control"] if "control" in known else zeros_like(c)
         model = client.model(x)
         gradient_at_x = client.full_gradient(model) if self.config.option == "I" else {}
         drift = [common - own for own, common in zip(client.align(model, c_i), client.align(model, c), strict=True)]

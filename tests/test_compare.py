@@ -16,7 +16,6 @@ from simulations import compare as comparing
 from simulations.cli import main
 from simulations.compare import compose, folder_name, parse_seeds, parse_strategies
 from simulations.comparison import (
-    MEASURES,
     Comparison,
     Item,
     Member,
@@ -25,6 +24,7 @@ from simulations.comparison import (
     markdown,
     read_comparison,
 )
+from simulations.measures import MEASURES
 
 TINY = ("model.name=cnn", "run.rounds=2", "data.num_clients=4", "data.max_train=200", "client.epochs=1")
 
@@ -81,6 +81,8 @@ def test_folders_differ_when_results_may_and_only_then() -> None:
 
     assert name().startswith("fedprox-mu0.1-s0-")
     assert name() == name("engine.name=ray", "checkpoint.every=1", "run.results=/elsewhere")
+    many = Item("fedprox(" + "x" * 300 + ")", "fedprox", ("mu=0.1",))
+    assert len(folder_name(many, compose("digits", many, 0, ()))) < 120
     assert len({name(), name("run.rounds=3"), name("client.lr=0.3"), name("evaluate.clients=0")}) == 4
 
 

@@ -9,10 +9,13 @@ import pytest
 import torch
 from flwr.app import Message
 
+from client.evaluation import evaluate_client
 from core.blocks import Assembler, BlockTree, cut, fold_block
+from core.evaluation import evaluation_fold
 from core.folds import WeightedMean, product
-from core.gathered import Collect
+from core.gathered import Collect, Moments
 from core.messages import decode_work, encode_json, encode_outcome
+from core.moments import pack
 from core.records import Payload, Reply
 from core.work import Outcome, Work
 from server import checkpoint
@@ -237,6 +240,93 @@ def test_integers_are_not_averaged():
     change = single(3, lambda r: replace(r, trees={"delta": {"w": torch.tensor([1, 2])}}))
     found, report, _ = exchange(FOLDS["mean"], {2: change})
     assert same(found, without(FOLDS["mean"], {3})) and "'w' is torch.int64" in report.failures[3][1]
+
+
+# Keys that a reply may leave out ----------------------------------------------------------------------------
+
+OPEN = product({"delta": Collect(optional=["w", "v"])}, ["loss"])
+
+
+def sent_beside(tensor, owners):
+    """A node's partial sums with rows of `v`, which its clients did not send."""
+    numbers = torch.tensor(owners, dtype=torch.int64)
+    rows = {"v": tensor, "#client:v": numbers, "#num_examples:v": numbers + 1}
+    return lambda o: [change_nodes(o, trees=lambda p: {"delta": {**p.trees["delta"], **rows}})]
+
+
+@pytest.mark.parametrize(
+    "behave",
+    [
+        sent_beside(torch.zeros(0, 3, 7), []),  # honest rows of `v` would not fit beside them
+        sent_beside(torch.zeros(0), []),
+        sent_beside(torch.zeros(1, 2), [0]),
+        sent_beside(torch.full((1, 2), math.nan), [4]),
+    ],
+    ids=range(4),
+)
+def test_rows_that_nobody_sent(behave):
+    found, report, _ = exchange(OPEN, {2: behave})
+    assert same(found, without(OPEN, {4, 5, 6, 7})) and report.failures.keys() == {4, 5, 6, 7}
+
+
+OTHER_SHAPES = {
+    "rows": (nodes_trees(lambda t: t.repeat(1, 2) if t.ndim == 2 else t), {4, 5, 6, 7}),
+    "a single reply": (single(3, lambda r: replace(r, trees={"delta": T(w=[1.0, 2.0, 3.0])})), {3}),
+}
+
+
+@pytest.mark.parametrize("fault", OTHER_SHAPES)
+def test_shapes_that_cannot_be_merged_cost_those_who_come_with_them(fault):
+    """The payload leaves the shapes open: the first answer, here of node 3, sets them for all."""
+    behave, lost = OTHER_SHAPES[fault]
+    found, report, _ = exchange(OPEN, {2: behave})
+    assert same(found, without(OPEN, lost)) and report.failures.keys() == lost
+    assert all("another client's has" in text for _, text in report.failures.values())
+
+
+def test_moments_of_another_width_cost_those_who_send_them(monkeypatch):
+    def moments_of(width):
+        return {"delta": {"1": pack(torch.tensor(2.0), torch.zeros(width), torch.eye(width))}}
+
+    monkeypatch.setattr(f"{__name__}.make_reply", lambda client: Reply(moments_of(2), {"loss": 0.0}, 2))
+    fold = product({"delta": Moments()}, ["loss"])
+    found, report, _ = exchange(fold, {2: single(3, lambda r: replace(r, trees=moments_of(3)))})
+    assert report.failures.keys() == {3} and "should have shape (6,)" in report.failures[3][1]
+    assert same(found, without(fold, {3}))
+
+
+# Evaluation -------------------------------------------------------------------------------------------------
+
+HONEST = T(**{"test/retrieval": [[1.0] * 6, [2.0] * 6], "test/retrieval/loss": 0.0})
+
+
+@pytest.mark.parametrize("width", [0, 1, 5, 7])
+@pytest.mark.parametrize("liar", [0, 3, 6])
+def test_a_lie_about_retrieval_costs_the_liar(monkeypatch, liar, width):
+    lie = T(**{"test/retrieval": [[1.0] * width, [2.0] * width], "test/retrieval/loss": 0.0})
+    monkeypatch.setattr(f"{__name__}.make_reply", lambda client: Reply({"counts": HONEST}))
+    fold, node = evaluation_fold(5), 1 if liar < 3 else 2
+
+    def apart(outcome):  # one by one, so that it is the server who looks
+        outcome.nodes, outcome.singles = [], {client: make_reply(client) for client in HELD[node]}
+        outcome.singles[liar] = Reply({"counts": lie})
+        return [outcome]
+
+    found, report, _ = exchange(fold, {node: apart})
+    assert same(found, without(fold, {liar})) and report.failures.keys() == {liar}
+    assert "6 of retrieval" in report.failures[liar][1]
+
+
+def test_a_run_goes_on_without_the_evaluation_that_lies(tmp_path, monkeypatch):
+    def evaluate(strategy, payload, client, *rest):
+        honest = evaluate_client(strategy, payload, client, *rest)
+        if client.id != 1:
+            return honest
+        return replace(honest, trees={"counts": {name: t[..., :3] for name, t in honest.trees["counts"].items()}})
+
+    monkeypatch.setattr("client.worker.evaluate_client", evaluate)
+    metrics = small_run(tmp_path, "evaluate.clients=-1").summary
+    assert metrics["num_failures"] == metrics["rounds"] and "clients/test/accuracy" in metrics["metrics"]
 
 
 def test_a_node_speaks_for_no_other(fold):

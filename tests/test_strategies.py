@@ -173,7 +173,7 @@ def test_scaffolds_option_two_wants_plain_sgd(local):
 def test_every_name_has_a_strategy_and_a_line(name):
     kind = registry.find(name)
     assert issubclass(kind, Strategy) and kind(kind.config_class())
-    assert registry.describe(name) and "weighting" in registry.options(name)
+    assert registry.describe(name) and registry.options(name).keys() & {"weighting", "base", "ensemble"}
 
 
 def test_names_that_are_not_there():

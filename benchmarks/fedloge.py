@@ -1,0 +1,226 @@
+"""Does FedLoGe show its paper's effects on a long tail? Paired seeds, one budget, tuned on validation data only.
+
+    python benchmarks/fedloge.py STUDY [--seeds 3] [--output FILE] [--picture FILE]
+
+`fashion` is Fashion-MNIST thinned to a long tail, `natural` kinds of emoji, which nobody thinned. Both
+train FedLoGe, the same without a frame (which is FedAvg with a personal head beside it: the heads do not touch each
+other, so one run gives both), and every client alone. `fashion_20` and `natural_25` are the settings that were looked
+at before these two. `sweep` varies the frame's length gamma and its share beta of dropped entries on Fashion-MNIST in
+short runs, `natural_sweep` gamma on emoji; each takes one seed and looks at validation data only. `rounds` asks on one
+seed what more rounds change, and how far features and heads have collapsed by then.
+
+Prints Markdown tables: mean ± sample deviation over seeds, and paired differences ± their standard error. Runs are kept
+in the results folder and are not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import platform
+import statistics
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+
+import pyarrow.parquet as pq
+from methods import Study, hash_of, measure, spread
+
+Runs = Mapping[str, Sequence[Mapping[str, float]]]
+
+FEDLOGE, PLAIN, LOCAL = "FedLoGe", "no frame", "local"
+CONTENDERS: Mapping[str, Sequence[str]] = {
+    FEDLOGE: (),  # gamma as in the experiment's file: on Fashion-MNIST that of `sweep`, on emoji of `natural_sweep`
+    PLAIN: ("strategy.frame=none",),
+    LOCAL: ("strategy={name: strategies.local:Local}",),  # all of the section, since it knows no gamma
+}
+ENDS = ("evaluate.every=1000", "checkpoint.every=0")  # the last round is always evaluated
+STUDIES = {
+    "fashion": Study("fedloge_fashion", ENDS, CONTENDERS, {}),
+    "fashion_20": Study(
+        "fedloge_fashion",
+        (*ENDS, "data.num_clients=20", "data.alpha=0.5", "run.participation=0.4", "run.rounds=40"),
+        {**CONTENDERS, FEDLOGE: ("strategy.norm=0.1",)},  # it came before `sweep`
+        {},
+    ),
+    "natural": Study("fedloge_emoji", ENDS, CONTENDERS, {}),
+    "natural_25": Study("fedloge_emoji", (*ENDS, "run.rounds=25"), CONTENDERS, {}),
+    "sweep": Study(
+        "fedloge_fashion",
+        (*ENDS, "run.rounds=15", "evaluate.clients=0", "strategy.personal=false"),
+        {
+            "no frame": ("strategy.frame=none",),
+            **{f"gamma {g}, beta .6": (f"strategy.norm={g}",) for g in (0.1, 0.3, 1.0, 3.0)},
+            **{f"gamma 1, beta {b}": ("strategy.norm=1.0", f"strategy.sparsity={b}") for b in (0.0, 0.8)},
+        },
+        {},
+    ),
+    "natural_sweep": Study(
+        "fedloge_emoji",
+        (*ENDS, "evaluate.clients=0", "strategy.personal=false"),
+        {
+            "no frame": ("strategy.frame=none",),
+            **{f"gamma {g:g}, beta .6": (f"strategy.norm={g}",) for g in (0.1, 1.0, 3.0, 10.0)},
+        },
+        {},
+    ),
+    "rounds": Study(
+        "fedloge_fashion",
+        (*ENDS, "run.rounds=60", "evaluate.clients=0", "strategy.personal=false", "strategy.collapse=60"),
+        {
+            "gamma 1, beta .6": (),
+            "no frame": ("strategy.frame=none",),
+        },
+        {},
+    ),
+}
+
+SINGLE = ("sweep", "natural_sweep", "rounds")  # studies of one seed, on validation data
+
+# What a table has: row -> (contender, prefix of its metrics). The first row is what the others are compared with.
+SERVER = {
+    "FedAvg: psi trains all": (PLAIN, "psi/"),
+    "FedAvg + GA-FR": (PLAIN, ""),
+    "FedLoGe, psi unaligned": (FEDLOGE, "psi/"),
+    "FedLoGe, psi' (GA-FR)": (FEDLOGE, ""),
+    "FedLoGe, the frame itself": (FEDLOGE, "frame/"),
+}
+CLIENTS = {
+    "each client alone": (LOCAL, ""),
+    "FedAvg's model": (PLAIN, "psi/"),
+    "FedAvg + phi + phi'": (PLAIN, ""),
+    "FedLoGe, psi'": (FEDLOGE, "generic/"),
+    "FedLoGe, phi": (FEDLOGE, "phi/"),
+    "FedLoGe, phi + phi'": (FEDLOGE, ""),
+}
+GROUPS = {
+    "balanced": "balanced_accuracy",
+    "head": "accuracy_head",
+    "middle": "accuracy_middle",
+    "tail": "accuracy_tail",
+}
+
+
+def column(runs: Sequence[Mapping[str, float]], metric: str) -> list[float]:
+    """Return a metric of each seed."""
+    return [each[metric] for each in runs]
+
+
+def difference(left: Sequence[float], right: Sequence[float]) -> str:
+    """Write the paired difference left - right in points ± its standard error."""
+    paired = [100 * (a - b) for a, b in zip(left, right, strict=True)]
+    error = statistics.stdev(paired) / math.sqrt(len(paired)) if len(paired) > 1 else 0.0
+    return f"{statistics.fmean(paired):+.2f} ± {error:.2f}"
+
+
+def server_table(found: Runs, split: str = "test") -> str:
+    """Return accuracies of generic predictors on the server's examples."""
+    lines = [f"| generic, {split} | {' | '.join(GROUPS)} |", "|---|" + "---:|" * len(GROUPS)]
+    for row, (name, prefix) in SERVER.items():
+        metrics = (f"{split}/{prefix}{metric}" for metric in GROUPS.values())
+        lines.append(f"| {row} | {' | '.join(spread(column(found[name], metric)) for metric in metrics)} |")
+    for name, runs in ((FEDLOGE, found[FEDLOGE]), ("FedAvg", found[PLAIN])):
+        cells = [
+            difference(column(runs, f"{split}/{metric}"), column(runs, f"{split}/psi/{metric}"))
+            for metric in GROUPS.values()
+        ]
+        lines.append(f"| GA-FR against the same head unaligned, {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def client_table(found: Runs) -> str:
+    """Return accuracies on clients' own test examples, a client counting once."""
+    best = column(found[FEDLOGE], "clients/test/accuracy_mean")
+    lines = ["| on clients | mean of clients | worst tenth | FedLoGe's phi + phi' against it |", "|---|---:|---:|---:|"]
+    for row, (name, prefix) in CLIENTS.items():
+        mean, worst = (column(found[name], f"clients/test/{prefix}accuracy_{which}") for which in ("mean", "worst10"))
+        against = "" if mean == best else difference(best, mean)
+        lines.append(f"| {row} | {spread(mean)} | {spread(worst)} | {against} |")
+    return "\n".join(lines)
+
+
+def sweep_table(found: Runs) -> str:
+    """Return validation accuracies for each point of the sweep."""
+    lines = ["| | psi', balanced | psi', tail | psi, balanced | psi, tail |", "|---|---:|---:|---:|---:|"]
+    for name, runs in found.items():
+        metrics = [f"validation/{prefix}{m}" for prefix in ("", "psi/") for m in ("balanced_accuracy", "accuracy_tail")]
+        lines.append(f"| {name} | {' | '.join(spread(column(runs, metric)) for metric in metrics)} |")
+    return "\n".join(lines)
+
+
+def collapse_table(study: Study, folder: Path) -> str:
+    """Return the neural-collapse metrics at the end of each run of a study of one seed."""
+    names = ("nc1", "nc2_lengths", "nc2_angles", "nc3", "nc4")
+    lines = [f"| | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
+    for name, options in study.contenders.items():
+        overrides = [*study.common, *options, "run.seed=0", f"run.results={folder}"]
+        rows = pq.read_table(folder / f"{hash_of(overrides):016x}" / "metrics.parquet").to_pylist()
+        found = {row["metric"]: row["value"] for row in rows}
+        cells = (f"{found['collapse/' + key]:.3f}" for key in names)
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def draw(found: Runs, path: Path) -> None:
+    """Draw the accuracy of head, middle and tail classes before and after GA-FR."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    import matplotlib.pyplot as plt
+
+    mpl.rcParams["svg.hashsalt"] = "umbel"
+    figure, axes = plt.subplots(figsize=(7, 3.2), layout="constrained")
+    rows = {row: place for row, place in SERVER.items() if row != "FedLoGe, the frame itself"}
+    colours = ("#b9c4d0", "#5b7ea3", "#e3c39d", "#c06f2b")
+    for index, ((row, (name, prefix)), colour) in enumerate(zip(rows.items(), colours, strict=True)):
+        values = [column(found[name], f"test/{prefix}{metric}") for metric in GROUPS.values()]
+        means = [100 * statistics.fmean(each) for each in values]
+        errors = [100 * statistics.stdev(each) if len(each) > 1 else 0.0 for each in values]
+        places = [group + 0.2 * (index - 1.5) for group in range(len(GROUPS))]
+        axes.bar(places, means, 0.19, yerr=errors, label=row, color=colour, error_kw={"linewidth": 0.8})
+    axes.set_xticks(range(len(GROUPS)), list(GROUPS))
+    axes.set_ylabel("test accuracy, %")
+    axes.set_ylim(0, 100)
+    axes.legend(frameon=False, fontsize=8, ncols=2, loc="upper center", bbox_to_anchor=(0.5, 1.2))
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    """Run a study and print its tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=STUDIES)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--results", type=Path, default=Path("results/fedloge"))
+    parser.add_argument("--output", type=Path, help="also write the tables here")
+    parser.add_argument("--picture", type=Path, help="draw head, middle and tail here (svg)")
+    given = parser.parse_args()
+    study, folder = STUDIES[given.study], (given.results / given.study).resolve()
+    seeds = 1 if given.study in SINGLE else given.seeds
+    # Seed by seed, so that what is there after an interruption is paired.
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in study.contenders}
+    for seed in range(seeds):
+        for name, options in study.contenders.items():
+            found[name].append(measure(study, name, options, seed, folder))
+    if given.study in SINGLE:
+        tables = [sweep_table(found)]
+        if given.study == "rounds":
+            tables.append(collapse_table(study, folder))
+    else:
+        tables = [server_table(found), client_table(found)]
+    versions = ", ".join(f"{package} {metadata.version(package)}" for package in ("torch", "flwr", "numpy"))
+    text = (
+        f"`python benchmarks/fedloge.py {given.study} --seeds {seeds}`; {platform.machine()}, Python "
+        f"{platform.python_version()}, {versions}. Percent; mean ± sample deviation over seeds, paired difference ± "
+        f"its standard error.\n\n" + "\n\n".join(tables) + "\n"
+    )
+    print(text)
+    if given.output:
+        given.output.write_text(text, encoding="utf-8")
+    if given.picture and given.study not in SINGLE:
+        draw(found, given.picture)
+
+
+if __name__ == "__main__":
+    main()

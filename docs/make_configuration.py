@@ -38,8 +38,9 @@ message says which key to change. Values are written as in YAML: `true`, `null`,
 shell, quote what has blanks or brackets. The resolved experiment is kept in the run's folder as `config.yaml`, which
 `umbel run` reads again.
 
-Two mappings take keys that depend on what they belong to: `data.options` (see `umbel list data`) and `model.sizes` (see
-`umbel list models`). Which keys of `data` a partition reads says `umbel list partitions`.
+Some mappings take keys that depend on what they belong to: `data.options` (see `umbel list data`), `model.sizes` (see
+`umbel list models`), and the options and sizes that a strategy hands on. Which keys of `data` a partition reads says
+`umbel list partitions`.
 """
 
 PORTABLE = """\

@@ -20,6 +20,10 @@ _TABLE: dict[str, tuple[str, str]] = {
         "strategies.scaffold:Scaffold",
         "Control variates against client drift (Karimireddy et al. 2020)",
     ),
+    "creamfl": ("strategies.creamfl:CreamFL", "Ensembles of representations across modalities (Yu et al. 2023)"),
+    "ggeur": ("strategies.ggeur:GGEUR", "Completion in the geometry of all clients' classes (Ma et al. 2025)"),
+    "fot": ("strategies.fot:FOT", "Federated orthogonal training over a sequence of tasks (Bakman et al. 2024)"),
+    "fedloge": ("strategies.fedloge:FedLoGe", "Sparse-ETF trunk, global and personal heads (Xiao et al. 2024)"),
     "fedopt": ("strategies.fedopt:FedOpt", "Server optimisers: momentum, Adam, Yogi (Reddi et al. 2021)"),
 }
 

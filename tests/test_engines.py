@@ -14,7 +14,7 @@ import pytest
 
 from server.errors import RunStoppedError
 from server.listener import Listener
-from simulations import federate, run
+from simulations import RunResult, federate, run
 from simulations.ray_engine import RayWorker
 
 # Ray and processes that outlive the call that started them leave open files to the garbage collector.
@@ -38,7 +38,31 @@ STRATEGIES = {
     "fedprox": ("strategy.name=fedprox", "strategy.mu=0.1"),
     "scaffold": ("strategy.name=scaffold",),
     "fedopt": ("strategy.name=fedopt", "strategy.optimizer=yogi", "strategy.lr=0.03", "strategy.momentum=0.9"),
+    "fedloge": ("strategy.name=fedloge",),
+    "fot": (
+        *("strategy.name=fot", "strategy.threshold=0.7"),
+        *("data.partition=permuted_tasks", "data.num_tasks=2", "data.rounds_per_task=1"),
+    ),
+    "ggeur": (
+        *("strategy.name=ggeur", "strategy.base=scaffold", "strategy.complete=all", "strategy.target=20"),
+        *("data.encoder=pca:8", "model.name=linear", "model.sizes={}"),
+    ),
+    "creamfl": (
+        "data.name=synthetic",
+        "data.options={num_examples: 300, num_test: 40, num_classes: 4, image_size: 8, attributes: 5}",
+        *("data.max_train=0", "data.public=0.3", "data.text_encoder=bpe", "data.vocabulary=80", "data.text_length=10"),
+        *("strategy.name=creamfl", "strategy.num_image=2", "strategy.num_text=3", "strategy.num_both=3"),
+        *("strategy.dimension=8", "strategy.image_models=[mlp, cnn]", "strategy.text_models=[gru, transformer]"),
+        "strategy.image_sizes={cnn: {width: 2, hidden: 8}, mlp: {hidden: 8, depth: 1, dropout: 0.1}}",
+        "strategy.text_sizes={gru: {width: 8}, transformer: {width: 8, depth: 1, heads: 2}}",
+        *("strategy.server_text_sizes={width: 16, depth: 1, heads: 2}", "strategy.wire=int8"),
+    ),
 }
+
+
+def bits(result: RunResult) -> str:
+    """The hash of the model, and of the representations where there are some."""
+    return result.summary["weights_sha256"] + result.summary.get("representations_sha256", "")
 
 
 @pytest.fixture(scope="module")
@@ -46,8 +70,7 @@ def inline(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The hash of each strategy on the inline engine, all different."""
     folder = tmp_path_factory.mktemp("inline")
     found = {
-        name: run("digits", *SMALL, *options, f"run.results={folder}").summary["weights_sha256"]
-        for name, options in STRATEGIES.items()
+        name: bits(run("digits", *SMALL, *options, f"run.results={folder}")) for name, options in STRATEGIES.items()
     }
     assert len(set(found.values())) == len(found)
     return found
@@ -85,18 +108,22 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize(
-    ("strategy", "workers"), [("fedavg", 1), ("fedprox", 2), ("scaffold", 1), ("scaffold", 2), ("fedopt", 2)]
+    ("strategy", "workers"),
+    [
+        *(("fedavg", 1), ("fedprox", 2), ("scaffold", 1), ("scaffold", 2), ("fedopt", 2)),
+        *((method, workers) for method in ("fedloge", "fot", "ggeur", "creamfl") for workers in (1, 2)),
+    ],
 )
 def test_ray_gives_the_same_bits(strategy: str, workers: int, inline: dict[str, str], tmp_path: Path) -> None:
     engine = ("engine.name=ray", f"engine.workers={workers}", f"run.results={tmp_path}")
     result = run("digits", *SMALL, *STRATEGIES[strategy], *engine)
-    assert result.summary["weights_sha256"] == inline[strategy]
+    assert bits(result) == inline[strategy]
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_grpc_gives_the_same_bits(strategy: str, inline: dict[str, str], federation: Path, tmp_path: Path) -> None:
     result = run("digits", *SMALL, *STRATEGIES[strategy], "engine.name=grpc", f"run.results={tmp_path}")
-    assert result.summary["weights_sha256"] == inline[strategy]
+    assert bits(result) == inline[strategy]
     assert result.summary["num_failures"] == 0
     if strategy == "scaffold":  # memory stays on the nodes: each partition's with the node that holds it
         held = sorted(int(path.parent.name) // 2 for path in federation.glob("nodes/*/state/*/0/*/*.safetensors"))

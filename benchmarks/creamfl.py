@@ -67,6 +67,13 @@ STUDIES = {
         COLUMNS,
     ),
 }
+# Clients that send noise -> how the contenders' names end.
+NOISE = {
+    0: "",
+    1: ", one client sends noise",
+    3: ", three clients send noise",
+    6: ", six clients send noise",
+}
 SPLITS = ("validation", "test")
 Runs = Mapping[str, Sequence[Mapping[str, float]]]
 
@@ -100,24 +107,28 @@ def table(study: Study, runs: Runs) -> str:
 
 
 def picture(runs: Runs, file: Path) -> None:
-    """Draw the recalls of all contenders with their deviations."""
+    """Draw recall over the number of clients that send noise, with standard errors, and the server alone."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(figsize=(8, 4.8), layout="constrained")
-    for offset, (label, metric) in enumerate((("image to text", I2T), ("text to image", T2I))):
-        values = [[one[metric] for one in each] for each in runs.values()]
-        means = [statistics.fmean(each) for each in values]
-        errors = [statistics.stdev(each) if len(each) > 1 else 0.0 for each in values]
-        places = [place + 0.38 * offset for place in range(len(means))]
-        axes.barh(places, means, 0.36, xerr=errors, label=label, error_kw={"elinewidth": 1, "capsize": 2})
-    axes.set_yticks([place + 0.19 for place in range(len(runs))], list(runs))
-    axes.invert_yaxis()
-    axes.set_xlabel("recall at 10 on unseen concepts (%)")
+    def middle(name: str) -> tuple[float, float]:
+        values = [one[BOTH] for one in runs[name]]
+        return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+
+    figure, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
+    for name, colour, style in (("CreamFL", "tab:blue", "o-"), ("uniform mean", "tab:orange", "s--")):
+        means, errors = zip(*(middle(name + noise) for noise in NOISE.values()), strict=True)
+        axes.errorbar(list(NOISE), means, errors, fmt=style, color=colour, capsize=3, label=name)
+    alone, error = middle("server alone")
+    axes.axhline(alone, color="tab:gray", label="server alone")
+    axes.axhspan(alone - error, alone + error, color="tab:gray", alpha=0.2, linewidth=0)
+    axes.set_xticks(list(NOISE))
+    axes.set_xlabel("clients of nine that send noise")
+    axes.set_ylabel("recall at 10, unseen concepts (%)")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right")
+    axes.legend(frameon=False, loc="upper right")
     figure.savefig(file, dpi=150)
 
 

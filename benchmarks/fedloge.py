@@ -1,6 +1,6 @@
 """Does FedLoGe show its paper's effects on a long tail? Paired seeds, one budget, tuned on validation data only.
 
-    python benchmarks/fedloge.py STUDY [--seeds 3] [--output FILE] [--picture FILE]
+    python benchmarks/fedloge.py STUDY [--seeds 3] [--first-seed 0] [--output FILE] [--picture FILE]
 
 `fashion` is Fashion-MNIST thinned to a long tail, `natural` kinds of emoji, which nobody thinned. Both
 train FedLoGe, the same without a frame (which is FedAvg with a personal head beside it: the heads do not touch each
@@ -192,6 +192,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--results", type=Path, default=Path("results/fedloge"))
     parser.add_argument("--output", type=Path, help="also write the tables here")
     parser.add_argument("--picture", type=Path, help="draw head, middle and tail here (svg)")
@@ -200,7 +201,7 @@ def main() -> None:
     seeds = 1 if given.study in SINGLE else given.seeds
     # Seed by seed, so that what is there after an interruption is paired.
     found: dict[str, list[dict[str, float]]] = {name: [] for name in study.contenders}
-    for seed in range(seeds):
+    for seed in range(given.first_seed, given.first_seed + seeds):
         for name, options in study.contenders.items():
             found[name].append(measure(study, name, options, seed, folder))
     if given.study in SINGLE:
@@ -210,10 +211,10 @@ def main() -> None:
     else:
         tables = [server_table(found), client_table(found)]
     versions = ", ".join(f"{package} {metadata.version(package)}" for package in ("torch", "flwr", "numpy"))
+    command = f"python benchmarks/fedloge.py {given.study} --seeds {seeds} --first-seed {given.first_seed}"
     text = (
-        f"`python benchmarks/fedloge.py {given.study} --seeds {seeds}`; {platform.machine()}, Python "
-        f"{platform.python_version()}, {versions}. Percent; mean ± sample deviation over seeds, paired difference ± "
-        f"its standard error.\n\n" + "\n\n".join(tables) + "\n"
+        f"`{command}`; {platform.machine()}, Python {platform.python_version()}, {versions}. Percent; mean ± sample "
+        f"deviation over seeds, paired difference ± its standard error.\n\n" + "\n\n".join(tables) + "\n"
     )
     print(text)
     if given.output:

@@ -1,4 +1,4 @@
-# Two commands matter on a fresh machine: `make demo` and `make test`. They need Python 3.11+, git and make.
+# Two commands matter on a fresh machine: `make demo` and `make test`. They need Python 3.11 to 3.13, git and make.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -33,7 +33,7 @@ bench: $(STAMP)  ## speed of the engines beside a plain loop and stock Flower
 	$(BIN)/python benchmarks/simulation.py
 
 $(STAMP): pyproject.toml
-	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "umbel needs Python 3.11 or newer, this is " + sys.version'
+	$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info < (3, 14), "umbel needs Python 3.11 to 3.13, this is " + sys.version'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'

@@ -1,31 +1,45 @@
 """Does the contrastive ensemble help the server, and does it stand clients that send noise? Paired seeds, one budget.
 
     python benchmarks/creamfl.py emoji [--seeds 6] [--output FILE] [--picture FILE]
+    python benchmarks/creamfl.py unequal|unequal_nine [--seeds 6] [--first-seed 20] [--output FILE]
 
 Nine clients on emoji of five vendors and their names: three with images, three with texts, three with both; the server
 retrieves names of concepts that nobody has seen. What is compared: the server alone on the public pairs, also stopped
-after a third of the rounds; distillation towards the plain mean of the clients' representations, and towards
-CreamFL's ensemble; both with one, three and six clients that send noise; CreamFL without its parts.
-Hyper-parameters were chosen on validation data. Prints Markdown tables: mean ± sample deviation over seeds, and paired
-differences ± their standard error. Runs are kept in the results folder and are not run again.
+after a third of the rounds; distillation towards the plain mean of the clients' representations, and towards CreamFL's
+ensemble; both with one, three and six clients that send noise; CreamFL without its parts. In `unequal`, half of six
+clients have networks that are too small, in `unequal_nine` a third of nine. Hyper-parameters were chosen on validation
+data. Prints Markdown tables: mean ± sample deviation over seeds, and paired differences ± their standard error. Runs
+are kept in the results folder and are not run again.
 """
 
 from __future__ import annotations
 
-import argparse
-import math
-import platform
 import statistics
-from collections.abc import Mapping, Sequence
-from importlib import metadata
+from collections.abc import Mapping
 from pathlib import Path
 
-from methods import Study, measure, spread
+from studies import Runs, Study, column, command_line, folder_of, measure_all, paired, publish, spread, standard_error
 
 ONE = "strategy.noise_clients=[8]"  # it has both modalities
 THREE = "strategy.noise_clients=[0,3,8]"  # one of each kind
 SIX = "strategy.noise_clients=[0,1,3,4,6,7]"  # two of each kind
 MEAN = "strategy.ensemble=mean"
+# Six clients, two of each kind, the second of them with 8 hidden units in place of 128; the paper's 30 rounds.
+UNEQUAL = (
+    *("data.num_clients=6", "strategy.num_image=2", "strategy.num_text=2", "strategy.num_both=2"),
+    "strategy.image_sizes.mlp=[{depth: 1, hidden: 128}, {depth: 1, hidden: 8}]",
+    "strategy.text_sizes.embedding_mlp=[{hidden: 128, width: 64}, {hidden: 8, width: 64}]",
+    "run.rounds=30",
+)
+# Nine, three of each kind, of which the third has the small networks.
+NINE = (
+    "strategy.image_sizes.mlp=[{depth: 1, hidden: 128}, {depth: 1, hidden: 128}, {depth: 1, hidden: 8}]",
+    "strategy.text_sizes.embedding_mlp=[{hidden: 128, width: 64}, {hidden: 128, width: 64}, {hidden: 8, width: 64}]",
+    "run.rounds=30",
+)
+SMALL = "strategy.noise_clients=[5]"  # has both modalities
+LARGE = "strategy.noise_clients=[4]"  # likewise, the best teacher of all
+ONE_LARGE = "strategy.noise_clients=[7]"  # of `NINE`: one of the two large ones that have both
 I2T, T2I = "test/i2t_recall@10", "test/t2i_recall@10"
 BOTH, VALIDATION = "test/recall@10", "validation/recall@10"  # means of both ways, made here
 COLUMNS = {"image to text": I2T, "text to image": T2I, "mean of both": BOTH, "validation, mean of both": VALIDATION}
@@ -34,11 +48,18 @@ QUESTIONS = (
     ("CreamFL", "server alone"),
     ("CreamFL", "server alone, 20 rounds"),
     ("CreamFL", "uniform mean"),
+    ("uniform mean", "server alone"),
     ("CreamFL, one client sends noise", "uniform mean, one client sends noise"),
+    ("CreamFL, a small client sends noise", "uniform mean, a small client sends noise"),
+    ("CreamFL, a large client sends noise", "uniform mean, a large client sends noise"),
     ("CreamFL, three clients send noise", "uniform mean, three clients send noise"),
     ("CreamFL, six clients send noise", "uniform mean, six clients send noise"),
     ("uniform mean, one client sends noise", "uniform mean"),
     ("CreamFL, one client sends noise", "CreamFL"),
+    ("uniform mean, a small client sends noise", "uniform mean"),
+    ("CreamFL, a small client sends noise", "CreamFL"),
+    ("uniform mean, a large client sends noise", "uniform mean"),
+    ("CreamFL, a large client sends noise", "CreamFL"),
     ("uniform mean, three clients send noise", "uniform mean"),
     ("CreamFL, three clients send noise", "CreamFL"),
     ("uniform mean, six clients send noise", "uniform mean"),
@@ -66,6 +87,32 @@ STUDIES = {
         },
         COLUMNS,
     ),
+    "unequal": Study(
+        "creamfl_emoji",
+        ("checkpoint.every=0", *UNEQUAL),
+        {
+            "server alone": ("strategy.distil=0", "client.max_steps=1"),  # nothing that clients learn reaches it
+            "uniform mean": (MEAN,),
+            "CreamFL": (),
+            "uniform mean, a small client sends noise": (MEAN, SMALL),
+            "CreamFL, a small client sends noise": (SMALL,),
+            "uniform mean, a large client sends noise": (MEAN, LARGE),
+            "CreamFL, a large client sends noise": (LARGE,),
+        },
+        COLUMNS,
+    ),
+    "unequal_nine": Study(
+        "creamfl_emoji",
+        ("checkpoint.every=0", *NINE),
+        {
+            "server alone": ("strategy.distil=0", "client.max_steps=1"),
+            "uniform mean": (MEAN,),
+            "CreamFL": (),
+            "uniform mean, a large client sends noise": (MEAN, ONE_LARGE),
+            "CreamFL, a large client sends noise": (ONE_LARGE,),
+        },
+        COLUMNS,
+    ),
 }
 # Clients that send noise -> how the contenders' names end.
 NOISE = {
@@ -75,14 +122,6 @@ NOISE = {
     6: ", six clients send noise",
 }
 SPLITS = ("validation", "test")
-Runs = Mapping[str, Sequence[Mapping[str, float]]]
-
-
-def difference(runs: Runs, name: str, against: str, metric: str = BOTH) -> str:
-    """Write the paired difference ± its standard error."""
-    paired = [a[metric] - b[metric] for a, b in zip(runs[name], runs[against], strict=True)]
-    error = statistics.stdev(paired) / math.sqrt(len(paired)) if len(paired) > 1 else 0.0
-    return f"{statistics.fmean(paired):+.2f} ± {error:.2f}"
 
 
 def with_means(found: Mapping[str, float]) -> dict[str, float]:
@@ -98,11 +137,13 @@ def table(study: Study, runs: Runs) -> str:
         "|---|" + "---:|" * (len(study.metrics) + 2),
     ]
     for name, each in runs.items():
-        cells = [spread([one[metric] for one in each], 1.0) for metric in (*study.metrics.values(), "test/rsum")]
-        cells.append(f"{statistics.fmean([one['megabytes'] for one in each]):.2f}")
+        cells = [spread(column(each, metric), 1.0) for metric in (*study.metrics.values(), "test/rsum")]
+        cells.append(f"{statistics.fmean(column(each, 'megabytes')):.2f}")
         lines.append(f"| {name} | {' | '.join(cells)} |")
     lines += ["", "| recall at 10, mean of both | less that of | difference |", "|---|---|---:|"]
-    lines += [f"| {one} | {other} | {difference(runs, one, other)} |" for one, other in QUESTIONS]
+    for one, other in QUESTIONS:
+        if {one, other} <= runs.keys():
+            lines.append(f"| {one} | {other} | {paired(column(runs[one], BOTH), column(runs[other], BOTH), 1.0)} |")
     return "\n".join(lines)
 
 
@@ -114,8 +155,8 @@ def picture(runs: Runs, file: Path) -> None:
     import matplotlib.pyplot as plt
 
     def middle(name: str) -> tuple[float, float]:
-        values = [one[BOTH] for one in runs[name]]
-        return statistics.fmean(values), statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+        values = column(runs[name], BOTH)
+        return statistics.fmean(values), standard_error(values)
 
     figure, axes = plt.subplots(figsize=(7, 3.8), layout="constrained")
     for name, colour, style in (("CreamFL", "tab:blue", "o-"), ("uniform mean", "tab:orange", "s--")):
@@ -133,29 +174,16 @@ def picture(runs: Runs, file: Path) -> None:
 
 
 def main() -> None:
-    """Run a study and print its table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=STUDIES)
-    parser.add_argument("--seeds", type=int, default=6)
-    parser.add_argument("--results", type=Path, default=Path("results/methods"))
-    parser.add_argument("--output", type=Path, help="also write the table here")
-    parser.add_argument("--picture", type=Path, help="also draw it here")
+    """Run a study, print its tables and draw its picture."""
+    parser = command_line(__doc__, STUDIES, seeds=6)
+    parser.add_argument("--picture", type=Path, help="draw recall over the clients that send noise here")
     given = parser.parse_args()
+    if given.picture and given.study != "emoji":
+        parser.error(f"--picture is drawn of the study emoji, not of {given.study}")
     study = STUDIES[given.study]
-    folder = (given.results / f"creamfl_{given.study}").resolve()
-    runs: dict[str, list[dict[str, float]]] = {name: [] for name in study.contenders}
-    for seed in range(given.seeds):
-        for name, options in study.contenders.items():
-            runs[name].append(with_means(measure(study, name, options, seed, folder)))
-    versions = ", ".join(f"{package} {metadata.version(package)}" for package in ("torch", "flwr", "numpy"))
-    text = (
-        f"`python benchmarks/creamfl.py {given.study} --seeds {given.seeds}`; {platform.machine()}, Python "
-        f"{platform.python_version()}, {versions}. Recall at 10 in percent; mean ± sample deviation over seeds, paired "
-        f"difference ± its standard error.\n\n{table(study, runs)}\n"
-    )
-    print(text)
-    if given.output:
-        given.output.write_text(text, encoding="utf-8")
+    measured = measure_all(study, folder_of(given), given)
+    runs = {name: [with_means(one) for one in each] for name, each in measured.items()}
+    publish(given, [table(study, runs)], "Recall at 10 in percent")
     if given.picture:
         picture(runs, given.picture)
 

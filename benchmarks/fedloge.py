@@ -2,12 +2,14 @@
 
     python benchmarks/fedloge.py STUDY [--seeds 3] [--first-seed 0] [--output FILE] [--picture FILE]
 
-`fashion` is Fashion-MNIST thinned to a long tail, `natural` kinds of emoji, which nobody thinned. Both
-train FedLoGe, the same without a frame (which is FedAvg with a personal head beside it: the heads do not touch each
-other, so one run gives both), and every client alone. `fashion_20` and `natural_25` are the settings that were looked
-at before these two. `sweep` varies the frame's length gamma and its share beta of dropped entries on Fashion-MNIST in
-short runs, `natural_sweep` gamma on emoji; each takes one seed and looks at validation data only. `rounds` asks on one
-seed what more rounds change, and how far features and heads have collapsed by then.
+`fashion` is Fashion-MNIST thinned to a long tail, `natural` kinds of emoji, which nobody thinned. Both train FedLoGe,
+the same without a frame (which is FedAvg with a personal head beside it: the heads do not touch each other, so one
+run gives both), and every client alone. `steady` chose how the learning rate falls in `fashion`, in the same way for
+all three, by validation data of seeds 0 to 2. `fashion_flat` (where it does not fall), `fashion_20` and `natural_25`
+are the settings that were looked at before these. `sweep` varies the frame's length gamma and its share beta of
+dropped entries on Fashion-MNIST in short runs, `natural_sweep` gamma on emoji; each takes one seed and looks at
+validation data only. `rounds` asks on one seed what more rounds change, and how far features and heads have collapsed
+by then.
 
 Prints Markdown tables: mean ± sample deviation over seeds, and paired differences ± their standard error. Runs are kept
 in the results folder and are not run again.
@@ -15,18 +17,12 @@ in the results folder and are not run again.
 
 from __future__ import annotations
 
-import argparse
-import math
-import platform
 import statistics
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 
 import pyarrow.parquet as pq
-from methods import Study, hash_of, measure, spread
-
-Runs = Mapping[str, Sequence[Mapping[str, float]]]
+from studies import Runs, Study, column, command_line, folder_of, hash_of, measure_all, paired, publish, spread
 
 FEDLOGE, PLAIN, LOCAL = "FedLoGe", "no frame", "local"
 CONTENDERS: Mapping[str, Sequence[str]] = {
@@ -35,19 +31,36 @@ CONTENDERS: Mapping[str, Sequence[str]] = {
     LOCAL: ("strategy={name: strategies.local:Local}",),  # all of the section, since it knows no gamma
 }
 ENDS = ("evaluate.every=1000", "checkpoint.every=0")  # the last round is always evaluated
+FLAT = (*ENDS, "client.lr_decay=1.0")  # as the experiment's file was before `steady`
+# What `steady` varies, with all that the experiment's file may change.
+SETTINGS = {
+    f"decay {decay:g}": (f"client.lr_decay={decay}", "client.lr=0.05", "run.rounds=30", "run.participation=0.3")
+    for decay in (1.0, 0.95, 0.93)
+}
 STUDIES = {
     "fashion": Study("fedloge_fashion", ENDS, CONTENDERS, {}),
+    "fashion_flat": Study("fedloge_fashion", FLAT, CONTENDERS, {}),
     "fashion_20": Study(
         "fedloge_fashion",
-        (*ENDS, "data.num_clients=20", "data.alpha=0.5", "run.participation=0.4", "run.rounds=40"),
+        (*FLAT, "data.num_clients=20", "data.alpha=0.5", "run.participation=0.4", "run.rounds=40"),
         {**CONTENDERS, FEDLOGE: ("strategy.norm=0.1",)},  # it came before `sweep`
+        {},
+    ),
+    "steady": Study(
+        "fedloge_fashion",
+        ENDS,
+        {
+            f"{who} | {setting}": (*options, *overrides)
+            for setting, overrides in SETTINGS.items()
+            for who, options in CONTENDERS.items()
+        },
         {},
     ),
     "natural": Study("fedloge_emoji", ENDS, CONTENDERS, {}),
     "natural_25": Study("fedloge_emoji", (*ENDS, "run.rounds=25"), CONTENDERS, {}),
     "sweep": Study(
         "fedloge_fashion",
-        (*ENDS, "run.rounds=15", "evaluate.clients=0", "strategy.personal=false"),
+        (*FLAT, "run.rounds=15", "evaluate.clients=0", "strategy.personal=false"),
         {
             "no frame": ("strategy.frame=none",),
             **{f"gamma {g}, beta .6": (f"strategy.norm={g}",) for g in (0.1, 0.3, 1.0, 3.0)},
@@ -66,7 +79,7 @@ STUDIES = {
     ),
     "rounds": Study(
         "fedloge_fashion",
-        (*ENDS, "run.rounds=60", "evaluate.clients=0", "strategy.personal=false", "strategy.collapse=60"),
+        (*FLAT, "run.rounds=60", "evaluate.clients=0", "strategy.personal=false", "strategy.collapse=60"),
         {
             "gamma 1, beta .6": (),
             "no frame": ("strategy.frame=none",),
@@ -93,24 +106,20 @@ CLIENTS = {
     "FedLoGe, phi": (FEDLOGE, "phi/"),
     "FedLoGe, phi + phi'": (FEDLOGE, ""),
 }
+# What `steady` makes good, each contender for itself: column -> (contender, metric).
+MADE_GOOD = {
+    "FedLoGe, psi'": (FEDLOGE, "validation/balanced_accuracy"),
+    "FedLoGe, phi + phi'": (FEDLOGE, "clients/validation/accuracy_mean"),
+    "FedAvg + GA-FR": (PLAIN, "validation/balanced_accuracy"),
+    "FedAvg's model on clients": (PLAIN, "clients/validation/psi/accuracy_mean"),
+    "each client alone": (LOCAL, "clients/validation/accuracy_mean"),
+}
 GROUPS = {
     "balanced": "balanced_accuracy",
     "head": "accuracy_head",
     "middle": "accuracy_middle",
     "tail": "accuracy_tail",
 }
-
-
-def column(runs: Sequence[Mapping[str, float]], metric: str) -> list[float]:
-    """Return a metric of each seed."""
-    return [each[metric] for each in runs]
-
-
-def difference(left: Sequence[float], right: Sequence[float]) -> str:
-    """Write the paired difference left - right in points ± its standard error."""
-    paired = [100 * (a - b) for a, b in zip(left, right, strict=True)]
-    error = statistics.stdev(paired) / math.sqrt(len(paired)) if len(paired) > 1 else 0.0
-    return f"{statistics.fmean(paired):+.2f} ± {error:.2f}"
 
 
 def server_table(found: Runs, split: str = "test") -> str:
@@ -121,7 +130,7 @@ def server_table(found: Runs, split: str = "test") -> str:
         lines.append(f"| {row} | {' | '.join(spread(column(found[name], metric)) for metric in metrics)} |")
     for name, runs in ((FEDLOGE, found[FEDLOGE]), ("FedAvg", found[PLAIN])):
         cells = [
-            difference(column(runs, f"{split}/{metric}"), column(runs, f"{split}/psi/{metric}"))
+            paired(column(runs, f"{split}/{metric}"), column(runs, f"{split}/psi/{metric}"))
             for metric in GROUPS.values()
         ]
         lines.append(f"| GA-FR against the same head unaligned, {name} | {' | '.join(cells)} |")
@@ -134,7 +143,7 @@ def client_table(found: Runs) -> str:
     lines = ["| on clients | mean of clients | worst tenth | FedLoGe's phi + phi' against it |", "|---|---:|---:|---:|"]
     for row, (name, prefix) in CLIENTS.items():
         mean, worst = (column(found[name], f"clients/test/{prefix}accuracy_{which}") for which in ("mean", "worst10"))
-        against = "" if mean == best else difference(best, mean)
+        against = "" if mean == best else paired(best, mean)
         lines.append(f"| {row} | {spread(mean)} | {spread(worst)} | {against} |")
     return "\n".join(lines)
 
@@ -148,12 +157,22 @@ def sweep_table(found: Runs) -> str:
     return "\n".join(lines)
 
 
-def collapse_table(study: Study, folder: Path) -> str:
+def steady_table(found: Runs) -> str:
+    """Return validation accuracies of each contender in each setting."""
+    lines = [f"| validation | {' | '.join(MADE_GOOD)} | mean |", "|---|" + "---:|" * (len(MADE_GOOD) + 1)]
+    for setting in SETTINGS:
+        values = [column(found[f"{name} | {setting}"], metric) for name, metric in MADE_GOOD.values()]
+        mean = [statistics.fmean(each) for each in zip(*values, strict=True)]
+        lines.append(f"| {setting} | {' | '.join(spread(each) for each in (*values, mean))} |")
+    return "\n".join(lines)
+
+
+def collapse_table(study: Study, folder: Path, seed: int) -> str:
     """Return the neural-collapse metrics at the end of each run of a study of one seed."""
     names = ("nc1", "nc2_lengths", "nc2_angles", "nc3", "nc4")
     lines = [f"| | {' | '.join(names)} |", "|---|" + "---:|" * len(names)]
     for name, options in study.contenders.items():
-        overrides = [*study.common, *options, "run.seed=0", f"run.results={folder}"]
+        overrides = [*study.common, *options, f"run.seed={seed}", f"run.results={folder}"]
         rows = pq.read_table(folder / f"{hash_of(overrides):016x}" / "metrics.parquet").to_pylist()
         found = {row["metric"]: row["value"] for row in rows}
         cells = (f"{found['collapse/' + key]:.3f}" for key in names)
@@ -189,36 +208,22 @@ def draw(found: Runs, path: Path) -> None:
 
 def main() -> None:
     """Run a study and print its tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=STUDIES)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--first-seed", type=int, default=0)
-    parser.add_argument("--results", type=Path, default=Path("results/fedloge"))
-    parser.add_argument("--output", type=Path, help="also write the tables here")
+    parser = command_line(__doc__, STUDIES)
     parser.add_argument("--picture", type=Path, help="draw head, middle and tail here (svg)")
     given = parser.parse_args()
-    study, folder = STUDIES[given.study], (given.results / given.study).resolve()
-    seeds = 1 if given.study in SINGLE else given.seeds
-    # Seed by seed, so that what is there after an interruption is paired.
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in study.contenders}
-    for seed in range(given.first_seed, given.first_seed + seeds):
-        for name, options in study.contenders.items():
-            found[name].append(measure(study, name, options, seed, folder))
+    study = STUDIES[given.study]
     if given.study in SINGLE:
+        given.seeds = 1
+    found = measure_all(study, folder_of(given), given)
+    if given.study == "steady":
+        tables = [steady_table(found)]
+    elif given.study in SINGLE:
         tables = [sweep_table(found)]
         if given.study == "rounds":
-            tables.append(collapse_table(study, folder))
+            tables.append(collapse_table(study, folder_of(given), given.first_seed))
     else:
         tables = [server_table(found), client_table(found)]
-    versions = ", ".join(f"{package} {metadata.version(package)}" for package in ("torch", "flwr", "numpy"))
-    command = f"python benchmarks/fedloge.py {given.study} --seeds {seeds} --first-seed {given.first_seed}"
-    text = (
-        f"`{command}`; {platform.machine()}, Python {platform.python_version()}, {versions}. Percent; mean ± sample "
-        f"deviation over seeds, paired difference ± its standard error.\n\n" + "\n\n".join(tables) + "\n"
-    )
-    print(text)
-    if given.output:
-        given.output.write_text(text, encoding="utf-8")
+    publish(given, tables)
     if given.picture and given.study not in SINGLE:
         draw(found, given.picture)
 

@@ -8,18 +8,12 @@ error. Runs are kept in the results folder and are not run again.
 
 from __future__ import annotations
 
-import argparse
-import math
-import platform
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import metadata
 from pathlib import Path
 
-from methods import Study, measure, spread
-
-Runs = Mapping[str, Sequence[Mapping[str, float]]]
+from studies import Runs, Study, column, command_line, folder_of, measure_all, paired, publish, spread
 
 
 @dataclass(frozen=True)
@@ -183,25 +177,20 @@ STUDIES = {
 }
 
 
-def paired(runs: Sequence[Mapping[str, float]], first: Sequence[Mapping[str, float]], metric: str) -> str:
-    """Write the mean difference to the first row over seeds ± its standard error, in points."""
-    differences = [100 * (a[metric] - b[metric]) for a, b in zip(runs, first, strict=True)]
-    error = statistics.stdev(differences) / math.sqrt(len(differences)) if len(differences) > 1 else 0.0
-    return "reference" if runs is first else f"{statistics.fmean(differences):+.2f} ± {error:.2f}"
-
-
 def table(block: Block, found: Runs) -> str:
     """Return a block's table as Markdown."""
     metrics, first = block.study.metrics, next(iter(found))
-    against = [f"{column} against {'its base' if block.against else first}" for column in block.compared]
+    against = [f"{compared} against {'its base' if block.against else first}" for compared in block.compared]
     lines = [
         f"| {block.title} | {' | '.join([*metrics, *against])} |",
         "|---|" + "---:|" * (len(metrics) + len(against)),
     ]
     for name, runs in found.items():
-        cells = [spread([each[metric] for each in runs]) for metric in metrics.values()]
+        cells = [spread(column(runs, metric)) for metric in metrics.values()]
         reference = found[block.against.get(name, name if block.against else first)]
-        cells += [paired(runs, reference, metrics[column]) for column in block.compared]
+        for compared in block.compared:
+            left, right = column(runs, metrics[compared]), column(reference, metrics[compared])
+            cells.append("reference" if runs is reference else paired(left, right))
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -219,8 +208,8 @@ def draw(blocks: Sequence[Block], found: Sequence[Runs], path: Path) -> None:
     for axis, block, runs in zip(axes[0], blocks, found, strict=True):
         width = 0.8 / len(runs)
         for place, (name, each) in enumerate(runs.items()):
-            for group, column in enumerate(block.compared):
-                values = [100 * one[block.study.metrics[column]] for one in each]
+            for group, compared in enumerate(block.compared):
+                values = [100 * value for value in column(each, block.study.metrics[compared])]
                 x = group + (place - (len(runs) - 1) / 2) * width
                 label = name if not group else None
                 axis.bar(x, statistics.fmean(values), width * 0.9, color=f"C{place}", alpha=0.8, label=label)
@@ -235,31 +224,12 @@ def draw(blocks: Sequence[Block], found: Sequence[Runs], path: Path) -> None:
 
 def main() -> None:
     """Run a study, print its tables and draw its picture."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=STUDIES)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--results", type=Path, default=Path("results/ggeur"))
-    parser.add_argument("--output", type=Path, help="also write the tables here")
+    parser = command_line(__doc__, STUDIES)
     parser.add_argument("--picture", type=Path, help="draw the compared columns here")
     given = parser.parse_args()
-    blocks, folder = STUDIES[given.study], (given.results / given.study).resolve()
-    found = [
-        {
-            name: [measure(block.study, name, options, seed, folder) for seed in range(given.seeds)]
-            for name, options in block.study.contenders.items()
-        }
-        for block in blocks
-    ]
-    versions = ", ".join(f"{package} {metadata.version(package)}" for package in ("torch", "flwr", "numpy"))
-    tables = "\n\n".join(table(block, runs) for block, runs in zip(blocks, found, strict=True))
-    text = (
-        f"`python benchmarks/ggeur.py {given.study} --seeds {given.seeds}`; {platform.machine()}, Python "
-        f"{platform.python_version()}, {versions}. Percent; mean ± sample deviation over seeds, paired difference ± "
-        f"its standard error.\n\n{tables}\n"
-    )
-    print(text)
-    if given.output:
-        given.output.write_text(text, encoding="utf-8")
+    blocks = STUDIES[given.study]
+    found = [measure_all(block.study, folder_of(given), given) for block in blocks]
+    publish(given, [table(block, runs) for block, runs in zip(blocks, found, strict=True)])
     if given.picture:
         draw(blocks, found, given.picture)
 

@@ -1,7 +1,7 @@
 """Draw the picture of docs/strategies/fot.md and print its table of ranks and what sketches took, from the benchmark.
 
-python benchmarks/methods.py fot --seeds 3
-python docs/make_fot.py [--runs results/methods/fot]
+python benchmarks/fot.py permuted --seeds 3
+python docs/make_fot.py [--runs results/fot/permuted]
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def ranks(table: pd.DataFrame) -> str:
 def main() -> None:
     """Draw and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=Path, default=Path("results/methods/fot"))
+    parser.add_argument("--runs", type=Path, default=Path("results/fot/permuted"))
     given = parser.parse_args()
     runs = {name: runs_of(given.runs, wanted) for name, wanted in CONTENDERS.items()}
     means = {name: np.mean([matrix(table) for _, table in found], axis=0) for name, found in runs.items()}

@@ -1,7 +1,8 @@
-"""What several tests share: quadratic clients driven by hand, and small inline runs."""
+"""What several tests share: quadratic clients driven by hand, small inline runs, comparisons with given numbers."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from conf.schema import Experiment
 from core.blocks import Assembler, cut
 from core.folds import Folded
 from core.memory import MemoryRecord
@@ -17,10 +19,12 @@ from core.records import Reply
 from core.training import LocalConfig
 from data.types import Examples
 from models.base import Model
-from models.weights import load_state, shared_state
 from server.listener import Listener
 from simulations import RunResult, run
+from simulations.comparison import Comparison, Item, Member
+from simulations.measures import MEASURES
 from strategies.base import TRAIN, ClientContext, Phase, ServerContext, Strategy
+from tests.contexts import client_context
 
 CPU = torch.device("cpu")
 
@@ -87,29 +91,16 @@ class Quadratics:
         )
 
     def client(self, k: int, round_: int, remember: Callable[[MemoryRecord], None]) -> ClientContext:
-        model = Point(self.a.shape[1])
         images = self.b[k].view(1, 1, 1, -1).repeat(self.sizes[k], 1, 1, 1)
         data = Examples(images, torch.zeros(self.sizes[k], dtype=torch.int64))
 
-        def load_model(tree: Mapping[str, Tensor]) -> Model:
-            load_state(model, tree)
-            return model
-
-        return ClientContext(
+        return client_context(
+            data,
+            1,
+            Point(self.a.shape[1]),
             id=k,
-            seed=0,
             round=round_,
-            phase="train",
             local=self.local,
-            train_data=data,
-            validation_data=data,
-            test_data=data,
-            device=CPU,
-            load_model=load_model,
-            weights_of=shared_state,
-            prepare=lambda examples: (examples.images, examples.labels),
-            augment=None,
-            num_classes=1,
             memory=self.memory.get(k),
             remember=remember,
             loss=lambda distance, _: (self.a[k] / 2 * distance**2).sum(1).mean(),
@@ -173,12 +164,50 @@ SMALL = (
     "evaluate.clients=0",
 )
 
+SMALL_FOT = (
+    "strategy.name=fot",
+    "strategy.threshold=0.7",
+    "data.partition=permuted_tasks",
+    "data.num_tasks=3",
+    "data.rounds_per_task=1",
+    "data.num_clients=3",
+    "data.max_train=90",
+    "data.client_test=0.0",
+    "run.rounds=3",
+    "evaluate.every=0",
+    "checkpoint.every=0",
+    "model.name=cnn",
+    "model.sizes={width: 2, hidden: 8}",
+)
+
+SMALL_FEDLOGE = (
+    "strategy.name=fedloge",
+    "model.name=cnn",
+    "model.sizes={width: 4, hidden: 16}",
+    "data.num_clients=4",
+    "data.max_train=300",
+    "run.rounds=2",
+)
+
 
 def small_run(
     results: Path, *overrides: str, experiment: str = "digits", listener: Listener | None = None
 ) -> RunResult:
     """Run a small federation inline: 200 digits, 4 clients, 2 rounds."""
     return run(experiment, *SMALL, f"run.results={results}", *overrides, listener=listener)
+
+
+def compared(values: Mapping[str, Sequence[Mapping[str, float]]]) -> Comparison:
+    """Make a comparison of strategies whose measures are given, one mapping a seed; others were not measured."""
+    items = tuple(Item(label, label) for label in values)
+    seeds = tuple(range(len(next(iter(values.values())))))
+    members = []
+    for item in items:
+        for seed in seeds:
+            member = Member(item, seed, Experiment(), Path())
+            member.__dict__["measures"] = dict.fromkeys(MEASURES, math.nan) | dict(values[item.label][seed])
+            members.append(member)
+    return Comparison(Path(), items, seeds, tuple(members), "digits")
 
 
 def tree(**tensors: Any) -> dict[str, Tensor]:

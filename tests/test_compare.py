@@ -10,7 +10,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 from conf.errors import ExperimentError
-from conf.schema import Experiment
 from core.files import read_json
 from simulations import compare as comparing
 from simulations.cli import main
@@ -18,13 +17,12 @@ from simulations.compare import compose, folder_name, parse_seeds, parse_strateg
 from simulations.comparison import (
     Comparison,
     Item,
-    Member,
     cell,
     difference_cell,
     markdown,
     read_comparison,
 )
-from simulations.measures import MEASURES
+from tests.helpers import compared
 
 TINY = ("model.name=cnn", "run.rounds=2", "data.num_clients=4", "data.max_train=200", "client.epochs=1")
 
@@ -88,15 +86,7 @@ def test_folders_differ_when_results_may_and_only_then() -> None:
 
 def made(values: dict[str, list[float]]) -> Comparison:
     """Make a comparison whose test accuracies are given, one a seed."""
-    items = tuple(Item(label, label) for label in values)
-    seeds = tuple(range(len(next(iter(values.values())))))
-    members = []
-    for item in items:
-        for seed in seeds:
-            member = Member(item, seed, Experiment(), Path())
-            member.__dict__["measures"] = dict.fromkeys(MEASURES, math.nan) | {"test_last": values[item.label][seed]}
-            members.append(member)
-    return Comparison(Path(), items, seeds, tuple(members), "digits")
+    return compared({label: [{"test_last": value} for value in found] for label, found in values.items()})
 
 
 def test_numbers_of_a_comparison() -> None:

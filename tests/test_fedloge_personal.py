@@ -20,6 +20,7 @@ from models.base import Model
 from models.weights import load_state, shared_state
 from strategies.base import TRAIN, ClientContext
 from strategies.fedloge import Config, FedLoGe, make_frame, pack_frame, unpack_frame
+from tests.contexts import client_context
 
 NUM_CLASSES, WIDTH, LR = 4, 6, 0.5
 LABELS = torch.tensor([0, 1, 3, 0, 0, 3, 1])  # class 2 is absent
@@ -50,28 +51,12 @@ class Client:
         self.memory = None if trees is None else MemoryRecord(trees)
 
     def context(self, round_: int = 1) -> ClientContext:
-        model = build()
-
-        def load_model(tree: Tree) -> Model:
-            load_state(model, tree)
-            return model
-
-        data = Examples(IMAGES, LABELS)
-        return ClientContext(
-            id=0,
-            seed=0,
+        return client_context(
+            Examples(IMAGES, LABELS),
+            NUM_CLASSES,
+            build(),
             round=round_,
-            phase="train",
             local=LocalConfig(epochs=1, batch_size=0, lr=LR, device="cpu"),
-            train_data=data,
-            validation_data=data,
-            test_data=data,
-            device=torch.device("cpu"),
-            load_model=load_model,
-            weights_of=shared_state,
-            prepare=lambda examples: (examples.images, examples.labels),
-            augment=None,
-            num_classes=NUM_CLASSES,
             memory=self.memory,
             remember=lambda record: setattr(self, "memory", record),
         )

@@ -26,15 +26,7 @@ from strategies.fedloge import (
     sum_of_losses,
     unpack_frame,
 )
-
-SMALL = (
-    "strategy.name=fedloge",
-    "model.name=cnn",
-    "model.sizes={width: 4, hidden: 16}",
-    "data.num_clients=4",
-    "data.max_train=300",
-    "run.rounds=2",
-)
+from tests.helpers import SMALL_FEDLOGE as SMALL
 
 
 def heads(frame: torch.Tensor | None, personal: torch.nn.Linear | None) -> _Heads:

@@ -15,6 +15,7 @@ from core.rng import generator
 from simulations import run
 from strategies.base import server_step
 from strategies.fot import FOT, Config, State, expand_basis, grow, project_update, residual_sketch, unexplained
+from tests.helpers import SMALL_FOT as SMALL
 
 F64 = torch.float64
 SHARED = SimpleNamespace(task_of_class=None, task=1)  # all that a step asks of the server
@@ -218,22 +219,6 @@ def test_both_ways_keep_the_same_directions():
 
 
 # Keys -----------------------------------------------------------------------------------------------------------
-
-SMALL = (
-    "strategy.name=fot",
-    "strategy.threshold=0.7",
-    "data.partition=permuted_tasks",
-    "data.num_tasks=3",
-    "data.rounds_per_task=1",
-    "data.num_clients=3",
-    "data.max_train=90",
-    "data.client_test=0.0",
-    "run.rounds=3",
-    "evaluate.every=0",
-    "checkpoint.every=0",
-    "model.name=cnn",
-    "model.sizes={width: 2, hidden: 8}",
-)
 
 
 def final(tmp_path, name: str, *overrides: str) -> str:

@@ -13,22 +13,8 @@ from models.weights import shared_state
 from simulations import run
 from strategies.base import Phase
 from strategies.fot import FOT, Config, State
+from tests.helpers import SMALL_FOT as SMALL
 
-SMALL = (
-    "strategy.name=fot",
-    "strategy.threshold=0.7",
-    "data.partition=permuted_tasks",
-    "data.num_tasks=3",
-    "data.rounds_per_task=1",
-    "data.num_clients=3",
-    "data.max_train=90",
-    "data.client_test=0.0",
-    "run.rounds=3",
-    "evaluate.every=0",
-    "checkpoint.every=0",
-    "model.name=cnn",
-    "model.sizes={width: 2, hidden: 8}",
-)
 CLIENTS, ROUNDS = 3, 3  # two boundaries: behind rounds 1 and 2
 MODELS = {
     "mlp": ("model.name=mlp", "model.sizes={hidden: 8, depth: 1}"),

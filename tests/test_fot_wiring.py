@@ -22,6 +22,7 @@ from models.inputs import layer_inputs
 from models.weights import load_state, shared_state
 from strategies.base import ClientContext, ServerContext
 from strategies.fot import FOT, SKETCH, TRAIN, TRAIN_AND_SKETCH, Config, State
+from tests.contexts import client_context
 
 F64 = torch.float64
 CPU = torch.device("cpu")
@@ -61,30 +62,7 @@ def server_of(task: int = 1, task_of_class: Tensor | None = None) -> ServerConte
 def client_of(number: int, phase: str, round_: int = 2) -> ClientContext:
     """Return a client; all of them have the same data."""
     data = Examples(normal(30, 1, SIDE, SIDE, seed=7), torch.arange(30) % CLASSES)
-    model = network()
-
-    def load_model(tree) -> Model:
-        load_state(model, tree)
-        return model
-
-    return ClientContext(
-        id=number,
-        seed=0,
-        round=round_,
-        phase=phase,
-        local=LOCAL,
-        train_data=data,
-        validation_data=data,
-        test_data=data,
-        device=CPU,
-        load_model=load_model,
-        weights_of=shared_state,
-        prepare=lambda examples: (examples.images, examples.labels),
-        augment=None,
-        num_classes=CLASSES,
-        memory=None,
-        remember=lambda record: None,
-    )
+    return client_context(data, CLASSES, network(), id=number, round=round_, phase=phase, local=LOCAL)
 
 
 # One layer of five inputs by hand, the first of which is protected --------------------------------------------

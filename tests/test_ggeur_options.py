@@ -18,6 +18,7 @@ from simulations import run
 from strategies.base import ClientContext
 from strategies.ggeur import GGEUR, Config
 from strategies.head_on_draws import head_on_draws
+from tests.contexts import client_context
 
 D, C, K = 8, 10, 4
 SMALL = (
@@ -242,24 +243,8 @@ def test_the_statistics_are_of_the_global_models_features(monkeypatch, tmp_path)
 
 
 def context(model, images, labels, **local) -> ClientContext:
-    return ClientContext(
-        id=0,
-        seed=0,
-        round=1,
-        phase="train",
-        local=LocalConfig(device="cpu", **local),
-        train_data=Examples(images, labels),
-        validation_data=Examples(images[:0], labels[:0]),
-        test_data=Examples(images[:0], labels[:0]),
-        device=torch.device("cpu"),
-        load_model=lambda tree: model,
-        weights_of=lambda m: dict(m.state_dict()),
-        prepare=lambda examples: (examples.images, examples.labels),
-        augment=None,
-        num_classes=3,
-        memory=None,
-        remember=lambda record: None,
-    )
+    train, none = Examples(images, labels), Examples(images[:0], labels[:0])
+    return client_context(train, 3, model, none, local=LocalConfig(device="cpu", **local))
 
 
 def test_the_head_moves_by_the_draws_and_the_trunk_by_the_images():

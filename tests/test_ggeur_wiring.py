@@ -17,12 +17,12 @@ from core.class_statistics import class_statistics, sums_tree
 from core.folds import Folded
 from core.memory import MemoryRecord
 from core.rng import generator
-from core.training import LocalConfig
 from data.types import Examples
 from simulations import run
 from strategies import fedavg, ggeur
 from strategies.base import ClientContext
 from strategies.ggeur import GGEUR, Config
+from tests.contexts import client_context
 
 D, C, K = 6, 4, 4
 SMALL = (
@@ -123,24 +123,8 @@ def client_of(round_: int, id_: int = 0, seed: int = 0) -> ClientContext:
     """Return a client that has 3, 5 and no examples of three classes."""
     images = torch.randn(8, D, generator=generator(7))
     train = Examples(images, torch.tensor([0] * 3 + [1] * 5))
-    return ClientContext(
-        id=id_,
-        seed=seed,
-        round=round_,
-        phase="train",
-        local=LocalConfig(device="cpu"),
-        train_data=train,
-        validation_data=Examples(images[:0], train.labels[:0]),
-        test_data=Examples(images[:0], train.labels[:0]),
-        device=torch.device("cpu"),
-        load_model=lambda tree: pytest.fail("no model is needed"),
-        weights_of=lambda model: {},
-        prepare=lambda examples: (examples.images, examples.labels),
-        augment=None,
-        num_classes=3,
-        memory=None,
-        remember=lambda record: None,
-    )
+    none = Examples(images[:0], train.labels[:0])
+    return client_context(train, 3, held_out=none, id=id_, seed=seed, round=round_)
 
 
 def remembered(counts: tuple[float, float, float], prototypes: bool = False) -> MemoryRecord:

@@ -13,12 +13,9 @@ from matplotlib.patches import Rectangle
 from rich.console import Console
 
 from conf.load import load
-from conf.schema import Experiment
 from simulations import display, metric_plots, pictures, plots, report_rows, report_series, run
 from simulations.comparison import (
     Comparison,
-    Item,
-    Member,
     cell,
     difference_cell,
     footnote,
@@ -28,6 +25,7 @@ from simulations.comparison import (
 )
 from simulations.measures import MEASURES, course, headline, lines
 from simulations.report import report
+from tests.helpers import compared
 from tests.test_creamfl_runs import PAIRS
 
 SEQUENCE = (
@@ -106,17 +104,9 @@ def test_options_that_are_long_do_not_fill_the_screen() -> None:
 
 def made(values: dict[str, list[dict[str, float]]]) -> Comparison:
     """Make a comparison of runs whose metrics are given, one mapping a seed."""
-    items = tuple(Item(label, label) for label in values)
-    seeds = tuple(range(len(next(iter(values.values())))))
-    members = []
-    for item in items:
-        for seed in seeds:
-            member = Member(item, seed, Experiment(), Path())
-            moved = {"tensors": 500_000, "framing": 0}
-            content = {"metrics": values[item.label][seed], "rounds": 1, "seconds": {"total": 2.0}}
-            member.__dict__["measures"] = measures(content | {"bytes_up": moved, "bytes_down": moved})
-            members.append(member)
-    return Comparison(Path(), items, seeds, tuple(members), "digits")
+    moved = {"tensors": 500_000, "framing": 0}
+    costs = {"rounds": 1, "seconds": {"total": 2.0}, "bytes_up": moved, "bytes_down": moved}
+    return compared({label: [measures(costs | {"metrics": one}) for one in found] for label, found in values.items()})
 
 
 def test_retrieval_is_compared_by_recalls_in_per_cent() -> None:

@@ -24,11 +24,11 @@ checkpoint: {every: 0}
 
 
 @pytest.fixture
-def methods(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+def studies(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """Import the script as its own folder would."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    yield importlib.import_module("methods")
-    del sys.modules["methods"]
+    yield importlib.import_module("studies")
+    del sys.modules["studies"]
 
 
 @pytest.fixture
@@ -41,46 +41,46 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_a_run_is_kept_while_its_experiment_is_the_same(methods, preset, tmp_path, capsys):
-    study, folder = methods.Study(str(preset), (), {"plain": ()}, {}), tmp_path / "runs"
-    first = methods.measure(study, "plain", (), 0, folder)
+def test_a_run_is_kept_while_its_experiment_is_the_same(studies, preset, tmp_path, capsys):
+    study, folder = studies.Study(str(preset), (), {"plain": ()}, {}), tmp_path / "runs"
+    first = studies.measure(study, "plain", (), 0, folder)
     assert "plain, seed 0: " in capsys.readouterr().err
     (identity,) = names(folder)
-    assert identity == f"{methods.hash_of(['run.seed=0', f'run.results={folder}']):016x}"
+    assert identity == f"{studies.hash_of(['run.seed=0', f'run.results={folder}']):016x}"
 
     preset.write_text(PRESET.replace("LR", "0.1").replace("of the test", "with another description"))
     stamp = (folder / identity / "summary.json").stat().st_mtime_ns
-    assert methods.measure(study, "plain", (), 0, folder) == first
+    assert studies.measure(study, "plain", (), 0, folder) == first
     assert (folder / identity / "summary.json").stat().st_mtime_ns == stamp
 
     preset.write_text(PRESET.replace("LR", "5.0"))
-    other = methods.measure(study, "plain", (), 0, folder)
+    other = studies.measure(study, "plain", (), 0, folder)
     assert other != first and "is of another experiment now: moved to" in capsys.readouterr().err
     assert len(names(folder)) == 2 and identity in names(folder)
 
     preset.write_text(PRESET.replace("LR", "0.1"))
-    assert methods.measure(study, "plain", (), 0, folder) == first
+    assert studies.measure(study, "plain", (), 0, folder) == first
     assert (folder / identity / "summary.json").stat().st_mtime_ns == stamp  # found again, not run again
     assert len(names(folder)) == 2
 
 
-def test_a_run_of_another_commit_or_version_is_kept_with_a_word(methods, preset, tmp_path, capsys):
-    study, folder = methods.Study(str(preset), (), {"plain": ()}, {}), tmp_path / "runs"
-    methods.measure(study, "plain", (), 0, folder)
+def test_a_run_of_another_commit_or_version_is_kept_with_a_word(studies, preset, tmp_path, capsys):
+    study, folder = studies.Study(str(preset), (), {"plain": ()}, {}), tmp_path / "runs"
+    studies.measure(study, "plain", (), 0, folder)
     (path,) = folder.glob("*/env.json")
     facts = json.loads(path.read_text())
     capsys.readouterr()
     path.write_text(json.dumps(facts | {"git_commit": "0" * 40, "versions": facts["versions"] | {"torch": "1.0"}}))
-    methods.measure(study, "plain", (), 0, folder)
+    studies.measure(study, "plain", (), 0, folder)
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and said.startswith("plain, seed 0: kept from commit 0000000000, now ")
     assert f"torch 1.0, now {facts['versions']['torch']}" in said and "numpy" not in said
 
 
-def test_the_same_environment_is_not_worth_a_word(methods):
+def test_the_same_environment_is_not_worth_a_word(studies):
     clean = {"git_commit": "abc", "versions": {"torch": "2", "ray": None}}
-    assert methods.changed(clean, clean) == ""
+    assert studies.changed(clean, clean) == ""
     changes = clean | {"git_commit": "abc+"}
-    assert "not committed" in methods.changed(changes, changes)
-    assert methods.changed(clean, changes) == "commit abc, now abc+"
-    assert methods.changed({"git_commit": None}, {**clean, "versions": {}}) == "commit unknown, now abc"
+    assert "not committed" in studies.changed(changes, changes)
+    assert studies.changed(clean, changes) == "commit abc, now abc+"
+    assert studies.changed({"git_commit": None}, {**clean, "versions": {}}) == "commit unknown, now abc"

@@ -1,10 +1,7 @@
-"""Does FOT show its paper's effects on real data? Paired seeds, one budget, tuned on validation data only.
+"""What the benchmarks of the methods share: contenders run with paired seeds, kept, compared, and written down.
 
-    python benchmarks/methods.py fot [--seeds 3] [--output FILE]
-
-Prints a Markdown table: mean ± sample deviation over seeds, and the paired difference to the first row ± its standard
-error. Runs are kept in the results folder and are not run again, unless their resolved experiment is another one now; a
-run of another commit or other versions is kept, with a line that says so.
+A run is kept in the results folder and is not run again, unless its resolved experiment is another one now; a run of
+another commit or other versions is kept, with a line that says so.
 """
 
 from __future__ import annotations
@@ -18,7 +15,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -50,46 +47,7 @@ class Study:
     metrics: Mapping[str, str]
 
 
-SEQUENCE = {"ACC": "test/acc", "FGT": "test/forgetting", "ACC, validation": "validation/acc"}
-STUDIES = {
-    "fot": Study(
-        "fot_permuted",
-        (),
-        {
-            "FedAvg": ("strategy.project=false",),
-            "FOT, epsilon .95": ("strategy.threshold=0.95",),
-            "FOT, epsilon .98": ("strategy.threshold=0.98",),
-            "FOT as in the authors' code": (
-                "strategy.threshold=0.95",
-                "strategy.sketched=local",
-                "strategy.ratio_power=1",
-                "strategy.min_directions=1",
-                "strategy.bias=free",
-                "strategy.rest=free",
-            ),
-        },
-        SEQUENCE,
-    ),
-    "fot_split": Study(
-        "fot_split",
-        (),
-        {"FedAvg": ("strategy.project=false",), "FOT, epsilon .95": ("strategy.threshold=0.95",)},
-        SEQUENCE,
-    ),
-    "fot_ablations": Study(
-        "fot_split",
-        (),
-        {
-            "FOT, epsilon .95": (),
-            "inputs of local models": ("strategy.sketched=local",),
-            "rho not squared": ("strategy.ratio_power=1",),
-            "biases free": ("strategy.bias=free",),
-            "Gram matrices": ("strategy.width=0",),
-            "no bases sent": ("strategy.residual=server",),
-        },
-        SEQUENCE,
-    ),
-}
+Runs = Mapping[str, Sequence[Mapping[str, float]]]  # contender -> metrics of each seed
 
 
 def measure(study: Study, name: str, options: Sequence[str], seed: int, folder: Path) -> dict[str, float]:
@@ -168,48 +126,58 @@ def spread(values: Sequence[float], scale: float = 100.0) -> str:
     return f"{statistics.fmean(values) * scale:.2f} ± {deviation:.2f}"
 
 
-def table(study: Study, found: Mapping[str, Sequence[Mapping[str, float]]]) -> str:
-    """Return the table as Markdown."""
-    first = next(iter(found.values()))
-    main = next(iter(study.metrics))
-    lines = [
-        f"| contender | {' | '.join(study.metrics)} | {main} against {next(iter(found))} | MB a round |",
-        "|---|" + "---:|" * (len(study.metrics) + 2),
-    ]
-    for name, runs in found.items():
-        cells = [spread([each[metric] for each in runs]) for metric in study.metrics.values()]
-        paired = [100 * (a[study.metrics[main]] - b[study.metrics[main]]) for a, b in zip(runs, first, strict=True)]
-        error = statistics.stdev(paired) / math.sqrt(len(paired)) if len(paired) > 1 else 0.0
-        cells.append("reference" if runs is first else f"{statistics.fmean(paired):+.2f} ± {error:.2f}")
-        cells.append(f"{statistics.fmean([each['megabytes'] for each in runs]):.1f}")
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+def column(runs: Sequence[Mapping[str, float]], metric: str) -> list[float]:
+    """Return a metric of each seed."""
+    return [each[metric] for each in runs]
 
 
-def main() -> None:
-    """Run a study and print its table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("study", choices=STUDIES)
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--results", type=Path, default=Path("results/methods"))
-    parser.add_argument("--output", type=Path, help="also write the table here")
-    given = parser.parse_args()
-    study = STUDIES[given.study]
-    folder = (given.results / given.study).resolve()
-    found = {
-        name: [measure(study, name, options, seed, folder) for seed in range(given.seeds)]
-        for name, options in study.contenders.items()
-    }
+def paired(left: Sequence[float], right: Sequence[float], scale: float = 100.0) -> str:
+    """Write the mean of left - right over seeds ± its standard error."""
+    differences = [scale * (a - b) for a, b in zip(left, right, strict=True)]
+    return f"{statistics.fmean(differences):+.2f} ± {standard_error(differences):.2f}"
+
+
+def standard_error(values: Sequence[float]) -> float:
+    """Return the standard error of a mean; 0 of one value."""
+    return statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
+
+
+def command_line(description: str | None, studies: Iterable[str], seeds: int = 3) -> argparse.ArgumentParser:
+    """Return what the scripts are asked by; `seeds` is how many are run when nothing is said."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", choices=studies)
+    parser.add_argument("--seeds", type=int, default=seeds)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--results", type=Path, default=Path("results") / Path(sys.argv[0]).stem)
+    parser.add_argument("--output", type=Path, help="also write the tables here")
+    return parser
+
+
+def folder_of(given: argparse.Namespace) -> Path:
+    """Return where a study's runs are kept."""
+    folder: Path = (given.results / given.study).resolve()
+    return folder
+
+
+def measure_all(study: Study, folder: Path, given: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
+    """Run all contenders, seed by seed, so that what is there after an interruption is paired."""
+    found: dict[str, list[dict[str, float]]] = {name: [] for name in study.contenders}
+    for seed in range(given.first_seed, given.first_seed + given.seeds):
+        for name, options in study.contenders.items():
+            found[name].append(measure(study, name, options, seed, folder))
+    return found
+
+
+def publish(given: argparse.Namespace, tables: Sequence[str], unit: str = "Percent") -> None:
+    """Print tables under the command and the versions that they come from, and write them where they are asked for."""
+    command = f"python benchmarks/{Path(sys.argv[0]).name} {given.study} --seeds {given.seeds}"
+    if given.first_seed:
+        command += f" --first-seed {given.first_seed}"
     versions = ", ".join(f"{package} {metadata.version(package)}" for package in ("torch", "flwr", "numpy"))
     text = (
-        f"`python benchmarks/methods.py {given.study} --seeds {given.seeds}`; {platform.machine()}, Python "
-        f"{platform.python_version()}, {versions}. Percent; mean ± sample deviation over seeds, paired difference ± "
-        f"its standard error.\n\n{table(study, found)}\n"
+        f"`{command}`; {platform.machine()}, Python {platform.python_version()}, {versions}. {unit}; mean ± sample "
+        "deviation over seeds, paired difference ± its standard error.\n\n" + "\n\n".join(tables) + "\n"
     )
     print(text)
     if given.output:
         given.output.write_text(text, encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main()

@@ -16,16 +16,9 @@ from safetensors.torch import load_file
 
 from conf.load import load
 from simulations import RunResult, run
+from tests.helpers import SMALL_FEDLOGE as SMALL
 
 BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
-SMALL = (
-    "strategy.name=fedloge",
-    "model.name=cnn",
-    "model.sizes={width: 4, hidden: 16}",
-    "data.num_clients=4",
-    "data.max_train=300",
-    "run.rounds=2",
-)
 # Keys of the server or of training: the weights that are saved are others.
 SHARED = (
     *("frame=etf", "frame=none", "sparsity=0", "sparsity=0.3", "norm=0.7", "balanced_mask=true", "bias=false"),
@@ -131,7 +124,7 @@ def test_measuring_collapse_adds_rows_and_changes_none(of):
 def test_every_contender_of_the_studies_composes_with_the_gamma_of_its_name(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
     studies = importlib.import_module("fedloge")
-    for module in ("fedloge", "methods"):
+    for module in ("fedloge", "studies"):
         sys.modules.pop(module, None)
 
     def gamma(study: str, name: str) -> float | None:
@@ -146,8 +139,9 @@ def test_every_contender_of_the_studies_composes_with_the_gamma_of_its_name(monk
         if name.startswith("gamma")
     }
     assert len(named) == 6 + 4 + 1
-    of_presets = {"fashion": 1.0, "natural": 3.0, "natural_25": 3.0, "fashion_20": 0.1}
+    of_presets = {"fashion": 1.0, "fashion_flat": 1.0, "natural": 3.0, "natural_25": 3.0, "fashion_20": 0.1}
     expected = named | {(study, studies.FEDLOGE): value for study, value in of_presets.items()}
+    expected |= {("steady", f"{studies.FEDLOGE} | {setting}"): 1.0 for setting in studies.SETTINGS}
     for study, chosen in studies.STUDIES.items():
         for name in chosen.contenders:
             assert gamma(study, name) == expected.get((study, name)), (study, name)

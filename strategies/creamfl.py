@@ -78,9 +78,10 @@ class Config:
         num_both: Clients with pairs; the last. Together they are `data.num_clients`.
         dimension: D of the common space.
         image_models: Models of the clients with images, one after the other.
-        image_sizes: Size keywords of each of them by its name, such as `cnn: {width: 16}`.
+        image_sizes: Size keywords of each of them by its name, such as `cnn: {width: 16}`; several in a list are taken
+            by turns, client k the one of number k modulo their number.
         text_models: Text models of the clients with texts, one after the other.
-        text_sizes: Size keywords of each of them by its name.
+        text_sizes: Size keywords of each of them by its name, likewise.
         server_text: The server's text model.
         server_text_sizes: Its size keywords.
         pair_loss: `pcme`: soft contrast over all pairs of a batch; `infonce`: softmax over its rows and columns.
@@ -281,6 +282,21 @@ def _check_sizes(key: str, sizes: Any, known: Iterable[str]) -> None:
             raise unknown("size", size, list(known), key=f"strategy.{key}.{size}")
 
 
+def _check_turns(key: str, sizes: Any, known: Iterable[str]) -> None:
+    if isinstance(sizes, list) and not sizes:
+        raise ValueError(f"strategy.{key} should have at least one entry")
+    for number, each in enumerate(sizes if isinstance(sizes, list) else ()):
+        _check_sizes(f"{key}[{number}]", each, known)
+    if not isinstance(sizes, list):
+        _check_sizes(key, sizes, known)
+
+
+def _sizes_of(client: int, sizes: Any) -> Mapping[str, Any]:
+    """Return a client's sizes of a model, where several are taken by turns."""
+    found: Mapping[str, Any] = sizes[client % len(sizes)] if isinstance(sizes, list) else sizes
+    return found
+
+
 class CreamFL(Strategy[State]):
     """Clients and server teach one another by their representations of public pairs."""
 
@@ -340,11 +356,11 @@ class CreamFL(Strategy[State]):
         known = {name: text_options(name, key="strategy.text_models") for name in config.text_models}
         _check_sizes("text_sizes", config.text_sizes, known)
         for name, sizes in config.text_sizes.items():
-            _check_sizes(f"text_sizes.{name}", sizes, known[name])
+            _check_turns(f"text_sizes.{name}", sizes, known[name])
         known = {name: registry.options(name) for name in config.image_models}
         _check_sizes("image_sizes", config.image_sizes, known)
         for name, sizes in config.image_sizes.items():
-            _check_sizes(f"image_sizes.{name}", sizes, [size for size in known[name] if size != "image_size"])
+            _check_turns(f"image_sizes.{name}", sizes, [size for size in known[name] if size != "image_size"])
 
     # ---- models ----------------------------------------------------------------------------------------------
 
@@ -376,17 +392,22 @@ class CreamFL(Strategy[State]):
             name = config.image_models[client % len(config.image_models)]
             shape = public.images.shape
             size = shape[-1] if len(shape) == 4 else 1
-            image = registry.build(name, config.dimension, size, shape[1], **config.image_sizes.get(name, {}))
+            sizes = _sizes_of(client, config.image_sizes.get(name, {}))
+            image = registry.build(name, config.dimension, size, shape[1], **sizes)
         if kind != "image":
             name = config.text_models[client % len(config.text_models)]
-            text = self._text(vocabulary, public, name, "text_models", config.text_sizes.get(name, {}))
+            text = self._text(
+                vocabulary, public, name, "text_models", _sizes_of(client, config.text_sizes.get(name, {}))
+            )
         return Encoders(image, text, config.dimension, 0 if kind == "both" else num_classes)
 
     def _try_models(self, server: ServerContext) -> None:
         """Build each kind of client once and let it read two public pairs: what fails, fails before anything starts."""
         public, config = _public(server), self.config
         two = {name: table[:2] for name, table in _tables(server).items()}
-        turns = math.lcm(len(config.image_models), len(config.text_models))
+        tables = (*config.image_sizes.values(), *config.text_sizes.values())
+        lists = (config.image_models, config.text_models, *(sizes for sizes in tables if isinstance(sizes, list)))
+        turns = math.lcm(*map(len, lists))
         seen = set()
         for client in range(server.num_clients):
             kind = (modality(client, config), client % turns)

@@ -433,6 +433,8 @@ def test_another_public_set_is_noticed(tmp_path, monkeypatch):
         (("strategy.image_sizes={cnn: {widht: 2}}",), r"strategy\.image_sizes\.cnn\.widht"),
         (("strategy.text_sizes={gru: {wdth: 2}}",), r"strategy\.text_sizes\.gru\.wdth"),
         (("strategy.text_sizes={gru: 3}",), r"strategy\.text_sizes\.gru should be a mapping"),
+        (("strategy.text_sizes={gru: []}",), r"strategy\.text_sizes\.gru should have at least one entry"),
+        (("strategy.image_sizes={cnn: [{}, {widht: 2}]}",), r"strategy\.image_sizes\.cnn\[1\]\.widht"),
         (("strategy.server_text_sizes={wdth: 2}",), r"strategy\.server_text_sizes\.wdth"),
         (("strategy.noise_clients=[6]",), r"noise_clients names \[6\]"),
         (("strategy.server_weight_decay=-1",), "server_weight_decay"),

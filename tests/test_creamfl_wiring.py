@@ -89,6 +89,22 @@ class Halves:
         return fold.finish(total)
 
 
+# ---- models --------------------------------------------------------------------------------------------------
+
+
+def test_sizes_in_a_list_are_taken_by_turns(tmp_path):
+    turns = "[{hidden: 3, depth: 1}, {hidden: 5, depth: 1}, {hidden: 7, depth: 1}]"
+    halves = Halves(
+        tmp_path,
+        *("strategy.image_models=[mlp]", f"strategy.image_sizes={{mlp: {turns}}}"),
+        *("strategy.text_models=[gru]", "strategy.text_sizes={gru: [{width: 4}, {width: 6}]}"),
+    )
+    halves.said()  # each is tried
+    models = [halves.strategy._client_model(halves.client(number)) for number in range(6)]
+    assert [each.image and each.image.num_features for each in models] == [3, 5, None, None, 5, 7]
+    assert [each.text and each.text.num_features for each in models] == [None, None, 4, 6, 4, 6]
+
+
 # ---- rows ----------------------------------------------------------------------------------------------------
 
 

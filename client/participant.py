@@ -6,7 +6,6 @@ import math
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import cached_property, partial
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -46,6 +45,7 @@ class Host:
         self.device = devices.resolve(experiment.client.device)
         devices.make_repeatable(self.device)
         self.dtype = devices.parameter_dtype(experiment.client.precision)
+        self.loaded = False  # whether the client whose turn it is has loaded the model
         self._prepared: OrderedDict[int, tuple[Examples, tuple[Tensor, Tensor]]] = OrderedDict()
         self._prepared_bytes = 0
 
@@ -88,6 +88,7 @@ class Host:
         load_state(self.model, tree, partial=True)
         if own:
             load_state(self.model, own, partial=True)
+        self.loaded = True
         return self.model
 
     def weights(self, model: Model) -> dict[str, Tensor]:
@@ -95,9 +96,9 @@ class Host:
         return {name: tensor.cpu() for name, tensor in shared_state(model, self.local_names).items()}
 
     def own_parts(self) -> dict[str, Tensor]:
-        """Return the parts of the model that stay with the client."""
-        if self.experiment.model.norm != "local":
-            return {}  # without building a model that nobody may have asked for
+        """Return the parts of the model that stay with the client; none unless it loaded the model in this phase."""
+        if self.experiment.model.norm != "local" or not self.loaded:
+            return {}  # what the model then holds is another client's, if there is a model at all
         state = self.model.state_dict()
         return {name: state[name].detach().cpu().clone() for name in sorted(self.local_names)}
 
@@ -140,7 +141,7 @@ class Clients:
         self.host = host
         self.memory = memory
         self._data: OrderedDict[int, ClientData] = OrderedDict()
-        self._kept: OrderedDict[tuple[Any, ...], tuple[MemoryRecord | None, Examples]] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, int], tuple[tuple[float, int], Examples]] = OrderedDict()
         self._kept_bytes = 0
         self._by_task: OrderedDict[int, tuple[int, Examples]] = OrderedDict()
         self._cache_size = cache_size
@@ -163,8 +164,9 @@ class Clients:
         record: MemoryRecord | None,
         remember: Callable[[MemoryRecord], None],
     ) -> ClientContext:
-        """Return the client as its half of a strategy sees it."""
+        """Return the client as its half of a strategy sees it; from now on it is this client's turn."""
         host, data = self.host, self.data(client)
+        host.loaded = False
 
         def load_model(tree: Tree) -> Model:
             return host.load(tree, record)
@@ -190,17 +192,18 @@ class Clients:
             remember=remember,
             loss=self._loss(),
             task=task,
-            keep=lambda name, make: self._keep((name, client, task, id(record)), record, make),
+            keep=lambda name, version, make: self._keep((name, client), (version, task), make),
             public=host.data.public if len(host.data.public_index) else None,
             vocabulary=host.data.vocabulary,
         )
 
-    def _keep(self, key: tuple[Any, ...], record: MemoryRecord | None, make: Callable[[], Examples]) -> Examples:
-        """Return what a strategy made of a client's data, made again unless it is among the last ones."""
-        if key not in self._kept:
-            # The record is kept beside it, so that its id cannot be given to another meanwhile.
+    def _keep(self, key: tuple[str, int], version: tuple[float, int], make: Callable[[], Examples]) -> Examples:
+        """Return what a strategy made of a client's data; made anew in another version, or when it was dropped."""
+        if key not in self._kept or self._kept[key][0] != version:
             made = make()
-            self._kept[key] = (record, made)
+            if key in self._kept:
+                self._kept_bytes -= self._kept.pop(key)[1].images.nbytes
+            self._kept[key] = (version, made)
             self._kept_bytes += made.images.nbytes
             while self._kept_bytes > _PREPARED_BYTES and len(self._kept) > 1:
                 _, (_, old) = self._kept.popitem(last=False)

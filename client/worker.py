@@ -43,7 +43,7 @@ class Worker:
         self._memory_folder = memory_folder
         self._host = Host(experiment)
         self._clients: Clients | None = None
-        self._run = ""
+        self._run = ("", "")
         self._framing: dict[str, int] = {}
 
     def _begin(self, work: Work) -> Clients:
@@ -53,11 +53,11 @@ class Worker:
                 f"The server runs the experiment {work.config_hash}, this client composed {self.config_hash}. "
                 "Both must have the same version of umbel and the same experiment and overrides."
             )
-        if self._clients is None or self._run != work.run:
+        if self._clients is None or self._run != (work.run, work.attempt):
             if not _RUN.fullmatch(work.run):
                 raise ValueError(f"The server calls its run {work.run!r}, which is no name of a folder.")
             self._clients = Clients(self._host, MemoryStore(self._memory_folder / work.run))
-            self._run = work.run
+            self._run = (work.run, work.attempt)
         return self._clients
 
     def run(self, work: Work, payload: Payload, on_client: OnClient | None = None) -> Outcome:
@@ -146,6 +146,7 @@ class Worker:
         if not remembered and not own:
             return
         record = remembered[-1] if remembered else before or MemoryRecord()
+        own = own or (dict(before.trees.get(NORM, {})) if before else {})
         if own:
             record = MemoryRecord({**record.trees, NORM: own}, record.numbers)
         version = Version(work.round, work.step, work.attempt)

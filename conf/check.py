@@ -12,6 +12,7 @@ from core.names import unknown
 from core.training import OPTIMIZERS
 from data import partition, transforms
 from data import registry as data_sets
+from data.federation import Federation
 from models import registry as models
 from strategies import registry as strategies
 
@@ -70,6 +71,17 @@ def check(experiment: Experiment) -> None:
     _combinations(experiment)
     _sizes(experiment)
     _strategy(experiment)
+
+
+def check_data(experiment: Experiment, data: Federation) -> None:
+    """Raise `ExperimentError` unless the data have what the strategy needs; asked before the first round."""
+    options = experiment.strategy.options
+    asked = experiment.strategy.name == "ggeur" and options.get("augment", True) and options.get("domains", False)
+    if asked and data.pool.domains is None:
+        raise ExperimentError(
+            f"strategy.domains=true draws around prototypes of other domains, and data.name={experiment.data.name} has "
+            "none. Set strategy.domains=false, or choose a data set with domains."
+        )
 
 
 def _sizes(experiment: Experiment) -> None:

@@ -6,6 +6,7 @@ import json
 from dataclasses import asdict
 from functools import partial
 
+from conf.check import check_data
 from conf.schema import Experiment
 from core import building
 from core.device import parameter_dtype
@@ -21,11 +22,17 @@ def _key(experiment: Experiment) -> str:
 
 
 def federation(experiment: Experiment) -> Federation:
-    """Return the experiment's data set, cut into server and clients; the last one made is kept."""
+    """Return the experiment's data set, cut into server and clients; the last one made is kept.
+
+    Raises:
+        DataError: The data are missing or damaged, or cannot be cut as asked.
+        ExperimentError: They lack what the strategy needs.
+    """
     key = _key(experiment)
     if key not in _cache:
         _cache.clear()
         _cache[key] = Federation.build(experiment.data, experiment.data_seed)
+    check_data(experiment, _cache[key])
     return _cache[key]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -77,15 +78,29 @@ def _name(kind: type) -> str:
     return f"{kind.__module__}:{kind.__qualname__}"
 
 
-def state_classes(value: Any) -> dict[str, type]:
-    """Collect the dataclasses of a State and of the module it is defined in, for `unpack`."""
-    import sys
+def named_classes(skeleton: Any) -> set[str]:
+    """Return the dataclasses that `unpack` needs for a skeleton, by module and name."""
+    found: set[str] = set()
+    for kind, content in skeleton.items():
+        if kind == "dataclass":
+            found.add(content)
+        elif kind in ("map", "fields"):
+            found.update(*map(named_classes, content.values()))
+        elif kind in ("tuple", "list"):
+            found.update(*map(named_classes, content))
+    return found
 
-    module = sys.modules[type(value).__module__]
-    found = {
-        _name(item): item for item in vars(module).values() if isinstance(item, type) and dataclasses.is_dataclass(item)
-    }
-    found[_name(type(value))] = type(value)
+
+def module_classes(kind: type) -> dict[str, type]:
+    """Collect the dataclasses that the modules of a class and of its bases know by name, for `unpack`."""
+    modules = [sys.modules[each.__module__] for each in kind.__mro__]
+    items = [item for module in modules for item in vars(module).values()]
+    return {_name(item): item for item in items if isinstance(item, type) and dataclasses.is_dataclass(item)}
+
+
+def state_classes(value: Any) -> dict[str, type]:
+    """Collect the dataclasses of a State and of the modules that they are defined in, for `unpack`."""
+    found = module_classes(type(value)) | {_name(type(value)): type(value)}
     for field in dataclasses.fields(value):
         inner = getattr(value, field.name)
         if dataclasses.is_dataclass(inner) and not isinstance(inner, type):

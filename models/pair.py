@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from core.representations import MODALITIES
 from models.base import Model
 from models.text import TextEncoder
 
+MODALITIES = ("image", "text")
 _START = 15.0  # of the scale and the shift of the soft contrast (PCME)
 SHARPNESS = 128.0  # of the classifier, as the authors have it
 _MARGIN, _CENTRE = 4.0, 0.5

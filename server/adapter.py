@@ -29,7 +29,7 @@ from server.listener import Listener
 from server.nodes import Directory
 from server.results import RunFolder
 from server.session import Session
-from strategies.base import EVALUATE, Phase
+from strategies.base import EVALUATE, Phase, Strategy
 
 EVALUATION_STEP = 99  # sorts after every phase of a round
 
@@ -123,8 +123,10 @@ class FederatedRun(FlowerStrategy):
             if experiment.schedule.is_sequence and experiment.evaluate.every and experiment.evaluate.server:
                 evaluation.before_training(self.session, state, self.progress)
             return state
-        prototype = self.session.strategy.initial(self.session.context(0))
-        classes = states.state_classes(prototype)
+        classes = _state_classes(self.session.strategy)
+        if not states.named_classes(self._resume.skeleton) <= classes.keys():
+            # Of a module that the strategy's own does not name. To make a State may cost much: a frame, trials.
+            classes |= states.state_classes(self.session.strategy.initial(self.session.context(0)))
         return states.unpack(self._resume.skeleton, self._resume.tensors, classes)
 
     def _round(self, exchange: Exchange, round_: int, total: int) -> None:
@@ -225,11 +227,16 @@ class FederatedRun(FlowerStrategy):
         if not config.every or (round_ % config.every and round_ != total and not ends_task):
             return {}
         found: dict[str, float] = {}
+        cohort = self.session.evaluation_cohort(round_)
+        if not config.server and not cohort:
+            return found
         with self._stage("evaluate", progress):
             seconds = time.monotonic() - self._began
+            predictors = self.session.strategy.predictors(state, self.session.context(round_))
+            groups = evaluation.class_groups(predictors)
             if config.server:
-                found |= evaluation.on_server(self.session, state, round_, self.folder, seconds, progress)
-            cohort = self.session.evaluation_cohort(round_)
+                found |= evaluation.on_server(self.session, predictors, round_, self.folder, seconds, progress)
+            del predictors  # the models that they hold
             if cohort:
                 payload = self.session.strategy.broadcast(EVALUATE, state, self.session.context(round_))
                 self.listener.phase(round_, EVALUATE.name, len(cohort))
@@ -242,7 +249,6 @@ class FederatedRun(FlowerStrategy):
                     return found
                 self._account(report, work, progress)
                 if folded is not None:
-                    groups = evaluation.class_groups(self.session, state, round_)
                     found |= evaluation.of_clients(folded, round_, self.folder, seconds, groups)
         return found
 
@@ -283,6 +289,15 @@ class FederatedRun(FlowerStrategy):
     def summary(self) -> None:
         """Tell the listener what will run."""
         self.listener.begin(self.session.experiment, str(self.folder.path))
+
+
+def _state_classes(strategy: Strategy[Any]) -> dict[str, type]:
+    """Return the dataclasses that a strategy's State may be made of, with those of a strategy that it holds."""
+    found = states.module_classes(type(strategy))
+    for held in vars(strategy).values():
+        if isinstance(held, Strategy):
+            found |= _state_classes(held)
+    return found
 
 
 def _copy(progress: Progress) -> Progress:

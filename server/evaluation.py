@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -28,7 +29,12 @@ def _prefix(name: str) -> str:
 
 
 def on_server(
-    session: Session, state: Any, round_: int, folder: RunFolder, seconds: float, progress: Progress
+    session: Session,
+    predictors: Mapping[str, Predictor],
+    round_: int,
+    folder: RunFolder,
+    seconds: float,
+    progress: Progress,
 ) -> dict[str, float]:
     """Evaluate the strategy's predictors on the server's validation and test examples.
 
@@ -40,7 +46,7 @@ def on_server(
     """
     found: dict[str, float] = {}
     server = session.data.server
-    for name, predictor in session.strategy.predictors(state, session.context(round_)).items():
+    for name, predictor in predictors.items():
         for split, examples in (("validation", server.validation), ("test", server.test)):
             if not len(examples):
                 continue
@@ -153,9 +159,8 @@ def before_training(session: Session, state: Any, progress: Progress) -> None:
                 progress.tasks[f"{_prefix(name)}{split}"] = {"before": row, "matrix": []}
 
 
-def class_groups(session: Session, state: Any, round_: int) -> Tensor | None:
+def class_groups(predictors: Mapping[str, Predictor]) -> Tensor | None:
     """Return the class groups that the strategy's main predictor has, [C] int64, or None."""
-    predictors = session.strategy.predictors(state, session.context(round_))
     return predictors[MAIN].groups if MAIN in predictors else None
 
 

@@ -152,8 +152,8 @@ class ClientContext:
         remember: Replaces the client's memory; takes effect when the reply is good.
         loss: Mean loss of (logits, labels); with a head for each task it sees that task's outputs only.
         task: The current task, from 0.
-        keep: Returns what was made under a name for this client before, if this process still has it and the
-            client's memory and task are the same; else makes it. Only to save time.
+        keep: Returns what was made under a name for this client before, if this process still has it and the version
+            of what it is made of and the task are the same; else makes it in its place. Only to save time.
         public: Examples that the server and all clients have, or None.
         vocabulary: As on the server.
     """
@@ -176,7 +176,7 @@ class ClientContext:
     remember: Callable[[MemoryRecord], None]
     loss: training.Loss = F.cross_entropy
     task: int = 0
-    keep: Callable[[str, Callable[[], Examples]], Examples] = field(default=lambda name, make: make())
+    keep: Callable[[str, float, Callable[[], Examples]], Examples] = field(default=lambda name, version, make: make())
     public: Examples | None = None
     vocabulary: int = 0
 

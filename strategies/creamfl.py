@@ -52,15 +52,15 @@ from core.folds import Folded, Product, product
 from core.memory import MemoryRecord
 from core.names import unknown
 from core.records import Payload, Reply
-from core.representations import MODALITIES, WIRES, Representations, from_wire, to_wire
 from core.rng import generator
 from core.training import OPTIMIZERS, LocalConfig
 from core.tree import Tree, raw_bytes
 from data.types import Examples
 from models import registry
-from models.pair import Encoders, Reader, class_logits, margin_loss, pair_contrast, soft_contrast
+from models.pair import MODALITIES, Encoders, Reader, class_logits, margin_loss, pair_contrast, soft_contrast
 from models.text import TextEncoder, TextShape, build_text, text_options
 from strategies.base import ClientContext, Phase, Predictor, ServerContext, Strategy
+from strategies.representations import WIRES, Representations, from_wire, to_wire
 
 LEARN = Phase("learn", "server")
 KINDS = ("image", "text", "both")
@@ -327,9 +327,9 @@ class CreamFL(Strategy[State]):
             "server_lr",
             "dimension",
         ):
-            if not getattr(config, key) > 0:
-                raise ValueError(f"strategy.{key} should be above 0, found {getattr(config, key)}")
-        for key in ("distil", "contrast", "server_lr", "server_weight_decay", "server_clip_norm"):
+            if not 0 < getattr(config, key) < math.inf:
+                raise ValueError(f"strategy.{key} should be a finite number above 0, found {getattr(config, key)}")
+        for key in ("distil", "contrast", "server_weight_decay", "server_clip_norm"):
             if not 0 <= getattr(config, key) < math.inf:
                 raise ValueError(
                     f"strategy.{key} should be a finite number of at least 0, found {getattr(config, key)}"
@@ -475,7 +475,10 @@ class CreamFL(Strategy[State]):
 
     def _combine(self, sent_KMD: Tensor, across_MD: Tensor) -> Tensor:
         """Return the ensemble of one modality, in the order of the cohort."""
-        stacked = torch.stack([from_wire(each).to(across_MD.device) for each in sent_KMD])
+        # One copy of all replies beside them; the mean of more than 16 has other bits when it is summed one by one.
+        stacked = torch.empty(sent_KMD.shape, dtype=torch.float32, device=across_MD.device)
+        for client, each in enumerate(sent_KMD):
+            stacked[client] = from_wire(each)
         if self.config.ensemble == "mean":
             return stacked.mean(0)
         return aggregate(stacked, across_MD, self.config.ensemble_temperature, self.config.exclude_self)[0]

@@ -44,6 +44,7 @@ from torch import Tensor, nn
 from core import collapse
 from core.folds import Folded, Product, Sum, product
 from core.memory import MemoryRecord
+from core.metrics import Predict
 from core.records import Payload, Reply
 from core.training import LocalConfig
 from core.tree import Tree, subtract
@@ -118,6 +119,7 @@ class State:
 
 
 _ITERATIONS = 2000
+_COSINE_TOLERANCE = 0.2  # a random mask now and then leaves two classes nothing in common, so that their cosine is 0
 
 
 def simplex_etf(num_features: int, num_classes: int, generator: torch.Generator) -> Tensor:
@@ -261,9 +263,18 @@ def personal_logits(
 
 
 def make_frame(config: Config, num_features: int, num_classes: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Return psi_SSE as `weight` [C, D]; nothing with `frame=none`."""
+    """Return psi_SSE as `weight` [C, D]; nothing with `frame=none`.
+
+    Raises:
+        ValueError: There are fewer features than classes, or the entries that are kept are too few for the cosines.
+    """
     if config.frame == "none":
         return {}
+    if num_features < num_classes:
+        raise ValueError(
+            f"strategy.frame={config.frame} needs at least as many features as classes, and the model has "
+            f"{num_features} features for {num_classes} classes. Widen it (model.sizes), or set strategy.frame=none."
+        )
     etf = simplex_etf(num_features, num_classes, generator)
     if config.frame == "etf":
         return {"weight": (config.norm * etf).T.contiguous()}
@@ -275,7 +286,23 @@ def make_frame(config: Config, num_features: int, num_classes: int, generator: t
         ranks = scores.flatten().argsort().argsort().view_as(scores)
         keep = ranks >= round(config.sparsity * scores.numel())
         keep |= (scores == scores.amax(0)) & ~keep.any(0)  # a class keeps one entry at least
-    return {"weight": sparse_etf(etf, keep, config.norm).T.contiguous()}
+    frame = sparse_etf(etf, keep, config.norm).T.contiguous()
+    missed = cosine_error(frame)
+    if not missed <= _COSINE_TOLERANCE:
+        raise ValueError(
+            f"strategy.sparsity={config.sparsity} leaves a frame of {num_classes} classes and {num_features} features "
+            f"too few entries: two classes miss their cosine of {-1 / (num_classes - 1):.3f} by {missed:.3f}, and "
+            f"{_COSINE_TOLERANCE} is allowed. Lower strategy.sparsity, widen the model (model.sizes), or set "
+            "strategy.frame=none."
+        )
+    return {"weight": frame}
+
+
+def cosine_error(weight_CD: Tensor) -> float:
+    """Return how far the cosines of the rows of a frame are from -1 / (C - 1), at most."""
+    unit = F.normalize(weight_CD.to(torch.float64), dim=1)
+    missed = unit @ unit.T + 1 / (len(unit) - 1)
+    return float(missed.fill_diagonal_(0).abs().max())
 
 
 def pack_frame(weight_CD: Tensor) -> dict[str, Tensor]:
@@ -368,8 +395,9 @@ class FedLoGe(Strategy[State]):
             raise ValueError(f"strategy.frame should be sparse, etf or none, found {config.frame!r}")
         if not 0 <= config.sparsity < 1:
             raise ValueError(f"strategy.sparsity should be in [0, 1), found {config.sparsity}")
-        if not config.norm > 0 or not config.scale > 0:
-            raise ValueError(f"strategy.norm and strategy.scale should be above 0, found {config.norm}, {config.scale}")
+        for key in ("norm", "scale", "server_lr"):
+            if not 0 < getattr(config, key) < math.inf:
+                raise ValueError(f"strategy.{key} should be a finite number above 0, found {getattr(config, key)}")
         if config.personal_form not in ("phi", "psi"):
             raise ValueError(f"strategy.personal_form should be phi or psi, found {config.personal_form!r}")
         if config.personal_form == "psi" and not config.align_personal:
@@ -456,14 +484,17 @@ class FedLoGe(Strategy[State]):
 
     def predictors(self, state: State, server: ServerContext) -> Mapping[str, Predictor]:
         groups = split_at(state.counts["examples"]) if state.counts else None
-        found = {"model": Predictor(server.model(self.model(state)), groups=groups)}
+        model = server.model(state.model)  # one trunk under all heads
+        bias = _bias(model.head)
+        heads = {"model": (self.model(state)["head.weight"], bias)}
         if self.config.align:
-            found["psi"] = Predictor(server.model(state.model), groups=groups)
+            heads["psi"] = (state.model["head.weight"], bias)
         if state.frame:
-            trunk = server.model(state.model)
-            frame = state.frame["weight"].to(server.device)
-            found["frame"] = Predictor(lambda x: F.linear(trunk.features(x), frame.to(x.dtype)), groups=groups)
-        return found
+            heads["frame"] = (state.frame["weight"], None)
+        return {
+            name: Predictor(_headed(model, weight.to(model.head.weight), own), groups=groups)
+            for name, (weight, own) in heads.items()
+        }
 
     # ---- client ----------------------------------------------------------------------------------------------
 
@@ -537,6 +568,11 @@ class FedLoGe(Strategy[State]):
             return personal_logits(model.features(x), first, aligned, present, bias, shared_bias)
 
         return {"model": Predictor(both), "phi": Predictor(alone), **found}
+
+
+def _headed(model: Model, weight_CD: Tensor, bias_C: Tensor | None) -> Predict:
+    """Return a model's trunk under another head."""
+    return lambda x: F.linear(model.features(x), weight_CD, bias_C)
 
 
 def _bias(head: nn.Linear) -> Tensor | None:

@@ -8,7 +8,7 @@ Bakman, Yaldiz, Ezzeldin, Avestimehr. ICLR 2024, arXiv:2309.01289.
 | U_l | `State.bases[name]`, payload tree `bases` | orthonormal directions that layer l must not move along |
 | A_l | `models.inputs` | inputs of layer l, a column a sample or a patch |
 | R | | A - U U' A, what the basis does not explain |
-| Omega, Y | `residual_sketch`, tree `sketch` | private random matrix, sketch R Omega |
+| Omega, Y | `residual_sketch`, tree `sketch` | random matrix of a client, sketch R Omega |
 | rho | tree `energy` | share of the inputs that the basis does not explain |
 | epsilon | `Config.threshold`, `Config.increment` | share of the energy to protect, and what each task adds to it |
 
@@ -25,6 +25,10 @@ Where the authors' code differs: it sketches the clients' local models rather th
 its energy criterion takes rho where the energy has rho^2, so that it keeps more directions (`ratio_power=1`), and at
 least one (`min_directions=1`). For the MLP it draws Omega uniformly from [-1, 1], here it is always normal.
 
+The paper's Omega is a client's secret. Here it comes from the run's seed, so that a run can be repeated to the bit; the
+server knows that seed, can draw the same Omega and, where N <= M, solve Y = R Omega for R: without a basis, the inputs
+themselves. `secret_omega=true` draws it from the operating system. Either way Y says about M R R'.
+
 Legend: D inputs of a layer, N columns, M sketch columns, R basis directions, G groups of a convolution.
 """
 
@@ -39,7 +43,6 @@ from torch import Tensor
 
 from core.folds import Folded, Product, Sum, WeightedMean, product
 from core.records import Payload, Reply
-from core.subspace import Sketches, expand_basis, project_update, residual_sketch, unexplained
 from core.tree import Tree
 from models.inputs import layer_inputs, stream_inputs
 from strategies.base import (
@@ -53,6 +56,7 @@ from strategies.base import (
     train_and_subtract,
 )
 from strategies.fedavg import check_weighting, mean_fold
+from strategies.subspace import Sketches, expand_basis, project_update, residual_sketch, unexplained
 
 __all__ = ["FOT", "Config", "State", "expand_basis", "layer_inputs", "project_update", "residual_sketch"]
 
@@ -84,6 +88,8 @@ class Config:
         server_lr: Learning rate of the server's step, before the projection.
         server_momentum: Momentum of the server's step; its sum is projected, so that nothing of it moves along U.
         sample_limit: Training examples that a client sketches at most, its first ones; 0 takes all.
+        secret_omega: Draw Omega from the operating system rather than from the run's seed, which the server knows and
+            can rebuild a client's inputs by, where they are no more than M. Two runs then differ in their bits.
     """
 
     threshold: float = 0.95
@@ -101,6 +107,7 @@ class Config:
     server_lr: float = 1.0
     server_momentum: float = 0.0
     sample_limit: int = 0
+    secret_omega: bool = False
 
 
 @dataclass(frozen=True)
@@ -197,11 +204,15 @@ class FOT(Strategy[State]):
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         check_weighting(config.weighting)
-        if not 0 < config.threshold <= 1 or config.increment < 0:
-            raise ValueError(
-                f"strategy.threshold should be in (0, 1] and strategy.increment at least 0, found {config.threshold} "
-                f"and {config.increment}"
-            )
+        if not 0 < config.threshold <= 1:
+            raise ValueError(f"strategy.threshold should be in (0, 1], found {config.threshold}")
+        for key in ("increment", "width", "sample_limit", "min_directions"):
+            if not 0 <= getattr(config, key) < math.inf:
+                raise ValueError(
+                    f"strategy.{key} should be a finite number of at least 0, found {getattr(config, key)}"
+                )
+        if not 0 < config.server_lr < math.inf:
+            raise ValueError(f"strategy.server_lr should be a finite number above 0, found {config.server_lr}")
         for key, allowed in {
             "residual": ("client", "server"),
             "sketched": ("global", "local"),
@@ -211,10 +222,13 @@ class FOT(Strategy[State]):
         }.items():
             if getattr(config, key) not in allowed:
                 raise ValueError(f"strategy.{key} should be one of {allowed}, found {getattr(config, key)!r}")
-        if config.width < 0:
-            raise ValueError(f"strategy.width should be at least 0, found {config.width}")
         if not 0 <= config.server_momentum < 1:
             raise ValueError(f"strategy.server_momentum should be in [0, 1), found {config.server_momentum}")
+        if config.secret_omega and not config.width:
+            raise ValueError(
+                "strategy.width=0 sends Gram matrices, which no Omega hides. Set strategy.secret_omega=false, or "
+                "strategy.width above 0."
+            )
 
     def initial(self, server: ServerContext) -> State:
         model = initial_model(server)
@@ -263,7 +277,8 @@ class FOT(Strategy[State]):
             model = client.model(whole)
         images, _ = client.prepare(client.train_data)
         images = images[: self.config.sample_limit] if self.config.sample_limit else images
-        found = Sketches(payload.trees["bases"], layers_of(payload), self.config.width, client.rng)
+        rng = None if self.config.secret_omega else client.rng
+        found = Sketches(payload.trees["bases"], layers_of(payload), self.config.width, rng)
         for batch in torch.split(images, _BATCH):
             stream_inputs(model, batch, found.take)
         ratio = {name: (e[..., 0] / e[..., 1].clamp_min(1e-300)).sqrt() for name, e in found.energy.items()}

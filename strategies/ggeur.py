@@ -28,7 +28,7 @@ draws around each domain's prototype then spread twice: `within_only=true` leave
 multiplies the ten smallest variances by 5 to 1 (`legacy_small_eig_scale`), and in one domain it may take the
 covariance from as many clients as cover four fifths of a class (`guide`).
 
-Beyond the paper: sums with the Gaussian mechanism (`core.privacy`), and features of a model under training
+Beyond the paper: sums with the Gaussian mechanism (`strategies.privacy`), and features of a model under training
 (`refresh`): its head then trains on completed features, its trunk on real images.
 
 Legend: N examples, D features, C classes, R kept directions, A anchors, K clients.
@@ -37,16 +37,27 @@ Legend: N examples, D features, C classes, R kept directions, A anchors, K clien
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from core import privacy
-from core.class_geometry import Geometry, denoise, geometry, inflate_smallest
-from core.class_statistics import (
+from core.folds import Folded, Product, Sum, product
+from core.gathered import Collect, Moments, collected
+from core.memory import MemoryRecord
+from core.names import unknown
+from core.records import Payload, Reply
+from core.rng import generator
+from core.training import LocalConfig
+from core.tree import Tree
+from data.types import Examples
+from strategies import privacy
+from strategies.base import ClientContext, Phase, Predictor, ServerContext, Strategy
+from strategies.class_completion import SCALES, completion, foreign_prototypes, num_drawn, sample
+from strategies.class_geometry import Geometry, denoise, geometry, inflate_smallest
+from strategies.class_statistics import (
     ClassStatistics,
     Prototypes,
     class_statistics,
@@ -61,16 +72,6 @@ from core.class_statistics import (
     sums_like,
     sums_tree,
 )
-from core.folds import Folded, Product, Sum, product
-from core.gathered import Collect, Moments, collected
-from core.memory import MemoryRecord
-from core.names import unknown
-from core.records import Payload, Reply
-from core.rng import generator
-from core.training import LocalConfig
-from core.tree import Tree
-from data.types import Examples
-from strategies.base import ClientContext, Phase, Predictor, ServerContext, Strategy
 from strategies.head_on_draws import head_on_draws
 
 __all__ = [
@@ -114,6 +115,8 @@ class Config:
         complete: `held`: only classes that a client has; `all`: also those that it lacks, around their mean.
         domains: Draw around the other domains' prototypes too.
         draws_per_prototype: Draws around each of them.
+        keep_own: Draws around a client's own embeddings of a class in the mixture with those around prototypes, of
+            which T - n are kept; 0 takes T - n of them, the authors have 500 (Digits) and 50 (Office-Home).
         min_count: A client withholds classes of which it has fewer examples: one alone would be sent as the mean.
         release: `moments`: a client sends its counts, means and covariances; `sums`: counts and sums of embeddings and
             of their products for all classes, which can be added up without being seen (secure aggregation).
@@ -144,6 +147,7 @@ class Config:
     complete: str = "held"
     domains: bool = False
     draws_per_prototype: int = 50
+    keep_own: int = 0
     min_count: int = 1
     release: str = "moments"
     wire: str = "float32"
@@ -183,99 +187,6 @@ class State:
     age: int = 0
 
 
-SCALES = ("sqrt", "eig")
-
-
-def sample(
-    geometry: Geometry,
-    label: int,
-    anchors_AD: Tensor,
-    num_per_anchor: int,
-    generator: torch.Generator,
-    scale: str = "sqrt",
-) -> Tensor:
-    """Draw around anchors in the shape of a class, in one matrix product.
-
-    Args:
-        geometry: Of all classes.
-        label: The class.
-        anchors_AD: [A, D], what to draw around.
-        num_per_anchor: Draws for each anchor.
-        generator: Of the normal numbers.
-        scale: `sqrt`: the standard deviation along a direction is the root of its eigenvalue, so that the draws have
-            the class's covariance; `eig`: it is the eigenvalue, as the paper's equation is written.
-
-    Returns:
-        [A * num_per_anchor, D] in the anchors' dtype, those of an anchor one after the other.
-
-    Raises:
-        ValueError: An unknown scale.
-    """
-    if scale not in SCALES:
-        raise ValueError(f"Expected a scale of {' or '.join(SCALES)}, found {scale!r}.")
-    dtype = torch.promote_types(geometry.eigenvalues_CR.dtype, anchors_AD.dtype)
-    values, vectors = geometry.eigenvalues_CR[label].to(dtype), geometry.eigenvectors_CDR[label].to(dtype)
-    spread = values.clamp_min(0).sqrt() if scale == "sqrt" else values
-    shape = (anchors_AD.shape[0] * num_per_anchor, values.shape[0])
-    noise = torch.randn(shape, generator=generator, dtype=values.dtype, device=generator.device).to(values.device)
-    drawn = noise @ (vectors * spread).T
-    centres = anchors_AD.to(drawn.dtype).repeat_interleave(num_per_anchor, dim=0)
-    return (centres + drawn).to(anchors_AD.dtype)
-
-
-def completion(
-    geometry: Geometry,
-    label: int,
-    own_ND: Tensor,
-    target: int,
-    source: torch.Generator,
-    *,
-    scale: str = "sqrt",
-    draws: int = 0,
-    foreign_AD: Tensor | None = None,
-    per_prototype: int = 0,
-    mean_D: Tensor | None = None,
-) -> Tensor:
-    """Return what is drawn to complete a class on a client; its own embeddings are not among it.
-
-    With enough of its own (n >= T - n), as many different ones as are needed get one draw each; with fewer, each gets
-    `draws` and those that are needed are kept, drawn without replacement. Draws around prototypes join them before.
-
-    Args:
-        geometry: Of all classes.
-        label: The class.
-        own_ND: The client's embeddings of the class, [N, D]; may be none.
-        target: T.
-        source: Of everything that is drawn.
-        scale: See `sample`.
-        draws: See `Config`.
-        foreign_AD: Prototypes of other domains, [A, D].
-        per_prototype: Draws around each of them.
-        mean_D: What to draw around when there is nothing else; None draws nothing then.
-
-    Returns:
-        [M, D] with M = max(T - n, 0), or fewer when there is nothing to draw around.
-    """
-    num_own, needed = len(own_ND), max(target - len(own_ND), 0)
-    anchors = []
-    if num_own and needed <= num_own and foreign_AD is None:
-        anchors.append(own_ND[torch.randperm(num_own, generator=source)[:needed]])
-    elif num_own:
-        each = max(draws, -(-needed // num_own))
-        kept = torch.randperm(num_own * each, generator=source)[:needed]
-        anchors.append(own_ND[torch.div(kept, each, rounding_mode="floor")])
-    if foreign_AD is not None and len(foreign_AD):
-        anchors.append(foreign_AD.to(own_ND.dtype).repeat_interleave(per_prototype, dim=0))
-    if not anchors and mean_D is not None:
-        anchors.append(mean_D.to(own_ND.dtype).expand(needed, -1))
-    if not anchors:
-        return own_ND[:0]
-    around = torch.cat(anchors)
-    if len(around) > needed:
-        around = around[torch.randperm(len(around), generator=source)[:needed]]
-    return sample(geometry, label, around, 1, source, scale)
-
-
 class GGEUR(Strategy[State]):
     """Another strategy, on embeddings completed in the shape of all clients' classes."""
 
@@ -307,7 +218,19 @@ class GGEUR(Strategy[State]):
         self.base.check(local)
 
     def initial(self, server: ServerContext) -> State:
-        return State(self.base.initial(server), {}, {}, (), {}, 0)
+        state = State(self.base.initial(server), {}, {}, (), {}, 0)
+        if self.config.augment and self.config.rank and self.config.rank > (width := self._width(state, server)):
+            raise ValueError(
+                f"strategy.rank={self.config.rank} is more than the {width} directions that there are; 0 sends all"
+            )
+        return state
+
+    def _width(self, state: State, server: ServerContext) -> int:
+        """Return D: the width of what the encoder gives, or with `refresh` of what the model gives its head."""
+        if self.config.refresh:
+            return int(self.base.model(state.base)["head.weight"].shape[1])
+        model = server.build_model()
+        return model.in_channels * model.image_size**2
 
     def phases(self, state: State) -> tuple[Phase, ...]:
         due = not state.geometry or 0 < self.config.refresh <= state.age
@@ -318,7 +241,7 @@ class GGEUR(Strategy[State]):
     def broadcast(self, phase: Phase, state: State, server: ServerContext) -> Payload:
         if phase.name in (COUNTS.name, STATISTICS.name):
             model = self.base.model(state.base)
-            classes, features = model["head.weight"].shape
+            classes, features = len(model["head.weight"]), self._width(state, server)
             trees: dict[str, Tree] = {"guide": state.guide} if phase.name == STATISTICS.name else {}
             if self.config.refresh and phase.name == STATISTICS.name:
                 trees["model"] = model
@@ -337,10 +260,13 @@ class GGEUR(Strategy[State]):
             return self._statistics(payload, client)
         if phase.name == GEOMETRY.name:
             trees = {f"{_MEMORY}{name}": tree for name, tree in payload.trees.items()}
-            record = MemoryRecord(trees, {f"{_MEMORY}{k}": v for k, v in payload.numbers.items()})
+            numbers = {"round": float(client.round), **payload.numbers}
+            record = MemoryRecord(trees, {f"{_MEMORY}{name}": value for name, value in numbers.items()})
             client.remember(record)
-            frozen = not self.config.refresh
-            return Reply({}, {}, len(self._complete(client, record)) if frozen else client.num_examples)
+            drawn = 0
+            if not self.config.refresh:
+                drawn = sum(num_drawn(len(own), target, **more) for own, target, more in self._classes(client, record))
+            return Reply({}, {}, client.num_examples + drawn)
         return self.base.local(phase, payload, self._completed(payload, client) if self.config.augment else client)
 
     def fold(self, phase: Phase) -> Product:
@@ -363,6 +289,9 @@ class GGEUR(Strategy[State]):
             return replace(state, num_examples=0 if self.config.refresh else folded.num_examples, age=0)
         base = self.base.update(phase, state.base, folded, self._counted(state, server))
         return replace(state, base=base, age=state.age + (phase == self.base.phases(state.base)[-1]))
+
+    def measured(self, phase: Phase, state: State) -> Mapping[str, float]:
+        return self.base.measured(phase, state.base)
 
     def finish(self, state: State, server: ServerContext) -> State:
         return replace(state, base=self.base.finish(state.base, self._counted(state, server)))
@@ -417,7 +346,7 @@ class GGEUR(Strategy[State]):
     def _shape(self, state: State, folded: Folded, server: ServerContext) -> State:
         """Turn the pooled statistics into the geometry that is sent."""
         config, tree = self.config, folded.trees["statistics"]
-        num_classes, _ = self.base.model(state.base)["head.weight"].shape
+        num_classes = len(self.base.model(state.base)["head.weight"])
         replies = folded.num_replies / (server.num_clients if config.noise == "distributed" else 1)
         sigma = self.sigma * math.sqrt(replies)  # of the sum
         sums = config.release == "sums"
@@ -458,38 +387,43 @@ class GGEUR(Strategy[State]):
         if memory is None or f"{_MEMORY}geometry" not in memory.trees:
             return self._of_base(client)  # it failed when the geometry was sent: it trains on what it has
         if not self.config.refresh:
-            completed = client.keep("ggeur", lambda: self._complete(client, memory))
+            came = memory.numbers.get(f"{_MEMORY}round", 0.0)
+            completed = client.keep("ggeur", came, lambda: self._complete(client, memory))
             return self._of_base(client).with_data(completed)
         features, labels = self._features(payload, client)
         seen = replace(client.train_data, images=features.float().cpu(), labels=labels.cpu())
         completed = self._complete(client.with_data(seen), memory)
         return head_on_draws(self._of_base(client), completed)
 
-    def _complete(self, client: ClientContext, memory: MemoryRecord) -> Examples:
-        """Return the client's embeddings, and what is drawn to complete each class."""
-        trees = {name.removeprefix(_MEMORY): tree for name, tree in memory.trees.items() if name.startswith(_MEMORY)}
-        values, vectors = trees["geometry"]["eigenvalues"], trees["geometry"]["eigenvectors"]
-        counts = torch.tensor([memory.numbers[f"{_MEMORY}count/{label}"] for label in range(len(values))])
-        means = trees.get("means", {}).get("mean")
-        shape = Geometry(values, vectors, means if means is not None else torch.zeros(vectors.shape[:2]), counts)
+    def _classes(self, client: ClientContext, memory: MemoryRecord) -> Iterator[tuple[Tensor, int, dict[str, Any]]]:
+        """Yield for each class the client's embeddings [N, D], T, and what else there is to draw around."""
+        prototypes = memory.trees.get(f"{_MEMORY}prototypes", {})
+        means = memory.trees.get(f"{_MEMORY}means", {}).get("mean")
         data = client.train_data
         features = data.images.flatten(1)
         own_domains = set() if data.domains is None else set(data.domains.tolist())
-        drawn, labels = [features], [data.labels]
-        for label in range(len(counts)):
-            described = float(counts[label]) > 0  # else its shape is 0, and draws would be copies of their anchors
-            new = completion(
-                shape,
-                label,
-                features[data.labels == label],
-                (self.config.target or round(float(counts[label]))) if described else 0,
-                self._source(client, label),
-                scale=self.config.scale,
-                draws=self.config.draws,
-                foreign_AD=foreign_prototypes(trees.get("prototypes", {}), label, own_domains),
-                per_prototype=self.config.draws_per_prototype,
-                mean_D=None if means is None else means[label],
-            )
+        num_classes = len(memory.trees[f"{_MEMORY}geometry"]["eigenvalues"])
+        counts = torch.tensor([memory.numbers[f"{_MEMORY}count/{label}"] for label in range(num_classes)])
+        for label, count in enumerate(counts.tolist()):
+            # A class that nobody described has no shape, and draws would be copies of their anchors.
+            target = (self.config.target or round(count)) if count > 0 else 0
+            more = {
+                "foreign_AD": foreign_prototypes(prototypes, label, own_domains),
+                "per_prototype": self.config.draws_per_prototype,
+                "keep_own": self.config.keep_own,
+                "mean_D": None if means is None else means[label],
+            }
+            yield features[data.labels == label], target, more
+
+    def _complete(self, client: ClientContext, memory: MemoryRecord) -> Examples:
+        """Return the client's embeddings, and what is drawn to complete each class."""
+        sent = memory.trees[f"{_MEMORY}geometry"]
+        unused = torch.empty(0)  # draws need neither means nor counts
+        shape = Geometry(sent["eigenvalues"], sent["eigenvectors"], unused, unused)
+        drawn, labels = [client.train_data.images.flatten(1)], [client.train_data.labels]
+        for label, (own, target, more) in enumerate(self._classes(client, memory)):
+            source, scale, draws = self._source(client, label), self.config.scale, self.config.draws
+            new = completion(shape, label, own, target, source, scale=scale, draws=draws, **more)
             drawn.append(new)
             labels.append(torch.full((len(new),), label, dtype=torch.int64))
         return Examples(torch.cat(drawn), torch.cat(labels))
@@ -498,13 +432,6 @@ class GGEUR(Strategy[State]):
         """Return the generator of a class's draws: the same in every round where the features are."""
         round_ = client.round if self.config.refresh else 0
         return generator(client.seed, round_, "ggeur", client.id, f"class {label}")
-
-
-def foreign_prototypes(prototypes: Tree, label: int, own_domains: set[int]) -> Tensor | None:
-    """Return the prototypes [A, D] of a class in the domains that a client does not have, or None."""
-    names = [name.split("/") for name in prototypes]
-    others = [f"{d}/{c}" for d, c in names if int(c) == label and int(d) not in own_domains]
-    return torch.stack([prototypes[name] for name in others]) if others else None
 
 
 def guided(folded: Folded, share: float) -> dict[str, Any]:
@@ -540,11 +467,17 @@ def check_config(config: Config) -> None:
     for key, allowed in choices.items():
         if getattr(config, key) not in allowed:
             raise ValueError(f"strategy.{key} should be one of {', '.join(allowed)}, found {getattr(config, key)!r}")
-    for key in ("target", "draws", "rank", "draws_per_prototype", "clip", "epsilon", "unit", "refresh"):
-        if not getattr(config, key) >= 0:
-            raise ValueError(f"strategy.{key} should be at least 0, found {getattr(config, key)}")
+    for key in ("target", "draws", "rank", "draws_per_prototype", "keep_own", "clip", "epsilon", "unit", "refresh"):
+        if not 0 <= getattr(config, key) < math.inf:
+            raise ValueError(f"strategy.{key} should be at least 0 and finite, found {getattr(config, key)}")
+    if config.min_count < 1:
+        raise ValueError(f"strategy.min_count should be at least 1, found {config.min_count}")
+    if not 0 < config.delta < 1:
+        raise ValueError(f"strategy.delta should be above 0 and below 1, found {config.delta}")
     if not 0 <= config.guide <= 1:
         raise ValueError(f"strategy.guide is a share in [0, 1], found {config.guide}")
+    if config.keep_own and not config.domains:
+        raise ValueError("strategy.keep_own is for mixtures with other domains' prototypes: set strategy.domains=true")
     if config.release == "sums":
         for key in ("within_only", "guide"):
             if getattr(config, key):
@@ -566,8 +499,6 @@ def _check_privacy(config: Config) -> None:
     """Raise `ValueError` for what would break the stated (epsilon, delta)."""
     if config.release != "sums":
         raise ValueError("strategy.epsilon is for sums: set strategy.release=sums")
-    if not 0 < config.delta < 1:
-        raise ValueError(f"strategy.delta should be above 0 and below 1, found {config.delta}")
     if not config.clip:
         raise ValueError("strategy.epsilon needs strategy.clip, the largest length of an embedding that counts")
     reasons = {

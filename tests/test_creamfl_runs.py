@@ -15,7 +15,6 @@ from conf.errors import ExperimentError
 from conf.load import load
 from core import training
 from core.records import BadReplyError, Payload
-from core.representations import Representations, from_wire, to_wire
 from core.rng import generator
 from models.pair import Encoders, class_logits, margin_loss, pair_contrast, soft_contrast
 from server.errors import RunStoppedError
@@ -24,6 +23,7 @@ from server.session import Session, quotas
 from simulations import resume, run
 from strategies.base import Phase
 from strategies.creamfl import Config, CreamFL, fingerprint, modality
+from strategies.representations import Representations, from_wire, to_wire
 
 PUBLIC = 90  # of 400 examples of fewer captions: three tenths of what a tenth for validation leaves, class by class
 DIMENSION = 8
@@ -219,23 +219,27 @@ def test_every_client_has_a_model_of_its_own(tmp_path):
 
 
 def test_a_round_without_a_modality_goes_on(tmp_path):
-    """One client a round, not stratified: some rounds have no image, some no text."""
+    """Two clients a round, not stratified: a pair with images alone and one with texts alone, which else cannot be."""
     heard = Spy()
-    options = ("strategy.stratify=false", "run.clients_per_round=1", "run.rounds=4", "evaluate.every=4")
-    summary = go(tmp_path, *options, listener=heard).summary
+    options = ("strategy.stratify=false", "run.clients_per_round=2", "run.rounds=4", "run.seed=25")
+    session = Session(load("digits", [*PAIRS, *options]))
+    cohorts = [session.cohort(session.strategy.phases(None)[1], round_, {}) for round_ in range(1, 5)]
+    assert {(0, 1), (2, 3)} <= set(cohorts)
+    summary = go(tmp_path, *options, "evaluate.every=4", listener=heard).summary
     assert summary["rounds"] == 4
     assert not heard.reasons
-    # Not every round had both, or this would test nothing: with both, 2 matrices a round come up.
-    assert summary["bytes_up"]["tensors"] < 4 * 2 * PUBLIC * DIMENSION * 4
+    matrices = sum(2 if client >= 4 else 1 for cohort in cohorts for client in cohort)
+    assert summary["bytes_up"]["tensors"] == matrices * len(session.data.public) * DIMENSION * 4
 
 
-def test_a_stratified_sample_has_every_kind(tmp_path):
-    session = Session(load("digits", [*PAIRS, "run.clients_per_round=3"]))
+@pytest.mark.parametrize("stratify", [True, False])
+def test_a_stratified_sample_has_every_kind_and_another_may_not(stratify):
+    session = Session(load("digits", [*PAIRS, "run.clients_per_round=3", f"strategy.stratify={str(stratify).lower()}"]))
     phase = session.strategy.phases(None)[1]
-    for round_ in range(1, 12):
-        cohort = session.cohort(phase, round_, {})
-        assert sorted(client // 2 for client in cohort) == [0, 1, 2]
-    assert len({session.cohort(phase, round_, {}) for round_ in range(1, 12)}) > 3
+    cohorts = [session.cohort(phase, round_, {}) for round_ in range(1, 12)]
+    every = [sorted(client // 2 for client in cohort) == [0, 1, 2] for cohort in cohorts]
+    assert all(every) if stratify else not all(every)
+    assert len(set(cohorts)) > 3
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,13 @@ from conf.load import load
 from core.folds import Folded
 from core.memory import MemoryRecord, MemoryStore
 from core.records import Payload, Reply
-from core.representations import from_wire, to_wire
 from core.rng import generator
 from models import registry
 from models.pair import Encoders, Reader
 from models.text import TextShape, build_text
 from server.session import Session
 from strategies.creamfl import LEARN, State, aggregate
+from strategies.representations import from_wire, to_wire
 from tests.test_creamfl_runs import DIMENSION, PAIRS, PUBLIC
 
 MODALITIES = ("image", "text")

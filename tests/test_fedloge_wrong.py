@@ -25,7 +25,7 @@ LABELS = torch.tensor([0, 1, 2, 3, 4, 0, 1])
 def made(kind: type[_Heads]) -> _Heads:
     torch.manual_seed(0)
     model = models.build("cnn", NUM_CLASSES, 8, 1, width=2, hidden=WIDTH)
-    frame = make_frame(Config(norm=1.0), WIDTH, NUM_CLASSES, generator(0))["weight"]
+    frame = make_frame(Config(norm=1.0, sparsity=0.3), WIDTH, NUM_CLASSES, generator(0))["weight"]
     return kind(model, frame, torch.nn.Linear(WIDTH, NUM_CLASSES))
 
 
@@ -143,4 +143,4 @@ def test_the_readmes_form_by_hand():
     aligned = realign_personal(psi, phi)  # [[3, 4], [0, 4]]
     assert personal_logits(f, phi, aligned, present).tolist() == [[8.0, 6.0]]  # phi + phi'
     assert personal_logits(f, psi, aligned, present).tolist() == [[14.0, 6.0]]  # psi + phi'
-    assert not math.isinf(personal_logits(f, psi, aligned, present).sum())
+    assert personal_logits(f, psi, aligned, torch.tensor([False, True])).tolist() == [[-math.inf, 6.0]]

@@ -268,7 +268,7 @@ def test_each_key_changes_the_result(override, default, tmp_path):
         ("residual=nobody", r"strategy\.residual should be one of"),
         ("server_momentum=1.0", r"strategy\.server_momentum should be in \[0, 1\)"),
         ("bias=none", r"strategy\.bias should be one of"),
-        ("width=-1", r"strategy\.width should be at least 0"),
+        ("width=-1", r"strategy\.width should be a finite number of at least 0"),
         ("threshold=0", r"strategy\.threshold"),
     ],
 )

@@ -14,7 +14,6 @@ from core.folds import Folded
 from core.records import Payload, Reply
 from core.rng import generator
 from core.schedule import Schedule
-from core.subspace import Sketches
 from core.training import LocalConfig
 from data.types import Examples
 from models.base import Model
@@ -22,6 +21,7 @@ from models.inputs import layer_inputs
 from models.weights import load_state, shared_state
 from strategies.base import ClientContext, ServerContext
 from strategies.fot import FOT, SKETCH, TRAIN, TRAIN_AND_SKETCH, Config, State
+from strategies.subspace import Sketches
 from tests.contexts import client_context
 
 F64 = torch.float64

@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from conf.errors import ExperimentError
 from conf.federation import federation
 from conf.load import load
-from core.class_statistics import class_statistics, covering_clients
 from core.rng import generator
 from core.training import LocalConfig
 from data.types import Examples
 from models.registry import build
 from simulations import run
 from strategies.base import ClientContext
+from strategies.class_statistics import class_statistics, covering_clients
 from strategies.ggeur import GGEUR, Config
 from strategies.head_on_draws import head_on_draws
 from tests.contexts import client_context
@@ -72,7 +72,7 @@ def test_sums_means_and_prototypes_travel_in_the_bytes_of_their_formulas(tmp_pat
 def test_moments_in_float64_are_exact_and_those_in_float32_to_their_precision():
     features = torch.randn(50, D, generator=generator(0), dtype=torch.float64) * 3 + 40
     from core import moments
-    from core.class_statistics import statistics_tree
+    from strategies.class_statistics import statistics_tree
 
     found = class_statistics(features, torch.zeros(50).long(), 1)
     for dtype, tolerance in ((torch.float64, 0.0), (torch.float32, 1e-6)):

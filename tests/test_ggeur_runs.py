@@ -7,12 +7,12 @@ import torch
 
 from conf.errors import ExperimentError
 from conf.load import load
-from core.class_statistics import domain_means, from_sums, statistics_tree, sums_tree
-from core.records import Reply
+from core.records import BadReplyError, Payload, Reply
 from core.rng import generator
 from core.training import LocalConfig
 from data.types import Examples
 from simulations import run
+from strategies.class_statistics import Prototypes, domain_means, from_sums, statistics_tree, sums_tree
 from strategies.ggeur import GGEUR, Config, class_statistics, completion, geometry, pool_statistics
 
 D = 5
@@ -97,6 +97,47 @@ def test_options_that_cannot_be():
         GGEUR(Config(base="fedavgg"))
     with pytest.raises(ValueError, match="plain SGD"):
         GGEUR(Config(base="scaffold")).check(LocalConfig(momentum=0.9))
+
+
+ASKED = Payload({}, {"classes": 3.0, "features": 2.0})
+
+
+def row(*values: float, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.tensor(values, dtype=dtype)
+
+
+@pytest.mark.parametrize("name", ["0/0", "12/2", "9999/1"])
+def test_prototypes_are_taken_alone_and_summed(name):
+    fold = Prototypes()
+    fold.check("prototypes", {name: row(1, 5, 6)}, ASKED)
+    summed = fold.merge(
+        fold.lift({name: row(1, 5, 6)}, 4, 0), fold.lift({name: row(2, 5, 6), "1/1": row(1, 0, 0)}, 4, 1)
+    )
+    fold.check_accumulator("prototypes", summed, ASKED, [0, 1])
+    assert summed[name].tolist() == [3, 10, 12]
+
+
+WRONG_PROTOTYPES = {
+    "junk": row(2, 1, 1),
+    "0": row(2, 1, 1),
+    "0/3": row(2, 1, 1),  # a class that is not there
+    "00/1": row(2, 1, 1),
+    "0/01": row(2, 1, 1),
+    "\u0663/1": row(2, 1, 1),  # a digit, and not one of ours
+    "10000/1": row(2, 1, 1),
+    "0/1": row(2, 1),
+    "0/2": row(0, 1, 1),  # of nobody
+    "1/1": row(float("nan"), 1, 1),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_PROTOTYPES)
+def test_wrong_prototypes_are_refused_alone_and_in_a_nodes_sum(name):
+    fold, tree = Prototypes(), {name: WRONG_PROTOTYPES[name]}
+    with pytest.raises(BadReplyError, match="prototypes"):
+        fold.check("prototypes", tree, ASKED)
+    with pytest.raises(BadReplyError, match="prototypes"):
+        fold.check_accumulator("prototypes", fold.lift(tree, 4, 0), ASKED, [0])
 
 
 SMALL = (

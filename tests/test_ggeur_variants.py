@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from core.class_geometry import inflate_smallest
-from core.class_statistics import covering_clients, from_sums, from_tree, statistics_tree, sums_tree
 from core.gathered import Moments
 from core.rng import generator
+from strategies.class_geometry import inflate_smallest
+from strategies.class_statistics import covering_clients, from_sums, from_tree, statistics_tree, sums_tree
 from strategies.ggeur import (
     ClassStatistics,
     Geometry,

@@ -12,15 +12,15 @@ import torch
 from conf.errors import ExperimentError
 from conf.federation import federation
 from conf.load import load
-from core import moments, privacy
-from core.class_statistics import class_statistics, sums_tree
+from core import moments
 from core.folds import Folded
 from core.memory import MemoryRecord
 from core.rng import generator
 from data.types import Examples
 from simulations import run
-from strategies import fedavg, ggeur
+from strategies import fedavg, fot, ggeur, privacy
 from strategies.base import ClientContext
+from strategies.class_statistics import class_statistics, sums_tree
 from strategies.ggeur import GGEUR, Config
 from tests.contexts import client_context
 
@@ -114,6 +114,28 @@ def test_without_augmentation_the_base_is_told_the_number_of_its_examples(monkey
     plain = len(federation(load("digits", list(SMALL))).client(0).train.labels)
     found = of_the_base(monkeypatch, tmp_path, "strategy.augment=false")
     assert len({told for _, told, _ in found}) == 1 and found[0][1] == found[0][2] > plain
+
+
+def test_what_the_base_measures_is_reported(tmp_path):
+    over = ("strategy.base=fedloge", "strategy.base_options={frame: none, collapse: 1}", "run.min_replies=1")
+    over = (*over, "client.optimizer=sgd")
+    found = run("digits", *SMALL, *over, "data.encoder=pca:12", f"run.results={tmp_path}").metrics
+    assert {"collapse/nc1", "collapse/nc4"} <= set(found.metric)
+    strategy = GGEUR(Config(base="fot"))
+    bases = fot.State(
+        {"a.weight": torch.ones(2, 3)}, {"a.weight": (1, 3)}, {"a.weight": torch.eye(3)[:, :2]}, 1, False, {}
+    )
+    state = ggeur.State(bases, {}, {}, (), {}, 0)
+    assert strategy.measured(fot.SKETCH, state) == {"rank/a.weight": 2, "columns/a.weight": 2, "protected": 2 / 3}
+    assert not strategy.measured(ggeur.GEOMETRY, state)
+
+
+@pytest.mark.parametrize("base", ["fedavg", "scaffold"])
+def test_embeddings_are_as_wide_as_the_encoder_makes_them(base, tmp_path):
+    """Below the head of an MLP features are narrower than what comes in; what is completed comes in."""
+    over = ("model.name=mlp", "model.sizes={hidden: 5, depth: 2}", f"strategy.base={base}", "strategy.rank=8")
+    summary = run("digits", *SMALL, *over, f"run.results={tmp_path}").summary
+    assert summary["rounds"] == 2 and summary["num_failures"] == 0
 
 
 # ---- completion -------------------------------------------------------------------------------------------------

@@ -181,7 +181,7 @@ def test_patches_of_a_large_layer_never_exist_at_once(monkeypatch):
     sample_bytes = 16 * 25 * 400 * 4  # of one sample's patches, 640 kB
     whole = largest(lambda: layer_inputs(layer, batch))
     assert whole >= 64 * sample_bytes
-    monkeypatch.setattr("core.subspace._PIECE_BYTES", 2 * sample_bytes)
+    monkeypatch.setattr("strategies.subspace._PIECE_BYTES", 2 * sample_bytes)
 
     def sketch() -> None:
         found = Sketches({}, {"0.weight": (1, 401)}, 1.0, lambda purpose: generator(0, purpose=purpose))
@@ -196,7 +196,7 @@ def test_pieces_sum_to_the_whole(monkeypatch):
     columns = normal(7, 50)
 
     def energies(piece_bytes: int) -> tuple[Tensor, Tensor]:
-        monkeypatch.setattr("core.subspace._PIECE_BYTES", piece_bytes)
+        monkeypatch.setattr("strategies.subspace._PIECE_BYTES", piece_bytes)
         found = Sketches({}, {"w": (1, 8)}, 0.0, lambda purpose: generator(0, purpose=purpose))
         found.take("w", columns)
         return found.sketch["w"], found.energy["w"]

@@ -135,3 +135,17 @@ def test_domains_in_a_sequence_count_the_tasks_seen(tmp_path):
 def test_a_set_without_domains_has_no_such_metric(tmp_path):
     found = small_run(tmp_path, "run.rounds=1").summary["metrics"]
     assert not any("domain" in name or "accuracy_tail" in name for name in found)
+
+
+def test_retrieval_is_by_cosine():
+    """By their product the second text, which is longer, would be nearest to both images."""
+    images, texts = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[0.1, 0.0], [5.0, 6.0]])
+    assert metrics.retrieval(images, texts, torch.arange(2), torch.arange(2))["i2t_recall@1"] == 100
+
+
+def test_the_first_ten_are_ten():
+    angle = torch.arange(12.0) / 20  # text j is further from the image the higher j
+    texts = torch.stack([angle.cos(), angle.sin()], 1)
+    images, ids = torch.tensor([[1.0, 0.0]]).repeat(12, 1), torch.arange(12)
+    found = metrics.retrieval(images, texts, ids, ids)
+    assert [found[f"i2t_recall@{k}"] for k in (1, 5, 10)] == pytest.approx([100 * k / 12 for k in (1, 5, 10)])

@@ -11,11 +11,12 @@ import torch
 
 from conf.errors import ExperimentError
 from conf.load import load
-from core import moments, privacy
-from core.class_geometry import denoise, geometry
-from core.class_statistics import class_statistics, from_sums, sums_tree
+from core import moments
 from core.rng import generator
 from simulations import run
+from strategies import privacy
+from strategies.class_geometry import denoise, geometry
+from strategies.class_statistics import class_statistics, from_sums, sums_tree
 from strategies.ggeur import GGEUR, Config
 
 D = 6

@@ -14,6 +14,9 @@ import pytest
 from server.errors import StopRequested
 from server.listener import Listener
 from simulations import resume, run
+from strategies.fedloge import FedLoGe
+from strategies.fot import FOT
+from strategies.ggeur import GGEUR
 
 SMALL = (
     "data.num_clients=4",
@@ -131,6 +134,19 @@ def test_a_sequence_stopped_at_a_boundary_and_behind_it(method, after, asked, wh
 @pytest.mark.parametrize("after", [1, 4])
 def test_stopped_when_asked(method, after, whole, tmp_path):
     ends_alike(method, after, True, whole, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [("ggeur over scaffold", GGEUR), ("fot", FOT), ("fedloge", FedLoGe)],
+    ids=["ggeur", "fot", "fedloge"],
+)
+def test_nothing_is_begun_again(method, kind, tmp_path, monkeypatch):
+    """A frame, trials of models: what `initial` does may cost much, and a checkpoint has it."""
+    with pytest.raises(KilledError):
+        run("digits", *SMALL, *METHODS[method], f"run.results={tmp_path}", "run.name=part", listener=Ends(3, False))
+    monkeypatch.setattr(kind, "initial", lambda *_: pytest.fail("began again"))
+    assert resume(tmp_path / "part").summary["rounds"] >= 5
 
 
 @pytest.mark.slow

@@ -5,12 +5,14 @@ from __future__ import annotations
 import errno
 import json
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from core import files, state
 from server import checkpoint
+from server.adapter import FederatedRun
 from server.checkpoint import Progress
 from server.errors import RunStoppedError
 from server.listener import Listener
@@ -83,6 +85,27 @@ def test_unknown_classes_are_never_made():
     skeleton, tensors = state.pack(EVERYTHING)
     with pytest.raises(ValueError, match=":Everything', which this strategy does not know"):
         state.unpack(skeleton, tensors, state.state_classes(fedavg.State(T(w=1.0))))
+
+
+def test_a_skeleton_says_which_classes_it_needs():
+    skeleton, _ = state.pack({"a": (EVERYTHING, [fedavg.State(T(w=1.0))])})
+    named = {"strategies.fedavg:State", f"{type(EVERYTHING).__module__}:Everything"}
+    assert named <= state.named_classes(skeleton)
+    assert "strategies.fedavg:State" in state.module_classes(fedavg.FedAvg)
+
+
+@pytest.mark.parametrize("hidden", [False, True])
+def test_a_state_of_a_module_that_the_strategys_does_not_name_comes_back_too(monkeypatch, hidden):
+    """Only then is a State made for its classes."""
+    value, made = fedopt.State(T(w=1.0), ("w",)), []
+    skeleton, tensors = state.pack(value)
+    kind = fedavg.FedAvg if hidden else fedopt.FedOpt
+    strategy = kind(kind.config_class())
+    monkeypatch.setattr(type(strategy), "initial", lambda self, context: made.append(context) or value)
+    session = SimpleNamespace(strategy=strategy, context=lambda round_: round_)
+    run = SimpleNamespace(_resume=SimpleNamespace(skeleton=skeleton, tensors=tensors), session=session)
+    assert same(FederatedRun._begin(run), value)
+    assert made == ([0] if hidden else [])
 
 
 @pytest.mark.parametrize("value", [{1, 2}, object(), {"a": b"bytes"}, {0: torch.ones(1)}], ids=repr)

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from core.tree import Tree
+from strategies.privacy import secret_normal
 
 _PIECE_BYTES = 64 << 20
+_SECRET_AT_ONCE = 1 << 18
 
 
 def residual_sketch(
-    inputs_DN: Tensor, basis: Tensor | None, width: int | None, generator: torch.Generator
+    inputs_DN: Tensor, basis: Tensor | None, width: int | None, generator: torch.Generator | None
 ) -> tuple[Tensor, float]:
     """Return a random sketch of what a basis does not explain, and how much that is.
 
@@ -27,7 +29,8 @@ def residual_sketch(
         inputs_DN: A [D, N], a layer's inputs.
         basis: U [D, R] with orthonormal columns, or None.
         width: M, columns of the sketch Y = R Omega with Omega [N, M] of normal numbers; None sends R itself.
-        generator: Of Omega; private to a client.
+        generator: Of Omega. Whoever can make the same one rebuilds R where N <= M; None draws Omega from the
+            operating system's secret source, never the same twice.
 
     Returns:
         Y [D, M], or R [D, N] without sketching, and ||R||_F / ||A||_F with R = (I - U U') A: 1.0 without a basis,
@@ -42,8 +45,19 @@ def residual_sketch(
         energy = float(torch.linalg.norm(residual.to(torch.float64))) / whole if whole else 0.0
     if width is None:
         return residual, energy
-    omega = torch.randn(inputs_DN.shape[1], width, generator=generator, dtype=inputs_DN.dtype)
+    if generator is None:
+        omega = _secret_omega(inputs_DN.shape[1], width, inputs_DN.dtype)
+    else:
+        omega = torch.randn(inputs_DN.shape[1], width, generator=generator, dtype=inputs_DN.dtype)
     return residual @ omega.to(inputs_DN.device), energy
+
+
+def _secret_omega(num_columns: int, width: int, dtype: torch.dtype) -> Tensor:
+    """Return Omega [N, M] of secret normal numbers, made in parts, since making one takes many times its bytes."""
+    omega = torch.empty(num_columns, width, dtype=dtype)
+    for part in torch.split(omega, max(1, _SECRET_AT_ONCE // width)):
+        part.copy_(secret_normal(tuple(part.shape)))
+    return omega
 
 
 def expand_basis(
@@ -160,7 +174,7 @@ class Sketches:
         bases: U of each layer, if there is one.
         layers: Groups and inputs of the layers that are wanted; one input more than a layer has is a row of ones.
         width: M as a multiple of D; 0 keeps R R' in place of a sketch.
-        rng: Makes the generator of a layer's Omega.
+        rng: Makes the generator of a layer's Omega; None draws every Omega from the operating system's secret source.
     """
 
     def __init__(
@@ -168,7 +182,7 @@ class Sketches:
         bases: Tree,
         layers: Mapping[str, tuple[int, int]],
         width: float,
-        rng: Callable[[str], torch.Generator],
+        rng: Callable[[str], torch.Generator] | None,
     ) -> None:
         self._bases, self._layers, self._width, self._rng = bases, layers, width, rng
         self._generators: dict[str, torch.Generator] = {}
@@ -188,7 +202,9 @@ class Sketches:
         if self._layers[name][1] > columns.shape[-2]:
             columns = torch.cat([columns, torch.ones_like(columns[..., :1, :])], dim=-2)
         basis = self._bases.get(name)
-        generator = self._generators.setdefault(name, self._rng(f"sketch of {name}"))
+        if self._rng is not None and name not in self._generators:
+            self._generators[name] = self._rng(f"sketch of {name}")
+        generator = self._generators.get(name)
         width = math.ceil(self._width * columns.shape[-2]) or None
         groups = columns if columns.ndim == 3 else columns[None]
         sketches, energies = [], []

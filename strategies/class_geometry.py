@@ -10,8 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from core import privacy
-from core.class_statistics import ClassStatistics
+from strategies import privacy
+from strategies.class_statistics import ClassStatistics
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ def denoise(geometry: Geometry, sigma: float, unit: float) -> Geometry:
 
     Args:
         geometry: Of noisy statistics.
-        sigma: See `core.privacy.noise_edge`.
+        sigma: See `strategies.privacy.noise_edge`.
         unit: Likewise.
     """
     edge = privacy.noise_edge(sigma, unit, geometry.count_C, geometry.mean_CD.shape[1])

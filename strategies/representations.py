@@ -12,8 +12,8 @@ from torch import Tensor
 from core.gathered import Collect
 from core.records import BadReplyError, Payload
 from core.tree import Tree
+from models.pair import MODALITIES
 
-MODALITIES = ("image", "text")
 WIRES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
 _TOLERANCE = 0.01  # of a row's length of 1; float16 is off by less than a tenth of it
 

@@ -42,7 +42,7 @@ def noise_multiplier(epsilon: float, delta: float) -> float:
     except ImportError as error:
         raise MissingAccountantError(
             "the noise for strategy.epsilon is computed by dp-accounting, which is not installed here. Install it on "
-            'the server and on every client: pip install dp-accounting'
+            "the server and on every client: pip install dp-accounting"
         ) from error
     return float(get_smallest_gaussian_noise(DifferentialPrivacyParameters(epsilon, delta), 1, 1.0))
 

@@ -6,14 +6,14 @@ Legend: N examples, D features, C classes, Z = 1 + D + D (D + 1) / 2 packed numb
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from core import moments
-from core.folds import Sum
+from core.folds import WEIGHT, Sum
 from core.records import BadReplyError, Payload
 from core.tree import Tree
 
@@ -187,19 +187,26 @@ def sums_like(payload: Payload) -> dict[str, Tensor]:
     return {"sums": torch.empty(num_classes, moments.packed_size(width), device="meta")}
 
 
+_PROTOTYPE = re.compile(r"(0|[1-9][0-9]{0,3})/(0|[1-9][0-9]*)")  # so that every name is a number's only one
+
+
 class Prototypes(Sum):
-    """Sums of features and counts by domain and class; a client sends those that it has."""
+    """Counts and sums of features by domain (0 to 9999) and class; a client sends those that it has."""
 
     def check(self, what: str, tree: Tree, payload: Payload) -> None:
         super().check(what, tree, payload)
         num_classes, width = sizes(payload)
         for name, row in tree.items():
-            named = re.fullmatch(r"(\d+)/(\d+)", name)
+            named = _PROTOTYPE.fullmatch(name)
             if named is None or int(named[2]) >= num_classes or row.shape != (1 + width,) or not float(row[0]) >= 1:
                 raise BadReplyError(
                     f"{what}: expected <domain>/<class> with a count and {width} sums, found {name!r} of shape "
                     f"{list(row.shape)}"
                 )
+
+    def check_accumulator(self, what: str, accumulator: Tree, payload: Payload, clients: Sequence[int]) -> None:
+        super().check_accumulator(what, accumulator, payload, clients)
+        self.check(what, {name: row for name, row in accumulator.items() if name != WEIGHT}, payload)
 
     def merge(self, left: dict[str, Tensor], right: dict[str, Tensor]) -> dict[str, Tensor]:
         for name, tensor in right.items():

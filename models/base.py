@@ -49,6 +49,29 @@ class Model(nn.Module):
             )
 
 
+class Block(nn.Module):
+    """A residual block of a trunk: what `models.checkpointing` recomputes in the backward pass.
+
+    A family derives its blocks from it and calls them as modules. It adds nothing to the state.
+    """
+
+
+def check_image_size(name: str, image_size: int, multiple: int, least: int | None = None) -> int:
+    """Return `image_size` if it is a multiple of `multiple` and not below `least` (None: `multiple`).
+
+    Raises:
+        ValueError: It is not; the message names the nearest size that is.
+    """
+    smallest = multiple * -(-(least or multiple) // multiple)
+    if image_size % multiple or image_size < smallest:
+        works = max(smallest, multiple * round(image_size / multiple))
+        needed = f"a multiple of {multiple} px" if multiple > 1 else "an image"
+        raise ValueError(
+            f"model.image_size: {name} needs {needed}, {smallest} px or more, found {image_size}; use {works}"
+        )
+    return image_size
+
+
 def check_count(key: str, value: object) -> int:
     """Return `value` if it is a whole number of at least one; raise `ValueError` naming the key otherwise."""
     # bool is an int to Python, but `width: true` in a YAML file is a slip.

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.base import Model, check_count, check_counts, check_fraction
+from models.base import Block, Model, check_count, check_counts, check_fraction
 from models.layers import drop_path, quick_gelu, to_map, to_tokens
 
 
@@ -93,7 +93,7 @@ class Attention(nn.Module):
         return attended
 
 
-class Block(nn.Module):
+class CvTBlock(Block):
     """Pre-norm block: x += Attention(LN x); x += MLP(LN x)."""
 
     def __init__(self, dim: int, heads: int, mlp_ratio: int, with_cls: bool, drop_rate: float) -> None:
@@ -123,7 +123,7 @@ class Stage(nn.Module):
         self.cls = nn.Parameter(torch.zeros(1, 1, sizes.dim)) if with_cls else None
         # The rate rises from 0 at the first block to `drop_rate` at the last; an only block is the last.
         rates = [*(drop_rate * i / (sizes.depth - 1) for i in range(sizes.depth - 1)), drop_rate]
-        self.blocks = nn.ModuleList(Block(sizes.dim, sizes.heads, mlp_ratio, with_cls, rate) for rate in rates)
+        self.blocks = nn.ModuleList(CvTBlock(sizes.dim, sizes.heads, mlp_ratio, with_cls, rate) for rate in rates)
 
     def forward(self, image_map: Tensor) -> tuple[Tensor, int, int]:
         """Return tokens [B, N, C], H and W of this stage, of a map [B, C', H', W'] of the stage before."""

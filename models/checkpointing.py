@@ -42,7 +42,7 @@ def checkpoint_blocks(model: Model) -> Model:
             f"model.checkpoint: {type(model).__name__} has no blocks (models.base.Block) to compute again; say false"
         )
     for block in {id(block): block for block in outer}.values():
-        block.forward = partial(_recomputed, block, block.forward)  # type: ignore[method-assign]
+        block.forward = partial(_recomputed, block, block.forward)
     return model
 
 

@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.base import Block, Model, check_count, check_counts, check_fraction, check_image_size
-from models.layers import ConvNorm, drop_path, drop_rates
+from models.base import Block, Model, check_count, check_counts, check_fraction, check_image_size, check_positive
+from models.layers import ConvNorm, drop_path, drop_rates, halving_strides, no_autocast
 
 GROUPS = 8
 
@@ -63,10 +63,11 @@ class FrequencyFilter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a map [B, C, H, W] of a map [B, C, H, W]."""
+        if not len(x):
+            return x  # of which the Fourier transform of a CPU is an error
         # There is no Fourier transform in half precision.
         exact = x if x.dtype == torch.float64 else x.float()
-        # Autocast knows no meta device, on which shapes are worked out and nothing is computed.
-        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
+        with no_autocast(x):
             spectrum = torch.fft.rfft2(exact, norm="ortho")
             filtered = torch.fft.irfft2(self.mask(spectrum) * spectrum, s=x.shape[2:], norm="ortho")
         mixed: Tensor = x + filtered.to(x.dtype)
@@ -199,17 +200,18 @@ class AFFNet(Model):
         return F.silu(self.expand(self.stages(self.stem(x)))).mean(dim=(2, 3))
 
 
-def _published(
-    num_classes: int,
-    image_size: int,
-    in_channels: int,
-    width: int,
-    dims: Sequence[int],
-    expand: int,
-    drop_rate: float,
-) -> AFFNet:
+# name -> channels before the first stage and of each stage, hidden width of inverted residuals as a multiple
+PUBLISHED: dict[str, tuple[int, tuple[int, ...], int]] = {
+    "affnet_et": (48, (64, 104, 144), 2),
+    "affnet_t": (48, (96, 160, 192), 4),
+    "affnet_s": (64, (128, 256, 320), 4),
+}
+
+
+def _published(name: str, num_classes: int, image_size: int, in_channels: int, drop_rate: float) -> AFFNet:
     """Build an AFFNet of the paper, which differ in their widths."""
-    check_image_size("a published AFFNet", image_size, 1, least=32)
+    check_image_size(name, image_size, 1, least=32)
+    width, dims, expand = PUBLISHED[name]
     return AFFNet(
         num_classes,
         image_size,
@@ -228,7 +230,7 @@ def _published(
 
 
 def affnet_et(num_classes: int, image_size: int = 256, in_channels: int = 3, *, drop_path: float = 0.0) -> AFFNet:
-    """AFFNet-ET of the paper: 9 filter blocks, 1.44 M parameters at 1000 classes.
+    """AFFNet-ET: 9 filter blocks, 1.44 M parameters at 1000 classes.
 
     At 32 px the last map is one pixel: a Fourier transform of it mixes nothing, and its batch norm cannot train on a
     batch of one.
@@ -242,23 +244,23 @@ def affnet_et(num_classes: int, image_size: int = 256, in_channels: int = 3, *, 
     Raises:
         ValueError: A size is out of range; the message names its key.
     """
-    return _published(num_classes, image_size, in_channels, 48, (64, 104, 144), 2, drop_path)
+    return _published("affnet_et", num_classes, image_size, in_channels, drop_path)
 
 
 def affnet_t(num_classes: int, image_size: int = 256, in_channels: int = 3, *, drop_path: float = 0.0) -> AFFNet:
-    """AFFNet-T of the paper: 9 filter blocks, 2.65 M parameters at 1000 classes.
+    """AFFNet-T: 9 filter blocks, 2.65 M parameters at 1000 classes.
 
     Arguments, errors and the note on 32 px are those of `affnet_et`.
     """
-    return _published(num_classes, image_size, in_channels, 48, (96, 160, 192), 4, drop_path)
+    return _published("affnet_t", num_classes, image_size, in_channels, drop_path)
 
 
 def affnet_s(num_classes: int, image_size: int = 256, in_channels: int = 3, *, drop_path: float = 0.0) -> AFFNet:
-    """AFFNet of the paper, its largest: 9 filter blocks, 5.57 M parameters at 1000 classes.
+    """AFFNet, the largest: 9 filter blocks, 5.57 M parameters at 1000 classes.
 
     Arguments, errors and the note on 32 px are those of `affnet_et`.
     """
-    return _published(num_classes, image_size, in_channels, 64, (128, 256, 320), 4, drop_path)
+    return _published("affnet_s", num_classes, image_size, in_channels, drop_path)
 
 
 def affnet_tiny32(
@@ -275,10 +277,10 @@ def affnet_tiny32(
     filter_std: float = 0.1,
     drop_path: float = 0.0,
 ) -> AFFNet:
-    """An AFFNet for images of 28 and 32 px, not in the paper; 0.19 M parameters at 10 classes.
+    """A small AFFNet: 0.19 M parameters at 10 classes.
 
-    The stages' maps are 16, 8 and 4 px wide at 32 px. Parameters have the same shapes at every size of image, and a
-    batch of one trains at every size.
+    For images of 28 and 32 px; not in the paper. The stages' maps are 16, 8 and 4 px wide at 32 px. Parameters have the
+    same shapes at every size of image, and a batch of one trains at every size.
 
     Args:
         num_classes: The number of logits.
@@ -297,11 +299,7 @@ def affnet_tiny32(
         ValueError: A size is out of range; the message names its key.
     """
     check_image_size("affnet_tiny32", image_size, 1, least=4)
-    dims = check_counts("model.sizes.dims", dims, 3)
-    if any(dim % GROUPS for dim in dims):
-        raise ValueError(f"model.sizes.dims should be multiples of {GROUPS}, a filter's groups, found {list(dims)}")
-    if isinstance(filter_std, bool) or not isinstance(filter_std, int | float) or not filter_std > 0:
-        raise ValueError(f"model.sizes.filter_std should be a number above 0, found {filter_std!r}")
+    dims = check_counts("model.sizes.dims", dims, 3, multiple=GROUPS)
     return AFFNet(
         num_classes,
         image_size,
@@ -310,19 +308,10 @@ def affnet_tiny32(
         early=(),
         dims=dims,
         depths=check_counts("model.sizes.depths", depths, 3),
-        strides=_tiny_strides(image_size),
+        strides=(1, *halving_strides(-(-image_size // 2), 2)),
         expand=check_count("model.sizes.expand", expand),
         ffn_ratio=check_count("model.sizes.ffn_ratio", ffn_ratio),
         num_features=check_count("model.sizes.head_ratio", head_ratio) * dims[-1],
-        std=filter_std,
+        std=check_positive("model.sizes.filter_std", filter_std),
         drop_rate=check_fraction("model.sizes.drop_path", drop_path),
     )
-
-
-def _tiny_strides(image_size: int) -> list[int]:
-    """Return strides that halve a map as long as it keeps 2 x 2: batch norm refuses one pixel of one image."""
-    strides, side = [1], -(-image_size // 2)
-    for _ in range(2):
-        strides.append(2 if side > 2 else 1)
-        side = -(-side // strides[-1])
-    return strides

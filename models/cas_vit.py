@@ -1,8 +1,8 @@
 """CAS-ViT: a transformer whose attention is a sum of gated queries and keys, convolved and multiplied by the values.
 
 Source: Zhang et al. 2024, "CAS-ViT: Convolutional Additive Self-attention Vision Transformers for Efficient Mobile
-Applications" (arXiv 2408.03703): section III with the equations of the additive similarity and of the token mixer,
-figure 3 for the block, table I for the sizes. Written from the equations.
+Applications" (arXiv 2408.03703): the equations of the additive similarity and of the token mixer (CATM), the figure of
+the block, the table of the variants. Written from the equations.
 
 The published counts, 3.20, 5.76, 12.42 and 21.76 M, are those of networks with two linear heads on the same features,
 the second for a teacher's labels; the logits are the mean of both, as in the paper's evaluation.
@@ -22,18 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.base import Block, Model, check_count, check_counts, check_fraction, check_image_size
-from models.layers import drop_path, drop_rates, initialise_linear
-
-
-def depthwise(dim: int) -> nn.Conv2d:
-    """Return a depthwise 3 x 3 convolution that keeps the map."""
-    return nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
-
-
-def shrinking(inputs: int, dim: int, stride: int = 2) -> list[nn.Module]:
-    """Return a 3 x 3 convolution and batch norm."""
-    return [nn.Conv2d(inputs, dim, 3, stride, padding=1), nn.BatchNorm2d(dim)]
+from models.base import Block, Model, check_count, check_counts, check_flag, check_fraction, check_image_size
+from models.layers import depthwise, drop_path, drop_rates, halving_strides, initialise_linear, strided
 
 
 class AdditiveMixer(nn.Module):
@@ -125,12 +115,12 @@ class CASViT(Model):
         inputs = in_channels
         stem: list[nn.Module] = []
         for dim in stem_dims:
-            stem += [*shrinking(inputs, dim), nn.ReLU()]
+            stem += [*strided(inputs, dim), nn.ReLU()]
             inputs = dim
         self.stem = nn.Sequential(*stem)
         stages: list[nn.Module] = []
         for number, (dim, rates) in enumerate(zip(dims, drop_rates(depths, drop_rate), strict=True)):
-            between = shrinking(inputs, dim, strides[number - 1]) if number else []
+            between = strided(inputs, dim, stride=strides[number - 1]) if number else []
             stages.append(nn.Sequential(*between, *(CASBlock(dim, mlp_ratio, rate) for rate in rates)))
             inputs = dim
         self.stages = nn.Sequential(*stages)
@@ -151,19 +141,21 @@ class CASViT(Model):
         return logits if self.second_head is None else (logits + self.second_head(features)) / 2
 
 
+# name -> channels of each stage, depths
+PUBLISHED: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "cas_vit_xs": ((48, 56, 112, 220), (2, 2, 4, 2)),
+    "cas_vit_s": ((48, 64, 128, 256), (3, 3, 6, 3)),
+    "cas_vit_m": ((64, 96, 192, 384), (3, 3, 6, 3)),
+    "cas_vit_t": ((96, 128, 256, 512), (3, 3, 6, 3)),
+}
+
+
 def _published(
-    num_classes: int,
-    image_size: int,
-    in_channels: int,
-    dims: Sequence[int],
-    depths: Sequence[int],
-    second_head: bool,
-    drop_rate: float,
+    name: str, num_classes: int, image_size: int, in_channels: int, second_head: bool, drop_rate: float
 ) -> CASViT:
-    """Build a CAS-ViT of table I, which differ in their channels and depths."""
-    check_image_size("a published CAS-ViT", image_size, 32)
-    if not isinstance(second_head, bool):
-        raise ValueError(f"model.sizes.second_head should be true or false, found {second_head!r}")
+    """Build a CAS-ViT of the paper, which differ in their channels and depths."""
+    check_image_size(name, image_size, 32)
+    dims, depths = PUBLISHED[name]
     model = CASViT(
         num_classes,
         image_size,
@@ -174,21 +166,16 @@ def _published(
         stem_dims=(dims[0] // 2, dims[0]),
         strides=(2, 2, 2),
         drop_rate=check_fraction("model.sizes.drop_path", drop_rate),
-        second_head=second_head,
+        second_head=check_flag("model.sizes.second_head", second_head),
     )
     initialise_linear(model)
     return model
 
 
 def cas_vit_xs(
-    num_classes: int,
-    image_size: int = 224,
-    in_channels: int = 3,
-    *,
-    second_head: bool = True,
-    drop_path: float = 0.1,
+    num_classes: int, image_size: int = 224, in_channels: int = 3, *, second_head: bool = True, drop_path: float = 0.1
 ) -> CASViT:
-    """CAS-ViT-XS of the paper: 10 blocks, two heads, 3.20 M parameters at 1000 classes.
+    """CAS-ViT-XS: 10 blocks, two heads, 3.20 M parameters at 1000 classes.
 
     One head, 0.22 M parameters fewer, is the choice for methods that work on the classifier: they see the first alone.
     At 32 px the last map is one pixel: its batch norm then cannot train on a batch of one.
@@ -203,56 +190,37 @@ def cas_vit_xs(
     Raises:
         ValueError: A size is out of range; the message names its key.
     """
-    dims, depths = (48, 56, 112, 220), (2, 2, 4, 2)
-    return _published(num_classes, image_size, in_channels, dims, depths, second_head, drop_path)
+    return _published("cas_vit_xs", num_classes, image_size, in_channels, second_head, drop_path)
 
 
 def cas_vit_s(
-    num_classes: int,
-    image_size: int = 224,
-    in_channels: int = 3,
-    *,
-    second_head: bool = True,
-    drop_path: float = 0.1,
+    num_classes: int, image_size: int = 224, in_channels: int = 3, *, second_head: bool = True, drop_path: float = 0.1
 ) -> CASViT:
-    """CAS-ViT-S of the paper: 15 blocks, two heads, 5.76 M parameters at 1000 classes.
+    """CAS-ViT-S: 15 blocks, two heads, 5.76 M parameters at 1000 classes.
 
     Arguments, errors and the notes on the heads (0.26 M each) and on 32 px are those of `cas_vit_xs`.
     """
-    dims, depths = (48, 64, 128, 256), (3, 3, 6, 3)
-    return _published(num_classes, image_size, in_channels, dims, depths, second_head, drop_path)
+    return _published("cas_vit_s", num_classes, image_size, in_channels, second_head, drop_path)
 
 
 def cas_vit_m(
-    num_classes: int,
-    image_size: int = 224,
-    in_channels: int = 3,
-    *,
-    second_head: bool = True,
-    drop_path: float = 0.1,
+    num_classes: int, image_size: int = 224, in_channels: int = 3, *, second_head: bool = True, drop_path: float = 0.1
 ) -> CASViT:
-    """CAS-ViT-M of the paper: 15 blocks, two heads, 12.42 M parameters at 1000 classes.
+    """CAS-ViT-M: 15 blocks, two heads, 12.42 M parameters at 1000 classes.
 
     Arguments, errors and the notes on the heads (0.39 M each) and on 32 px are those of `cas_vit_xs`.
     """
-    dims, depths = (64, 96, 192, 384), (3, 3, 6, 3)
-    return _published(num_classes, image_size, in_channels, dims, depths, second_head, drop_path)
+    return _published("cas_vit_m", num_classes, image_size, in_channels, second_head, drop_path)
 
 
 def cas_vit_t(
-    num_classes: int,
-    image_size: int = 224,
-    in_channels: int = 3,
-    *,
-    second_head: bool = True,
-    drop_path: float = 0.1,
+    num_classes: int, image_size: int = 224, in_channels: int = 3, *, second_head: bool = True, drop_path: float = 0.1
 ) -> CASViT:
-    """CAS-ViT-T of the paper: 15 blocks, two heads, 21.76 M parameters at 1000 classes.
+    """CAS-ViT-T: 15 blocks, two heads, 21.76 M parameters at 1000 classes.
 
     Arguments, errors and the notes on the heads (0.51 M each) and on 32 px are those of `cas_vit_xs`.
     """
-    dims, depths = (96, 128, 256, 512), (3, 3, 6, 3)
-    return _published(num_classes, image_size, in_channels, dims, depths, second_head, drop_path)
+    return _published("cas_vit_t", num_classes, image_size, in_channels, second_head, drop_path)
 
 
 def cas_vit_tiny32(
@@ -265,9 +233,10 @@ def cas_vit_tiny32(
     mlp_ratio: int = 2,
     drop_path: float = 0.0,
 ) -> CASViT:
-    """A CAS-ViT for images of 28 and 32 px, not in the paper; 0.31 M parameters at 10 classes.
+    """A small CAS-ViT: 0.31 M parameters at 10 classes.
 
-    It has one head. Parameters have the same shapes at every size of image, and a batch of one trains at every size.
+    For images of 28 and 32 px; not in the paper. It has one head. Parameters have the same shapes at every size of
+    image, and a batch of one trains at every size.
 
     Args:
         num_classes: K, the number of logits.
@@ -283,11 +252,6 @@ def cas_vit_tiny32(
     """
     check_image_size("cas_vit_tiny32", image_size, 1, least=4)
     dims = check_counts("model.sizes.dims", dims, 4)
-    # Halve a map as long as it keeps 2 x 2: batch norm refuses one pixel of one image.
-    strides, side = [], -(-image_size // 2)
-    for _ in range(3):
-        strides.append(2 if side > 2 else 1)
-        side = -(-side // strides[-1])
     return CASViT(
         num_classes,
         image_size,
@@ -296,6 +260,6 @@ def cas_vit_tiny32(
         depths=check_counts("model.sizes.depths", depths, 4),
         mlp_ratio=check_count("model.sizes.mlp_ratio", mlp_ratio),
         stem_dims=dims[:1],
-        strides=strides,
+        strides=halving_strides(-(-image_size // 2), 3),
         drop_rate=check_fraction("model.sizes.drop_path", drop_path),
     )

@@ -11,15 +11,24 @@ token), D channels and features, A heads, K classes.
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from math import isqrt
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.base import Block, Model, check_count, check_fraction, check_image_size
-from models.layers import Mlp, drop_path, drop_rates, initialise_linear, to_tokens
+from models.base import Block, Model, check_count, check_divides, check_fraction, check_image_size, check_positive
+from models.layers import (
+    Mlp,
+    SelfAttention,
+    drop_path,
+    drop_rates,
+    initialise_linear,
+    join_heads,
+    no_autocast,
+    split_heads,
+    to_tokens,
+)
 
 
 def relative_places(side: int) -> Tensor:
@@ -66,34 +75,17 @@ class GatedPositionalAttention(nn.Module):
     def positional(self, places: Tensor) -> Tensor:
         """Return each head's attention [A, N, N] by place alone, of `relative_places` [N, N, 3]."""
         # bfloat16 holds whole numbers up to 256 only, and 14 x 14 patches have squared distances up to 338.
-        # Autocast does not know the meta device.
-        with nullcontext() if places.is_meta else torch.autocast(places.device.type, enabled=False):
+        with no_autocast(places):
             return torch.softmax(self.position(places).permute(2, 0, 1), dim=2)
 
     def forward(self, tokens: Tensor, places: Tensor) -> Tensor:
         """Return attended tokens [B, N, D] of tokens [B, N, D], no class token among them."""
-        q, k = self.qk(tokens).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        v = self.v(tokens).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        q, k = split_heads(self.qk(tokens), self.heads, 2)
+        (v,) = split_heads(self.v(tokens), self.heads)
         share = torch.sigmoid(self.gate)[:, None, None]
         # Gated after the values: so the part by content can be a fused kernel, and that by place is one for a batch.
         mixed = (1 - share) * F.scaled_dot_product_attention(q, k, v) + share * (self.positional(places) @ v)
-        attended: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
-        return attended
-
-
-class Attention(nn.Module):
-    """Multi-head self-attention without biases of queries, keys and values."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim, bias=False)
-        self.out = nn.Linear(dim, dim)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return attended tokens [B, N, D] of tokens [B, N, D]."""
-        q, k, v = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        attended: Tensor = self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        attended: Tensor = self.out(join_heads(mixed))
         return attended
 
 
@@ -104,7 +96,7 @@ class ConViTBlock(Block):
         super().__init__()
         self.drop_rate = drop_rate
         self.norm1 = nn.LayerNorm(dim, eps=1e-6)
-        self.attention = GatedPositionalAttention(dim, heads) if local else Attention(dim, heads)
+        self.attention = GatedPositionalAttention(dim, heads) if local else SelfAttention(dim, heads, bias=False)
         self.norm2 = nn.LayerNorm(dim, eps=1e-6)
         self.mlp = Mlp(dim, mlp_ratio * dim)
 
@@ -174,8 +166,7 @@ class ConViT(Model):
 
 def _start(model: ConViT, strength: float) -> None:
     """Give the positions and class token a truncated normal, and let the local blocks begin as convolutions."""
-    if isinstance(strength, bool) or not isinstance(strength, int | float) or strength <= 0:
-        raise ValueError(f"model.sizes.locality should be a number above 0, found {strength!r}")
+    check_positive("model.sizes.locality", strength)
     nn.init.trunc_normal_(model.position, std=0.02)
     nn.init.trunc_normal_(model.cls, std=0.02)
     for module in model.modules():
@@ -207,7 +198,7 @@ def _published(
 def convit_tiny(
     num_classes: int, image_size: int = 224, in_channels: int = 3, *, drop_path: float = 0.1, locality: float = 1.0
 ) -> ConViT:
-    """ConViT-Ti of the paper: 4 heads, 5.71 M parameters at 1000 classes.
+    """ConViT-Ti: 4 heads, 5.71 M parameters at 1000 classes.
 
     Args:
         num_classes: K, the number of logits.
@@ -225,7 +216,7 @@ def convit_tiny(
 def convit_small(
     num_classes: int, image_size: int = 224, in_channels: int = 3, *, drop_path: float = 0.1, locality: float = 1.0
 ) -> ConViT:
-    """ConViT-S of the paper: 9 heads, 27.8 M parameters at 1000 classes.
+    """ConViT-S: 9 heads, 27.8 M parameters at 1000 classes.
 
     Arguments and errors are those of `convit_tiny`.
     """
@@ -235,7 +226,7 @@ def convit_small(
 def convit_base(
     num_classes: int, image_size: int = 224, in_channels: int = 3, *, drop_path: float = 0.1, locality: float = 1.0
 ) -> ConViT:
-    """ConViT-B of the paper: 16 heads, 86.5 M parameters at 1000 classes.
+    """ConViT-B: 16 heads, 86.5 M parameters at 1000 classes.
 
     Arguments and errors are those of `convit_tiny`.
     """
@@ -256,10 +247,10 @@ def convit_tiny32(
     locality: float = 2.0,
     drop_path: float = 0.0,
 ) -> ConViT:
-    """A ConViT for images of 8 to 32 px, not in the paper; 0.14 M parameters at 10 classes.
+    """A small ConViT: 0.14 M parameters at 10 classes.
 
-    Linear layers start as torch starts them, but for the head: from the deviation of 0.02 that suits the published
-    sizes, this one learns markedly slower in its first steps.
+    For images of 8 to 32 px; not in the paper. Linear layers start as torch starts them, but for the head: from the
+    deviation of 0.02 that suits the published sizes, this one learns markedly slower in its first steps.
 
     Args:
         num_classes: K, the number of logits.
@@ -282,8 +273,6 @@ def convit_tiny32(
     check_count("model.sizes.dim", dim)
     if isqrt(check_count("model.sizes.heads", heads)) ** 2 != heads:
         raise ValueError(f"model.sizes.heads should be the places of a square kernel, found {heads}; use 4 or 9")
-    if dim % heads:
-        raise ValueError(f"model.sizes.heads: {heads} heads do not divide {dim} channels (model.sizes.dim)")
     if check_count("model.sizes.local_depth", local_depth) >= check_count("model.sizes.depth", depth):
         raise ValueError(
             f"model.sizes.local_depth should leave a block for the class token, found {local_depth} of {depth} blocks "
@@ -295,7 +284,7 @@ def convit_tiny32(
         in_channels,
         patch=patch,
         dim=dim,
-        heads=heads,
+        heads=check_divides("model.sizes.heads", heads, [dim], "model.sizes.dim"),
         depth=depth,
         local_depth=local_depth,
         mlp_ratio=check_count("model.sizes.mlp_ratio", mlp_ratio),

@@ -17,17 +17,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.base import Block, Model, check_count, check_counts, check_fraction, check_image_size
+from models.base import Block, Model, check_count, check_counts, check_divides, check_fraction, check_image_size
 from models.layers import (
     LayerNorm2d,
     LayerScale,
     Mlp,
     SqueezeExcite,
+    depthwise,
     drop_path,
     drop_rates,
     from_windows,
     initialise_linear,
+    join_heads,
+    pad_evenly,
     relative_index,
+    split_heads,
     to_windows,
 )
 
@@ -69,7 +73,7 @@ class FusedMBConv(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.depthwise = nn.Conv2d(dim, dim, 3, padding=1, groups=dim, bias=False)
+        self.depthwise = depthwise(dim, bias=False)
         self.excite = SqueezeExcite(dim, dim // 4, bias=False, gelu=True)
         self.pointwise = nn.Conv2d(dim, dim, 1, bias=False)
 
@@ -116,7 +120,7 @@ class GlobalQuery(nn.Module):
             x = fused(x)
             if self.pools:
                 x = max_pool(x)
-        return x.reshape(len(x), self.heads, x.shape[1] // self.heads, -1).transpose(2, 3)
+        return x.reshape(len(x), self.heads, x.shape[1] // self.heads, x.shape[2] * x.shape[3]).transpose(2, 3)
 
 
 class WindowAttention(nn.Module):
@@ -143,18 +147,14 @@ class WindowAttention(nn.Module):
 
     def forward(self, windows: Tensor, queries: Tensor) -> Tensor:
         """Return attended windows [B M, N, C] of windows [B M, N, C] and global queries [B, A, N, C / A]."""
-        # [B M, N, 2 or 3 C] -> [2 or 3, B M, A, N, C / A]
-        parts = self.project(windows).unflatten(2, (-1, self.heads, windows.shape[2] // self.heads))
-        parts = parts.permute(2, 0, 3, 1, 4)
+        *own, k, v = split_heads(self.project(windows), self.heads, 2 if self.with_global else 3)
         if self.with_global:
-            per_image = len(windows) // len(queries)
-            q = queries.to(parts.dtype).unsqueeze(1).expand(-1, per_image, -1, -1, -1).flatten(0, 1)
-            k, v = parts.unbind()
+            per_image = len(windows) // max(1, len(queries))
+            q = queries.to(k.dtype).unsqueeze(1).expand(-1, per_image, -1, -1, -1).flatten(0, 1)
         else:
-            q, k, v = parts.unbind()
-        bias = self.bias[self.index].permute(2, 0, 1).to(parts.dtype)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
-        attended: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+            (q,) = own
+        bias = self.bias[self.index].permute(2, 0, 1).to(k.dtype)
+        attended: Tensor = self.out(join_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=bias)))
         return attended
 
 
@@ -258,29 +258,25 @@ class GCViT(Model):
     def features(self, x: Tensor) -> Tensor:
         """Return features [B, D] of images [B, I, H, W]."""
         self.check_input(x)
-        before = self.padding // 2
-        after = self.padding - before
-        x = self.reduce(self.embed(F.pad(x, (before, after, before, after)) if self.padding else x))
+        x = self.reduce(self.embed(pad_evenly(x, self.padding)))
         for stage in self.stages:
             x = stage(x)
         features: Tensor = self.norm(x).mean(dim=(2, 3))
         return features
 
 
-def _published(
-    name: str,
-    num_classes: int,
-    image_size: int,
-    in_channels: int,
-    drop_rate: float,
-    *,
-    dim: int,
-    depths: Sequence[int],
-    heads: Sequence[int],
-    mlp_ratio: int,
-    scale: float | None = None,
-) -> GCViT:
+# name -> channels of the first stage, depths, heads, mlp_ratio, where layer-scale begins
+PUBLISHED: dict[str, tuple[int, tuple[int, ...], tuple[int, ...], int, float | None]] = {
+    "gcvit_xxtiny": (64, (2, 2, 6, 2), (2, 4, 8, 16), 3, None),
+    "gcvit_xtiny": (64, (3, 4, 6, 5), (2, 4, 8, 16), 3, None),
+    "gcvit_tiny": (64, (3, 4, 19, 5), (2, 4, 8, 16), 3, None),
+    "gcvit_small": (96, (3, 4, 19, 5), (3, 6, 12, 24), 2, 1e-5),
+}
+
+
+def _published(name: str, num_classes: int, image_size: int, in_channels: int, drop_rate: float) -> GCViT:
     """Build a published GC ViT, whose windows are 1/32 of the image's side, and 1/16 in the third stage."""
+    dim, depths, heads, mlp_ratio, scale = PUBLISHED[name]
     # At 32 px the windows would be single tokens, with nothing to attend to.
     check_image_size(name, image_size, 32, 64)
     check_fraction("model.sizes.drop_path", drop_rate)
@@ -296,7 +292,7 @@ def _published(
 
 
 def gcvit_xxtiny(num_classes: int, image_size: int = 224, in_channels: int = 3, *, drop_path: float = 0.2) -> GCViT:
-    """GC ViT-XXT of the paper: depths 2, 2, 6, 2; 12.0 M parameters at 1000 classes.
+    """GC ViT-XXT: depths 2, 2, 6, 2; 12.0 M parameters at 1000 classes.
 
     Args:
         num_classes: K, the number of logits.
@@ -307,43 +303,33 @@ def gcvit_xxtiny(num_classes: int, image_size: int = 224, in_channels: int = 3, 
     Raises:
         ValueError: A size is out of range; the message names its key.
     """
-    return _published(
-        "gcvit_xxtiny", num_classes, image_size, in_channels, drop_path,
-        dim=64, depths=(2, 2, 6, 2), heads=(2, 4, 8, 16), mlp_ratio=3,
-    )  # fmt: skip
+    return _published("gcvit_xxtiny", num_classes, image_size, in_channels, drop_path)
 
 
 def gcvit_xtiny(num_classes: int, image_size: int = 224, in_channels: int = 3, *, drop_path: float = 0.2) -> GCViT:
-    """GC ViT-XT of the paper: depths 3, 4, 6, 5; 20.0 M parameters at 1000 classes.
+    """GC ViT-XT: depths 3, 4, 6, 5; 20.0 M parameters at 1000 classes.
 
     Arguments and errors are those of `gcvit_xxtiny`.
     """
-    return _published(
-        "gcvit_xtiny", num_classes, image_size, in_channels, drop_path,
-        dim=64, depths=(3, 4, 6, 5), heads=(2, 4, 8, 16), mlp_ratio=3,
-    )  # fmt: skip
+    return _published("gcvit_xtiny", num_classes, image_size, in_channels, drop_path)
 
 
 def gcvit_tiny(num_classes: int, image_size: int = 224, in_channels: int = 3, *, drop_path: float = 0.2) -> GCViT:
-    """GC ViT-T of the paper: depths 3, 4, 19, 5; 28.2 M parameters at 1000 classes.
+    """GC ViT-T: depths 3, 4, 19, 5; 28.2 M parameters at 1000 classes.
 
     Arguments and errors are those of `gcvit_xxtiny`.
     """
-    return _published(
-        "gcvit_tiny", num_classes, image_size, in_channels, drop_path,
-        dim=64, depths=(3, 4, 19, 5), heads=(2, 4, 8, 16), mlp_ratio=3,
-    )  # fmt: skip
+    return _published("gcvit_tiny", num_classes, image_size, in_channels, drop_path)
 
 
 def gcvit_small(num_classes: int, image_size: int = 224, in_channels: int = 3, *, drop_path: float = 0.3) -> GCViT:
-    """GC ViT-S of the paper: depths 3, 4, 19, 5 at 96 channels; 51.1 M parameters at 1000 classes.
+    """GC ViT-S: depths 3, 4, 19, 5; 51.1 M parameters at 1000 classes.
 
-    Its layer-scale begins at 1e-5. Arguments and errors are those of `gcvit_xxtiny`.
+    Its first stage has 96 channels, and its layer-scale begins at 1e-5.
+
+    Arguments and errors are those of `gcvit_xxtiny`.
     """
-    return _published(
-        "gcvit_small", num_classes, image_size, in_channels, drop_path,
-        dim=96, depths=(3, 4, 19, 5), heads=(3, 6, 12, 24), mlp_ratio=2, scale=1e-5,
-    )  # fmt: skip
+    return _published("gcvit_small", num_classes, image_size, in_channels, drop_path)
 
 
 def gcvit_tiny32(
@@ -357,10 +343,11 @@ def gcvit_tiny32(
     mlp_ratio: int = 2,
     drop_path: float = 0.0,
 ) -> GCViT:
-    """A GC ViT for images of 8 to 32 px, not in the paper; 267 k parameters at 10 classes.
+    """A small GC ViT: 0.27 M parameters at 10 classes.
 
-    All stages have windows of the size of the last map: with two stages 4 x 4 at 25 to 32 px. The image is padded
-    with zeros until they fit, so that 28 and 32 px have the same shapes of parameters.
+    For images of 8 to 32 px; not in the paper. All stages have windows of the size of the last map: with two stages 4 x
+    4 at 25 to 32 px. The image is padded with zeros until they fit, so that 28 and 32 px have the same shapes of
+    parameters.
 
     Args:
         num_classes: K, the number of logits.
@@ -376,8 +363,8 @@ def gcvit_tiny32(
         ValueError: A size is out of range; the message names its key.
     """
     check_image_size("gcvit_tiny32", image_size, 1, 8)
-    num_stages = len(dims) if isinstance(dims, Sequence) and len(dims) else 2
-    dims = check_counts("model.sizes.dims", dims, num_stages)
+    dims = check_counts("model.sizes.dims", dims)
+    num_stages = len(dims)
     depths = check_counts("model.sizes.depths", depths, num_stages)
     heads = check_counts("model.sizes.heads", heads, num_stages)
     check_count("model.sizes.mlp_ratio", mlp_ratio)
@@ -385,10 +372,9 @@ def gcvit_tiny32(
     for dim, depth, head in zip(dims, depths, heads, strict=True):
         if depth < 2:
             raise ValueError(f"model.sizes.depths: a stage needs 2 blocks or more, one of each kind, found {depth}")
-        if dim % head or dim < 4:
-            raise ValueError(
-                f"model.sizes.heads: {head} heads do not divide {dim} channels, 4 or more (model.sizes.dims)"
-            )
+        if dim < 4:
+            raise ValueError(f"model.sizes.dims: the excitation of a stage needs 4 channels or more, found {dim}")
+        check_divides("model.sizes.heads", head, [dim])
     # The side of the last map is that of the windows; 1 would leave a token alone.
     fraction = 2 ** (num_stages + 1)
     window = max(2, -(-image_size // fraction))

@@ -1,12 +1,11 @@
 """GLNet: convolutions for what is near, attention among a few slots for what is far, side by side.
 
 Source: Zhu et al. 2024, "Revisiting the Integration of Convolution and Attention for Vision Backbone" (arXiv
-2411.14429): section 3 with the equations of GLMix (clustering into slots, attention among them, dispatching), section
-3.3 and the appendix's tables for the sizes. Written from the equations.
+2411.14429): the equations of soft clustering, of attention among slots and of dispatching for GLMix; the sizes of
+GLNet-STL, which is laid out like Swin-T, and of GLNet-4G and -9G. Written from the equations.
 
 Deviations: the sharpness s is a vector of one number where the paper's is a scalar. `glnet_tiny32` has a stem of one
-convolution, 16 slots, sharper clusters to begin with, and stops halving a map once it is 2 x 2, so that a batch of one
-trains.
+convolution, 16 slots, and stops halving a map once it is 2 x 2, so that a batch of one trains.
 
 Shapes: B batch, I input channels, H and W sides of a map, C channels of a stage, N = H W tokens, P side of the grid of
 slots, M = P P slots, A heads, D features (C of the last stage), K classes.
@@ -20,8 +19,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.base import Block, Model, check_count, check_counts, check_fraction, check_image_size
-from models.layers import LayerNorm2d, drop_path, drop_rates, initialise_linear, to_map, to_tokens
+from models.base import Block, Model, check_count, check_counts, check_divides, check_fraction, check_image_size
+from models.layers import (
+    LayerNorm2d,
+    SelfAttention,
+    depthwise,
+    drop_path,
+    drop_rates,
+    halving_strides,
+    initialise_linear,
+    strided,
+    to_map,
+    to_tokens,
+)
 
 
 def pooling_matrix(side: int, bins: int) -> Tensor:
@@ -36,30 +46,12 @@ def pooling_matrix(side: int, bins: int) -> Tensor:
     return shares / shares.sum(dim=1, keepdim=True)
 
 
-class Attention(nn.Module):
-    """Multi-head attention among tokens."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.out = nn.Linear(dim, dim)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return tokens [B, N, C] of tokens [B, N, C]."""
-        # [B, N, 3 C] -> 3 of [B, A, N, C / A]
-        q, k, v = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v)
-        attended: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
-        return attended
-
-
 class MapAttention(nn.Module):
-    """`Attention` among all places of a map; the second map is not used."""
+    """Attention among all places of a map; the second map is not used."""
 
     def __init__(self, dim: int, heads: int) -> None:
         super().__init__()
-        self.attention = Attention(dim, heads)
+        self.attention = SelfAttention(dim, heads)
 
     def forward(self, normed: Tensor, _: Tensor) -> Tensor:
         """Return a map [B, C, H, W] of a map [B, C, H, W]."""
@@ -77,15 +69,14 @@ class GLMix(nn.Module):
         heads: A.
         side: H and W.
         grid: P.
-        sharpness: Where s begins; None is the published C^-1/2.
     """
 
-    def __init__(self, dim: int, heads: int, side: int, grid: int, sharpness: float | None = None) -> None:
+    def __init__(self, dim: int, heads: int, side: int, grid: int) -> None:
         super().__init__()
-        self.sharpness = nn.Parameter(torch.full((1,), dim**-0.5 if sharpness is None else float(sharpness)))
-        self.attention = Attention(dim, heads)
+        self.sharpness = nn.Parameter(torch.full((1,), dim**-0.5))
+        self.attention = SelfAttention(dim, heads)
         self.enter = nn.Linear(dim, dim)
-        self.local = nn.Conv2d(dim, dim, 5, padding=2, groups=dim)
+        self.local = depthwise(dim, 5)
         self.leave = nn.Linear(dim, dim)
         self.register_buffer("pooling", pooling_matrix(side, grid), persistent=False)
         self.pooling: Tensor
@@ -118,7 +109,7 @@ class ConvMlp(nn.Module):
     def __init__(self, dim: int, hidden: int, local: bool) -> None:
         super().__init__()
         self.fc1 = nn.Linear(dim, hidden)
-        self.local = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden) if local else None
+        self.local = depthwise(hidden) if local else None
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -138,7 +129,7 @@ class GLBlock(Block):
     ) -> None:
         super().__init__()
         self.drop_rate = drop_rate
-        self.positions = nn.Conv2d(dim, dim, 3, padding=1, groups=dim) if positions else None
+        self.positions = depthwise(dim) if positions else None
         self.norm1 = LayerNorm2d(dim, eps=1e-6)
         self.mixer = mixer
         self.norm2 = LayerNorm2d(dim, eps=1e-6)
@@ -167,7 +158,6 @@ class GLNet(Model):
             has patches: 4 x 4 in the stem, 2 x 2 between the stages.
         strides: Strides of the convolutions between the stages.
         hybrid: Blocks have positions and an MLP with a depthwise convolution.
-        sharpness: Where s begins; None is the published C^-1/2.
         drop_rate: Stochastic depth of the last block; it rises linearly from 0.
     """
 
@@ -186,7 +176,6 @@ class GLNet(Model):
         strides: Sequence[int],
         hybrid: bool,
         drop_rate: float,
-        sharpness: float | None = None,
     ) -> None:
         super().__init__()
         self.num_features = dims[-1]
@@ -195,7 +184,7 @@ class GLNet(Model):
         side, inputs = image_size, in_channels
         stem: list[nn.Module] = []
         for number, dim in enumerate(stem_dims):
-            stem += [*([nn.GELU()] if number else []), nn.Conv2d(inputs, dim, 3, 2, padding=1), nn.BatchNorm2d(dim)]
+            stem += [*([nn.GELU()] if number else []), *strided(inputs, dim)]
             side, inputs = -(-side // 2), dim
         if not stem_dims:
             stem = [nn.Conv2d(in_channels, dims[0], 4, 4), nn.BatchNorm2d(dims[0])]
@@ -208,13 +197,13 @@ class GLNet(Model):
             if number:
                 stride = strides[number - 1]
                 if stem_dims:
-                    layers = [nn.Conv2d(inputs, dim, 3, stride, padding=1), nn.BatchNorm2d(dim)]
+                    layers = strided(inputs, dim, stride=stride)
                 else:  # patches are normalised before they are joined
                     layers = [nn.BatchNorm2d(inputs), nn.Conv2d(inputs, dim, stride, stride)]
                 side, inputs = -(-side // stride), dim
             for glmix, rate in zip(mixers[number], rates[number], strict=True):
                 heads = dim // head_dim
-                mixer = GLMix(dim, heads, side, grid, sharpness) if glmix else MapAttention(dim, heads)
+                mixer = GLMix(dim, heads, side, grid) if glmix else MapAttention(dim, heads)
                 layers.append(GLBlock(dim, mixer, mlp_ratio, hybrid, hybrid, rate))
             stages.append(nn.Sequential(*layers))
         self.stages = nn.Sequential(*stages)
@@ -237,9 +226,11 @@ def _mixers(depths: Sequence[int], alternate: bool) -> list[list[bool]]:
     ]
 
 
-def _published(num_classes: int, image_size: int, in_channels: int, dim: int, swin: bool, drop_rate: float) -> GLNet:
+def _published(
+    name: str, num_classes: int, image_size: int, in_channels: int, dim: int, swin: bool, drop_rate: float
+) -> GLNet:
     """Build a GLNet of the paper: the channels double from stage to stage."""
-    check_image_size("a published GLNet", image_size, 32)
+    check_image_size(name, image_size, 32)
     dims = [dim * 2**stage for stage in range(4)]
     model = GLNet(
         num_classes,
@@ -260,7 +251,7 @@ def _published(num_classes: int, image_size: int, in_channels: int, dim: int, sw
 
 
 def glnet_4g(num_classes: int, image_size: int = 224, in_channels: int = 3, *, drop_path: float = 0.15) -> GLNet:
-    """GLNet-4G of the paper: 30 blocks, 64 slots, 27.0 M parameters at 1000 classes.
+    """GLNet-4G: 30 blocks, 64 slots, 27.0 M parameters at 1000 classes.
 
     Maps of less than 8 x 8, in the third stage below 128 px, have slots that are the same. At 32 px the last map is one
     pixel: its batch norm then cannot train on a batch of one.
@@ -274,25 +265,25 @@ def glnet_4g(num_classes: int, image_size: int = 224, in_channels: int = 3, *, d
     Raises:
         ValueError: A size is out of range; the message names its key.
     """
-    return _published(num_classes, image_size, in_channels, 64, swin=False, drop_rate=drop_path)
+    return _published("glnet_4g", num_classes, image_size, in_channels, 64, swin=False, drop_rate=drop_path)
 
 
 def glnet_9g(num_classes: int, image_size: int = 224, in_channels: int = 3, *, drop_path: float = 0.3) -> GLNet:
-    """GLNet-9G of the paper: 30 blocks, 64 slots, 60.0 M parameters at 1000 classes.
+    """GLNet-9G: 30 blocks, 64 slots, 60.0 M parameters at 1000 classes.
 
     Arguments, errors and the notes on small images are those of `glnet_4g`.
     """
-    return _published(num_classes, image_size, in_channels, 96, swin=False, drop_rate=drop_path)
+    return _published("glnet_9g", num_classes, image_size, in_channels, 96, swin=False, drop_rate=drop_path)
 
 
 def glnet_stl(num_classes: int, image_size: int = 224, in_channels: int = 3, *, drop_path: float = 0.1) -> GLNet:
-    """GLNet-STL of the paper, in the layout of Swin-T: 12 blocks, 64 slots, 30.3 M parameters at 1000 classes.
+    """GLNet-STL, laid out like Swin-T: 30.3 M parameters at 1000 classes.
 
     Its patches do not overlap, and its blocks have neither positions nor a convolution in the MLP.
 
     Arguments, errors and the notes on small images are those of `glnet_4g`.
     """
-    return _published(num_classes, image_size, in_channels, 96, swin=True, drop_rate=drop_path)
+    return _published("glnet_stl", num_classes, image_size, in_channels, 96, swin=True, drop_rate=drop_path)
 
 
 def glnet_tiny32(
@@ -305,12 +296,12 @@ def glnet_tiny32(
     head_dim: int = 16,
     mlp_ratio: int = 2,
     grid: int = 4,
-    sharpness: float = 5.0,
     drop_path: float = 0.0,
 ) -> GLNet:
-    """A GLNet for images of 28 and 32 px, not in the paper; 0.54 M parameters at 10 classes.
+    """A small GLNet: 0.52 M parameters at 10 classes.
 
-    Parameters have the same shapes at every size of image, and a batch of one trains at every size.
+    For images of 28 and 32 px; not in the paper. Parameters have the same shapes at every size of image, and a batch of
+    one trains at every size.
 
     Args:
         num_classes: K, the number of logits.
@@ -322,7 +313,6 @@ def glnet_tiny32(
         head_dim: Channels of an attention head; divides all of `dims`.
         mlp_ratio: Hidden width of an MLP as a multiple of the channels.
         grid: P, so that there are P P slots.
-        sharpness: Where s begins. The published C^-1/2 starts with all slots nearly the same.
         drop_path: Stochastic depth of the last block; it rises linearly from 0.
 
     Raises:
@@ -330,29 +320,17 @@ def glnet_tiny32(
     """
     check_image_size("glnet_tiny32", image_size, 1, least=4)
     dims = check_counts("model.sizes.dims", dims, 4)
-    check_count("model.sizes.head_dim", head_dim)
-    for dim in dims:
-        if dim % head_dim:
-            raise ValueError(f"model.sizes.head_dim: {head_dim} does not divide {dim} channels (model.sizes.dims)")
-    if isinstance(sharpness, bool) or not isinstance(sharpness, int | float) or not sharpness > 0:
-        raise ValueError(f"model.sizes.sharpness should be a number above 0, found {sharpness!r}")
-    # Halve a map as long as it keeps 2 x 2: batch norm refuses one pixel of one image.
-    strides, side = [], -(-image_size // 2)
-    for _ in range(3):
-        strides.append(2 if side > 2 else 1)
-        side = -(-side // strides[-1])
     return GLNet(
         num_classes,
         image_size,
         in_channels,
         dims=dims,
         mixers=_mixers(check_counts("model.sizes.depths", depths, 4), alternate=True),
-        head_dim=head_dim,
+        head_dim=check_divides("model.sizes.head_dim", head_dim, dims),
         mlp_ratio=check_count("model.sizes.mlp_ratio", mlp_ratio),
         grid=check_count("model.sizes.grid", grid),
         stem_dims=dims[:1],
-        strides=strides,
+        strides=halving_strides(-(-image_size // 2), 3),
         hybrid=True,
-        sharpness=sharpness,
         drop_rate=check_fraction("model.sizes.drop_path", drop_path),
     )

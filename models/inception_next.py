@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.base import Block, Model, check_count, check_counts, check_fraction, check_image_size
-from models.layers import LayerScale, drop_path, drop_rates, initialise_linear
+from models.base import Block, Model, check_count, check_counts, check_fraction, check_image_size, check_positive
+from models.layers import LayerScale, depthwise, drop_path, drop_rates, halving_strides, initialise_linear
 
 
 class InceptionConv(nn.Module):
@@ -32,7 +32,7 @@ class InceptionConv(nn.Module):
         super().__init__()
         branch = int(dim * ratio)
         self.shares = [dim - 3 * branch, branch, branch, branch]
-        self.square = nn.Conv2d(branch, branch, 3, padding=1, groups=branch)
+        self.square = depthwise(branch)
         self.horizontal = nn.Conv2d(branch, branch, (1, band), padding=(0, band // 2), groups=branch)
         self.vertical = nn.Conv2d(branch, branch, (band, 1), padding=(band // 2, 0), groups=branch)
 
@@ -122,19 +122,20 @@ class InceptionNeXt(Model):
         return features
 
 
+# name -> channels of the first stage, depths, length of the bands, fraction of the channels of each convolution
+PUBLISHED: dict[str, tuple[int, tuple[int, ...], int, float]] = {
+    "inception_next_atto": (40, (2, 2, 6, 2), 9, 0.25),
+    "inception_next_tiny": (96, (3, 3, 9, 3), 11, 0.125),
+    "inception_next_small": (96, (3, 3, 27, 3), 11, 0.125),
+}
+
+
 def _published(
-    num_classes: int,
-    image_size: int,
-    in_channels: int,
-    dim: int,
-    depths: Sequence[int],
-    band: int,
-    ratio: float,
-    layer_scale: float,
-    drop_rate: float,
+    name: str, num_classes: int, image_size: int, in_channels: int, layer_scale: float, drop_rate: float
 ) -> InceptionNeXt:
     """Build an InceptionNeXt of table 3: the channels double, and the MLPs are narrower in the last stage."""
-    check_image_size("a published InceptionNeXt", image_size, 32)
+    check_image_size(name, image_size, 32)
+    dim, depths, band, ratio = PUBLISHED[name]
     model = InceptionNeXt(
         num_classes,
         image_size,
@@ -147,34 +148,18 @@ def _published(
         band=band,
         ratio=ratio,
         head_ratio=3,
-        layer_scale=_check_scale(layer_scale),
+        layer_scale=check_positive("model.sizes.layer_scale", layer_scale),
         drop_rate=check_fraction("model.sizes.drop_path", drop_rate),
     )
     initialise_linear(model)
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            assert module.bias is not None
-            nn.init.zeros_(module.bias)
+    initialise_linear(model, kinds=(nn.Conv2d,))
     return model
 
 
-def _check_scale(layer_scale: object) -> float:
-    """Return where layer scale begins, if it is above zero; raise `ValueError` otherwise."""
-    if isinstance(layer_scale, bool) or not isinstance(layer_scale, int | float) or not layer_scale > 0:
-        raise ValueError(f"model.sizes.layer_scale should be a number above 0, found {layer_scale!r}")
-    return float(layer_scale)
-
-
 def inception_next_atto(
-    num_classes: int,
-    image_size: int = 224,
-    in_channels: int = 3,
-    *,
-    layer_scale: float = 1e-6,
-    drop_path: float = 0.1,
+    num_classes: int, image_size: int = 224, in_channels: int = 3, *, layer_scale: float = 1e-6, drop_path: float = 0.1
 ) -> InceptionNeXt:
-    """InceptionNeXt-A of the authors: 12 blocks, bands of 9, 4.16 M parameters at 1000 classes.
+    """InceptionNeXt-A: 4.16 M parameters at 1000 classes.
 
     1.2 M of them are the head's hidden layer and classifier. At 32 px the last map is one pixel: its batch norm then
     cannot train on a batch of one.
@@ -190,37 +175,27 @@ def inception_next_atto(
     Raises:
         ValueError: A size is out of range; the message names its key.
     """
-    return _published(num_classes, image_size, in_channels, 40, (2, 2, 6, 2), 9, 0.25, layer_scale, drop_path)
+    return _published("inception_next_atto", num_classes, image_size, in_channels, layer_scale, drop_path)
 
 
 def inception_next_tiny(
-    num_classes: int,
-    image_size: int = 224,
-    in_channels: int = 3,
-    *,
-    layer_scale: float = 1e-6,
-    drop_path: float = 0.1,
+    num_classes: int, image_size: int = 224, in_channels: int = 3, *, layer_scale: float = 1e-6, drop_path: float = 0.1
 ) -> InceptionNeXt:
-    """InceptionNeXt-T of the paper: 18 blocks, bands of 11, 28.1 M parameters at 1000 classes.
+    """InceptionNeXt-T: 28.1 M parameters at 1000 classes.
 
     Arguments, errors and the note on 32 px are those of `inception_next_atto`.
     """
-    return _published(num_classes, image_size, in_channels, 96, (3, 3, 9, 3), 11, 0.125, layer_scale, drop_path)
+    return _published("inception_next_tiny", num_classes, image_size, in_channels, layer_scale, drop_path)
 
 
 def inception_next_small(
-    num_classes: int,
-    image_size: int = 224,
-    in_channels: int = 3,
-    *,
-    layer_scale: float = 1e-6,
-    drop_path: float = 0.3,
+    num_classes: int, image_size: int = 224, in_channels: int = 3, *, layer_scale: float = 1e-6, drop_path: float = 0.3
 ) -> InceptionNeXt:
-    """InceptionNeXt-S of the paper: 36 blocks, bands of 11, 49.4 M parameters at 1000 classes.
+    """InceptionNeXt-S: 49.4 M parameters at 1000 classes.
 
     Arguments, errors and the note on 32 px are those of `inception_next_atto`.
     """
-    return _published(num_classes, image_size, in_channels, 96, (3, 3, 27, 3), 11, 0.125, layer_scale, drop_path)
+    return _published("inception_next_small", num_classes, image_size, in_channels, layer_scale, drop_path)
 
 
 def inception_next_tiny32(
@@ -237,9 +212,10 @@ def inception_next_tiny32(
     layer_scale: float = 1.0,
     drop_path: float = 0.0,
 ) -> InceptionNeXt:
-    """An InceptionNeXt for images of 28 and 32 px, not in the paper; 0.29 M parameters at 10 classes.
+    """A small InceptionNeXt: 0.29 M parameters at 10 classes.
 
-    Parameters have the same shapes at every size of image, and a batch of one trains at every size.
+    For images of 28 and 32 px; not in the paper. Parameters have the same shapes at every size of image, and a batch of
+    one trains at every size.
 
     Args:
         num_classes: K, the number of logits.
@@ -276,19 +252,10 @@ def inception_next_tiny32(
         depths=check_counts("model.sizes.depths", depths, 3),
         mlp_ratios=[check_count("model.sizes.mlp_ratio", mlp_ratio)] * 3,
         kernels=(3, 3, 3),
-        strides=_tiny_strides(image_size),
+        strides=halving_strides(image_size, 3),
         band=band,
         ratio=ratio,
         head_ratio=check_count("model.sizes.head_ratio", head_ratio),
-        layer_scale=_check_scale(layer_scale),
+        layer_scale=check_positive("model.sizes.layer_scale", layer_scale),
         drop_rate=check_fraction("model.sizes.drop_path", drop_path),
     )
-
-
-def _tiny_strides(image_size: int) -> list[int]:
-    """Return strides that halve a map as long as it keeps 2 x 2: batch norm refuses one pixel of one image."""
-    strides, side = [], image_size
-    for _ in range(3):
-        strides.append(2 if side > 2 else 1)
-        side = -(-side // strides[-1])
-    return strides

@@ -6,6 +6,7 @@ Shapes: B batch, N = H W tokens on a map of H x W, C channels, P side of a windo
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor, nn
@@ -64,6 +65,59 @@ def from_windows(windows: Tensor, height: int, width: int) -> Tensor:
     return cut.transpose(2, 3).reshape(-1, height, width, channels)
 
 
+def pad_evenly(images: Tensor, pixels: int) -> Tensor:
+    """Return images [B, C, H, W] with `pixels` more rows and columns of zeros, the odd one below and to the right."""
+    before = pixels // 2
+    return F.pad(images, (before, pixels - before, before, pixels - before)) if pixels else images
+
+
+def halving_strides(side: int, number: int) -> list[int]:
+    """Return `number` strides that halve a map of `side` as long as it keeps 2 x 2.
+
+    One pixel leaves attention nothing to look at, and batch norm no variance: it refuses to train on one such image.
+    """
+    strides = []
+    for _ in range(number):
+        strides.append(2 if side > 2 else 1)
+        side = -(-side // strides[-1])
+    return strides
+
+
+def split_heads(tokens: Tensor, heads: int, parts: int = 1) -> tuple[Tensor, ...]:
+    """Return tokens [B, N, parts C] as `parts` tensors [B, A, N, C / A], as attention takes queries, keys and values.
+
+    Sizes are written out: of an empty batch, a view with -1 says nothing.
+    """
+    split = tokens.reshape(*tokens.shape[:2], parts, heads, tokens.shape[2] // (parts * heads))
+    return split.permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def join_heads(tokens: Tensor) -> Tensor:
+    """Return tokens [B, A, N, C / A] as [B, N, C]."""
+    return tokens.transpose(1, 2).flatten(2)
+
+
+def no_autocast(x: Tensor) -> AbstractContextManager[object]:
+    """Return a context in which what is computed from `x` keeps its precision.
+
+    Autocast does not know the meta device, on which shapes are worked out and nothing is computed.
+    """
+    return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
+
+
+def depthwise(dim: int, kernel: int = 3, dilation: int = 1, bias: bool = True) -> nn.Conv2d:
+    """Return a convolution of each channel alone that keeps the map; `kernel` is odd."""
+    return nn.Conv2d(dim, dim, kernel, padding=dilation * (kernel // 2), dilation=dilation, groups=dim, bias=bias)
+
+
+def strided(
+    inputs: int, outputs: int, kernel: int = 3, stride: int = 2, bias: bool = True, eps: float = 1e-5
+) -> list[nn.Module]:
+    """Return a convolution that shrinks a map, an even kernel by tiling it, and its batch norm."""
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=(kernel - 1) // 2, bias=bias)
+    return [conv, nn.BatchNorm2d(outputs, eps=eps)]
+
+
 def relative_index(side: int) -> Tensor:
     """Return for each pair of places of a window which entry of a bias table is theirs, [P P, P P] int64.
 
@@ -72,7 +126,8 @@ def relative_index(side: int) -> Tensor:
     axis = torch.arange(side)
     place = torch.stack(torch.meshgrid(axis, axis, indexing="ij")).flatten(1)
     dy, dx = place[:, :, None] - place[:, None, :] + (side - 1)
-    return dy * (2 * side - 1) + dx
+    index: Tensor = dy * (2 * side - 1) + dx
+    return index
 
 
 class LayerNorm2d(nn.LayerNorm):
@@ -118,6 +173,35 @@ class Mlp(nn.Module):
         return mixed
 
 
+class SelfAttention(nn.Module):
+    """Multi-head self-attention; A heads share the C channels.
+
+    Args:
+        dim: C.
+        heads: A, a divisor of C.
+        bias: Whether queries, keys and values have biases.
+    """
+
+    def __init__(self, dim: int, heads: int, bias: bool = True) -> None:
+        super().__init__()
+        self.heads = heads
+        self.qkv = nn.Linear(dim, 3 * dim, bias=bias)
+        self.out = nn.Linear(dim, dim)
+
+    def project(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """Return queries, keys and values [B, A, N, C / A] of tokens [B, N, C]."""
+        return split_heads(self.qkv(tokens), self.heads, 3)
+
+    def mix(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """Return attended tokens [B, N, C] of what `project` returns."""
+        attended: Tensor = self.out(join_heads(F.scaled_dot_product_attention(queries, keys, values)))
+        return attended
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return attended tokens [B, N, C] of tokens [B, N, C]."""
+        return self.mix(*self.project(tokens))
+
+
 class ConvNorm(nn.Sequential):
     """Convolution without bias, padded to keep the map at stride 1, and batch norm.
 
@@ -161,10 +245,12 @@ class SqueezeExcite(nn.Module):
         return x * torch.sigmoid(self.expand(F.gelu(squeezed) if self.gelu else F.relu(squeezed)))
 
 
-def initialise_linear(model: nn.Module, std: float = 0.02) -> None:
-    """Give all linear layers a truncated normal and no bias, as vision transformers do."""
+def initialise_linear(
+    model: nn.Module, std: float = 0.02, kinds: tuple[type[nn.Linear | nn.Conv2d], ...] = (nn.Linear,)
+) -> None:
+    """Give all linear layers, or all of `kinds`, a truncated normal and no bias, as vision transformers do."""
     for module in model.modules():
-        if isinstance(module, nn.Linear):
+        if isinstance(module, kinds):
             nn.init.trunc_normal_(module.weight, std=std)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

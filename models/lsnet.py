@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.base import Block, Model, check_count, check_counts, check_fraction, check_image_size
-from models.layers import ConvNorm, SqueezeExcite, drop_path, drop_rates, initialise_linear
+from models.base import Block, Model, check_count, check_counts, check_divides, check_fraction, check_image_size
+from models.layers import ConvNorm, SqueezeExcite, drop_path, drop_rates, halving_strides, initialise_linear
 
 # Every so many channels there is a group of the small kernel's weights: G = C / 8.
 CHANNELS_PER_GROUP = 8
@@ -106,8 +106,7 @@ class Attention(nn.Module):
         query, key, value = self.qkv(x).split(self.widths, dim=1)
         # [B, A E, S, S] -> [B, A, S S, E]
         q, k, v = (
-            part.reshape(len(x), self.heads, part.shape[1] // self.heads, -1).transpose(2, 3)
-            for part in (self.query(query), key, value)
+            part.unflatten(1, (self.heads, -1)).flatten(3).transpose(2, 3) for part in (self.query(query), key, value)
         )
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=self.bias[:, self.index].to(q.dtype))
         attended: Tensor = self.out(F.relu(mixed.transpose(2, 3).reshape(x.shape)))
@@ -206,16 +205,18 @@ class LSNet(Model):
         return features
 
 
-def _published(
-    num_classes: int,
-    image_size: int,
-    in_channels: int,
-    dims: Sequence[int],
-    depths: Sequence[int],
-    drop_rate: float,
-) -> LSNet:
+# name -> channels of each stage, depths
+PUBLISHED: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = {
+    "lsnet_t": ((64, 128, 256, 384), (0, 2, 8, 10)),
+    "lsnet_s": ((96, 192, 320, 448), (1, 2, 8, 10)),
+    "lsnet_b": ((128, 256, 384, 512), (4, 6, 8, 10)),
+}
+
+
+def _published(name: str, num_classes: int, image_size: int, in_channels: int, drop_rate: float) -> LSNet:
     """Build an LSNet of the paper, which differ in their channels and depths."""
-    check_image_size("a published LSNet", image_size, 32)
+    check_image_size(name, image_size, 32)
+    dims, depths = PUBLISHED[name]
     model = LSNet(
         num_classes,
         image_size,
@@ -234,7 +235,7 @@ def _published(
 
 
 def lsnet_t(num_classes: int, image_size: int = 224, in_channels: int = 3, *, drop_path: float = 0.0) -> LSNet:
-    """LSNet-T of the paper: 20 blocks, 11.4 M parameters at 1000 classes.
+    """LSNet-T: 20 blocks, 11.4 M parameters at 1000 classes.
 
     The mean over the map is batch-normalised, so that a batch of one cannot train: drop last batches that small, or
     replace the batch norm (key model.norm).
@@ -248,25 +249,25 @@ def lsnet_t(num_classes: int, image_size: int = 224, in_channels: int = 3, *, dr
     Raises:
         ValueError: A size is out of range; the message names its key.
     """
-    return _published(num_classes, image_size, in_channels, (64, 128, 256, 384), (0, 2, 8, 10), drop_path)
+    return _published("lsnet_t", num_classes, image_size, in_channels, drop_path)
 
 
 def lsnet_s(num_classes: int, image_size: int = 224, in_channels: int = 3, *, drop_path: float = 0.0) -> LSNet:
-    """LSNet-S of the paper: 21 blocks, 16.1 M parameters at 1000 classes.
+    """LSNet-S: 21 blocks, 16.1 M parameters at 1000 classes.
 
     Arguments, errors and the note on a batch of one are those of `lsnet_t`.
     """
-    return _published(num_classes, image_size, in_channels, (96, 192, 320, 448), (1, 2, 8, 10), drop_path)
+    return _published("lsnet_s", num_classes, image_size, in_channels, drop_path)
 
 
 def lsnet_b(num_classes: int, image_size: int = 224, in_channels: int = 3, *, drop_path: float = 0.0) -> LSNet:
-    """LSNet-B of the paper: 28 blocks, 23.3 M parameters at 1000 classes.
+    """LSNet-B: 28 blocks, 23.3 M parameters at 1000 classes.
 
     The paper prints 23.2 M, which is the count with batch norm folded away, 23.249 M.
 
     Arguments, errors and the note on a batch of one are those of `lsnet_t`.
     """
-    return _published(num_classes, image_size, in_channels, (128, 256, 384, 512), (4, 6, 8, 10), drop_path)
+    return _published("lsnet_b", num_classes, image_size, in_channels, drop_path)
 
 
 def lsnet_tiny32(
@@ -281,9 +282,9 @@ def lsnet_tiny32(
     mlp_ratio: int = 2,
     drop_path: float = 0.0,
 ) -> LSNet:
-    """An LSNet for images of 28 and 32 px, not in the paper; 0.33 M parameters at 10 classes.
+    """A small LSNet: 0.33 M parameters at 10 classes.
 
-    A batch of one trains at every size of image.
+    For images of 28 and 32 px; not in the paper. A batch of one trains at every size of image.
 
     Args:
         num_classes: K, the number of logits.
@@ -301,28 +302,18 @@ def lsnet_tiny32(
         ValueError: A size is out of range; the message names its key.
     """
     check_image_size("lsnet_tiny32", image_size, 1, least=4)
-    dims = check_counts("model.sizes.dims", dims, 4)
-    for dim in dims:
-        if dim % CHANNELS_PER_GROUP:
-            raise ValueError(f"model.sizes.dims should be multiples of {CHANNELS_PER_GROUP}, found {dim}")
-    if dims[-1] % check_count("model.sizes.heads", heads):
-        raise ValueError(f"model.sizes.heads: {heads} heads do not divide {dims[-1]} channels (model.sizes.dims)")
-    # Halve a map as long as it keeps 2 x 2: one pixel leaves attention nothing, and batch norm no variance.
-    strides, side = [], -(-image_size // 2)
-    for _ in range(3):
-        strides.append(2 if side > 2 else 1)
-        side = -(-side // strides[-1])
+    dims = check_counts("model.sizes.dims", dims, 4, multiple=CHANNELS_PER_GROUP)
     return LSNet(
         num_classes,
         image_size,
         in_channels,
         dims=dims,
         depths=check_counts("model.sizes.depths", depths, 4),
-        heads=heads,
+        heads=check_divides("model.sizes.heads", heads, dims[-1:]),
         key_dim=check_count("model.sizes.key_dim", key_dim),
         mlp_ratio=check_count("model.sizes.mlp_ratio", mlp_ratio),
         stem_dims=dims[:1],
-        strides=strides,
+        strides=halving_strides(-(-image_size // 2), 3),
         drop_rate=check_fraction("model.sizes.drop_path", drop_path),
         norm_map=True,
     )

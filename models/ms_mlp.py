@@ -19,7 +19,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.base import Block, Model, check_count, check_counts, check_fraction, check_image_size
+from models.base import (
+    Block,
+    Model,
+    check_count,
+    check_counts,
+    check_fraction,
+    check_image_size,
+    check_lists,
+    check_positive,
+)
 from models.layers import LayerNorm2d, LayerScale, drop_path, drop_rates, initialise_linear, to_map, to_tokens
 
 
@@ -171,7 +180,7 @@ def _published(name: str, num_classes: int, image_size: int, in_channels: int, d
 
 
 def ms_mlp_t(num_classes: int, image_size: int = 224, in_channels: int = 3, *, drop_path: float = 0.1) -> MSMLP:
-    """MS-MLP-T of the paper: depths 3, 3, 9, 3; 28.7 M parameters at 1000 classes.
+    """MS-MLP-T: depths 3, 3, 9, 3; 28.7 M parameters at 1000 classes.
 
     Args:
         num_classes: K, the number of logits.
@@ -186,23 +195,11 @@ def ms_mlp_t(num_classes: int, image_size: int = 224, in_channels: int = 3, *, d
 
 
 def ms_mlp_s(num_classes: int, image_size: int = 224, in_channels: int = 3, *, drop_path: float = 0.4) -> MSMLP:
-    """MS-MLP-S of the paper: depths 3, 3, 27, 3; 50.3 M parameters at 1000 classes.
+    """MS-MLP-S: depths 3, 3, 27, 3; 50.3 M parameters at 1000 classes.
 
     Arguments and errors are those of `ms_mlp_t`.
     """
     return _published("ms_mlp_s", num_classes, image_size, in_channels, 27, drop_path)
-
-
-def _check_kernels(kernels: object) -> list[tuple[int, ...]]:
-    """Return a tuple of odd numbers for each stage; raise `ValueError` otherwise."""
-    key = "model.sizes.kernels"
-    if isinstance(kernels, str) or not isinstance(kernels, Sequence) or not kernels:
-        raise ValueError(f"{key} should be a list that has for each stage a list of odd numbers, found {kernels!r}")
-    checked = [check_counts(key, stage, len(stage) if isinstance(stage, Sequence) else 1) for stage in kernels]
-    for stage in checked:
-        if not stage or any(kernel % 2 == 0 for kernel in stage):
-            raise ValueError(f"{key} should be odd numbers, one or more a stage, found {list(stage)}")
-    return checked
 
 
 def ms_mlp_tiny32(
@@ -218,7 +215,9 @@ def ms_mlp_tiny32(
     layer_scale: float = 1.0,
     drop_path: float = 0.0,
 ) -> MSMLP:
-    """An MS-MLP for images of 8 to 32 px, not in the paper; 312 k parameters at 10 classes.
+    """A small MS-MLP: 0.31 M parameters at 10 classes.
+
+    For images of 8 to 32 px; not in the paper.
 
     Args:
         num_classes: K, the number of logits.
@@ -238,13 +237,15 @@ def ms_mlp_tiny32(
     """
     check_count("model.sizes.patch", patch)
     check_image_size("ms_mlp_tiny32", image_size, patch, 8)
-    stage_kernels = _check_kernels(kernels)
+    stage_kernels = check_lists("model.sizes.kernels", kernels)
+    for sides in stage_kernels:
+        if any(kernel % 2 == 0 for kernel in sides):
+            raise ValueError(f"model.sizes.kernels should be odd numbers, found {list(sides)}")
     dims = check_counts("model.sizes.dims", dims, len(stage_kernels))
     depths = check_counts("model.sizes.depths", depths, len(stage_kernels))
     check_count("model.sizes.mlp_ratio", mlp_ratio)
     check_fraction("model.sizes.drop_path", drop_path)
-    if isinstance(layer_scale, bool) or not isinstance(layer_scale, int | float) or layer_scale <= 0:
-        raise ValueError(f"model.sizes.layer_scale should be a number above 0, found {layer_scale!r}")
+    check_positive("model.sizes.layer_scale", layer_scale)
     stages = [StageSizes(*numbers) for numbers in zip(dims, depths, stage_kernels, strict=True)]
     return MSMLP(
         num_classes, image_size, in_channels, stages,

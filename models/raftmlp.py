@@ -17,7 +17,16 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.base import Block, Model, check_count, check_counts, check_fraction, check_image_size
+from models.base import (
+    Block,
+    Model,
+    check_count,
+    check_counts,
+    check_divides,
+    check_fraction,
+    check_image_size,
+    check_lists,
+)
 from models.layers import Mlp, drop_path, drop_rates
 
 
@@ -180,7 +189,7 @@ def _published(
 
 
 def raftmlp_s(num_classes: int, image_size: int = 224, in_channels: int = 3, *, drop_path: float = 0.1) -> RaftMLP:
-    """RaftMLP-S of the paper: 9.87 M parameters at 1000 classes.
+    """RaftMLP-S: 9.87 M parameters at 1000 classes.
 
     Args:
         num_classes: K, the number of logits.
@@ -195,7 +204,7 @@ def raftmlp_s(num_classes: int, image_size: int = 224, in_channels: int = 3, *, 
 
 
 def raftmlp_m(num_classes: int, image_size: int = 224, in_channels: int = 3, *, drop_path: float = 0.1) -> RaftMLP:
-    """RaftMLP-M of the paper: 21.4 M parameters at 1000 classes.
+    """RaftMLP-M: 21.4 M parameters at 1000 classes.
 
     Arguments and errors are those of `raftmlp_s`.
     """
@@ -203,19 +212,12 @@ def raftmlp_m(num_classes: int, image_size: int = 224, in_channels: int = 3, *, 
 
 
 def raftmlp_l(num_classes: int, image_size: int = 224, in_channels: int = 3, *, drop_path: float = 0.1) -> RaftMLP:
-    """RaftMLP-L of the paper: 36.2 M parameters at 1000 classes.
+    """RaftMLP-L: 36.2 M parameters at 1000 classes.
 
     Its second level has the 192 channels of RaftMLP-M, not twice those of its first: so the published configuration
     says, and so the published count comes out. Arguments and errors are those of `raftmlp_s`.
     """
     return _published("raftmlp_l", num_classes, image_size, in_channels, (128, 192, 512, 1024), drop_path)
-
-
-def _length(key: str, values: object) -> int:
-    """Return how long a list is; raise `ValueError` naming the key if it is none, or empty."""
-    if isinstance(values, str) or not isinstance(values, Sequence) or not values:
-        raise ValueError(f"{key} should be a list that is not empty, found {values!r}")
-    return len(values)
 
 
 def raftmlp_tiny32(
@@ -232,10 +234,11 @@ def raftmlp_tiny32(
     channel_expansion: int = 4,
     drop_path: float = 0.0,
 ) -> RaftMLP:
-    """A RaftMLP for images of 8 to 32 px, not in the paper; 0.35 M parameters at 10 classes.
+    """A small RaftMLP: 0.35 M parameters at 10 classes.
 
-    The authors' configuration for CIFAR-10 has dims 128 and 256, depths 2 and 2, patches 2 and 2, kernels (4, 8) and
-    (2, 4), and four rafts: 2.09 M parameters at 32 px, and 6.03 M at the 224 px to which they enlarge its images.
+    For images of 8 to 32 px; not in the paper. The authors' configuration for CIFAR-10 has dims 128 and 256, depths 2
+    and 2, patches 2 and 2, kernels (4, 8) and (2, 4), and four rafts: 2.09 M parameters at 32 px, and 6.03 M at the 224
+    px to which they enlarge its images.
 
     Args:
         num_classes: K, the number of logits.
@@ -254,31 +257,23 @@ def raftmlp_tiny32(
     Raises:
         ValueError: A size is out of range; the message names its key.
     """
-    dims = check_counts("model.sizes.dims", dims, _length("model.sizes.dims", dims))
+    dims = check_counts("model.sizes.dims", dims)
     depths = check_counts("model.sizes.depths", depths, len(dims))
     patches = check_counts("model.sizes.patches", patches, len(dims))
     check_image_size("raftmlp_tiny32", image_size, patches[0])
-    check_count("model.sizes.rafts", rafts)
-    for dim in dims:
-        if dim % rafts:
-            raise ValueError(f"model.sizes.rafts: {rafts} rafts do not divide {dim} channels (model.sizes.dims)")
-    if _length("model.sizes.kernels", kernels) != len(dims):
-        raise ValueError(f"model.sizes.kernels should be {len(dims)} lists, one for each level, found {kernels!r}")
-    levels = []
-    for dim, depth, patch, sides in zip(dims, depths, patches, kernels, strict=True):
-        checked = check_counts("model.sizes.kernels", sides, _length("model.sizes.kernels", sides))
-        if any(kernel < patch or (kernel - patch) % 2 for kernel in checked):
+    level_kernels = check_lists("model.sizes.kernels", kernels, len(dims))
+    for patch, sides in zip(patches, level_kernels, strict=True):
+        if any(kernel < patch or (kernel - patch) % 2 for kernel in sides):
             raise ValueError(
                 f"model.sizes.kernels should be the stride {patch} (model.sizes.patches) and an even number, found "
                 f"{sides!r}; use {patch} or {patch + 2}"
             )
-        levels.append(LevelSizes(dim, depth, patch, checked))
     return RaftMLP(
         num_classes,
         image_size,
         in_channels,
-        levels,
-        rafts=rafts,
+        [LevelSizes(*sizes) for sizes in zip(dims, depths, patches, level_kernels, strict=True)],
+        rafts=check_divides("model.sizes.rafts", rafts, dims),
         token_expansion=check_count("model.sizes.token_expansion", token_expansion),
         channel_expansion=check_count("model.sizes.channel_expansion", channel_expansion),
         drop_rate=check_fraction("model.sizes.drop_path", drop_path),

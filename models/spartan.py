@@ -24,8 +24,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.base import Block, Model, check_counts, check_fraction, check_image_size
-from models.layers import LayerScale, SqueezeExcite, drop_path, drop_rates
+from models.base import Block, Model, check_counts, check_fraction, check_image_size, check_positive
+from models.layers import LayerScale, SqueezeExcite, drop_path, drop_rates, halving_strides, strided
 
 EPS = 1e-6
 
@@ -171,11 +171,12 @@ class Spartan(Model):
         layers: list[nn.Module] = []
         inputs = in_channels
         if deep_stem:
-            layers += [*_shrink(inputs, dims[0] // 2, 3, 2), nn.GELU()]
+            layers += [*strided(inputs, dims[0] // 2, bias=False, eps=EPS), nn.GELU()]
             inputs = dims[0] // 2
         for stage, rates in enumerate(drop_rates(depths, drop_rate)):
             dim = dims[stage]
-            layers += [*_shrink(inputs, dim, kernel if stage else 3, strides[stage]), nn.SiLU() if stage else nn.GELU()]
+            layers += strided(inputs, dim, kernel if stage else 3, strides[stage], bias=False, eps=EPS)
+            layers.append(nn.SiLU() if stage else nn.GELU())
             layers += [SpartanBlock(dim, ratios[stage], stage < num_dense, layer_scale, rate) for rate in rates]
             inputs = dim
         self.layers = nn.Sequential(*layers)
@@ -186,12 +187,6 @@ class Spartan(Model):
         self.check_input(x)
         features: Tensor = self.layers(x).mean(dim=(2, 3))
         return features
-
-
-def _shrink(inputs: int, outputs: int, kernel: int, stride: int) -> list[nn.Module]:
-    """Return a convolution without bias, and its batch norm."""
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding=(kernel - 1) // 2, bias=False)
-    return [conv, nn.BatchNorm2d(outputs, eps=EPS)]
 
 
 def _initialise(model: Spartan) -> None:
@@ -206,13 +201,6 @@ def _initialise(model: Spartan) -> None:
     nn.init.zeros_(model.head.bias)
 
 
-def _check_scale(layer_scale: object) -> float:
-    """Return where layer scale begins, if it is above zero; raise `ValueError` otherwise."""
-    if isinstance(layer_scale, bool) or not isinstance(layer_scale, int | float) or not layer_scale > 0:
-        raise ValueError(f"model.sizes.layer_scale should be a number above 0, found {layer_scale!r}")
-    return float(layer_scale)
-
-
 def spartan(
     num_classes: int,
     image_size: int = 224,
@@ -221,7 +209,7 @@ def spartan(
     layer_scale: float = 1e-5,
     drop_path: float = 0.1,
 ) -> Spartan:
-    """SpaRTAN of the paper: 20 blocks, 3.82 M parameters at 1000 classes.
+    """SpaRTAN: 20 blocks, 3.82 M parameters at 1000 classes.
 
     At 32 px the last map is one pixel: its batch norm then cannot train on a batch of one.
 
@@ -247,7 +235,7 @@ def spartan(
         deep_stem=True,
         kernel=2,
         strides=(2, 2, 2, 2),
-        layer_scale=_check_scale(layer_scale),
+        layer_scale=check_positive("model.sizes.layer_scale", layer_scale),
         drop_rate=check_fraction("model.sizes.drop_path", drop_path),
     )
     _initialise(model)
@@ -265,10 +253,10 @@ def spartan_tiny32(
     layer_scale: float = 1.0,
     drop_path: float = 0.0,
 ) -> Spartan:
-    """A SpaRTAN for images of 28 and 32 px, not in the paper; 0.26 M parameters at 10 classes.
+    """A small SpaRTAN: 0.26 M parameters at 10 classes.
 
-    The stages' maps are 16, 8 and 4 px wide at 32 px. Parameters have the same shapes at every size of image, and a
-    batch of one trains at every size.
+    For images of 28 and 32 px; not in the paper. The stages' maps are 16, 8 and 4 px wide at 32 px. Parameters have the
+    same shapes at every size of image, and a batch of one trains at every size.
 
     Args:
         num_classes: The number of logits.
@@ -283,29 +271,17 @@ def spartan_tiny32(
     Raises:
         ValueError: A size is out of range; the message names its key.
     """
-    dims = check_counts("model.sizes.dims", dims, 3)
-    if any(dim % 8 for dim in dims):
-        raise ValueError(f"model.sizes.dims should be multiples of 8, found {list(dims)}")
     return Spartan(
         num_classes,
         check_image_size("spartan_tiny32", image_size, 1, least=4),
         in_channels,
-        dims=dims,
+        dims=check_counts("model.sizes.dims", dims, 3, multiple=8),
         depths=check_counts("model.sizes.depths", depths, 3),
         ratios=check_counts("model.sizes.ratios", ratios, 3),
         num_dense=1,
         deep_stem=False,
         kernel=3,
-        strides=_tiny_strides(image_size),
-        layer_scale=_check_scale(layer_scale),
+        strides=halving_strides(image_size, 3),
+        layer_scale=check_positive("model.sizes.layer_scale", layer_scale),
         drop_rate=check_fraction("model.sizes.drop_path", drop_path),
     )
-
-
-def _tiny_strides(image_size: int) -> list[int]:
-    """Return strides that halve a map as long as it keeps 2 x 2: batch norm refuses one pixel of one image."""
-    strides, side = [], image_size
-    for _ in range(3):
-        strides.append(2 if side > 2 else 1)
-        side = -(-side // strides[-1])
-    return strides

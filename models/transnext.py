@@ -20,8 +20,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.base import Block, Model, check_count, check_counts, check_fraction, check_image_size
-from models.layers import drop_path, drop_rates, initialise_linear, to_map, to_tokens
+from models.base import Block, Model, check_count, check_counts, check_divides, check_fraction, check_image_size
+from models.layers import (
+    depthwise,
+    drop_path,
+    drop_rates,
+    halving_strides,
+    initialise_linear,
+    join_heads,
+    split_heads,
+    to_map,
+    to_tokens,
+)
 
 NEIGHBOURS = 9
 
@@ -55,11 +65,6 @@ def outside_map(side: int) -> Tensor:
     return inside[0].T == 0
 
 
-def _heads(tokens: Tensor, heads: int) -> Tensor:
-    """Return tokens [B, N, C] as [B, A, N, E]."""
-    return tokens.view(*tokens.shape[:2], heads, -1).transpose(1, 2)
-
-
 class CosineAttention(nn.Module):
     """Attention of unit queries and keys, a learned query embedding added to the query (last stage).
 
@@ -80,7 +85,8 @@ class CosineAttention(nn.Module):
 
     def queries(self, tokens: Tensor, length: Tensor) -> tuple[Tensor, Tensor]:
         """Return the unit queries and the scaled ones with the embedding, [B, A, N, E] each."""
-        unit = F.normalize(_heads(self.q(tokens), self.heads), dim=-1)
+        (unit,) = split_heads(self.q(tokens), self.heads)
+        unit = F.normalize(unit, dim=-1)
         return unit, (unit + self.query_embedding) * F.softplus(self.temperature) * length
 
     def bias(self, coordinates: Tensor, index: Tensor) -> Tensor:
@@ -91,13 +97,13 @@ class CosineAttention(nn.Module):
     def forward(self, tokens: Tensor, coordinates: Tensor, index: Tensor, length: Tensor, outside: Tensor) -> Tensor:
         """Return attended tokens [B, N, C] of tokens [B, N, C]; the other inputs are buffers of `Stage`."""
         _, queries = self.queries(tokens, length)
-        keys, values = (_heads(part, self.heads) for part in self.kv(tokens).chunk(2, dim=-1))
+        keys, values = split_heads(self.kv(tokens), self.heads, 2)
         keys = F.normalize(keys, dim=-1)
         bias = self.bias(coordinates, index).to(values.dtype)
         mixed = F.scaled_dot_product_attention(
             queries.to(values.dtype), keys.to(values.dtype), values, attn_mask=bias, scale=1.0
         )
-        attended: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        attended: Tensor = self.out(join_heads(mixed))
         return attended
 
 
@@ -153,15 +159,15 @@ class AggregatedAttention(CosineAttention):
     def forward(self, tokens: Tensor, coordinates: Tensor, index: Tensor, length: Tensor, outside: Tensor) -> Tensor:
         """Return attended tokens [B, N, C] of tokens [B, N, C]; the other inputs are buffers of `Stage`."""
         unit, queries = self.queries(tokens, length)
-        keys, values = (_heads(part, self.heads) for part in self.kv(tokens).chunk(2, dim=-1))
-        far_keys, far_values = (_heads(part, self.heads) for part in self.kv(self.pooled(tokens)).chunk(2, dim=-1))
+        keys, values = split_heads(self.kv(tokens), self.heads, 2)
+        far_keys, far_values = split_heads(self.kv(self.pooled(tokens)), self.heads, 2)
         bias = self.bias(coordinates, index)
         near = self.neighbours(F.normalize(keys, dim=-1))
         shares = self.shares(queries, near, F.normalize(far_keys, dim=-1), bias, outside)
         local = shares[..., :NEIGHBOURS] + (unit @ self.learned_tokens + self.learned_bias)
         mixed = (local.transpose(2, 3).unsqueeze(2) * self.neighbours(values)).sum(dim=3).transpose(2, 3)
         mixed = mixed + shares[..., NEIGHBOURS:] @ far_values
-        attended: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        attended: Tensor = self.out(join_heads(mixed))
         return attended
 
 
@@ -173,7 +179,7 @@ class ConvGLU(nn.Module):
         hidden = 2 * ratio * dim // 3
         self.side = side
         self.fc1 = nn.Linear(dim, 2 * hidden)
-        self.conv = nn.Conv2d(hidden, hidden, 3, padding=1, groups=hidden)
+        self.conv = depthwise(hidden)
         self.fc2 = nn.Linear(hidden, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
@@ -314,16 +320,18 @@ class TransNeXt(Model):
         return features
 
 
-def _published(
-    num_classes: int,
-    image_size: int,
-    in_channels: int,
-    dim: int,
-    depths: Sequence[int],
-    drop_rate: float,
-) -> TransNeXt:
+# name -> channels of the first stage, depths
+PUBLISHED: dict[str, tuple[int, tuple[int, ...]]] = {
+    "transnext_micro": (48, (2, 2, 15, 2)),
+    "transnext_tiny": (72, (2, 2, 15, 2)),
+    "transnext_small": (72, (5, 5, 22, 5)),
+}
+
+
+def _published(name: str, num_classes: int, image_size: int, in_channels: int, drop_rate: float) -> TransNeXt:
     """Build a TransNeXt of table 1: channels and heads double, heads have 24 channels each."""
-    check_image_size("a published TransNeXt", image_size, 32, least=64)
+    check_image_size(name, image_size, 32, least=64)
+    dim, depths = PUBLISHED[name]
     model = TransNeXt(
         num_classes,
         image_size,
@@ -345,7 +353,7 @@ def _published(
 def transnext_micro(
     num_classes: int, image_size: int = 224, in_channels: int = 3, *, drop_path: float = 0.3
 ) -> TransNeXt:
-    """TransNeXt-Micro of the paper: 21 blocks, 12.8 M parameters at 1000 classes.
+    """TransNeXt-Micro: 21 blocks, 12.8 M parameters at 1000 classes.
 
     Args:
         num_classes: K, the number of logits.
@@ -357,29 +365,29 @@ def transnext_micro(
     Raises:
         ValueError: A size is out of range; the message names its key.
     """
-    return _published(num_classes, image_size, in_channels, 48, (2, 2, 15, 2), drop_path)
+    return _published("transnext_micro", num_classes, image_size, in_channels, drop_path)
 
 
 def transnext_tiny(
     num_classes: int, image_size: int = 224, in_channels: int = 3, *, drop_path: float = 0.4
 ) -> TransNeXt:
-    """TransNeXt-Tiny of the paper: 21 blocks, 28.3 M parameters at 1000 classes.
+    """TransNeXt-Tiny: 21 blocks, 28.3 M parameters at 1000 classes.
 
     The authors print 28.2 M in places: 28.26 cut off.
 
     Arguments and errors are those of `transnext_micro`.
     """
-    return _published(num_classes, image_size, in_channels, 72, (2, 2, 15, 2), drop_path)
+    return _published("transnext_tiny", num_classes, image_size, in_channels, drop_path)
 
 
 def transnext_small(
     num_classes: int, image_size: int = 224, in_channels: int = 3, *, drop_path: float = 0.5
 ) -> TransNeXt:
-    """TransNeXt-Small of the paper: 37 blocks, 49.7 M parameters at 1000 classes.
+    """TransNeXt-Small: 37 blocks, 49.7 M parameters at 1000 classes.
 
     Arguments and errors are those of `transnext_micro`.
     """
-    return _published(num_classes, image_size, in_channels, 72, (5, 5, 22, 5), drop_path)
+    return _published("transnext_small", num_classes, image_size, in_channels, drop_path)
 
 
 def transnext_tiny32(
@@ -395,9 +403,10 @@ def transnext_tiny32(
     bias_hidden: int = 32,
     drop_path: float = 0.0,
 ) -> TransNeXt:
-    """A TransNeXt for images of 28 and 32 px, not in the paper; 0.48 M parameters at 10 classes.
+    """A small TransNeXt: 0.48 M parameters at 10 classes.
 
-    Parameters have the same shapes at every size of image, and a batch of one trains: there is no batch norm.
+    For images of 28 and 32 px; not in the paper. Parameters have the same shapes at every size of image, and a batch of
+    one trains: there is no batch norm.
 
     Args:
         num_classes: K, the number of logits.
@@ -418,13 +427,7 @@ def transnext_tiny32(
     dims = check_counts("model.sizes.dims", dims, 4)
     heads = check_counts("model.sizes.heads", heads, 4)
     for dim, head in zip(dims, heads, strict=True):
-        if dim % head:
-            raise ValueError(f"model.sizes.heads: {head} heads do not divide {dim} channels (model.sizes.dims)")
-    # Halve a map as long as it keeps 2 x 2: the coordinates of a single token have no scale.
-    strides, side = [], image_size
-    for _ in range(4):
-        strides.append(2 if side > 2 else 1)
-        side = -(-side // strides[-1])
+        check_divides("model.sizes.heads", head, [dim])
     return TransNeXt(
         num_classes,
         image_size,
@@ -435,7 +438,7 @@ def transnext_tiny32(
         mlp_ratios=[check_count("model.sizes.mlp_ratio", mlp_ratio)] * 4,
         pools=check_counts("model.sizes.pools", pools, 4),
         kernels=(3, 3, 3, 3),
-        strides=strides,
+        strides=halving_strides(image_size, 4),  # the coordinates of a single token have no scale
         bias_hidden=check_count("model.sizes.bias_hidden", bias_hidden),
         drop_rate=check_fraction("model.sizes.drop_path", drop_path),
     )

@@ -18,12 +18,28 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.base import Block, Model, check_count, check_counts, check_fraction, check_image_size
-from models.layers import LayerNorm2d, Mlp, drop_path, drop_rates, initialise_linear, to_map, to_tokens
-
-
-def _depthwise(dim: int, kernel: int) -> nn.Conv2d:
-    return nn.Conv2d(dim, dim, kernel, padding=kernel // 2, groups=dim)
+from models.base import (
+    Block,
+    Model,
+    check_count,
+    check_counts,
+    check_divides,
+    check_flag,
+    check_fraction,
+    check_image_size,
+)
+from models.layers import (
+    LayerNorm2d,
+    Mlp,
+    SelfAttention,
+    depthwise,
+    drop_path,
+    drop_rates,
+    halving_strides,
+    initialise_linear,
+    to_map,
+    to_tokens,
+)
 
 
 class LocalBlock(Block):
@@ -32,9 +48,9 @@ class LocalBlock(Block):
     def __init__(self, dim: int, mlp_ratio: int, drop_rate: float) -> None:
         super().__init__()
         self.drop_rate = drop_rate
-        self.position = _depthwise(dim, 3)
+        self.position = depthwise(dim, 3)
         self.relate = nn.Sequential(
-            nn.BatchNorm2d(dim), nn.Conv2d(dim, dim, 1), _depthwise(dim, 5), nn.Conv2d(dim, dim, 1)
+            nn.BatchNorm2d(dim), nn.Conv2d(dim, dim, 1), depthwise(dim, 5), nn.Conv2d(dim, dim, 1)
         )
         self.norm = nn.BatchNorm2d(dim)
         self.fc1 = nn.Conv2d(dim, mlp_ratio * dim, 1)
@@ -48,40 +64,15 @@ class LocalBlock(Block):
         return image_map + drop_path(branch, self.drop_rate, self.training)
 
 
-class Attention(nn.Module):
-    """Multi-head self-attention; A heads share the C channels."""
-
-    def __init__(self, dim: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(dim, 3 * dim)
-        self.out = nn.Linear(dim, dim)
-
-    def project(self, tokens: Tensor) -> Tensor:
-        """Return queries, keys and values [3, B, A, N, C / A] of tokens [B, N, C]."""
-        qkv: Tensor = self.qkv(tokens).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        return qkv
-
-    def mix(self, qkv: Tensor) -> Tensor:
-        """Return attended tokens [B, N, C] of what `project` returns."""
-        q, k, v = qkv.unbind(0)
-        attended: Tensor = self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
-        return attended
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return attended tokens [B, N, C] of tokens [B, N, C]."""
-        return self.mix(self.project(tokens))
-
-
 class GlobalBlock(Block):
     """x += DW3(x) on the map; x += Attention(LN x) and x += MLP(LN x) on its tokens."""
 
     def __init__(self, dim: int, heads: int, mlp_ratio: int, drop_rate: float) -> None:
         super().__init__()
         self.drop_rate = drop_rate
-        self.position = _depthwise(dim, 3)
+        self.position = depthwise(dim, 3)
         self.norm1 = nn.LayerNorm(dim)
-        self.attention = Attention(dim, heads)
+        self.attention = SelfAttention(dim, heads)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, mlp_ratio * dim)
 
@@ -113,19 +104,18 @@ class SlowFastBlock(Block):
         super().__init__()
         self.keep = keep
         self.drop_rate = drop_rate
-        self.position = _depthwise(dim, 3)
+        self.position = depthwise(dim, 3)
         self.norm1 = nn.LayerNorm(dim)
-        self.attention = Attention(dim, heads)
+        self.attention = SelfAttention(dim, heads)
         self.norm2 = nn.LayerNorm(dim)
         self.mlp = Mlp(dim, mlp_ratio * dim)
 
     def _update(self, slow: Tensor) -> tuple[Tensor, Tensor]:
         """Return tokens [B, S, C] behind attention and MLP, and the class token's attention [B, S]; it is the first."""
-        qkv = self.attention.project(self.norm1(slow))
-        q, k = qkv[0], qkv[1]
+        q, k, v = self.attention.project(self.norm1(slow))
         # Only this row of the attention is wanted, so that the fused kernel can do the rest.
         row = torch.softmax(q[:, :, :1] @ k.transpose(2, 3) * q.shape[3] ** -0.5, dim=3).mean(dim=1)[:, 0]
-        slow = slow + drop_path(self.attention.mix(qkv), self.drop_rate, self.training)
+        slow = slow + drop_path(self.attention.mix(q, k, v), self.drop_rate, self.training)
         return slow + drop_path(self.mlp(self.norm2(slow)), self.drop_rate, self.training), row
 
     def forward(self, image_map: Tensor, cls: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -297,7 +287,7 @@ def _published(
 
 
 def uniformer_s(num_classes: int, image_size: int = 224, in_channels: int = 3, *, drop_path: float = 0.1) -> UniFormer:
-    """UniFormer-S of the paper: depths 3, 4, 8, 3; 21.5 M parameters at 1000 classes.
+    """UniFormer-S: depths 3, 4, 8, 3; 21.5 M parameters at 1000 classes.
 
     Args:
         num_classes: K, the number of logits.
@@ -312,7 +302,7 @@ def uniformer_s(num_classes: int, image_size: int = 224, in_channels: int = 3, *
 
 
 def uniformer_b(num_classes: int, image_size: int = 224, in_channels: int = 3, *, drop_path: float = 0.3) -> UniFormer:
-    """UniFormer-B of the paper: depths 5, 8, 20, 7; 49.8 M parameters at 1000 classes.
+    """UniFormer-B: depths 5, 8, 20, 7; 49.8 M parameters at 1000 classes.
 
     Arguments and errors are those of `uniformer_s`.
     """
@@ -328,7 +318,9 @@ def uniformer_xxs(
     class_head: bool = True,
     drop_path: float = 0.0,
 ) -> HourglassUniFormer:
-    """UniFormer-XXS of the paper, for 128 px: 10.2 M parameters at 1000 classes, 9.8 M without the head for training.
+    """UniFormer-XXS: 10.2 M parameters at 1000 classes.
+
+    It has depths 2, 5, 8, 2 and is made for 128 px. 9.8 M parameters are left without the head for training.
 
     Args:
         num_classes: K, the number of logits.
@@ -344,8 +336,6 @@ def uniformer_xxs(
     check_image_size("uniformer_xxs", image_size, 32, 64)
     if isinstance(keep, bool) or not isinstance(keep, int | float) or not 0 < keep <= 1:
         raise ValueError(f"model.sizes.keep should be a number above 0 and up to 1, found {keep!r}")
-    if not isinstance(class_head, bool):
-        raise ValueError(f"model.sizes.class_head should be true or false, found {class_head!r}")
     model = HourglassUniFormer(
         num_classes,
         image_size,
@@ -355,7 +345,7 @@ def uniformer_xxs(
         head_dim=28,
         mlp_ratio=3,
         keep=keep,
-        class_head=class_head,
+        class_head=check_flag("model.sizes.class_head", class_head),
         drop_rate=check_fraction("model.sizes.drop_path", drop_path),
     )
     initialise_linear(model)
@@ -374,10 +364,10 @@ def uniformer_tiny32(
     mlp_ratio: int = 2,
     drop_path: float = 0.0,
 ) -> UniFormer:
-    """A UniFormer for images of 28 and 32 px, not in the paper; 0.48 M parameters at 10 classes.
+    """A small UniFormer: 0.48 M parameters at 10 classes.
 
-    Every embedding is a 3 x 3 convolution of stride 2, of stride 1 where the map would not keep 2 x 2: a batch of one
-    trains at every size of image, and the parameters have the same shapes.
+    For images of 28 and 32 px; not in the paper. Every embedding is a 3 x 3 convolution of stride 2, of stride 1 where
+    the map would not keep 2 x 2: a batch of one trains at every size of image, and the parameters have the same shapes.
 
     Args:
         num_classes: K, the number of logits.
@@ -394,23 +384,15 @@ def uniformer_tiny32(
     """
     check_image_size("uniformer_tiny32", image_size, 1, least=4)
     dims = check_counts("model.sizes.dims", dims, 4)
-    check_count("model.sizes.head_dim", head_dim)
-    for dim in dims[2:]:
-        if dim % head_dim:
-            raise ValueError(f"model.sizes.head_dim: {head_dim} does not divide {dim} channels (model.sizes.dims)")
-    strides, side = [], image_size
-    for _ in dims:
-        strides.append(2 if side > 2 else 1)
-        side = -(-side // strides[-1])
     return UniFormer(
         num_classes,
         image_size,
         in_channels,
         dims,
         check_counts("model.sizes.depths", depths, 4),
-        head_dim=head_dim,
+        head_dim=check_divides("model.sizes.head_dim", head_dim, dims[2:]),
         mlp_ratio=check_count("model.sizes.mlp_ratio", mlp_ratio),
         kernels=(3, 3, 3, 3),
-        strides=strides,
+        strides=halving_strides(image_size, 4),
         drop_rate=check_fraction("model.sizes.drop_path", drop_path),
     )

@@ -23,8 +23,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.base import Block, Model, check_count, check_counts, check_fraction, check_image_size
-from models.layers import LayerNorm2d, LayerScale, SqueezeExcite, drop_path, drop_rates
+from models.base import Block, Model, check_count, check_counts, check_fraction, check_image_size, check_positive
+from models.layers import (
+    LayerNorm2d,
+    LayerScale,
+    SqueezeExcite,
+    depthwise,
+    drop_path,
+    drop_rates,
+    halving_strides,
+    initialise_linear,
+)
 
 # K -> (side, dilation) of the small kernels beside the large one; none of them reaches over its edge.
 DILATED: dict[int, tuple[tuple[int, int], ...]] = {
@@ -37,18 +46,13 @@ DILATED: dict[int, tuple[tuple[int, int], ...]] = {
 }
 
 
-def _depthwise(dim: int, kernel: int, dilation: int = 1, bias: bool = False) -> nn.Conv2d:
-    """Return a depthwise convolution that keeps the map."""
-    return nn.Conv2d(dim, dim, kernel, padding=dilation * (kernel // 2), dilation=dilation, groups=dim, bias=bias)
-
-
 class DilatedConv(nn.Module):
     """The sum of a large depthwise convolution and of small dilated ones, each with a batch norm of its own."""
 
     def __init__(self, dim: int, kernel: int) -> None:
         super().__init__()
         branches = [(kernel, 1), *DILATED[kernel]]
-        self.convs = nn.ModuleList(_depthwise(dim, side, dilation) for side, dilation in branches)
+        self.convs = nn.ModuleList(depthwise(dim, side, dilation, bias=False) for side, dilation in branches)
         self.norms = nn.ModuleList(nn.BatchNorm2d(dim) for _ in branches)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -87,7 +91,7 @@ class UniRepLKBlock(Block):
         super().__init__()
         self.drop_rate = drop_rate
         # Kernels below 7 have no dilated ones beside them.
-        self.mixer: nn.Module = DilatedConv(dim, kernel) if kernel in DILATED else _depthwise(dim, kernel)
+        self.mixer: nn.Module = DilatedConv(dim, kernel) if kernel in DILATED else depthwise(dim, kernel, bias=False)
         self.norm1: nn.Module = nn.BatchNorm2d(dim)
         self.excite = SqueezeExcite(dim, dim // 4)
         self.fc1 = nn.Linear(dim, mlp_ratio * dim)
@@ -226,7 +230,7 @@ def _fold_block(block: UniRepLKBlock) -> None:
     """Fold a block in place."""
     kernel, bias = merged_kernel(block.mixer)
     factor, summand = _affine(block.norm1)
-    conv = _depthwise(len(kernel), kernel.shape[-1], bias=True).to(block.fc1.weight)
+    conv = depthwise(len(kernel), kernel.shape[-1]).to(block.fc1.weight)
     assert conv.bias is not None
     conv.weight.copy_(kernel * factor[:, None, None, None])
     conv.bias.copy_(bias * factor + summand)
@@ -244,17 +248,22 @@ def _fold_block(block: UniRepLKBlock) -> None:
     block.norm1, block.norm2, block.scale = nn.Identity(), nn.Identity(), nn.Identity()
 
 
+# name -> channels of the first stage, kernel of each block of each stage
+PUBLISHED: dict[str, tuple[int, tuple[tuple[int, ...], ...]]] = {
+    "unireplknet_a": (40, ((3,) * 2, (13,) * 2, (13,) * 6, (13,) * 2)),
+    "unireplknet_f": (48, ((3,) * 2, (13,) * 2, (13,) * 6, (13,) * 2)),
+    "unireplknet_p": (64, ((3,) * 2, (13,) * 2, (13,) * 6, (13,) * 2)),
+    "unireplknet_n": (80, ((3,) * 2, (13,) * 2, (13,) * 8, (13,) * 2)),
+    "unireplknet_t": (80, ((3,) * 3, (13,) * 3, (13, 3) * 9, (13,) * 3)),
+}
+
+
 def _published(
-    num_classes: int,
-    image_size: int,
-    in_channels: int,
-    dim: int,
-    kernels: Sequence[Sequence[int]],
-    layer_scale: float,
-    drop_rate: float,
+    name: str, num_classes: int, image_size: int, in_channels: int, layer_scale: float, drop_rate: float
 ) -> UniRepLKNet:
     """Build a UniRepLKNet of the paper: the channels double from stage to stage."""
-    check_image_size("a published UniRepLKNet", image_size, 1, least=32)
+    check_image_size(name, image_size, 1, least=32)
+    dim, kernels = PUBLISHED[name]
     model = UniRepLKNet(
         num_classes,
         image_size,
@@ -264,38 +273,17 @@ def _published(
         strides=(2, 2, 2, 2),
         deep_stem=True,
         mlp_ratio=4,
-        layer_scale=_check_scale(layer_scale),
+        layer_scale=check_positive("model.sizes.layer_scale", layer_scale),
         drop_rate=check_fraction("model.sizes.drop_path", drop_rate),
     )
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.Linear):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
+    initialise_linear(model, kinds=(nn.Conv2d, nn.Linear))
     return model
 
 
-def _check_scale(layer_scale: object) -> float:
-    """Return where layer scale begins, if it is above zero; raise `ValueError` otherwise."""
-    if isinstance(layer_scale, bool) or not isinstance(layer_scale, int | float) or not layer_scale > 0:
-        raise ValueError(f"model.sizes.layer_scale should be a number above 0, found {layer_scale!r}")
-    return float(layer_scale)
-
-
-_SMALL = ((3,) * 2, (13,) * 2, (13,) * 6, (13,) * 2)
-_N = ((3,) * 2, (13,) * 2, (13,) * 8, (13,) * 2)
-_T = ((3,) * 3, (13,) * 3, (13, 3) * 9, (13,) * 3)
-
-
 def unireplknet_a(
-    num_classes: int,
-    image_size: int = 224,
-    in_channels: int = 3,
-    *,
-    layer_scale: float = 1e-6,
-    drop_path: float = 0.0,
+    num_classes: int, image_size: int = 224, in_channels: int = 3, *, layer_scale: float = 1e-6, drop_path: float = 0.0
 ) -> UniRepLKNet:
-    """UniRepLKNet-A of the paper: 12 blocks, 4.65 M parameters at 1000 classes, 4.44 M once folded.
+    """UniRepLKNet-A: 4.65 M parameters at 1000 classes, 4.44 M folded.
 
     The published 4.4 M are those of the deploy form, `fold(model)`. At 32 px the last map is one pixel: its batch norm
     then cannot train on a batch of one.
@@ -311,67 +299,47 @@ def unireplknet_a(
     Raises:
         ValueError: A size is out of range; the message names its key.
     """
-    return _published(num_classes, image_size, in_channels, 40, _SMALL, layer_scale, drop_path)
+    return _published("unireplknet_a", num_classes, image_size, in_channels, layer_scale, drop_path)
 
 
 def unireplknet_f(
-    num_classes: int,
-    image_size: int = 224,
-    in_channels: int = 3,
-    *,
-    layer_scale: float = 1e-6,
-    drop_path: float = 0.0,
+    num_classes: int, image_size: int = 224, in_channels: int = 3, *, layer_scale: float = 1e-6, drop_path: float = 0.0
 ) -> UniRepLKNet:
-    """UniRepLKNet-F of the paper: 12 blocks, 6.49 M parameters at 1000 classes, 6.24 M once folded.
+    """UniRepLKNet-F: 6.49 M parameters at 1000 classes, 6.24 M folded.
 
     Arguments, errors and notes are those of `unireplknet_a`; the published 6.2 M are those of `fold(model)`.
     """
-    return _published(num_classes, image_size, in_channels, 48, _SMALL, layer_scale, drop_path)
+    return _published("unireplknet_f", num_classes, image_size, in_channels, layer_scale, drop_path)
 
 
 def unireplknet_p(
-    num_classes: int,
-    image_size: int = 224,
-    in_channels: int = 3,
-    *,
-    layer_scale: float = 1e-6,
-    drop_path: float = 0.1,
+    num_classes: int, image_size: int = 224, in_channels: int = 3, *, layer_scale: float = 1e-6, drop_path: float = 0.1
 ) -> UniRepLKNet:
-    """UniRepLKNet-P of the paper: 12 blocks, 11.1 M parameters at 1000 classes, 10.7 M once folded.
+    """UniRepLKNet-P: 11.1 M parameters at 1000 classes, 10.7 M folded.
 
     Arguments, errors and notes are those of `unireplknet_a`; the published 10.7 M are those of `fold(model)`.
     """
-    return _published(num_classes, image_size, in_channels, 64, _SMALL, layer_scale, drop_path)
+    return _published("unireplknet_p", num_classes, image_size, in_channels, layer_scale, drop_path)
 
 
 def unireplknet_n(
-    num_classes: int,
-    image_size: int = 224,
-    in_channels: int = 3,
-    *,
-    layer_scale: float = 1e-6,
-    drop_path: float = 0.1,
+    num_classes: int, image_size: int = 224, in_channels: int = 3, *, layer_scale: float = 1e-6, drop_path: float = 0.1
 ) -> UniRepLKNet:
-    """UniRepLKNet-N of the paper: 14 blocks, 18.8 M parameters at 1000 classes, 18.3 M once folded.
+    """UniRepLKNet-N: 18.8 M parameters at 1000 classes, 18.3 M folded.
 
     Arguments, errors and notes are those of `unireplknet_a`; the published 18.3 M are those of `fold(model)`.
     """
-    return _published(num_classes, image_size, in_channels, 80, _N, layer_scale, drop_path)
+    return _published("unireplknet_n", num_classes, image_size, in_channels, layer_scale, drop_path)
 
 
 def unireplknet_t(
-    num_classes: int,
-    image_size: int = 224,
-    in_channels: int = 3,
-    *,
-    layer_scale: float = 1e-6,
-    drop_path: float = 0.2,
+    num_classes: int, image_size: int = 224, in_channels: int = 3, *, layer_scale: float = 1e-6, drop_path: float = 0.2
 ) -> UniRepLKNet:
-    """UniRepLKNet-T of the paper: 27 blocks, 31.7 M parameters at 1000 classes, 31.0 M once folded.
+    """UniRepLKNet-T: 31.7 M parameters at 1000 classes, 31.0 M folded.
 
     Arguments, errors and notes are those of `unireplknet_a`; the published 31 M are those of `fold(model)`.
     """
-    return _published(num_classes, image_size, in_channels, 80, _T, layer_scale, drop_path)
+    return _published("unireplknet_t", num_classes, image_size, in_channels, layer_scale, drop_path)
 
 
 def unireplknet_tiny32(
@@ -386,10 +354,11 @@ def unireplknet_tiny32(
     layer_scale: float = 0.1,
     drop_path: float = 0.0,
 ) -> UniRepLKNet:
-    """A UniRepLKNet for images of 28 and 32 px, not in the paper; 0.51 M parameters at 10 classes.
+    """A small UniRepLKNet: 0.51 M parameters at 10 classes.
 
-    The stages' maps are 16, 8, 4 and 2 px wide at 32 px. Kernels are 3 in the first and last stage and in every second
-    block, and `kernel` in the others. A batch of one trains at every size. Folded, it has fewer parameters: see `fold`.
+    For images of 28 and 32 px; not in the paper. The stages' maps are 16, 8, 4 and 2 px wide at 32 px. Kernels are 3 in
+    the first and last stage and in every second block, and `kernel` in the others. A batch of one trains at every size.
+    Folded, it has fewer parameters: see `fold`.
 
     Args:
         num_classes: The number of logits.
@@ -421,18 +390,9 @@ def unireplknet_tiny32(
             [kernel if stage in (1, 2) and block % 2 == 0 else 3 for block in range(depth)]
             for stage, depth in enumerate(depths)
         ],
-        strides=_tiny_strides(image_size),
+        strides=halving_strides(image_size, 4),
         deep_stem=False,
         mlp_ratio=check_count("model.sizes.mlp_ratio", mlp_ratio),
-        layer_scale=_check_scale(layer_scale),
+        layer_scale=check_positive("model.sizes.layer_scale", layer_scale),
         drop_rate=check_fraction("model.sizes.drop_path", drop_path),
     )
-
-
-def _tiny_strides(image_size: int) -> list[int]:
-    """Return strides that halve a map as long as it keeps 2 x 2: batch norm refuses one pixel of one image."""
-    strides, side = [], image_size
-    for _ in range(4):
-        strides.append(2 if side > 2 else 1)
-        side = -(-side // strides[-1])
-    return strides

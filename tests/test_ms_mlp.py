@@ -8,24 +8,12 @@ from torch.nn import functional as F
 from models import build
 from models.ms_mlp import MixShift, MSBlock, group_sizes
 from models.norm import batch_norm_names, replace_batch_norm
+from tests.models_helpers import num_parameters, on_meta, seeded_with
 
 PUBLISHED = [("ms_mlp_t", "28.7"), ("ms_mlp_s", "50.3")]
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
-        yield
-
-
-def num_parameters(model):
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def on_meta(name, *arguments, **sizes):
-    with torch.device("meta"):
-        return build(name, *arguments, **sizes)
+seeded = seeded_with(7)
 
 
 # Counts -----------------------------------------------------------------------------------------------------
@@ -153,29 +141,6 @@ def test_features_are_the_mean_of_the_normed_tokens():
 # Sizes ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name, _ in PUBLISHED])
-@pytest.mark.parametrize("training", [True, False])
-def test_published_models_at_224(name, training):
-    model = build(name, 1000).train(training)
-    for batch in (1, 2):
-        with torch.no_grad():
-            logits = model(torch.randn(batch, 3, 224, 224))
-        assert logits.shape == (batch, 1000)
-        assert torch.isfinite(logits).all()
-
-
-@pytest.mark.parametrize("size", [8, 14, 28, 32, 40])
-@pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("training", [True, False])
-def test_tiny_at_any_even_size_and_a_batch_of_one(size, channels, training):
-    model = build("ms_mlp_tiny32", 3, size, channels, drop_path=0.2).train(training)
-    logits = model(torch.randn(1, channels, size, size))
-    assert logits.shape == (1, 3)
-    logits.sum().backward()
-    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
-
-
 @pytest.mark.parametrize(("size", "sides"), [(8, [4, 2, 1]), (14, [7, 4, 2]), (28, [14, 7, 4]), (32, [16, 8, 4])])
 def test_tiny_maps(size, sides):
     model = build("ms_mlp_tiny32", 10, size, 1)
@@ -186,12 +151,7 @@ def test_tiny_maps(size, sides):
     assert found == sides
 
 
-def test_tiny_count_does_not_depend_on_the_image_size():
-    shapes = [
-        {key: value.shape for key, value in on_meta("ms_mlp_tiny32", 10, size, 1).state_dict().items()}
-        for size in (8, 28, 32)
-    ]
-    assert shapes[0] == shapes[1] == shapes[2]
+def test_tiny_count():
     assert num_parameters(on_meta("ms_mlp_tiny32", 10, 28, 1)) == 311_842
 
 

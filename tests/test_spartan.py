@@ -8,21 +8,9 @@ from torch.nn import functional as F
 from models import build
 from models.norm import replace_batch_norm
 from models.spartan import SpartanBlock, SpatialMixer, WaveMixer
+from tests.models_helpers import count, num_parameters, on_meta, seeded_with
 
-
-@pytest.fixture(autouse=True)
-def seeded():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
-        yield
-
-
-def num_parameters(model):
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def count(model, kind):
-    return sum(isinstance(module, kind) for module in model.modules())
+seeded = seeded_with(7)
 
 
 # Counts -----------------------------------------------------------------------------------------------------
@@ -39,44 +27,19 @@ def test_published_count():
 
 
 def test_groups_of_the_convolutions():
-    with torch.device("meta"):
-        model = build("spartan", 1000)
+    model = on_meta("spartan", 1000)
     blocks = [module for module in model.modules() if isinstance(module, SpartanBlock)]
     groups = [(block.spatial.near[0].groups, block.wave.mix[0].groups) for block in blocks]
     # Dense and depthwise in stages 1 and 2; depthwise and one group a channel of the stage in stages 3 and 4.
     assert groups == [(1, 128)] * 3 + [(1, 256)] * 3 + [(64, 128)] * 12 + [(128, 256)] * 2
 
 
-def test_tiny_count_does_not_depend_on_the_image_size():
-    states = [build("spartan_tiny32", 10, size).state_dict() for size in (8, 28, 32)]
-    shapes = [{name: value.shape for name, value in state.items()} for state in states]
-    assert shapes[0] == shapes[1] == shapes[2]
+def test_tiny_count():
     assert num_parameters(build("spartan_tiny32", 10)) == 262_942
-    assert not any(value.is_complex() for value in states[0].values())
+    assert not any(value.is_complex() for value in build("spartan_tiny32", 10).state_dict().values())
 
 
 # Forward ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("training", [True, False])
-def test_published_model_at_224(training):
-    model = build("spartan", 1000).train(training)
-    for batch in (1, 2):
-        logits = model(torch.randn(batch, 3, 224, 224))
-        assert logits.shape == (batch, 1000)
-        assert torch.isfinite(logits).all()
-    logits.sum().backward()
-    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
-
-
-@pytest.mark.parametrize(("size", "channels"), [(4, 1), (8, 3), (12, 1), (28, 1), (32, 3), (33, 3)])
-def test_a_batch_of_one_trains_at_every_size(size, channels):
-    model = build("spartan_tiny32", 10, size, channels, drop_path=0.1)
-    logits = model(torch.randn(1, channels, size, size))
-    assert logits.shape == (1, 10)
-    F.cross_entropy(logits, torch.tensor([3])).backward()
-    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in model.parameters())
 
 
 def test_the_published_model_at_another_size_and_without_batch_norm():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import re
 
 import pytest
@@ -13,23 +14,32 @@ from torch.nn import functional as F
 from models import build, names, options
 from models.base import Block, Model
 from models.checkpointing import checkpoint_blocks
+from models.layers import halving_strides
 from models.norm import integer_buffer_names, replace_batch_norm
 from models.registry import TABLE
 from models.weights import load_state, shared_state
+from simulations.catalogue import entries
+from tests.models_helpers import check_forward, on_meta, seeded_with
 
 TINY = tuple(name for name in names() if name.endswith("_tiny32"))
 HYBRID = tuple(
     name for name in names() if any(other.endswith("_tiny32") and TABLE[other][0] == TABLE[name][0] for other in TABLE)
 )
 PUBLISHED = tuple(name for name in HYBRID if name not in TINY)
+# A batch norm behind the mean over the map has one value a channel and image: one image cannot train.
+NEEDS_TWO = ("lsnet_b", "lsnet_s", "lsnet_t")
+# Weights over places, or a position a place.
+POSITIONED = ("convit_tiny32", "raftmlp_tiny32")
+# Sides of images; the others take any from 4 on.
+SIZES = {
+    **dict.fromkeys(POSITIONED, (4, 8, 12, 28, 32, 36)),
+    **dict.fromkeys(("gcvit_tiny32", "maxvit_tiny32"), (8, 13, 28, 32, 40)),
+    "ms_mlp_tiny32": (8, 14, 28, 32, 40),
+}
 BATCH_NORM = (nn.BatchNorm1d, nn.BatchNorm2d)
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(11)
-        yield
+seeded = seeded_with(11)
 
 
 def has_batch_norm(model: nn.Module) -> bool:
@@ -48,7 +58,14 @@ def trained(model: Model, x: torch.Tensor, steps: int = 2) -> Model:
 
 def test_every_family_of_the_issue_is_there():
     assert len(TINY) == 15
-    assert len(PUBLISHED) == 43
+    assert len(PUBLISHED) == 44
+
+
+def test_the_list_fits_a_terminal():
+    for entry in entries("models"):
+        if entry.name in HYBRID:
+            assert len(f"{entry.name}  {entry.line}") <= 100, entry
+            assert re.search(r"\d M parameters at (10|1000) classes", entry.line)
 
 
 @pytest.mark.parametrize("name", HYBRID)
@@ -107,6 +124,61 @@ def test_a_batch_of_one(name):
     F.cross_entropy(model(x), torch.tensor([1])).backward()
     assert torch.isfinite(model(x)).all()
     assert build(name, 3, 28, 1).eval()(x).shape == (1, 3)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_sizes_of_images_and_batches(name):
+    for i, size in enumerate(SIZES.get(name, (4, 7, 8, 28, 32, 36))):
+        check_forward(build(name, 3, size, 1 + 2 * (i % 2), drop_path=0.2), 1, 2)
+
+
+@pytest.mark.parametrize("name", sorted({*TINY} - {*POSITIONED}))
+def test_shapes_do_not_depend_on_the_size_of_the_image(name):
+    # Windows follow the image, but 28 and 32 px are padded to the same.
+    sizes = (28, 32) if name in ("gcvit_tiny32", "maxvit_tiny32") else (8, 28, 32)
+    shapes = [{key: value.shape for key, value in on_meta(name, 10, size).state_dict().items()} for size in sizes]
+    assert all(other == shapes[0] for other in shapes)
+
+
+@pytest.mark.parametrize("name", ["gcvit_tiny32", "maxvit_tiny32"])
+def test_images_are_padded_evenly(name):
+    small, large = build(name, 10, 28).eval(), build(name, 10, 32).eval()
+    large.load_state_dict(small.state_dict())
+    x, padded = torch.randn(2, 3, 28, 28), torch.zeros(2, 3, 32, 32)
+    padded[:, :, 2:30, 2:30] = x
+    assert torch.equal(small(x), large(padded))
+
+
+@pytest.mark.parametrize("number", [1, 3, 4])
+def test_halving_leaves_2_x_2(number):
+    for side in range(2, 70):
+        found, after = halving_strides(side, number), side
+        for stride in found:
+            assert stride == (2 if after > 2 else 1)
+            after = (after + stride - 1) // stride
+        assert after == max(2, -(-side // 2**number))
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_an_empty_batch_has_features(name):
+    model = build(name, 3, 28, 1).eval()
+    x = torch.empty(0, 1, 28, 28)
+    assert model.features(x).shape == (0, model.num_features)
+    assert model(x).shape == (0, 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_at_their_size(name, training):
+    model = build(name, 1000).train(training)
+    alone = not (training and name in NEEDS_TWO)
+    check_forward(model, *((1, 2) if alone else (2,)))
+    if not alone:
+        with pytest.raises(ValueError, match="more than 1 value"):
+            model(torch.randn(1, 3, model.image_size, model.image_size))
+    del model
+    gc.collect()  # the largest takes gigabytes with its gradients
 
 
 @pytest.mark.parametrize("name", TINY)

@@ -52,7 +52,7 @@ def pairs():
             yield pytest.param(model, strategy, marks=() if j == i % len(OPTIONS) else pytest.mark.slow)
 
 
-@pytest.mark.parametrize(("model", "strategy"), pairs())
+@pytest.mark.parametrize(("model", "strategy"), list(pairs()))
 def test_a_round(model, strategy, tmp_path):
     result = go(tmp_path, strategy, model)
     assert result.summary["num_failures"] == 0

@@ -52,7 +52,12 @@ class Host:
     @cached_property
     def model(self) -> Model:
         """The experiment's model, built when a strategy first asks for it: where only representations travel, never."""
-        return build_model(self.experiment, self.data).to(self.device)
+        model, local = build_model(self.experiment, self.data).to(self.device), self.experiment.client
+        if local.channels_last:
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if local.compile:
+            model.features = torch.compile(model.features)  # type: ignore[method-assign]
+        return model
 
     @cached_property
     def local_names(self) -> frozenset[str]:
@@ -110,6 +115,8 @@ class Host:
             return self._prepared[key][1]
         moved = examples.images.to(self.device)
         images = transforms.normalize(moved, self.data.mean, self.data.std, self.dtype)
+        if self.experiment.client.channels_last and images.dim() == 4:
+            images = images.contiguous(memory_format=torch.channels_last)
         ready = (images, examples.labels.to(self.device))
         size = images.numel() * images.element_size()
         # The examples are kept beside their tensors, so that their id cannot be given to others meanwhile.

@@ -18,7 +18,7 @@ from strategies import registry as strategies
 
 ENGINES = ("inline", "ray", "grpc")
 HEADS = ("shared", "per_task")
-NORMS = ("average", "local", "group")
+NORMS = ("average", "local", "group", "layer")
 _RUN_NAME = re.compile(r"\w[\w.-]*")
 
 

@@ -13,7 +13,10 @@ from core.device import parameter_dtype
 from data.federation import Federation
 from models import norm, registry
 from models.base import Model
+from models.checkpointing import checkpoint_blocks
 
+# What `model.norm` puts in the place of batch norm: the largest number of groups.
+NORM_GROUPS = {"group": 8, "layer": 1}
 _cache: dict[str, Federation] = {}
 
 
@@ -49,7 +52,9 @@ def build_model(experiment: Experiment, data: Federation) -> Model:
 
     def factory() -> Model:
         model = make()
-        return norm.replace_batch_norm(model) if config.norm == "group" else model
+        if config.norm in NORM_GROUPS:
+            model = norm.replace_batch_norm(model, NORM_GROUPS[config.norm])
+        return checkpoint_blocks(model) if config.checkpoint else model
 
     return building.build_seeded(factory, experiment.run.seed, parameter_dtype(experiment.client.precision))
 

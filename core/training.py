@@ -41,6 +41,10 @@ class LocalConfig:
         clip_norm: Largest gradient norm; 0 does not clip.
         device: auto, cpu, cuda or mps.
         precision: fp64, fp32, or bf16 / fp16 by autocast over float32 parameters.
+        channels_last: Keep images and convolutions' weights in the memory order [B, H, W, C], which low precision on a
+            GPU likes.
+        compile: Compile the model by `torch.compile`, which needs a C++ compiler on a CPU. Neither this nor
+            `channels_last` gives the same bits as without.
     """
 
     epochs: int = 1
@@ -55,6 +59,8 @@ class LocalConfig:
     clip_norm: float = 0.0
     device: str = "auto"
     precision: str = "fp32"
+    channels_last: bool = False
+    compile: bool = False
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ Shapes: B batch, I input channels, H height, W width, D features, C classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeGuard
 
 from torch import Tensor, nn
 
@@ -49,6 +50,29 @@ class Model(nn.Module):
             )
 
 
+class Block(nn.Module):
+    """A residual block of a trunk: what `models.checkpointing` recomputes in the backward pass.
+
+    A family derives its blocks from it and calls them as modules. It adds nothing to the state.
+    """
+
+
+def check_image_size(name: str, image_size: int, multiple: int, least: int | None = None) -> int:
+    """Return `image_size` if it is a multiple of `multiple` and not below `least` (None: `multiple`).
+
+    Raises:
+        ValueError: It is not; the message names the nearest size that is.
+    """
+    smallest = multiple * -(-(least or multiple) // multiple)
+    if image_size % multiple or image_size < smallest:
+        works = max(smallest, multiple * round(image_size / multiple))
+        needed = f"a multiple of {multiple} px" if multiple > 1 else "an image"
+        raise ValueError(
+            f"model.image_size: {name} needs {needed}, {smallest} px or more, found {image_size}; use {works}"
+        )
+    return image_size
+
+
 def check_count(key: str, value: object) -> int:
     """Return `value` if it is a whole number of at least one; raise `ValueError` naming the key otherwise."""
     # bool is an int to Python, but `width: true` in a YAML file is a slip.
@@ -57,11 +81,53 @@ def check_count(key: str, value: object) -> int:
     return value
 
 
-def check_counts(key: str, values: object, length: int) -> tuple[int, ...]:
-    """Return `values` as a tuple of `length` whole numbers of at least one; raise `ValueError` otherwise."""
-    if isinstance(values, str) or not isinstance(values, Sequence) or len(values) != length:
-        raise ValueError(f"{key} should be a list of {length} whole numbers, found {values!r}")
-    return tuple(check_count(key, value) for value in values)
+def _is_list(values: object, length: int | None) -> TypeGuard[Sequence[object]]:
+    """Say whether `values` is a list of `length`, or with None one that is not empty."""
+    if isinstance(values, str) or not isinstance(values, Sequence):
+        return False
+    return bool(values) if length is None else len(values) == length
+
+
+def check_counts(key: str, values: object, length: int | None = None, multiple: int = 1) -> tuple[int, ...]:
+    """Return `values` as a tuple of whole numbers of at least one.
+
+    Args:
+        key: The key that an error names.
+        values: What to check.
+        length: How many there should be; None is any number but none.
+        multiple: What should divide each of them.
+
+    Raises:
+        ValueError: They are not.
+    """
+    if not _is_list(values, length):
+        expected = "whole numbers that is not empty" if length is None else f"{length} whole numbers"
+        raise ValueError(f"{key} should be a list of {expected}, found {values!r}")
+    counts = tuple(check_count(key, value) for value in values)
+    if any(count % multiple for count in counts):
+        raise ValueError(f"{key} should be multiples of {multiple}, found {list(counts)}")
+    return counts
+
+
+def check_lists(key: str, values: object, length: int | None = None) -> list[tuple[int, ...]]:
+    """Return `values` as a list of `length` (None: any number of) tuples of counts; raise `ValueError` otherwise."""
+    if not _is_list(values, length):
+        expected = "a list of lists" if length is None else f"{length} lists"
+        raise ValueError(f"{key} should be {expected} of whole numbers, one a stage, found {values!r}")
+    return [check_counts(key, each) for each in values]
+
+
+def check_divides(key: str, value: object, dims: Sequence[int], dims_key: str = "model.sizes.dims") -> int:
+    """Return `value` if it is a count that divides all of `dims`, the channels of key `dims_key`, as heads do.
+
+    Raises:
+        ValueError: It is or does not; the message names both keys.
+    """
+    count = check_count(key, value)
+    for dim in dims:
+        if dim % count:
+            raise ValueError(f"{key}: {count} does not divide {dim} channels ({dims_key})")
+    return count
 
 
 def check_fraction(key: str, value: object) -> float:
@@ -69,3 +135,17 @@ def check_fraction(key: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
         raise ValueError(f"{key} should be a number from 0 to below 1, found {value!r}")
     return float(value)
+
+
+def check_positive(key: str, value: object) -> float:
+    """Return `value` if it is a number above 0; raise `ValueError` naming the key otherwise."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise ValueError(f"{key} should be a number above 0, found {value!r}")
+    return float(value)
+
+
+def check_flag(key: str, value: object) -> bool:
+    """Return `value` if it is true or false; raise `ValueError` naming the key otherwise."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{key} should be true or false, found {value!r}")
+    return value

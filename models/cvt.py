@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.base import Model, check_count, check_counts, check_fraction
-from models.layers import drop_path, quick_gelu, to_map, to_tokens
+from models.base import Block, Model, check_count, check_counts, check_divides, check_fraction
+from models.layers import drop_path, join_heads, quick_gelu, split_heads, to_map, to_tokens
 
 
 @dataclass(frozen=True)
@@ -83,17 +83,16 @@ class Attention(nn.Module):
         if self.with_cls:
             projected = [torch.cat((cls, part), dim=1) for part in projected]
         # [B, N or M, C] -> [B, A, N or M, C / A]
-        head_dim = tokens.shape[2] // self.heads
         q, k, v = (
-            linear(part).view(len(part), -1, self.heads, head_dim).transpose(1, 2)
+            split_heads(linear(part), self.heads)[0]
             for linear, part in zip((self.q, self.k, self.v), projected, strict=True)
         )
         mixed = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
-        attended: Tensor = self.out(mixed.transpose(1, 2).flatten(2))
+        attended: Tensor = self.out(join_heads(mixed))
         return attended
 
 
-class Block(nn.Module):
+class CvTBlock(Block):
     """Pre-norm block: x += Attention(LN x); x += MLP(LN x)."""
 
     def __init__(self, dim: int, heads: int, mlp_ratio: int, with_cls: bool, drop_rate: float) -> None:
@@ -123,7 +122,7 @@ class Stage(nn.Module):
         self.cls = nn.Parameter(torch.zeros(1, 1, sizes.dim)) if with_cls else None
         # The rate rises from 0 at the first block to `drop_rate` at the last; an only block is the last.
         rates = [*(drop_rate * i / (sizes.depth - 1) for i in range(sizes.depth - 1)), drop_rate]
-        self.blocks = nn.ModuleList(Block(sizes.dim, sizes.heads, mlp_ratio, with_cls, rate) for rate in rates)
+        self.blocks = nn.ModuleList(CvTBlock(sizes.dim, sizes.heads, mlp_ratio, with_cls, rate) for rate in rates)
 
     def forward(self, image_map: Tensor) -> tuple[Tensor, int, int]:
         """Return tokens [B, N, C], H and W of this stage, of a map [B, C', H', W'] of the stage before."""
@@ -212,7 +211,7 @@ def _published(num_classes: int, image_size: int, in_channels: int, depths: Sequ
 
 
 def cvt_13(num_classes: int, image_size: int = 224, in_channels: int = 3, *, drop_path: float = 0.1) -> CvT:
-    """CvT-13 of the paper: 13 blocks, 20.0 M parameters at 1000 classes.
+    """CvT-13: 13 blocks, 20.0 M parameters at 1000 classes.
 
     Below 35 px the last stage has a single key and value beside the class token: its batch norm then sees one
     value a channel and image, and cannot train on a batch of one.
@@ -230,7 +229,7 @@ def cvt_13(num_classes: int, image_size: int = 224, in_channels: int = 3, *, dro
 
 
 def cvt_21(num_classes: int, image_size: int = 224, in_channels: int = 3, *, drop_path: float = 0.1) -> CvT:
-    """CvT-21 of the paper: 21 blocks, 31.6 M parameters at 1000 classes.
+    """CvT-21: 21 blocks, 31.6 M parameters at 1000 classes.
 
     Arguments, errors and the note on images below 35 px are those of `cvt_13`.
     """
@@ -261,12 +260,12 @@ def cvt_tiny32(
     strides: Sequence[int] | None = None,
     drop_path: float = 0.0,
 ) -> CvT:
-    """A CvT for images of 8 to 32 px, not in the paper; 158 k parameters at 10 classes.
+    """A small CvT: 0.16 M parameters at 10 classes.
 
-    Every embedding is a 3 x 3 convolution, so that the parameters have the same shapes at every size of
-    image. With the default strides a batch of one trains at every size. Weights start as torch starts them:
-    from the deviation of 0.02 that suits the published sizes, this one learns markedly slower in its first
-    epochs.
+    For images of 8 to 32 px; not in the paper. Every embedding is a 3 x 3 convolution, so that the parameters have the
+    same shapes at every size of image. With the default strides a batch of one trains at every size. Weights start as
+    torch starts them: from the deviation of 0.02 that suits the published sizes, this one learns markedly slower in its
+    first epochs.
 
     Args:
         num_classes: K, the number of logits.
@@ -292,8 +291,7 @@ def cvt_tiny32(
     check_count("model.sizes.mlp_ratio", mlp_ratio)
     check_fraction("model.sizes.drop_path", drop_path)
     for dim, head in zip(dims, heads, strict=True):
-        if dim % head:
-            raise ValueError(f"model.sizes.heads: {head} heads do not divide {dim} channels (model.sizes.dims)")
+        check_divides("model.sizes.heads", head, [dim])
     stages = tuple(
         StageSizes(dim, depth, head, kernel=3, stride=stride, padding=1)
         for dim, depth, head, stride in zip(dims, depths, heads, strides, strict=True)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.base import Model, check_count
+from models.base import Block, Model, check_count
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,
@@ -24,7 +24,7 @@ NORMS: dict[str, Callable[[int], nn.Module]] = {
 }
 
 
-class BasicBlock(nn.Module):
+class BasicBlock(Block):
     """y = relu(F(x) + s(x)): F two 3 x 3 convolutions, s the identity, or a 1 x 1 convolution where shapes differ."""
 
     def __init__(self, inputs: int, outputs: int, stride: int, norm: Callable[[int], nn.Module], bias: bool) -> None:

@@ -115,7 +115,7 @@ def _models() -> Iterator[Entry]:
         docs = _section(inspect.getdoc(getattr(sys.modules[module], factory)) or "", "Args")
         found = (Option(key, value, docs.get(key, "")) for key, value in options.items() if key != "image_size")
         size = options.get("image_size")
-        published = f" Published for {size} x {size} pixels." if size else ""
+        published = f" Images of {size} px." if size else ""
         yield Entry(name, models.describe(name) + published, tuple(found))
 
 

@@ -66,7 +66,7 @@ REFUSED = [
     ("=3", "An override is key=value"),
     ("strategy.name=fedprx", "strategy.name.*Did you mean 'fedprox'"),
     ("strategy.name=nowhere.to_be:Found", "strategy.name=nowhere.to_be:Found"),
-    ("model.name=cvt_tiny", "model.name.*Did you mean 'cvt_tiny32'"),
+    ("model.name=cvt_tiny", "model.name.*Did you mean .*'cvt_tiny32'"),
     ("data.name=digit", "data.name.*Did you mean 'digits'"),
     ("data.partition=dirichlett", "data.partition.*Did you mean 'dirichlet'"),
     ("data.augment=flips", "data.augment.*Did you mean 'flip'"),

@@ -17,21 +17,9 @@ from models.cvt import Attention, CvT
 from models.layers import drop_path, quick_gelu, to_map, to_tokens
 from models.norm import batch_norm_names, integer_buffer_names, replace_batch_norm
 from models.weights import load_state, parameter_names, shared_state
+from tests.models_helpers import count, num_parameters, seeded_with
 
-
-@pytest.fixture(autouse=True)
-def seeded():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
-        yield
-
-
-def num_parameters(model):
-    return sum(parameter.numel() for parameter in model.parameters())
-
-
-def count(model, kind):
-    return sum(isinstance(module, kind) for module in model.modules())
+seeded = seeded_with(7)
 
 
 class Tied(Model):
@@ -88,17 +76,6 @@ def test_tiny_count_does_not_depend_on_the_image_size():
 
 
 # Forward ----------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("name", ["cvt_13", "cvt_21"])
-@pytest.mark.parametrize("training", [True, False])
-def test_published_models_at_224(name, training):
-    model = build(name, 1000).train(training)
-    for batch in (1, 2):
-        with torch.no_grad():
-            logits = model(torch.randn(batch, 3, 224, 224))
-        assert logits.shape == (batch, 1000)
-        assert torch.isfinite(logits).all()
 
 
 @pytest.mark.parametrize("name", ["cnn", "cvt_tiny32"])
@@ -407,7 +384,7 @@ def test_sizes_reach_the_model():
 @pytest.mark.parametrize(
     ("arguments", "sizes", "message"),
     [
-        (("cvt_tiny", 10), {}, r"Unknown model 'cvt_tiny' \(key model\.name\)\. Did you mean 'cvt_tiny32'"),
+        (("cvt_tiny", 10), {}, r"Unknown model 'cvt_tiny' \(key model\.name\)\. Did you mean .*'cvt_tiny32'"),
         (("cnn", 10), {"widht": 3}, r"'widht' \(key model\.sizes\.widht\)\. Did you mean 'width'"),
         (("cnn", 10), {"width": 0}, r"model\.sizes\.width should be a whole number of at least 1, found 0"),
         (("cnn", 10), {"hidden": True}, r"model\.sizes\.hidden .* found True"),
@@ -420,7 +397,7 @@ def test_sizes_reach_the_model():
         (("cvt_tiny32", 10, 3), {}, r"model\.image_size: .* 4 px or more, found 3; use 28 or 32"),
         (("cvt_tiny32", 10), {"dims": (8, 8)}, r"model\.sizes\.dims should be a list of 3 whole numbers"),
         (("cvt_tiny32", 10), {"dims": "888"}, r"model\.sizes\.dims should be a list of 3 whole numbers"),
-        (("cvt_tiny32", 10), {"heads": (1, 2, 7)}, r"model\.sizes\.heads: 7 heads do not divide 96 channels"),
+        (("cvt_tiny32", 10), {"heads": (1, 2, 7)}, r"model\.sizes\.heads: 7 does not divide 96 channels"),
         (("no_such_package.module:Net", 10), {}, r"Cannot import.*installed on the server and on every node"),
         (("models.cnn:Missing", 10), {}, r"Cannot import model 'models\.cnn:Missing'"),
     ],

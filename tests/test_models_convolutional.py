@@ -11,15 +11,12 @@ from models import build, describe, options
 from models.norm import batch_norm_names, replace_batch_norm
 from models.resnet import BasicBlock
 from models.weights import load_state, shared_state
+from tests.models_helpers import seeded_with
 
 NAMES = ("resnet18", "resnet34", "alexnet_small")
 
 
-@pytest.fixture(autouse=True)
-def seeded():
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(7)
-        yield
+seeded = seeded_with(7)
 
 
 def num_parameters(name: str, *arguments: int, **sizes) -> int:

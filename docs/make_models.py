@@ -1,0 +1,192 @@
+"""Write docs/models.md: what each model of the zoo is, costs and reaches.
+
+    python docs/make_models.py            # writes the page
+    python docs/make_models.py --check    # exits with 1 if the page is out of date
+
+Parameters, operations, activations, bytes and sizes are read off the models (models/facts.py); speeds and accuracies
+are those that benchmarks/zoo.py and benchmarks/zoo_accuracy.py wrote to benchmarks/results.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import sys
+from pathlib import Path
+from typing import Any
+
+from models import names, registry
+from models.facts import Facts, facts
+from models.registry import TABLE
+
+ROOT = Path(__file__).resolve().parent.parent
+PAGE = ROOT / "docs" / "models.md"
+RESULTS = ROOT / "benchmarks" / "results"
+
+HEAD = """\
+# Models
+
+<!-- Written by docs/make_models.py from the code and from benchmarks/results. Do not edit by hand. -->
+
+One word in an experiment changes the model: `model.name=maxvit_tiny32`, with its sizes under `model.sizes`
+(`umbel list models`). Every model has `features(x)` and a linear `head`. From Python:
+
+```python
+from models import build, names
+
+model = build("uniformer_s", num_classes=100)               # at the published 224 px
+small = build("uniformer_tiny32", 10, image_size=28, in_channels=1)
+assert model.features and len(names()) > 60
+```
+
+| key | |
+|---|---|
+| `model.norm` | `average` batch norm with all else, keep it `local`, or put `group` or `layer` norm in its place |
+| `model.checkpoint` | compute blocks again in the backward pass: less memory, the same bits |
+| `client.precision` | `bf16` and `fp16` by autocast; Fourier transforms and complex parts stay in float32 |
+| `client.channels_last`, `client.compile` | memory order and `torch.compile`; other bits than without |
+
+All were written from the papers' equations in plain PyTorch; no published weights are loaded. The file of each family
+says what was not clear and how it was decided.
+"""
+
+LEGEND = """\
+**Parameters**: numbers that are trained. **MMACs** / **GMACs**: multiply-adds of one image's forward pass in matrix
+products and convolutions, by `torch.utils.flop_counter`; Fourier transforms (AFFNet) are not counted. **Activations**:
+MB that the backward pass of one image keeps in float32. **MB a round**: down and up for one client in float32,
+batch-norm statistics included. **Norms**: layers of batch, layer and group norm. **Smallest**: the smallest image, in
+pixels, that can be trained on.
+"""
+
+ACCURACY = """## Accuracy for bytes
+
+Fashion-MNIST over 10 clients, Dirichlet 0.5, 20 rounds of 5 clients and 10 steps of 32 (`fashion_zoo`), Adam at the
+better of two rates on validation data; the CNN is `cnn` of the width with as many bytes, tuned alike. One seed, by
+`python benchmarks/zoo_accuracy.py all --picture docs/images/zoo.svg`:
+
+![Accuracy over bytes a round](images/zoo.svg)
+"""
+
+SPEED = """## Speed
+
+By `python benchmarks/zoo.py tiny` and `python benchmarks/zoo.py published`. The ratio says how many times longer a
+multiply-add takes than in `resnet18` of equal operations for the same image, timed in turn in the same process.
+"""
+
+READING = ""
+
+
+def million(number: float) -> str:
+    """Write a number in millions."""
+    return f"{number / 1e6:.2f} M" if number >= 1e5 else f"{number / 1e3:.0f} k"
+
+
+def row(found: Facts, unit: float) -> str:
+    """Return the row of a model."""
+    cells = [
+        million(found.parameters),
+        f"{found.macs / unit:.1f}" if found.macs / unit >= 1 else f"{found.macs / unit:.2f}",
+        f"{found.activation_bytes / 1e6:.2f}",
+        f"{found.bytes_per_round / 1e6:.2f}",
+        " / ".join(str(found.norms[kind]) for kind in ("batch", "layer", "group")),
+        str(found.image_size),
+        str(found.smallest),
+    ]
+    return f"| `{found.name}` | {' | '.join(cells)} |"
+
+
+def table(models: list[Facts], unit: float, prefix: str) -> list[str]:
+    """Return the table of models."""
+    return [
+        f"| model | parameters | {prefix}MACs | activations (MB) | MB a round | norms | image | smallest |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
+        *(row(found, unit) for found in models),
+    ]
+
+
+def speeds() -> list[str]:
+    """Return what benchmarks/zoo.py measured, by hardware."""
+    path = RESULTS / "zoo.json"
+    found: dict[str, list[dict[str, Any]]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    lines = []
+    for where, rows in found.items():
+        lines += [
+            f"**{where}**",
+            "",
+            "| model | batch | way | training, images/s | ratio per MAC | inference, images/s | ratio per MAC |",
+            "|---|---:|---|---:|---:|---:|---:|",
+        ]
+        for each in rows:
+            cells = [f"`{each['model']}`", str(each["batch"]), each["way"]]
+            for kind in ("train", "predict"):
+                cells += [f"{each[f'{kind}_images_per_second']:.1f}", f"{each[f'{kind}_ratio']:.2f}"]
+            lines.append(f"| {' | '.join(cells)} |")
+        lines.append("")
+    return lines
+
+
+def accuracies(part: str) -> list[str]:
+    """Return a table of benchmarks/zoo_accuracy.py."""
+    path = RESULTS / "zoo_accuracy.json"
+    found = json.loads(path.read_text(encoding="utf-8")).get(part, []) if path.exists() else []
+    lines = [
+        "| model | MB a round | learning rate | accuracy, % | plain CNN of as many bytes, % | gain |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for each in sorted(found, key=lambda each: -statistics.fmean(each["accuracy"])):
+        gains = [100 * (a - b) for a, b in zip(each["accuracy"], each["cnn_accuracy"], strict=True)]
+        cells = [f"{8 * each['shared'] / 1e6:.2f}", f"{each['lr']:g}"]
+        cells += [_percent(each["accuracy"]), _percent(each["cnn_accuracy"])]
+        error = f" ± {statistics.stdev(gains) / len(gains) ** 0.5:.2f}" if len(gains) > 1 else ""
+        lines.append(f"| `{each['model']}` | {' | '.join(cells)} | {statistics.fmean(gains):+.2f}{error} |")
+    return lines
+
+
+def _percent(values: list[float]) -> str:
+    spread = f" ± {100 * statistics.stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{100 * statistics.fmean(values):.2f}{spread}"
+
+
+def page() -> str:
+    """Return the page."""
+    tiny = [name for name in names() if name.endswith("_tiny32")]
+    families = {TABLE[name][0] for name in tiny}
+    published = [name for name in names() if TABLE[name][0] in families and name not in tiny]
+    described = [f"| `{name}` | {registry.describe(name)} |" for name in (*tiny, *published)]
+    parts = [
+        HEAD,
+        "## Small images\n",
+        "At 32 px with three channels and 10 classes, by `python docs/make_models.py`:\n",
+        *table([facts(name, 10) for name in tiny], 1e6, "M"),
+        "\n" + LEGEND,
+        ACCURACY,
+        *accuracies("all"),
+        "\nThe five best on validation data, three seeds, mean ± sample deviation, paired gain ± standard error, by",
+        "`python benchmarks/zoo_accuracy.py best`:\n",
+        *accuracies("best"),
+        "",
+        READING,
+        "## Published variants\n",
+        "At 1,000 classes and the published size of image, by `python docs/make_models.py`:\n",
+        *table([facts(name, 1000) for name in published], 1e9, "G"),
+        "\n" + SPEED,
+        *speeds(),
+        "## What each is\n",
+        "| model | |",
+        "|---|---|",
+        *described,
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def main() -> int:
+    """Write the page, or compare it with what is there."""
+    text = page()
+    if "--check" in sys.argv[1:]:
+        return int(text != PAGE.read_text(encoding="utf-8"))
+    PAGE.write_text(text, encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -17,6 +17,7 @@ from rich.text import Text
 
 from conf.load import describe, experiment_names
 from conf.schema import Experiment
+from core.names import unknown
 from data import encoders, partition
 from data import registry as data_sets
 from data.config import DataConfig
@@ -27,7 +28,7 @@ from strategies.registry import FLOWER_PREFIX
 
 HOW_TO_USE = {
     "strategies": "Use one: umbel run digits strategy.name=fedprox strategy.mu=0.1",
-    "models": "Use one: umbel run digits model.name=cnn model.sizes.width=16",
+    "models": "Its sizes: umbel list models cnn. Use one: umbel run digits model.name=cnn model.sizes.width=16",
     "data": "Use one: umbel run digits data.name=synthetic data.options.num_examples=2000",
     "encoders": "Use one: umbel run digits data.encoder=NAME",
     "partitions": "See one: umbel data show digits data.partition=dirichlet data.alpha=0.1",
@@ -73,9 +74,21 @@ class Entry:
         return {"name": self.name, "description": self.line, "options": options}
 
 
-def entries(kind: str) -> list[Entry]:
-    """Return everything of a kind: strategies, models, data, encoders, partitions, experiments or keys."""
-    return list(_KINDS[kind]())
+def entries(kind: str, part: str = "") -> list[Entry]:
+    """Return what there is of a kind: strategies, models, data, encoders, partitions, experiments or keys.
+
+    Args:
+        kind: One of these.
+        part: Leave out what does not have this in its name.
+
+    Raises:
+        core.names.UnknownNameError: Nothing has.
+    """
+    everything = list(_KINDS[kind]())
+    found = [entry for entry in everything if part in entry.name]
+    if not found:
+        raise unknown(f"name among the {kind}", part, [entry.name for entry in everything])
+    return found
 
 
 def attributes(kind: type) -> dict[str, str]:
@@ -171,8 +184,15 @@ _KINDS = {
 }
 
 
-def render(found: list[Entry], width: int) -> Group:
-    """Lay entries out for a terminal `width` characters wide."""
+def render(found: list[Entry], width: int, *, options: bool = True) -> Group:
+    """Lay entries out for a terminal `width` characters wide, with their options or without."""
+    if not options:
+        table = Table.grid(padding=(0, 2))
+        table.add_column(style="bold cyan", no_wrap=True)
+        table.add_column(overflow="fold")
+        for entry in found:
+            table.add_row(entry.name, entry.line)
+        return Group(table)
     parts: list[Any] = []
     for entry in found:
         parts.append(Text.assemble((entry.name, "bold cyan"), "  ", entry.line))

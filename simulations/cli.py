@@ -140,14 +140,18 @@ def stop(folder: str) -> None:
 
 @main.command("list", short_help="What there is: strategies, models, data, encoders, ...")
 @click.argument("kind", type=click.Choice(KINDS))
+@click.argument("part", default="", metavar="[PART]")
 @click.option("--json", "as_json", is_flag=True, help="For machines, on standard output.")
 @guarded
-def list_(kind: str, as_json: bool) -> None:
+def list_(kind: str, part: str, as_json: bool) -> None:
     """List what there is, each with a line of explanation and its options with their defaults.
+
+    With PART only what has this in its name. Models, which are many, show their options with PART alone.
 
     \b
     Examples:
       umbel list strategies
+      umbel list models tiny32
       umbel list keys
       umbel list models --json
     """  # noqa: D301 - click reads the backspace as "keep these lines"
@@ -155,12 +159,12 @@ def list_(kind: str, as_json: bool) -> None:
 
     from simulations import catalogue
 
-    entries = catalogue.entries(kind)
+    entries = catalogue.entries(kind, part)
     if as_json:
         click.echo(json.dumps([entry.plain() for entry in entries], indent=2, ensure_ascii=False))
         return
     console = Console(highlight=False)
-    console.print(catalogue.render(entries, console.width))
+    console.print(catalogue.render(entries, console.width, options=kind != "models" or bool(part)))
     console.print(catalogue.HOW_TO_USE[kind], style="dim", soft_wrap=True)
 
 

@@ -274,6 +274,16 @@ def test_list_has_every_name_with_a_line(kind: str) -> None:
     assert [entry["name"] for entry in plain] == [entry.name for entry in entries]
 
 
+def test_list_of_a_part() -> None:
+    every, some = umbel("list", "models"), umbel("list", "models", "cvt_t")
+    assert "strides" not in every.stdout  # sizes of sixty models are too much at once
+    assert "cvt_tiny32" in some.stdout and "strides=null" in some.stdout and "cvt_13" not in some.stdout
+    assert [entry["name"] for entry in json.loads(umbel("list", "models", "cvt_t", "--json").stdout)] == ["cvt_tiny32"]
+    nothing = umbel("list", "models", "cvt_tini32")
+    assert nothing.exit_code == 2
+    assert "Did you mean" in nothing.stderr and "cvt_tiny32" in nothing.stderr
+
+
 def test_options_are_explained() -> None:
     options = {
         f"{entry.name}.{option.name}": option for entry in catalogue.entries("strategies") for option in entry.options

@@ -126,10 +126,14 @@ def draw(known: Mapping[str, list[dict[str, object]]], path: Path) -> None:
     rows = known["all"]
     plain = sorted({(8 * int(str(row["cnn_shared"])) / 1e6, mean(row["cnn_accuracy"])) for row in rows})
     axes.plot(*zip(*plain, strict=True), "o-", color="0.6", markersize=3, label="plain CNN, by width")
-    for row in rows:
+    placed: list[tuple[float, float]] = []
+    for row in sorted(rows, key=lambda row: int(str(row["shared"]))):
         x, y = 8 * int(str(row["shared"])) / 1e6, mean(row["accuracy"])
+        near = any(abs(x - other) < 0.4 and abs(y - height) < 0.7 for other, height in placed)
+        placed.append((x, y))
         axes.plot(x, y, "o", color="tab:blue", markersize=5)
-        axes.annotate(str(row["model"]).removesuffix("_tiny32"), (x, y), (4, 4), textcoords="offset points", fontsize=8)
+        name = str(row["model"]).removesuffix("_tiny32")
+        axes.annotate(name, (x, y), (4, -10 if near else 4), textcoords="offset points", fontsize=8)
     axes.set_xlabel("MB a round and client, down and up")
     axes.set_ylabel("test accuracy after 20 rounds, %")
     axes.legend(frameon=False, loc="lower right")

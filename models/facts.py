@@ -86,7 +86,7 @@ def _images(model: Model, batch: int) -> Tensor:
 
 def macs(model: Model) -> int:
     """Return the multiply-adds of one image's forward pass; the model is on `meta`."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
+    with FlopCounterMode(display=False) as counter:
         model.eval()(_images(model, 1))
     model.train()
     return int(counter.get_total_flops()) // 2

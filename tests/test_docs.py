@@ -185,6 +185,12 @@ def test_the_page_of_keys_is_current() -> None:
     assert page() == (DOCS / "configuration.md").read_text(encoding="utf-8"), "run python docs/make_configuration.py"
 
 
+@pytest.mark.slow
+def test_the_page_of_models_is_current() -> None:
+    page = runpy.run_path(str(DOCS / "make_models.py"))["page"]
+    assert page() == (DOCS / "models.md").read_text(encoding="utf-8"), "run python docs/make_models.py"
+
+
 def test_every_strategy_has_a_page_in_the_index() -> None:
     index = (DOCS / "strategies" / "README.md").read_text(encoding="utf-8")
     for page in (DOCS / "strategies").glob("[a-z]*.md"):

@@ -125,6 +125,11 @@ def _combinations(experiment: Experiment) -> None:
         raise ExperimentError(f"data.alpha should be above 0, found {data.alpha!r}.")
     if not client.epochs and not client.max_steps:
         raise ExperimentError("client.epochs=0 and client.max_steps=0: a client would do nothing.")
+    if client.compile and experiment.model.checkpoint:
+        raise ExperimentError(
+            "client.compile=true and model.checkpoint=true do not go together: a compiler decides itself what to keep. "
+            "Set one of them to false."
+        )
     if client.nesterov and not client.momentum:
         raise ExperimentError("client.nesterov=true needs client.momentum above 0.")
     if client.optimizer != "sgd" and client.momentum:

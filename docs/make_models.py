@@ -29,7 +29,9 @@ HEAD = """\
 <!-- Written by docs/make_models.py from the code and from benchmarks/results. Do not edit by hand. -->
 
 One word in an experiment changes the model: `model.name=maxvit_tiny32`, with its sizes under `model.sizes`
-(`umbel list models`). Every model has `features(x)` and a linear `head`. From Python:
+(`umbel list models`). Every model has `features(x)` and a linear `head`; the published CAS-ViTs and `uniformer_xxs`
+have a second head beside it, which methods that work on features or head alone do not see
+(`model.sizes.second_head=false`, `model.sizes.class_head=false`). From Python:
 
 ```python
 from models import build, names
@@ -44,18 +46,31 @@ assert model.features and len(names()) > 60
 | `model.norm` | `average` batch norm with all else, keep it `local`, or put `group` or `layer` norm in its place |
 | `model.checkpoint` | compute blocks again in the backward pass: less memory, the same bits |
 | `client.precision` | `bf16` and `fp16` by autocast; Fourier transforms and complex parts stay in float32 |
-| `client.channels_last`, `client.compile` | memory order and `torch.compile`; other bits than without |
+| `client.channels_last` | the memory order that low precision likes; other bits than without |
+| `client.compile` | `torch.compile`, not with `model.checkpoint`; other bits than without |
 
 All were written from the papers' equations in plain PyTorch; no published weights are loaded. The file of each family
 says what was not clear and how it was decided.
+
+UniRepLKNet trains in a form with more branches than it needs to predict. `fold` makes the smaller form of a trained
+model: average first, fold then, since a folded average is not the average of folded models.
+
+```python
+from models import build
+from models.unireplknet import fold
+
+model = build("unireplknet_tiny32", 10)   # then `models.weights.load_state` of a run's model.safetensors
+small = fold(model)
+assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
+```
 """
 
 LEGEND = """\
 **Parameters**: numbers that are trained. **MMACs** / **GMACs**: multiply-adds of one image's forward pass in matrix
 products and convolutions, by `torch.utils.flop_counter`; Fourier transforms (AFFNet) are not counted. **Activations**:
-MB that the backward pass of one image keeps in float32. **MB a round**: down and up for one client in float32,
-batch-norm statistics included. **Norms**: layers of batch, layer and group norm. **Smallest**: the smallest image, in
-pixels, that can be trained on.
+MB that the backward pass of one image keeps in float32, matrices of attention included (fused kernels keep less). **MB
+a round**: down and up for one client in float32, batch-norm statistics included. **Norms**: layers of batch, layer and
+group norm. **Smallest**: the smallest image, in pixels, that can be trained on.
 """
 
 ACCURACY = """## Accuracy for bytes
@@ -79,8 +94,8 @@ take three times as long per multiply-add as dense convolutions.
 READING = """\
 * **In so short a budget the plain CNN is hard to beat**: over three seeds none of the five is above it by two standard
   errors, CvT is below it by as much. All learn and none diverges.
-* ConViT, MaxViT and GC ViT are last after 200 steps a client. MaxViT likes smaller rates than the two that were tried
-  (see its docstring).
+* ConViT, MaxViT and GC ViT are last after at most 200 steps a client. MaxViT likes smaller rates than the two that were
+  tried (see its docstring).
 * The rates were chosen on one seed; the CNN's differences from one width to the next show how large noise is.
 """
 

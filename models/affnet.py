@@ -2,8 +2,8 @@
 
 Source: Huang et al. 2023, "Adaptive Frequency Filters As Efficient Global Token Mixers" (arXiv 2307.14008), section
 3; Guibas et al. 2022 (arXiv 2111.13587) for the block-diagonal complex perceptron with soft shrinkage. Written from
-the equations. As in the published models, filter blocks have layer norm over channels and places at once, all else has
-batch norm, and activations are SiLU.
+the equations. Filter blocks have layer norm over channels and places at once, all else has batch norm, which others
+report of the published weights. Activations are SiLU; hard swish is reported as well, and the count does not tell.
 
 The product with a mask in the frequency domain is a circular convolution of the map with a kernel as large as the map,
 another one for each image and channel.

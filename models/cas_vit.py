@@ -38,6 +38,7 @@ class AdditiveMixer(nn.Module):
         self.dim = dim
         self.qkv = nn.Conv2d(dim, 3 * dim, 1, bias=False)
         # Queries and keys have weights of their own, side by side in layers of two groups: half as many operations.
+        # Under `model.norm=group` or `layer` they are normalised together.
         self.local = depthwise(2 * dim)
         self.norm = nn.BatchNorm2d(2 * dim)
         self.spatial = nn.Conv2d(2 * dim, 2, 1, groups=2, bias=False)

@@ -180,7 +180,7 @@ def _published(
     """Build a ConViT of the paper; they differ in their heads, each of 48 channels."""
     model = ConViT(
         num_classes,
-        check_image_size(name, image_size, 16),
+        check_image_size(name, image_size, 16, 32),
         in_channels,
         patch=16,
         dim=48 * heads,
@@ -269,7 +269,7 @@ def convit_tiny32(
         ValueError: A size is out of range; the message names its key.
     """
     check_count("model.sizes.patch", patch)
-    check_image_size("convit_tiny32", image_size, patch)
+    check_image_size("convit_tiny32", image_size, patch, 2 * patch)
     check_count("model.sizes.dim", dim)
     if isqrt(check_count("model.sizes.heads", heads)) ** 2 != heads:
         raise ValueError(f"model.sizes.heads should be the places of a square kernel, found {heads}; use 4 or 9")

@@ -74,7 +74,7 @@ class FusedMBConv(nn.Module):
     def __init__(self, dim: int) -> None:
         super().__init__()
         self.depthwise = depthwise(dim, bias=False)
-        self.excite = SqueezeExcite(dim, dim // 4, bias=False, gelu=True)
+        self.excite = SqueezeExcite(dim, dim // 4, bias=False, activation=F.gelu)
         self.pointwise = nn.Conv2d(dim, dim, 1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -218,7 +218,7 @@ class GCViT(Model):
 
     Args:
         num_classes: K.
-        image_size: H = W of an image; the right and lower edges are padded with zeros up to `padded_size`.
+        image_size: H = W of an image; the edges are padded with zeros, evenly, up to `padded_size`.
         in_channels: I.
         stages: Their numbers.
         mlp_ratio: Hidden width of an MLP as a multiple of the channels.

@@ -5,7 +5,7 @@ Shapes: B batch, N = H W tokens on a map of H x W, C channels, P side of a windo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -230,19 +230,21 @@ class SqueezeExcite(nn.Module):
         dim: C.
         hidden: Channels in between.
         bias: Whether the two 1 x 1 convolutions have biases.
-        gelu: GELU in between in place of ReLU.
+        activation: What is in between.
     """
 
-    def __init__(self, dim: int, hidden: int, bias: bool = True, gelu: bool = False) -> None:
+    def __init__(
+        self, dim: int, hidden: int, bias: bool = True, activation: Callable[[Tensor], Tensor] = F.relu
+    ) -> None:
         super().__init__()
         self.reduce = nn.Conv2d(dim, hidden, 1, bias=bias)
         self.expand = nn.Conv2d(hidden, dim, 1, bias=bias)
-        self.gelu = gelu
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the weighted map [B, C, H, W]."""
         squeezed = self.reduce(x.mean(dim=(2, 3), keepdim=True))
-        return x * torch.sigmoid(self.expand(F.gelu(squeezed) if self.gelu else F.relu(squeezed)))
+        return x * torch.sigmoid(self.expand(self.activation(squeezed)))
 
 
 def initialise_linear(

@@ -90,7 +90,7 @@ class MBConv(nn.Module):
         self.norm1 = nn.BatchNorm2d(hidden, eps=NORM_EPS)
         self.depthwise = nn.Conv2d(hidden, hidden, 3, stride, padding=1, groups=hidden, bias=False)
         self.norm2 = nn.BatchNorm2d(hidden, eps=NORM_EPS)
-        self.excite = SqueezeExcite(hidden, max(1, outputs // 4))
+        self.excite = SqueezeExcite(hidden, max(1, outputs // 4), activation=F.silu)
         self.project = nn.Conv2d(hidden, outputs, 1)
 
     def forward(self, x: Tensor) -> Tensor:

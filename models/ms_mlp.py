@@ -168,38 +168,47 @@ class MSMLP(Model):
         return features
 
 
-def _published(name: str, num_classes: int, image_size: int, in_channels: int, depth: int, drop_rate: float) -> MSMLP:
+def _published(
+    name: str, num_classes: int, image_size: int, in_channels: int, depth: int, scale: float, drop_rate: float
+) -> MSMLP:
     """Build a published MS-MLP; they differ in the depth of the third stage."""
     check_image_size(name, image_size, 4, 32)
+    check_positive("model.sizes.layer_scale", scale)
     check_fraction("model.sizes.drop_path", drop_rate)
     kernels = ((1, 1, 3, 5, 7), (1, 3, 3, 5, 7), (1, 5, 5, 5, 7), (1, 7, 7, 7, 7))
     stages = [StageSizes(96 * 2**i, depth if i == 2 else 3, stage_kernels) for i, stage_kernels in enumerate(kernels)]
-    model = MSMLP(num_classes, image_size, in_channels, stages, patch=4, mlp_ratio=4, scale=1e-6, drop_rate=drop_rate)
+    model = MSMLP(num_classes, image_size, in_channels, stages, patch=4, mlp_ratio=4, scale=scale, drop_rate=drop_rate)
     initialise_linear(model)
     return model
 
 
-def ms_mlp_t(num_classes: int, image_size: int = 224, in_channels: int = 3, *, drop_path: float = 0.1) -> MSMLP:
+def ms_mlp_t(
+    num_classes: int, image_size: int = 224, in_channels: int = 3, *, layer_scale: float = 1e-6, drop_path: float = 0.1
+) -> MSMLP:
     """MS-MLP-T: depths 3, 3, 9, 3; 28.7 M parameters at 1000 classes.
 
     Args:
         num_classes: K, the number of logits.
         image_size: The side of an image in pixels, a multiple of 4 from 32 on.
         in_channels: I, 1 for grey and 3 for colour.
+        layer_scale: Where the factors on the residual branches begin. From 1e-6, as published, the blocks stay the
+            identity for as long as a short federated run lasts: take 1e-2 or more there.
         drop_path: Stochastic depth of the last block; it rises linearly from 0 at the first.
 
     Raises:
         ValueError: A size is out of range; the message names its key.
     """
-    return _published("ms_mlp_t", num_classes, image_size, in_channels, 9, drop_path)
+    return _published("ms_mlp_t", num_classes, image_size, in_channels, 9, layer_scale, drop_path)
 
 
-def ms_mlp_s(num_classes: int, image_size: int = 224, in_channels: int = 3, *, drop_path: float = 0.4) -> MSMLP:
+def ms_mlp_s(
+    num_classes: int, image_size: int = 224, in_channels: int = 3, *, layer_scale: float = 1e-6, drop_path: float = 0.4
+) -> MSMLP:
     """MS-MLP-S: depths 3, 3, 27, 3; 50.3 M parameters at 1000 classes.
 
     Arguments and errors are those of `ms_mlp_t`.
     """
-    return _published("ms_mlp_s", num_classes, image_size, in_channels, 27, drop_path)
+    return _published("ms_mlp_s", num_classes, image_size, in_channels, 27, layer_scale, drop_path)
 
 
 def ms_mlp_tiny32(

@@ -261,9 +261,11 @@ class HourglassUniFormer(Model):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits [B, K] of images [B, I, H, W]: in training the mean of two heads', else the first's."""
+        if self.class_head is None or not self.training:
+            return super().forward(x)  # by `features`, which may be compiled
         features, cls = self._trunk(x)
-        logits: Tensor = self.head(features)
-        return (logits + self.class_head(cls)) / 2 if self.class_head is not None and self.training else logits
+        logits: Tensor = (self.head(features) + self.class_head(cls)) / 2
+        return logits
 
 
 def _published(

@@ -56,5 +56,7 @@ def test_norms_in_the_place_of_batch_norm(norm, groups):
 def test_refusals():
     with pytest.raises(ExperimentError, match=r"model\.norm"):
         load("digits", [*SMALL, "model.norm=instance"])
+    with pytest.raises(ExperimentError, match=r"client\.compile=true and model\.checkpoint=true"):
+        load("digits", [*SMALL, "client.compile=true", "model.checkpoint=true"])
     with pytest.raises(ValueError, match=r"model\.checkpoint: CNN has no blocks"):
         _ = Host(load("digits", ["model.name=cnn", "model.checkpoint=true"])).model

@@ -139,7 +139,7 @@ def test_mbconv_against_its_equation(inputs, stride):
     hidden = gelu(norm(point(norm(x, layer.norm), layer.expand), layer.norm1))
     hidden = gelu(norm(F.conv2d(hidden, layer.depthwise.weight, None, stride, 1, groups=12), layer.norm2))
     mean = hidden.mean(dim=(2, 3), keepdim=True)
-    hidden = hidden * torch.sigmoid(point(F.relu(point(mean, layer.excite.reduce)), layer.excite.expand))
+    hidden = hidden * torch.sigmoid(point(F.silu(point(mean, layer.excite.reduce)), layer.excite.expand))
     shortcut = x
     if stride == 2:
         shortcut = (x[:, :, ::2, ::2] + x[:, :, 1::2, ::2] + x[:, :, ::2, 1::2] + x[:, :, 1::2, 1::2]) / 4

@@ -254,7 +254,8 @@ def convit_tiny32(
 
     Args:
         num_classes: K, the number of logits.
-        image_size: The side of an image in pixels, a multiple of `patch`; the learned positions depend on it.
+        image_size: The side of an image in pixels, a multiple of `patch`, of two at least; the learned positions depend
+            on it.
         in_channels: I, 1 for grey and 3 for colour.
         patch: Side of a patch.
         dim: D, channels.

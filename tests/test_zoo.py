@@ -32,7 +32,7 @@ NEEDS_TWO = ("lsnet_b", "lsnet_s", "lsnet_t")
 POSITIONED = ("convit_tiny32", "raftmlp_tiny32")
 # Sides of images; the others take any from 4 on.
 SIZES = {
-    **dict.fromkeys(POSITIONED, (4, 8, 12, 28, 32, 36)),
+    **dict.fromkeys(POSITIONED, (8, 12, 28, 32, 36)),
     **dict.fromkeys(("gcvit_tiny32", "maxvit_tiny32"), (8, 13, 28, 32, 40)),
     "ms_mlp_tiny32": (8, 14, 28, 32, 40),
 }

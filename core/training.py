@@ -43,8 +43,8 @@ class LocalConfig:
         precision: fp64, fp32, or bf16 / fp16 by autocast over float32 parameters.
         channels_last: Keep images and convolutions' weights in the memory order [B, H, W, C], which low precision on a
             GPU likes.
-        compile: Compile the model by `torch.compile`, which needs a C++ compiler on a CPU. Neither this nor
-            `channels_last` gives the same bits as without.
+        compile: Compile the model by `torch.compile`, which needs a C++ compiler and Python's headers on a CPU. Neither
+            this nor `channels_last` gives the same bits as without.
     """
 
     epochs: int = 1

@@ -144,11 +144,28 @@ def _fill(npm: str, package: Package, target: Path) -> None:
     _compare(archives[0], package)
     try:
         with tarfile.open(archives[0]) as archive:
-            archive.extractall(target, members=_members(archive, package.keep), filter="data")
-    except tarfile.TarError as error:
+            _unpack(archive, _members(archive, package.keep), target)
+    except (tarfile.TarError, ValueError) as error:
         raise DamagedDataError(f"The archive of {package.spec} cannot be unpacked: {error}") from error
     shutil.rmtree(workplace)
     write_json(target / _LIST, _files(target))
+
+
+def _unpack(archive: tarfile.TarFile, members: Iterable[tuple[str, tarfile.TarInfo]], target: Path) -> None:
+    """Write plain files, without their modes and times; the filters of `tarfile` came with Python 3.11.4 only.
+
+    Raises:
+        ValueError: A name reaches outside `target`.
+    """
+    for name, member in members:
+        if name.startswith("/") or ".." in PurePosixPath(name).parts:
+            raise ValueError(f"{member.name!r} reaches outside its folder")
+        content = archive.extractfile(member)
+        assert content is not None, "members are plain files"
+        file = target / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with content, file.open("wb") as out:
+            shutil.copyfileobj(content, out)
 
 
 def _files(path: Path) -> dict[str, int]:
@@ -204,10 +221,10 @@ def _compare(archive: Path, package: Package) -> None:
         )
 
 
-def _members(archive: tarfile.TarFile, keep: tuple[str, ...]) -> Iterator[tarfile.TarInfo]:
-    """Yield the files to unpack, each without the first folder of its path, as npm does."""
+def _members(archive: tarfile.TarFile, keep: tuple[str, ...]) -> Iterator[tuple[str, tarfile.TarInfo]]:
+    """Yield the plain files to unpack, each with its path without the first folder, as npm does."""
     for member in archive:
         name = "/".join(PurePosixPath(member.name).parts[1:])
         wanted = not keep or any(name.startswith(each) if each.endswith("/") else name == each for each in keep)
         if member.isfile() and name and wanted:
-            yield member.replace(name=name, deep=False)
+            yield name, member

@@ -121,9 +121,9 @@ def short(commit: str | None) -> str:
 
 
 def spread(values: Sequence[float], scale: float = 100.0) -> str:
-    """Write mean ± sample deviation."""
-    deviation = statistics.stdev(values) * scale if len(values) > 1 else 0.0
-    return f"{statistics.fmean(values) * scale:.2f} ± {deviation:.2f}"
+    """Write mean ± sample deviation; of one value no deviation."""
+    mean = f"{statistics.fmean(values) * scale:.2f}"
+    return f"{mean} ± {statistics.stdev(values) * scale:.2f}" if len(values) > 1 else mean
 
 
 def column(runs: Sequence[Mapping[str, float]], metric: str) -> list[float]:
@@ -134,7 +134,8 @@ def column(runs: Sequence[Mapping[str, float]], metric: str) -> list[float]:
 def paired(left: Sequence[float], right: Sequence[float], scale: float = 100.0) -> str:
     """Write the mean of left - right over seeds ± its standard error."""
     differences = [scale * (a - b) for a, b in zip(left, right, strict=True)]
-    return f"{statistics.fmean(differences):+.2f} ± {standard_error(differences):.2f}"
+    mean = f"{statistics.fmean(differences):+.2f}"
+    return f"{mean} ± {standard_error(differences):.2f}" if len(differences) > 1 else mean
 
 
 def standard_error(values: Sequence[float]) -> float:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable
@@ -30,6 +29,7 @@ from torch.nn import functional as F
 from models import build, names
 from models.base import Model
 from models.facts import macs
+from server.results import environment
 
 FOUND = Path(__file__).parent / "results" / "zoo.json"
 GROUPS = {"tiny": 10, "published": 1000}  # -> classes
@@ -131,7 +131,7 @@ def measure(name: str, classes: int, batch: int, device: torch.device, way: str,
 
 def hardware(device: torch.device) -> str:
     """Return what the figures were taken on."""
-    where = torch.cuda.get_device_name() if device.type == "cuda" else f"CPU ({platform.machine()}), one thread"
+    where = torch.cuda.get_device_name() if device.type == "cuda" else f"{environment()['processor']}, one thread"
     return f"{where}, torch {torch.__version__}"
 
 

@@ -14,11 +14,12 @@ from data import partition, transforms
 from data import registry as data_sets
 from data.federation import Federation
 from models import registry as models
+from models.norm import GROUPS
 from strategies import registry as strategies
 
 ENGINES = ("inline", "ray", "grpc")
 HEADS = ("shared", "per_task")
-NORMS = ("average", "local", "group", "layer")
+NORMS = ("average", "local", *GROUPS)
 _RUN_NAME = re.compile(r"\w[\w.-]*")
 
 

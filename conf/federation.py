@@ -15,8 +15,6 @@ from models import norm, registry
 from models.base import Model
 from models.checkpointing import checkpoint_blocks
 
-# What `model.norm` puts in the place of batch norm: the largest number of groups.
-NORM_GROUPS = {"group": 8, "layer": 1}
 _cache: dict[str, Federation] = {}
 
 
@@ -52,8 +50,8 @@ def build_model(experiment: Experiment, data: Federation) -> Model:
 
     def factory() -> Model:
         model = make()
-        if config.norm in NORM_GROUPS:
-            model = norm.replace_batch_norm(model, NORM_GROUPS[config.norm])
+        if config.norm in norm.GROUPS:
+            model = norm.replace_batch_norm(model, norm.GROUPS[config.norm])
         return checkpoint_blocks(model) if config.checkpoint else model
 
     return building.build_seeded(factory, experiment.run.seed, parameter_dtype(experiment.client.precision))

@@ -21,7 +21,7 @@ class ModelConfig:
         norm: What happens to batch norm: `average` its statistics and affine parameters like all others, keep
             them `local` to each client (FedBN), or build the model with `group` or `layer` norm (one group) instead.
         checkpoint: Whether blocks compute their activations again in the backward pass in place of keeping them: less
-            memory, the same bits, about a third more time.
+            memory and more time, the same bits.
         sizes: Size keywords of the model, such as `width: 32`.
     """
 

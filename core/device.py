@@ -64,7 +64,7 @@ def make_repeatable(device: torch.device) -> None:
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.allow_tf32 = False
     torch.use_deterministic_algorithms(True, warn_only=True)
-    # Fused attention has a backward pass that repeats its bits, but takes it only when others are refused.
+    # Fused attention repeats its bits only under warn_only=False, which other operations would not stand.
     torch.backends.cuda.enable_flash_sdp(False)
     torch.backends.cuda.enable_mem_efficient_sdp(False)
     torch.backends.cuda.enable_cudnn_sdp(False)

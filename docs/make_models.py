@@ -85,10 +85,11 @@ better of two rates on validation data; the CNN is `cnn` of the width with as ma
 SPEED = """## Speed
 
 By `python benchmarks/zoo.py tiny` and `python benchmarks/zoo.py published`. The ratio says how many times longer a
-multiply-add takes than in `resnet18` of equal operations for the same image, timed in turn in the same process. On a
-CPU, depthwise convolutions and elementwise passes do little arithmetic for the memory that they read. SpaRTAN's wave
-mixer makes several such passes over a widened map, TransNeXt's attention unfolds a window for each place: these two
-take three times as long per multiply-add as dense convolutions.
+multiply-add takes than in `resnet18` of equal operations for the same image, timed in turn in the same process; the
+published variants were timed beside other work, so that of theirs the ratio is what to read. On a CPU, depthwise
+convolutions and elementwise passes do little arithmetic for the memory that they read. SpaRTAN's wave mixer makes
+several such passes over a widened map, TransNeXt's attention unfolds a window for each place: these two take three
+times as long per multiply-add as dense convolutions.
 """
 
 READING = """\

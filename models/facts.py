@@ -16,12 +16,11 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from models import registry
 from models.base import Model
-from models.layers import LayerNorm2d
 from models.weights import shared_state
 
 _NORMS: dict[str, tuple[type[nn.Module], ...]] = {
     "batch": (nn.BatchNorm1d, nn.BatchNorm2d),
-    "layer": (nn.LayerNorm, LayerNorm2d),
+    "layer": (nn.LayerNorm,),
     "group": (nn.GroupNorm,),
 }
 

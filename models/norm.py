@@ -17,6 +17,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from models.base import Model
 
+# What a rule puts in the place of batch norm: the largest number of groups.
+GROUPS = {"group": 8, "layer": 1}
+
 
 def replace_batch_norm(model: Model, groups: int = 8) -> Model:
     """Put a group norm in the place of every batch norm of `model`, in place, and return `model`.

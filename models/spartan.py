@@ -217,8 +217,8 @@ def spartan(
         num_classes: The number of logits.
         image_size: The side of an image in pixels, a multiple of 32.
         in_channels: I, 1 for grey and 3 for colour.
-        layer_scale: Where the factors on the branches begin. With the published 1e-5 a block is the identity for the
-            first hundreds of steps; take 1e-2 for short federated runs from scratch.
+        layer_scale: Where the factors on the branches begin. With the published 1e-5 a block begins as the
+            identity; take 1e-2 for short federated runs from scratch.
         drop_path: Stochastic depth of the last block; it rises linearly from 0.
 
     Raises:

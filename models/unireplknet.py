@@ -292,8 +292,8 @@ def unireplknet_a(
         num_classes: The number of logits.
         image_size: The side of an image in pixels, 32 or more.
         in_channels: I, 1 for grey and 3 for colour.
-        layer_scale: Where the factors on the branches begin. With the published 1e-6 a block is the identity for the
-            first hundreds of steps; take 1e-2 for short federated runs from scratch.
+        layer_scale: Where the factors on the branches begin. With the published 1e-6 a block begins as the
+            identity; take 1e-2 for short federated runs from scratch.
         drop_path: Stochastic depth of the last block; it rises linearly from 0.
 
     Raises:

@@ -185,6 +185,13 @@ def test_the_page_of_keys_is_current() -> None:
     assert page() == (DOCS / "configuration.md").read_text(encoding="utf-8"), "run python docs/make_configuration.py"
 
 
+def test_the_examples_on_the_page_of_models_run() -> None:
+    found = [block.text for block in blocks(DOCS / "models.md") if block.kind == "python"]
+    assert len(found) == 2
+    for text in found:
+        exec(compile(text, "models.md", "exec"), {})  # the page's own lines
+
+
 @pytest.mark.slow
 def test_the_page_of_models_is_current() -> None:
     page = runpy.run_path(str(DOCS / "make_models.py"))["page"]

@@ -275,6 +275,15 @@ def test_keep_local_refuses_an_unknown_name():
         shared_state(build("cnn", 4, 8, 1), frozenset({"head.wieght"}))
 
 
+def test_a_scalar_parameter_stays_a_scalar():
+    model = Tied(3)
+    model.sharpness = nn.Parameter(torch.tensor(2.5))
+    state = shared_state(model)
+    assert state["sharpness"].shape == ()
+    load_state(model, state | {"sharpness": torch.tensor(4.0)})
+    assert model.sharpness.shape == () and model.sharpness == 4
+
+
 def test_tied_parameters_travel_once():
     model = Tied(3)
     state = shared_state(model)

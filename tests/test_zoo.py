@@ -11,6 +11,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from core.messages import decode_work, encode_payload, encode_work
+from core.records import Payload
 from models import build, names, options
 from models.base import Block, Model
 from models.checkpointing import checkpoint_blocks
@@ -20,6 +22,7 @@ from models.registry import TABLE
 from models.weights import load_state, shared_state
 from simulations.catalogue import entries
 from tests.models_helpers import check_forward, on_meta, seeded_with
+from tests.test_messages import WORK
 
 TINY = tuple(name for name in names() if name.endswith("_tiny32"))
 HYBRID = tuple(
@@ -186,7 +189,9 @@ def test_state_to_message_to_state(name):
     x = torch.randn(3, 1, 28, 28)
     source, target = trained(build(name, 3, 28, 1), x), build(name, 3, 28, 1)
     target(x)  # nothing may be set at the first forward pass
-    load_state(target, shared_state(source))
+    payload = Payload({"model": shared_state(source)})
+    _, received = decode_work(encode_work(WORK, payload, encode_payload(payload)))
+    load_state(target, dict(received.trees["model"]))
     assert torch.equal(source.eval()(x), target.eval()(x))
     assert torch.equal(source(x), copy.deepcopy(source)(x))
 

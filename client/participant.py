@@ -54,7 +54,7 @@ class Host:
         """The experiment's model, built when a strategy first asks for it: where only representations travel, never."""
         model, local = build_model(self.experiment, self.data).to(self.device), self.experiment.client
         if local.channels_last:
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model = model.to(memory_format=torch.channels_last)
         if local.compile:
             model.features = torch.compile(model.features)  # type: ignore[method-assign]
         return model

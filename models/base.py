@@ -8,9 +8,11 @@ Shapes: B batch, I input channels, H height, W width, D features, C classes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from typing import TypeGuard
+from typing import Any, Self, TypeGuard
 
+import torch
 from torch import Tensor, nn
 
 
@@ -40,6 +42,15 @@ class Model(nn.Module):
         logits: Tensor = self.head(self.features(x))
         return logits
 
+    def to(self, *args: Any, **kwargs: Any) -> Self:
+        """As `nn.Module.to`, which knows `channels_last` for four axes alone: weights over time have five."""
+        if kwargs.get("memory_format") != torch.channels_last:
+            return super().to(*args, **kwargs)
+        rest = {name: value for name, value in kwargs.items() if name != "memory_format"}
+        made = super().to(*args, **rest) if args or rest else self
+        made._apply(_channels_last)  # type: ignore[no-untyped-call]
+        return made
+
     def check_input(self, x: Tensor) -> None:
         """Raise `ValueError` unless `x` is [B, I, H, W] with the channels and size of the model."""
         expected = (self.in_channels, self.image_size, self.image_size)
@@ -48,6 +59,12 @@ class Model(nn.Module):
                 f"{type(self).__name__} was built for images [batch, {', '.join(map(str, expected))}], found "
                 f"{list(x.shape)}; resize the images, or build the model for them (key model.image_size)"
             )
+
+
+def _channels_last(tensor: Tensor) -> Tensor:
+    """Return a tensor of four or five axes in the memory order with the second axis last, others as they are."""
+    orders = {4: torch.channels_last, 5: torch.channels_last_3d}
+    return tensor.to(memory_format=orders[tensor.dim()]) if tensor.dim() in orders else tensor
 
 
 class Block(nn.Module):
@@ -139,7 +156,7 @@ def check_fraction(key: str, value: object) -> float:
 
 def check_positive(key: str, value: object) -> float:
     """Return `value` if it is a number above 0; raise `ValueError` naming the key otherwise."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
         raise ValueError(f"{key} should be a number above 0, found {value!r}")
     return float(value)
 

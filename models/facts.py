@@ -19,7 +19,7 @@ from models.base import Model
 from models.weights import shared_state
 
 _NORMS: dict[str, tuple[type[nn.Module], ...]] = {
-    "batch": (nn.BatchNorm1d, nn.BatchNorm2d),
+    "batch": (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),
     "layer": (nn.LayerNorm,),
     "group": (nn.GroupNorm,),
 }

@@ -29,6 +29,7 @@ from models.layers import (
     from_windows,
     initialise_linear,
     join_heads,
+    max_pool,
     pad_evenly,
     relative_index,
     split_heads,
@@ -53,19 +54,6 @@ class StageSizes:
     heads: int
     window: int
     pools: int
-
-
-def max_pool(x: Tensor) -> Tensor:
-    """Return the maximum over 3 x 3 places at stride 2, padded by 1.
-
-    By comparisons of slices, because torch's own has no deterministic gradient on CUDA.
-    """
-    x = F.pad(x, (1, 1, 1, 1), value=float("-inf"))
-    height, width = x.shape[2:]
-    rows = torch.maximum(torch.maximum(x[:, :, 0 : height - 2 : 2], x[:, :, 1 : height - 1 : 2]), x[:, :, 2::2])
-    return torch.maximum(
-        torch.maximum(rows[:, :, :, 0 : width - 2 : 2], rows[:, :, :, 1 : width - 1 : 2]), rows[:, :, :, 2::2]
-    )
 
 
 class FusedMBConv(nn.Module):

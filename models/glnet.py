@@ -28,22 +28,11 @@ from models.layers import (
     drop_rates,
     halving_strides,
     initialise_linear,
+    pooling_matrix,
     strided,
     to_map,
     to_tokens,
 )
-
-
-def pooling_matrix(side: int, bins: int) -> Tensor:
-    """Return the [bins, side] matrix that averages over places floor(i side / bins) to ceil((i + 1) side / bins) - 1.
-
-    That is adaptive average pooling along an axis. As a matrix product it has a gradient that is the same every time
-    on a GPU too, and overlapping bins cost nothing more.
-    """
-    place, bin_ = torch.arange(side), torch.arange(bins)[:, None]
-    inside = (place >= bin_ * side // bins) & (place < -(-(bin_ + 1) * side // bins))
-    shares = inside.to(torch.get_default_dtype())
-    return shares / shares.sum(dim=1, keepdim=True)
 
 
 class MapAttention(nn.Module):

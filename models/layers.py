@@ -105,6 +105,31 @@ def no_autocast(x: Tensor) -> AbstractContextManager[object]:
     return torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False)
 
 
+def pooling_matrix(side: int, bins: int) -> Tensor:
+    """Return the [bins, side] matrix that averages over places floor(i side / bins) to ceil((i + 1) side / bins) - 1.
+
+    That is adaptive average pooling along an axis. As a matrix product it has a gradient that is the same every time
+    on a GPU too, and overlapping bins cost nothing more.
+    """
+    place, bin_ = torch.arange(side), torch.arange(bins)[:, None]
+    inside = (place >= bin_ * side // bins) & (place < -(-(bin_ + 1) * side // bins))
+    shares = inside.to(torch.get_default_dtype())
+    return shares / shares.sum(dim=1, keepdim=True)
+
+
+def max_pool(x: Tensor) -> Tensor:
+    """Return the maximum over 3 x 3 places at stride 2, padded by 1.
+
+    By comparisons of slices, because torch's own has no deterministic gradient on CUDA.
+    """
+    x = F.pad(x, (1, 1, 1, 1), value=float("-inf"))
+    height, width = x.shape[2:]
+    rows = torch.maximum(torch.maximum(x[:, :, 0 : height - 2 : 2], x[:, :, 1 : height - 1 : 2]), x[:, :, 2::2])
+    return torch.maximum(
+        torch.maximum(rows[:, :, :, 0 : width - 2 : 2], rows[:, :, :, 1 : width - 1 : 2]), rows[:, :, :, 2::2]
+    )
+
+
 def depthwise(dim: int, kernel: int = 3, dilation: int = 1, bias: bool = True) -> nn.Conv2d:
     """Return a convolution of each channel alone that keeps the map; `kernel` is odd."""
     return nn.Conv2d(dim, dim, kernel, padding=dilation * (kernel // 2), dilation=dilation, groups=dim, bias=bias)
@@ -256,3 +281,27 @@ def initialise_linear(
             nn.init.trunc_normal_(module.weight, std=std)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
+
+
+class CrossAttention(nn.Module):
+    """Multi-head attention from tokens to others; A heads share the C channels.
+
+    Args:
+        dim: C.
+        heads: A, a divisor of C.
+        context_dim: Channels of the others; None is C.
+    """
+
+    def __init__(self, dim: int, heads: int, context_dim: int | None = None) -> None:
+        super().__init__()
+        self.heads = heads
+        self.q = nn.Linear(dim, dim)
+        self.kv = nn.Linear(dim if context_dim is None else context_dim, 2 * dim)
+        self.out = nn.Linear(dim, dim)
+
+    def forward(self, tokens: Tensor, context: Tensor) -> Tensor:
+        """Return attended tokens [B, N, C] of tokens [B, N, C] that look at `context` [B, M, context channels]."""
+        (queries,) = split_heads(self.q(tokens), self.heads)
+        keys, values = split_heads(self.kv(context), self.heads, 2)
+        attended: Tensor = self.out(join_heads(F.scaled_dot_product_attention(queries, keys, values)))
+        return attended

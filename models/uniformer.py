@@ -4,7 +4,8 @@ Source: Li et al. 2022, "UniFormer: Unifying Convolution and Self-attention for 
 section 3 for the blocks (position, relation, feed-forward), table 2 for the sizes. UniFormer-XXS halves the tokens of
 its attention as Xu et al. 2022 do, "Evo-ViT: Slow-Fast Token Evolution for Dynamic Vision Transformer" (arXiv
 2108.01390): section 3.2 for the class attention that evolves, section 3.3 for the slow and the fast update. Written
-from the equations; of XXS the papers leave to the reader what `SlowFastBlock` and `HourglassUniFormer` say.
+from the equations; of XXS the papers leave to the reader what `SlowFastBlock` and `HourglassUniFormer` say. The blocks
+that clips have too are in models/uniformer_blocks.py.
 
 Shapes: B batch, I input channels, H and W sides of a map, C channels of a stage, N = H W tokens, S tokens of the slow
 update, A heads, D features (C of the last stage), K classes.
@@ -40,48 +41,7 @@ from models.layers import (
     to_map,
     to_tokens,
 )
-
-
-class LocalBlock(Block):
-    """x += DW3(x); x += PW(DW5(PW(BN x))); x += PW(GELU(PW(BN x))), with a bias in every convolution."""
-
-    def __init__(self, dim: int, mlp_ratio: int, drop_rate: float) -> None:
-        super().__init__()
-        self.drop_rate = drop_rate
-        self.position = depthwise(dim, 3)
-        self.relate = nn.Sequential(
-            nn.BatchNorm2d(dim), nn.Conv2d(dim, dim, 1), depthwise(dim, 5), nn.Conv2d(dim, dim, 1)
-        )
-        self.norm = nn.BatchNorm2d(dim)
-        self.fc1 = nn.Conv2d(dim, mlp_ratio * dim, 1)
-        self.fc2 = nn.Conv2d(mlp_ratio * dim, dim, 1)
-
-    def forward(self, image_map: Tensor) -> Tensor:
-        """Return a map [B, C, H, W] of a map [B, C, H, W]."""
-        image_map = image_map + self.position(image_map)
-        image_map = image_map + drop_path(self.relate(image_map), self.drop_rate, self.training)
-        branch = self.fc2(F.gelu(self.fc1(self.norm(image_map))))
-        return image_map + drop_path(branch, self.drop_rate, self.training)
-
-
-class GlobalBlock(Block):
-    """x += DW3(x) on the map; x += Attention(LN x) and x += MLP(LN x) on its tokens."""
-
-    def __init__(self, dim: int, heads: int, mlp_ratio: int, drop_rate: float) -> None:
-        super().__init__()
-        self.drop_rate = drop_rate
-        self.position = depthwise(dim, 3)
-        self.norm1 = nn.LayerNorm(dim)
-        self.attention = SelfAttention(dim, heads)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, mlp_ratio * dim)
-
-    def forward(self, image_map: Tensor) -> Tensor:
-        """Return a map [B, C, H, W] of a map [B, C, H, W]."""
-        tokens = to_tokens(image_map + self.position(image_map))
-        tokens = tokens + drop_path(self.attention(self.norm1(tokens)), self.drop_rate, self.training)
-        tokens = tokens + drop_path(self.mlp(self.norm2(tokens)), self.drop_rate, self.training)
-        return to_map(tokens, *image_map.shape[2:])
+from models.uniformer_blocks import GlobalBlock, LocalBlock
 
 
 class SlowFastBlock(Block):

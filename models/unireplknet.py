@@ -193,10 +193,11 @@ def merged_kernel(conv: nn.Module) -> tuple[Tensor, Tensor]:
     """Return the kernel [C, 1, K, K] and the bias [C], in float64, of what a block's depthwise part does in evaluation.
 
     Raises:
-        ValueError: A norm in it is not a batch norm.
+        ValueError: A norm in it is not a batch norm, or an operator has taken its place.
     """
     if not isinstance(conv, DilatedConv):
-        assert isinstance(conv, nn.Conv2d)
+        if not isinstance(conv, nn.Conv2d):
+            raise ValueError(f"expected a convolution to fold, found {type(conv).__name__} (key model.operators)")
         return conv.weight.double(), conv.weight.new_zeros(len(conv.weight), dtype=torch.float64)
     kernels, biases = [], []
     for branch, norm in zip(conv.convs, conv.norms, strict=True):

@@ -42,7 +42,7 @@ def on_meta(name: str, *arguments: int, **sizes: Any) -> Model:
 def randomise(module: nn.Module, std: float = 0.5) -> Any:
     """Give every parameter and running statistic a value that shows: norms, zeros and small tables too."""
     for part in module.modules():
-        if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d):
+        if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d):
             nn.init.normal_(part.running_mean)
             nn.init.uniform_(part.running_var, 0.5, 2.0)
     for parameter in module.parameters():

@@ -6,7 +6,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from models import build
-from models.gcvit import FusedMBConv, GCViTBlock, GlobalQuery, Reduce, StageSizes, WindowAttention, max_pool
+from models.gcvit import FusedMBConv, GCViTBlock, GlobalQuery, Reduce, StageSizes, WindowAttention
+from models.layers import max_pool
 from models.norm import batch_norm_names, replace_batch_norm
 from tests.models_helpers import num_parameters, on_meta, randomise, seeded_with
 

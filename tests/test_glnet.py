@@ -8,8 +8,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from models import build, describe
-from models.glnet import ConvMlp, GLBlock, GLMix, MapAttention, pooling_matrix
-from models.layers import SelfAttention
+from models.glnet import ConvMlp, GLBlock, GLMix, MapAttention
+from models.layers import SelfAttention, pooling_matrix
 from models.norm import integer_buffer_names, replace_batch_norm
 from tests.models_helpers import check_forward, num_parameters, on_meta, perturbed, seeded_with
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from conf.errors import ExperimentError
 from conf.schema import SEQUENCES, Experiment
@@ -13,6 +13,7 @@ from core.training import OPTIMIZERS
 from data import partition, transforms
 from data import registry as data_sets
 from data.federation import Federation
+from models import operators
 from models import registry as models
 from models.norm import GROUPS
 from strategies import registry as strategies
@@ -62,7 +63,7 @@ def check(experiment: Experiment) -> None:
         raise ExperimentError(str(unknown("model", experiment.model.name, models.names(), key="model.name")))
     _at_least(experiment, 1, "run.rounds", "run.min_replies", "run.fold_block", "run.threads", "data.num_clients")
     _at_least(experiment, 1, "data.min_examples", "data.num_tasks", "data.imbalance", "engine.nodes")
-    _at_least(experiment, 0, "data.rounds_per_task")
+    _at_least(experiment, 0, "data.rounds_per_task", "data.num_shuffled")
     _one_of("data.heads", experiment.data.heads, HEADS)
     _at_least(experiment, 0, "run.clients_per_round", "client.epochs", "client.max_steps", "client.batch_size")
     _at_least(experiment, 0, "client.lr", "client.momentum", "client.weight_decay", "client.clip_norm")
@@ -71,6 +72,7 @@ def check(experiment: Experiment) -> None:
     _fraction(experiment, "data.server_validation", "data.client_validation", "data.client_test")
     _combinations(experiment)
     _sizes(experiment)
+    _operators(experiment)
     _strategy(experiment)
 
 
@@ -95,6 +97,31 @@ def _sizes(experiment: Experiment) -> None:
             raise ExperimentError(str(unknown("size", size, known, key=f"model.sizes.{size}")))
 
 
+def _operators(experiment: Experiment) -> None:
+    """Refuse operators and options that there are not; values are checked where the model is built."""
+    chosen, strategy = experiment.model.operators, experiment.strategy.name
+    for name, options in chosen.items():
+        key = f"model.operators.{name}"
+        if options is not None and not isinstance(options, Mapping):
+            raise ExperimentError(f"{key} is a mapping of options, such as {{}}; found {options!r}.")
+        try:
+            operators.check(name, options or {})
+        except ValueError as error:
+            raise ExperimentError(str(error)) from error
+    if chosen and strategy == "creamfl":
+        raise ExperimentError(
+            "model.operators go into the experiment's model, and under strategy.name=creamfl each client has one of "
+            "strategy.image_models. Leave model.operators out."
+        )
+    computed = [name for name in chosen if not operators.is_watched(name)]
+    if computed and strategy == "fot":
+        raise ExperimentError(
+            f"strategy.name=fot projects changes of the weights that it sees convolve, and model.operators."
+            f"{computed[0]} convolves with kernels that are computed from its weights: after the first task "
+            "these would stand still, or forget (strategy.rest). Leave it out, or choose another strategy."
+        )
+
+
 def _combinations(experiment: Experiment) -> None:
     run, data, client = experiment.run, experiment.data, experiment.client
     if run.name and not _RUN_NAME.fullmatch(run.name):
@@ -115,6 +142,14 @@ def _combinations(experiment: Experiment) -> None:
         )
     if data.client_validation + data.client_test >= 1:
         raise ExperimentError("data.client_validation + data.client_test leave nothing to train on.")
+    if data.num_shuffled > data.num_clients:
+        raise ExperimentError(
+            f"data.num_shuffled={data.num_shuffled} is more than data.num_clients={data.num_clients}."
+        )
+    if data.num_shuffled and data.partition in SEQUENCES:
+        raise ExperimentError(
+            f"data.num_shuffled={data.num_shuffled} mixes the labels of tasks: choose a data.partition without tasks."
+        )
     _sequence(experiment)
     if data.encoder and (data.augment != "none" or data.partition == "permuted_tasks"):
         wrong = f"augment={data.augment}" if data.augment != "none" else f"partition={data.partition}"
@@ -193,6 +228,11 @@ def _creamfl(experiment: Experiment) -> None:
     if data.augment != "none" or data.partition in SEQUENCES:
         raise ExperimentError(
             "strategy.name=creamfl reads images and texts as they are: set data.augment=none and no sequence of tasks."
+        )
+    if experiment.evaluate.collapse:
+        raise ExperimentError(
+            "evaluate.collapse=true measures features and a head of classes, and strategy.name=creamfl has none. "
+            "Set it to false."
         )
     if experiment.model.norm != "average":
         raise ExperimentError(

@@ -11,7 +11,7 @@ from conf.schema import Experiment
 from core import building
 from core.device import parameter_dtype
 from data.federation import Federation
-from models import norm, registry
+from models import norm, operators, registry
 from models.base import Model
 from models.checkpointing import checkpoint_blocks
 
@@ -44,12 +44,12 @@ def adopt(experiment: Experiment, made: Federation) -> None:
 
 
 def build_model(experiment: Experiment, data: Federation) -> Model:
-    """Build the experiment's model, initialised from the run's seed, with its norm rule applied."""
+    """Build the experiment's model, initialised from the run's seed, with its operators and its norm rule."""
     config = experiment.model
     make = partial(registry.build, config.name, data.num_classes, data.image_size, data.in_channels, **config.sizes)
 
     def factory() -> Model:
-        model = make()
+        model = operators.apply(make(), config.operators)
         if config.norm in norm.GROUPS:
             model = norm.replace_batch_norm(model, norm.GROUPS[config.norm])
         return checkpoint_blocks(model) if config.checkpoint else model

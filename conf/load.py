@@ -28,6 +28,7 @@ FOLDER = Path(__file__).parent / "experiments"
 _FREE = (
     "data.options",
     "model.sizes",
+    "model.operators",
     "strategy.base_options",
     "strategy.image_sizes",
     "strategy.text_sizes",

@@ -23,12 +23,15 @@ class ModelConfig:
         checkpoint: Whether blocks compute their activations again in the backward pass in place of keeping them: less
             memory and more time, the same bits.
         sizes: Size keywords of the model, such as `width: 32`.
+        operators: Operators of `umbel list operators` that are put into the model, each with its options, such as
+            `{wconv: {density: [0.7]}}`; `layers` among them says which convolutions it takes the place of.
     """
 
     name: str = "cnn"
     norm: str = "average"
     checkpoint: bool = False
     sizes: dict[str, Any] = field(default_factory=dict)
+    operators: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -105,12 +108,15 @@ class EvaluateConfig:
         server: Evaluate on the server's validation and test examples.
         clients: Clients that evaluate on their own data: -1 all, 0 none, else so many, drawn by the seed.
         batch_size: Examples at once.
+        collapse: Measure also how far features and head have collapsed to one direction a class (neural collapse), on
+            the server's validation examples, or its test examples where it has none.
     """
 
     every: int = 1
     server: bool = True
     clients: int = -1
     batch_size: int = 512
+    collapse: bool = False
 
 
 @dataclass(frozen=True)

@@ -63,6 +63,14 @@ class LocalConfig:
     compile: bool = False
 
 
+class Constrained(nn.Module):
+    """A module with parameters that have to stay within bounds: `train` calls `constrain_` after each step."""
+
+    def constrain_(self) -> None:
+        """Put the parameters back within their bounds, in place; gradients are off."""
+        raise NotImplementedError(f"{type(self).__name__} does not say what its bounds are")
+
+
 @dataclass(frozen=True)
 class TrainReport:
     """What one local run did.
@@ -144,6 +152,7 @@ def train(
     total = torch.zeros((), dtype=torch.float64 if device.type != "mps" else torch.float32, device=device)
     seen = steps = 0
     has_batch_norm = any(isinstance(module, _BatchNorm) for module in model.modules())
+    constrained = [module for module in model.modules() if isinstance(module, Constrained)]
     with forked(noise, device):
         model.train()
         single = num_examples == 1 or batch_size == 1
@@ -165,6 +174,9 @@ def train(
                 _adjust(parameters, optimizer, scaler, config, correct)
                 scaler.step(optimizer)
                 scaler.update()
+                with torch.no_grad():
+                    for module in constrained:
+                        module.constrain_()
                 total += value.detach() * len(index)
                 seen += len(index)
                 steps += 1

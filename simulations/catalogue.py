@@ -21,6 +21,7 @@ from core.names import unknown
 from data import encoders, partition
 from data import registry as data_sets
 from data.config import DataConfig
+from models import operators
 from models import registry as models
 from server.flower import flower_names, flower_options
 from strategies import registry as strategies
@@ -29,12 +30,18 @@ from strategies.registry import FLOWER_PREFIX
 HOW_TO_USE = {
     "strategies": "Use one: umbel run digits strategy.name=fedprox strategy.mu=0.1",
     "models": "Its sizes: umbel list models cnn. Use one: umbel run digits model.name=cnn model.sizes.width=16",
+    "operators": "Use one: umbel run digits model.name=cvt_tiny32 'model.operators={wconv: {layers: depthwise}}'",
     "data": "Use one: umbel run digits data.name=synthetic data.options.num_examples=2000",
     "encoders": "Use one: umbel run digits data.encoder=NAME",
     "partitions": "See one: umbel data show digits data.partition=dirichlet data.alpha=0.1",
     "experiments": "Run one: umbel run digits",
     "keys": "Set one: umbel run digits run.rounds=5 client.lr=0.1",
 }
+
+_LAYERS = (
+    "Which convolutions: conv (all that it can stand for), dense or depthwise among them, or names of layers, with * "
+    "for any part."
+)
 
 # Keys of `data.` that a partition reads beside num_clients and min_examples.
 _PARTITION_KEYS: Mapping[str, tuple[str, ...]] = {
@@ -132,6 +139,13 @@ def _models() -> Iterator[Entry]:
         yield Entry(name, models.describe(name) + published, tuple(found))
 
 
+def _operators() -> Iterator[Entry]:
+    for name in operators.names():
+        docs = {"layers": _LAYERS} | _section(operators.documentation(name), "Args")
+        options = (Option(key, value, docs.get(key, "")) for key, value in operators.options(name).items())
+        yield Entry(name, operators.describe(name), tuple(options))
+
+
 def _data() -> Iterator[Entry]:
     for name in data_sets.names():
         options = (Option(key, value) for key, value in data_sets.options(name).items())
@@ -176,6 +190,7 @@ def _keys() -> Iterator[Entry]:
 _KINDS = {
     "strategies": _strategies,
     "models": _models,
+    "operators": _operators,
     "data": _data,
     "encoders": _encoders,
     "partitions": _partitions,
@@ -222,6 +237,8 @@ def _value(value: Any) -> str:
         return "null"
     if isinstance(value, bool):
         return str(value).lower()
+    if isinstance(value, tuple):
+        return str(list(value))
     return "''" if value == "" else str(value)
 
 

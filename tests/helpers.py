@@ -216,3 +216,8 @@ def tree(**tensors: Any) -> dict[str, Tensor]:
         name: value if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
         for name, value in tensors.items()
     }
+
+
+def bits(result: RunResult) -> str:
+    """The hash of the model, and of the representations where there are some."""
+    return result.summary["weights_sha256"] + result.summary.get("representations_sha256", "")

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from server.errors import RunStoppedError
 from server.listener import Listener
-from simulations import RunResult, federate, run
+from simulations import federate, run
 from simulations.ray_engine import RayWorker
+from tests.helpers import bits
 
 # Ray and processes that outlive the call that started them leave open files to the garbage collector.
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
@@ -60,11 +59,6 @@ STRATEGIES = {
 }
 
 
-def bits(result: RunResult) -> str:
-    """The hash of the model, and of the representations where there are some."""
-    return result.summary["weights_sha256"] + result.summary.get("representations_sha256", "")
-
-
 @pytest.fixture(scope="module")
 def inline(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     """The hash of each strategy on the inline engine, all different."""
@@ -74,36 +68,6 @@ def inline(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
     assert len(set(found.values())) == len(found)
     return found
-
-
-@pytest.fixture(scope="module")
-def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Four warm SuperNodes behind a SuperLink, used by every run of this module that asks for grpc."""
-    home = tmp_path_factory.mktemp("federation")
-    before = os.environ.get("UMBEL_HOME")
-    os.environ["UMBEL_HOME"] = str(home)
-    try:
-        federate.start(4, home)
-        yield home
-    finally:
-        federate.stop(home)
-        if before is None:
-            del os.environ["UMBEL_HOME"]
-        else:
-            os.environ["UMBEL_HOME"] = before
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Ray, started once; a run that finds it started uses it."""
-    import ray
-
-    from simulations.ray_engine import own_signals
-
-    with contextlib.chdir(tmp_path_factory.mktemp("neutral")), own_signals():
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    yield
-    ray.shutdown()
 
 
 @pytest.mark.usefixtures("cluster")

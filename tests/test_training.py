@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from core.rng import generator
-from core.training import LocalConfig, full_gradient, learning_rate, train
+from core.training import Constrained, LocalConfig, full_gradient, learning_rate, train
 from models import build
 
 PLAIN = LocalConfig(epochs=1, batch_size=0, lr=0.25, device="cpu", precision="fp64")
@@ -55,6 +55,33 @@ def test_nesterov():
 def test_weight_decay():
     # gradient 1 + 1/2 * 1
     assert run(replace(PLAIN, weight_decay=0.5))[0] == 1 - 3 / 8
+
+
+class Bounded(Constrained):
+    """w in f(x) = w x, which may not fall below 0.9."""
+
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
+        self.seen = []
+
+    def constrain_(self):
+        assert not torch.is_grad_enabled()
+        self.seen.append(self.w.item())
+        self.w.clamp_(min=0.9)
+
+    def forward(self, x):
+        return self.w * x.flatten(1).sum(1)
+
+
+def test_bounds_hold_after_each_step():
+    # 1 - 1/4 = 3/4 is put back to 0.9, and from there 0.9 - 0.9/4 = 0.675 again.
+    model, x = Bounded(), torch.ones(1, 1, dtype=torch.float64)
+    words = {"batches": generator(0, purpose="batches"), "noise": generator(0, purpose="noise")}
+    config = replace(PLAIN, epochs=2)
+    train(nn.Sequential(model), x, torch.zeros(1).long(), config, loss=lambda f, _: (f**2 / 2).mean(), **words)
+    assert model.seen == pytest.approx([0.75, 0.675])
+    assert model.w.item() == 0.9
 
 
 def test_clip_norm():

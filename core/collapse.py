@@ -22,7 +22,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from core.moments import Moments
 
@@ -128,6 +129,24 @@ def num_agreeing(features_ND: Tensor, logits_NC: Tensor, mean_CD: Tensor, presen
     nearest = scores.masked_fill(~present_C, -torch.inf).argmax(1)
     chosen = logits_NC.masked_fill(~present_C, -torch.inf).argmax(1)
     return int((nearest == chosen).sum())
+
+
+def measure(features_ND: Tensor, labels_N: Tensor, head: nn.Linear) -> dict[str, float]:
+    """Return what `describe` does of examples that are in one place, and `nc4`.
+
+    Args:
+        features_ND: [N, D] on the CPU.
+        labels_N: [N] int64.
+        head: The classifier, from D features to C classes.
+    """
+    weight = head.weight.detach().double().cpu()
+    bias = None if head.bias is None else head.bias.detach().double().cpu()
+    sums = class_sums(features_ND, labels_N, len(weight))
+    found = describe(sums, weight)
+    if found:
+        logits = F.linear(features_ND.double(), weight, bias)
+        found["nc4"] = num_agreeing(features_ND, logits, sums.means(), sums.present()) / len(labels_N)
+    return found
 
 
 def describe(sums: ClassSums, weight_CD: Tensor) -> dict[str, float]:

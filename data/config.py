@@ -43,6 +43,8 @@ class DataConfig:
         text_length: Tokens of a text; longer ones are cut.
         public: Fraction of what `server_validation` leaves of the training examples, or of their concepts, that the
             server and all clients have in common (one example of each concept); nobody else trains on them.
+        num_shuffled: Clients, drawn by the seed, whose training labels are shuffled among their examples: a fault to
+            test detectors and robust strategies with.
         seed: Seed of splits and partitions; None takes `run.seed`.
         options: Further options of the data set, such as `num_examples` of `synthetic`.
     """
@@ -72,5 +74,6 @@ class DataConfig:
     vocabulary: int = 2000
     text_length: int = 32
     public: float = 0.0
+    num_shuffled: int = 0
     seed: int | None = None
     options: dict[str, Any] = field(default_factory=dict)

@@ -155,6 +155,7 @@ class Federation:
             "vocabulary": vocabulary,
             "client_validation": config.client_validation,
             "client_test": config.client_test,
+            "shuffled": _drawn(config.num_shuffled, found.num_clients, seed),
         }
         mapped = Partition(rest[found.indices], found.offsets, found.tasks, found.repeats)
         made = cls(pool, test, mapped, held_out, public, meta)
@@ -247,6 +248,11 @@ class Federation:
         """Standard deviation of each channel, in units of [0, 1] pixels."""
         return tuple(self.meta["std"])
 
+    @property
+    def shuffled_clients(self) -> tuple[int, ...]:
+        """The clients whose training labels are shuffled, ascending."""
+        return tuple(self.meta["shuffled"])
+
     @cached_property
     def num_train(self) -> Tensor:
         """Training examples of each client, [K] int64, over all its tasks."""
@@ -301,7 +307,11 @@ class Federation:
         Raises:
             IndexError: There is no such client.
         """
-        return ClientData(*(self._examples(self.pool.take(index)) for index in self.client_indices(client)))
+        parts = [self._examples(self.pool.take(index)) for index in self.client_indices(client)]
+        if client in self.shuffled_clients:
+            source = generator(int(self.meta["seed"]), client=client, purpose="shuffled labels")
+            parts[0] = replace(parts[0], labels=parts[0].labels[torch.randperm(len(parts[0]), generator=source)])
+        return ClientData(*parts)
 
     @cached_property
     def server(self) -> ServerData:
@@ -354,6 +364,14 @@ def _examples(tensors: Mapping[str, Tensor], prefix: str) -> Examples:
     if f"{prefix}_texts" in tensors:
         found["texts"] = Texts(tensors[f"{prefix}_texts"], tensors[f"{prefix}_text_offsets"])
     return Examples(**found)
+
+
+def _drawn(number: int, num_clients: int, seed: int) -> list[int]:
+    """Return so many clients, ascending."""
+    if not 0 <= number <= num_clients:
+        raise DataError(f"data.num_shuffled must be from 0 to data.num_clients={num_clients}, found {number}.")
+    source = generator(seed, purpose="shuffled clients")
+    return sorted(torch.randperm(num_clients, generator=source)[:number].tolist())
 
 
 def _held_out(sizes: Tensor, validation: float, test: float) -> tuple[Tensor, Tensor]:

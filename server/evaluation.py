@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from core import matching, metrics, sequences
+from core import collapse, matching, metrics, sequences
 from core.folds import Folded
 from core.gathered import collected
 from core.metrics import ClassCounts
@@ -64,6 +64,20 @@ def on_server(
             folder.add(round_, "server", split, values, seconds)
             found |= {f"{split}/{metric}": value for metric, value in values.items()}
     return found
+
+
+@torch.no_grad()
+def neural_collapse(session: Session, state: Any, round_: int, folder: RunFolder, seconds: float) -> None:
+    """Measure the generic model's neural collapse on the server's validation examples, else on its test examples."""
+    server, size = session.data.server, session.experiment.evaluate.batch_size
+    split, examples = ("validation", server.validation) if len(server.validation) else ("test", server.test)
+    if not len(examples):
+        return
+    model = session.context(round_).model(session.strategy.model(state))
+    images, labels = session.prepare(examples)
+    features = [model.features(images[start : start + size]).double().cpu() for start in range(0, len(labels), size)]
+    values = collapse.measure(torch.cat(features), labels.cpu(), model.head)
+    folder.add(round_, "server", split, {f"collapse/{name}": value for name, value in values.items()}, seconds)
 
 
 def _match(session: Session, predictor: Predictor, examples: Examples) -> dict[str, float]:

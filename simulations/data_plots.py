@@ -60,6 +60,8 @@ def rows(federation: Federation) -> list[Row]:
         if pool.domains is not None and len(numbers):
             held = torch.unique(pool.domains[numbers])
             label += f"\n{_short(federation.domain_names[int(held)], 18)}" if len(held) == 1 else ""
+        if client in federation.shuffled_clients:
+            label += "\nlabels shuffled"  # what is written below its pictures is what they were before
         found.append(Row(label, pool.images[drawn], tuple(_caption(federation, int(number)) for number in drawn)))
     return found
 

@@ -144,8 +144,9 @@ def collapse(metrics: pd.DataFrame) -> dict[str, dict[str, Series]]:
     """Return the measures of neural collapse: for each panel a series for each label."""
     panels: dict[str, dict[str, Series]] = {}
     for metric, (panel, label) in _COLLAPSE.items():
-        if values := rows(metrics, "server", "train", f"collapse/{metric}"):
-            panels.setdefault(panel, {})[label] = values
+        for split in ("train", "validation", "test"):
+            if values := rows(metrics, "server", split, f"collapse/{metric}"):
+                panels.setdefault(panel, {})[label if split == "train" else f"{label}, {split}"] = values
     return panels
 
 

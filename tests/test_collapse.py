@@ -96,3 +96,29 @@ def test_classes_without_examples_are_left_out():
     logits[:, 1:4] = ((features - means.mean(0)) @ head.T).float()
     assert collapse.num_agreeing(features, logits, more.means(), more.present()) == 15
     assert collapse.describe(class_sums(features[:5], labels[:5], 3), head) == {}
+
+
+def test_measures_of_examples_in_one_place():
+    means, features, labels = collapsed([7, 5, 3, 2])
+    head = torch.nn.Linear(6, 4).double()
+    with torch.no_grad():
+        head.weight.copy_(means - means.mean(0))
+        head.bias.copy_(-(head.weight @ means.mean(0)))
+    found = collapse.measure(features, labels, head)
+    expected = {"nc1": 0, "nc2_lengths": 0, "nc2_angles": 0, "nc3": 0, "nc4": 1}
+    assert found == pytest.approx(expected, abs=1e-6)
+    with torch.no_grad():
+        head.bias[0] += 1e6  # now everything is class 0
+    assert collapse.measure(features, labels, head)["nc4"] == pytest.approx(7 / 17)
+    assert collapse.measure(features[:7], labels[:7], head) == {}  # one class has no angle to another
+
+
+def test_the_server_measures_by_round(tmp_path):
+    from simulations import run
+
+    found = run("digits", "evaluate.collapse=true", "run.rounds=2", "evaluate.clients=0", f"run.results={tmp_path}")
+    rows = found.metrics[found.metrics["metric"].str.startswith("collapse/")]
+    assert set(rows["metric"]) == {f"collapse/{name}" for name in ("nc1", "nc2_lengths", "nc2_angles", "nc3", "nc4")}
+    assert set(rows["round"]) == {1, 2} and set(rows["split"]) == {"validation"} and set(rows["side"]) == {"server"}
+    alone = run("digits", "run.rounds=2", "evaluate.clients=0", f"run.results={tmp_path}")
+    assert alone.summary["weights_sha256"] == found.summary["weights_sha256"]

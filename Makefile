@@ -37,6 +37,8 @@ $(STAMP): pyproject.toml
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	# A reference of the tests, of which they read one file; what it would bring along does not go with the CPU's torch.
+	$(BIN)/python -m pip install --quiet --no-deps grad-cam==1.5.7
 	touch $(STAMP)
 
 clean:  ## remove the environment and caches; results stay

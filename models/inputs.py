@@ -144,7 +144,7 @@ def _patches(
 
 
 @contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Put a model into evaluation mode and back, and keep attention off its fused path, which cannot be watched."""
     modes = {module: module.training for module in model.modules()}
     fast = torch.backends.mha.get_fastpath_enabled()
@@ -169,7 +169,7 @@ def stream_inputs(model: nn.Module, batch: Tensor, take: Take, chunk_bytes: int 
         chunk_bytes: Patches of a convolution that exist at once, in whole samples.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    with _evaluating(model), _Watch(names, take, chunk_bytes):
+    with evaluating(model), _Watch(names, take, chunk_bytes):
         model(batch)
 
 

@@ -15,7 +15,6 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
-from core import state as states
 from core.evaluation import evaluation_fold
 from core.folds import Folded
 from core.memory import Version
@@ -29,7 +28,7 @@ from server.listener import Listener
 from server.nodes import Directory
 from server.results import RunFolder
 from server.session import Session
-from strategies.base import EVALUATE, Phase, Strategy
+from strategies.base import EVALUATE, Phase
 
 EVALUATION_STEP = 99  # sorts after every phase of a round
 
@@ -123,11 +122,7 @@ class FederatedRun(FlowerStrategy):
             if experiment.schedule.is_sequence and experiment.evaluate.every and experiment.evaluate.server:
                 evaluation.before_training(self.session, state, self.progress)
             return state
-        classes = _state_classes(self.session.strategy)
-        if not states.named_classes(self._resume.skeleton) <= classes.keys():
-            # Of a module that the strategy's own does not name. To make a State may cost much: a frame, trials.
-            classes |= states.state_classes(self.session.strategy.initial(self.session.context(0)))
-        return states.unpack(self._resume.skeleton, self._resume.tensors, classes)
+        return checkpoint.restore(self._resume, self.session.strategy, lambda: self.session.context(0))
 
     def _round(self, exchange: Exchange, round_: int, total: int) -> None:
         """Run one round; `self.state` and `self.progress` change only when it is complete."""
@@ -236,6 +231,8 @@ class FederatedRun(FlowerStrategy):
             groups = evaluation.class_groups(predictors)
             if config.server:
                 found |= evaluation.on_server(self.session, predictors, round_, self.folder, seconds, progress)
+                if config.collapse:
+                    evaluation.neural_collapse(self.session, state, round_, self.folder, seconds)
             del predictors  # the models that they hold
             if cohort:
                 payload = self.session.strategy.broadcast(EVALUATE, state, self.session.context(round_))
@@ -289,15 +286,6 @@ class FederatedRun(FlowerStrategy):
     def summary(self) -> None:
         """Tell the listener what will run."""
         self.listener.begin(self.session.experiment, str(self.folder.path))
-
-
-def _state_classes(strategy: Strategy[Any]) -> dict[str, type]:
-    """Return the dataclasses that a strategy's State may be made of, with those of a strategy that it holds."""
-    found = states.module_classes(type(strategy))
-    for held in vars(strategy).values():
-        if isinstance(held, Strategy):
-            found |= _state_classes(held)
-    return found
 
 
 def _copy(progress: Progress) -> Progress:

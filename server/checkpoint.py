@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from core import state as states
 from core.files import read_json, read_tensors, write_folder, write_json, write_tensors
 from core.tree import sha256
 from server.errors import RunStoppedError
+from strategies.base import ServerContext, Strategy
 
 _NAME = re.compile(r"round-(\d{6})")
 _KEEP = 2
@@ -127,3 +129,27 @@ def _read(path: Path) -> Checkpoint:
     best = path / "best.safetensors"
     best_model = read_tensors(best)[0] if best.is_file() else None
     return Checkpoint(Progress(**content["progress"]), content["state"], tensors, best_model, path)
+
+
+def restore(found: Checkpoint, strategy: Strategy[Any], server: Callable[[], ServerContext]) -> Any:
+    """Return the strategy's State of a checkpoint.
+
+    Args:
+        found: The checkpoint.
+        strategy: The strategy.
+        server: Gives the server before the first round, where the State's classes are known only from one.
+    """
+    classes = _state_classes(strategy)
+    if not states.named_classes(found.skeleton) <= classes.keys():
+        # Of a module that the strategy's own does not name. To make a State may cost much: a frame, trials.
+        classes |= states.state_classes(strategy.initial(server()))
+    return states.unpack(found.skeleton, found.tensors, classes)
+
+
+def _state_classes(strategy: Strategy[Any]) -> dict[str, type]:
+    """Return the dataclasses that a strategy's State may be made of, with those of a strategy that it holds."""
+    found = states.module_classes(type(strategy))
+    for held in vars(strategy).values():
+        if isinstance(held, Strategy):
+            found |= _state_classes(held)
+    return found

@@ -84,11 +84,13 @@ class RunFolder:
     Args:
         path: The folder.
         experiment: The experiment.
+        run: What its rows call the run; empty is the folder's name.
     """
 
-    def __init__(self, path: Path, experiment: Experiment) -> None:
+    def __init__(self, path: Path, experiment: Experiment, run: str = "") -> None:
         self.path = path
         self.experiment = experiment
+        self._run = run or path.name
         self._rows: list[tuple[Any, ...]] = []
 
     @property
@@ -133,16 +135,16 @@ class RunFolder:
             client: The client, or -1.
         """
         config = self.experiment
-        head = (self.path.name, config.strategy.name, config.run.seed, round_, side, client, split)
+        head = (self._run, config.strategy.name, config.run.seed, round_, side, client, split)
         self._rows.extend((*head, metric, float(value), seconds) for metric, value in values.items())
 
-    def write_metrics(self) -> None:
-        """Write metrics.parquet with all rows so far."""
+    def write_metrics(self, name: str = "metrics.parquet") -> None:
+        """Write a file with all rows so far."""
         columns = list(zip(*self._rows, strict=True)) or [()] * len(SCHEMA)
         arrays = [pa.array(column, type=field.type) for column, field in zip(columns, SCHEMA, strict=True)]
         sink = pa.BufferOutputStream()
         pq.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA), sink)
-        write_bytes(self.path / "metrics.parquet", sink.getvalue().to_pybytes())
+        write_bytes(self.path / name, sink.getvalue().to_pybytes())
 
     def read_metrics(self, last_round: int) -> None:
         """Take over the rows that are on disk up to a round: what a resume goes on from."""

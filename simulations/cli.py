@@ -9,11 +9,12 @@ import click
 
 from simulations.cli_compare import compare
 from simulations.cli_data import data
+from simulations.cli_explain import explain
 from simulations.cli_federate import federate
 from simulations.cli_run import REFUSED, Stopper, fail, guarded, say, supervised
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 96}
-KINDS = ("strategies", "models", "data", "encoders", "partitions", "experiments", "keys")
+KINDS = ("strategies", "models", "operators", "data", "encoders", "partitions", "experiments", "keys")
 
 
 @click.group(context_settings=_SETTINGS)
@@ -31,6 +32,7 @@ def main() -> None:
       umbel run digits strategy.name=scaffold run.rounds=5
       umbel data show digits                              who has which classes
       umbel compare digits --strategies fedavg,scaffold --seeds 3
+      umbel explain RUN                                   where its models look, which client stands out
       umbel list strategies                               all of them, with their options
 
     \b
@@ -191,6 +193,7 @@ def report(paths: tuple[str, ...], output: Path | None) -> None:
 
 main.add_command(compare)
 main.add_command(data)
+main.add_command(explain)
 main.add_command(federate)
 
 

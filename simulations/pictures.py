@@ -28,7 +28,7 @@ def of_run(metrics: pd.DataFrame) -> Iterator[Picture]:
     yield from _of_tasks(metrics)
     if panels := report_series.collapse(metrics):
         yield (
-            metric_plots.panels(panels, "Neural collapse on the clients' training examples"),
+            metric_plots.panels(panels, "Neural collapse"),
             "neural collapse by round",
         )
     groups = report_series.last_groups(metrics)

@@ -20,6 +20,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from conf.schema import Experiment
+from core.files import write_bytes
 from data.federation import Federation
 
 DPI = 150
@@ -58,7 +59,7 @@ def png(figure: Figure) -> bytes:
 def save(figure: Figure, path: Path) -> Path:
     """Write a figure as PNG."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(png(figure))
+    write_bytes(path, png(figure))
     return path
 
 

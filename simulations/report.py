@@ -87,6 +87,7 @@ def _run(folder: Path) -> dict[str, Any]:
         "tiles": report_rows.tiles(content),
         "pictures": [_picture(*picture) for picture in pictures.of_run(metrics)],
         **_partition(experiment),
+        "inside": _inside(folder),
         "metrics": report_rows.metric_rows(content["metrics"]),
         "classes": report_rows.class_rows(metrics),
         "clients_heads": heads,
@@ -123,9 +124,28 @@ def _partition(experiment: Experiment) -> dict[str, Any]:
     return {"partition": picture, "partition_note": "", "partition_facts": rows}
 
 
+def _inside(folder: Path) -> dict[str, Any] | None:
+    """Return what `umbel explain` found of this run; None where it was not asked, or of an earlier state of the run."""
+    path = folder / "explain" / "explain.json"
+    if not path.is_file():
+        return None
+    found = read_json(path)
+    if found.get("weights_sha256") != summary(folder)["weights_sha256"]:
+        return None
+    pictures = [
+        {"source": _embedded((path.parent / name).read_bytes()), "alternative": alternative}
+        for name, alternative in found["pictures"]
+        if name != "collapse.png" and (path.parent / name).is_file()  # the run's own curves have it
+    ]
+    return {"pictures": pictures, "rows": report_rows.inside_rows(found["clients"]), "notes": found["notes"]}
+
+
+def _embedded(content: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+
 def _picture(figure: Figure, alternative: str) -> dict[str, str]:
-    content = base64.b64encode(plots.png(figure)).decode()
-    return {"source": f"data:image/png;base64,{content}", "alternative": alternative}
+    return {"source": _embedded(plots.png(figure)), "alternative": alternative}
 
 
 def _run_command(folder: Path, experiment: Experiment) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +128,15 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         else:
             rows.append((f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
     return rows
+
+
+def inside_rows(clients: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Return what `umbel explain` says of each client, a cell a column, the last one what stands out."""
+    forms = {"accuracy": "{:.3f}", "drift": "{:.4f}", "drift_z": "{:+.1f}", "kernels": "{:.3f}", "kernels_z": "{:+.1f}"}
+    forms |= {"update": "{:.3f}", "update_z": "{:+.1f}", "correlation": "{:.2f}", "iou": "{:.2f}"}
+    found = []
+    for row in clients:
+        cells = ["–" if row[key] is None else form.format(row[key]) for key, form in forms.items()]
+        words = [word for word, key in (("flagged", "flagged"), ("labels shuffled", "shuffled")) if row[key]]
+        found.append([str(row["client"]), *cells, ", ".join(words)])
+    return found

@@ -187,7 +187,7 @@ def test_the_page_of_keys_is_current() -> None:
 
 def test_the_examples_on_the_page_of_models_run() -> None:
     found = [block.text for block in blocks(DOCS / "models.md") if block.kind == "python"]
-    assert len(found) == 2
+    assert len(found) == 3
     for text in found:
         exec(compile(text, "models.md", "exec"), {})  # the page's own lines
 

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from models import names, registry
+from models import names, operators, registry
 from models.facts import Facts, facts
 from models.registry import TABLE
 
@@ -49,8 +49,8 @@ assert model.features and len(names()) > 60
 | `client.channels_last` | the memory order that low precision likes; other bits than without |
 | `client.compile` | `torch.compile`, not with `model.checkpoint`; other bits than without |
 
-All were written from the papers' equations in plain PyTorch; no published weights are loaded. The file of each family
-says what was not clear and how it was decided.
+All were written from the papers' equations or descriptions in plain PyTorch; no published weights are loaded. The file
+of each family says what was not clear and how it was decided.
 
 UniRepLKNet trains in a form with more branches than it needs to predict. `fold` makes the smaller form of a trained
 model: average first, fold then, since a folded average is not the average of folded models.
@@ -90,6 +90,62 @@ published variants were timed beside other work, so that of theirs the ratio is 
 convolutions and elementwise passes do little arithmetic for the memory that they read. SpaRTAN's wave mixer makes
 several such passes over a widened map, TransNeXt's attention unfolds a window for each place: these two take three
 times as long per multiply-add as dense convolutions.
+"""
+
+DESCRIBED = """\
+DualToken-ViT, DuoFormer, TiC, SGConvNeXt and FIT are re-implementations from their descriptions: no code or count
+confirms them, and the file of each says what was not clear and how it was decided. The papers' rounded figures where
+there are some: 11.9 M for DualToken-ViT-S, 29 M for SGConvNeXt-T. `fit_s` and the `_tiny32` of all are ours. The clips
+of UniFormer are counted here at 1,000 classes and 16 frames; at Kinetics' 400 its published 21.4 M and 49.8 M agree. An
+image is read as a still clip.
+"""
+
+OPERATORS = """\
+## Drop-in operators
+
+An operator goes into any model, of the zoo or your own: in the place of its convolutions, or around the whole of it.
+`layers` says which convolutions: `conv` (all that it can stand for), `dense`, `depthwise`, or names with `*`.
+
+```console
+umbel run digits model.name=cvt_tiny32 'model.operators={wconv: {density: [0.7], layers: depthwise}}' run.rounds=2
+umbel list operators
+```
+
+```python
+from models import build, operators
+
+model = operators.replace(build("cvt_tiny32", 10), "conv", "wconv", density=[0.7])
+```
+
+What all clients have to share travels with the model or follows from the experiment, which they compare: SGConv's norm
+of the initial kernel is a buffer that the server's state brings; DCLS's positions are parameters, clamped after each
+step; wConv's density is fixed by its option. Several operators in one model are placed in the order of the list. FOT
+does not go with `wconv`, `dcls` and `sgconv`, whose kernels are computed from their weights.
+"""
+
+OPERATOR_COSTS = """\
+What each costs in `cvt_tiny32` and in `cnn` at 28 px, placed as its preset `operator_<name>` says, by
+`python benchmarks/operators.py cost`. **Step**: time of a training step at batch 32 beside the plain model's, timed in
+turn in one process beside other work, so that the ratio is what to read; plain beside plain says how rough it is.
+Fourier transforms (SGConv) are not among the multiply-adds.
+"""
+
+OPERATOR_ACCURACY = """\
+What they bring in the budget of `fashion_zoo` (20 rounds of 5 of 10 clients, 10 steps of 32, Dirichlet 0.5), mean ±
+sample deviation over three seeds, paired gain over the plain model ± standard error, by
+`python benchmarks/operators.py accuracy`. The learning rate, 0.001 or 0.003, is each one's own, chosen on validation
+data of the first seed.
+"""
+
+OPERATOR_READING = """\
+* **No operator is above its plain model by two standard errors** in this budget of 1,000 steps. A global branch, which
+  begins as good as nothing, and wConv in CvT's depthwise and embedding kernels stay equal to it; what begins anew with
+  weights of its own (DCLS, separable kernels, SGConv) or mixes fewer channels (E2GC) has not caught up.
+* DOLG pools the last map by a generalised mean. Over the CNN that takes the place of its layer over all places, and a
+  third of the accuracy goes with it. `pool=features` keeps that layer; it was not measured.
+* GLSim crops a part of images of 28 px that are small already; its paper is about large ones.
+* What their papers claim was claimed for ImageNet, landmarks, fine-grained or multi-label classes, after hundreds of
+  epochs. That is not what was tried here, and says nothing against it.
 """
 
 READING = """\
@@ -159,12 +215,54 @@ def accuracies(part: str) -> list[str]:
         "|---|---:|---:|---:|---:|---:|",
     ]
     for each in sorted(found, key=lambda each: -statistics.fmean(each["accuracy"])):
-        gains = [100 * (a - b) for a, b in zip(each["accuracy"], each["cnn_accuracy"], strict=True)]
         cells = [f"{8 * each['shared'] / 1e6:.2f}", f"{each['lr']:g}"]
         cells += [_percent(each["accuracy"]), _percent(each["cnn_accuracy"])]
-        error = f" ± {statistics.stdev(gains) / len(gains) ** 0.5:.2f}" if len(gains) > 1 else ""
-        lines.append(f"| `{each['model']}` | {' | '.join(cells)} | {statistics.fmean(gains):+.2f}{error} |")
+        cells.append(_gain(each["accuracy"], each["cnn_accuracy"]))
+        lines.append(f"| `{each['model']}` | {' | '.join(cells)} |")
     return lines
+
+
+def operators_section() -> list[str]:
+    """Return what there is of operators, and what benchmarks/operators.py measured."""
+    path = RESULTS / "operators.json"
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    lines = [OPERATORS, "| operator | options | |", "|---|---|---|"]
+    for name in operators.names():
+        options = ", ".join(f"`{key}`" for key in operators.options(name)) or "none"
+        lines.append(f"| `{name}` | {options} | {operators.describe(name)} |")
+    if "cost" in found:
+        lines += ["", OPERATOR_COSTS, f"On {found['hardware']}:\n", *_operator_costs(found["cost"])]
+    if "accuracy" in found:
+        lines += ["", OPERATOR_ACCURACY, *_operator_accuracies(found["accuracy"]), "", OPERATOR_READING]
+    return lines
+
+
+def _operator_costs(rows: list[dict[str, Any]]) -> list[str]:
+    lines = [
+        "| base | operator | parameters | MMACs | activations (MB) | MB a round | steps/s | step / plain |",
+        "|---|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for row in rows:
+        cells = [f"{row['parameters']:,}", f"{row['macs'] / 1e6:.2f}", f"{row['activation_bytes'] / 1e6:.2f}"]
+        cells += [f"{row['bytes_per_round'] / 1e6:.2f}", f"{row['steps_per_second']:.1f}", f"{row['ratio']:.2f}"]
+        lines.append(f"| `{row['base']}` | {row['operator']} | {' | '.join(cells)} |")
+    return lines
+
+
+def _operator_accuracies(rows: list[dict[str, Any]]) -> list[str]:
+    plain = {row["base"]: row["accuracy"] for row in rows if row["operator"] == "plain"}
+    lines = ["| base | operator | learning rate | accuracy, % | gain |", "|---|---|---:|---:|---:|"]
+    for row in rows:
+        gain = "" if row["operator"] == "plain" else _gain(row["accuracy"], plain[row["base"]])
+        cells = [f"{row['lr']:g}", _percent(row["accuracy"]), gain]
+        lines.append(f"| `{row['base']}` | {row['operator']} | {' | '.join(cells)} |")
+    return lines
+
+
+def _gain(own: list[float], other: list[float]) -> str:
+    gains = [100 * (a - b) for a, b in zip(own, other, strict=True)]
+    error = f" ± {statistics.stdev(gains) / len(gains) ** 0.5:.2f}" if len(gains) > 1 else ""
+    return f"{statistics.fmean(gains):+.2f}{error}"
 
 
 def _percent(values: list[float]) -> str:
@@ -194,8 +292,11 @@ def page() -> str:
         "## Published variants\n",
         "At 1,000 classes and the published size of image, by `python docs/make_models.py`:\n",
         *table([facts(name, 1000) for name in published], 1e9, "G"),
+        "\n" + DESCRIBED,
         "\n" + SPEED,
         *speeds(),
+        *operators_section(),
+        "",
         "## What each is\n",
         "| model | |",
         "|---|---|",

@@ -32,7 +32,7 @@ def main() -> None:
       umbel run digits strategy.name=scaffold run.rounds=5
       umbel data show digits                              who has which classes
       umbel compare digits --strategies fedavg,scaffold --seeds 3
-      umbel explain RUN                                   where its models look, which client stands out
+      umbel explain RUN                                   what its models look at
       umbel list strategies                               all of them, with their options
 
     \b

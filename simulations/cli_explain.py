@@ -35,9 +35,9 @@ def explain(
     """Look inside RUN, the folder of a finished run, at the global model and at each client's.
 
     \b
-    It draws and writes down, each where the model has it:
-      where a layer's activations vary most (Eigen-CAM), attention and gates, on held-out images
-      statistics of 3 x 3 filters: drift of each client from the global model, sparsity, entropy
+    It draws and writes down, on held-out images, each where the model has it:
+      where a layer's activations vary most (Eigen-CAM), attention and gates
+      statistics of 3 x 3 filters: drift from the global model, sparsity, entropy
       how far attention goes by position, by layer (ConViT)
       neural collapse; by round, if the run had evaluate.collapse=true
 

@@ -136,7 +136,8 @@ def test_a_row_is_distilled_towards_its_own_ensemble(tmp_path):
     own = {name: found[rows] for name, found in read(model, halves.tables()).items()}
     strategy._distil(model, own, {}, server)
     for name, tensor in model.state_dict().items():
-        torch.testing.assert_close(tensor, start.model[name], rtol=0, atol=1e-6)
+        # Rounding alone: batches of another size are multiplied in another order, more so on some processors.
+        torch.testing.assert_close(tensor, start.model[name], rtol=0, atol=1e-5)
     strategy._distil(model, {name: found.flip(0) for name, found in own.items()}, {}, server)
     moved = [name for name, tensor in model.state_dict().items() if not torch.allclose(tensor, start.model[name])]
     assert any(name.startswith("image") for name in moved) and any(name.startswith("text") for name in moved)

@@ -156,7 +156,7 @@ def _chosen(run: FinishedRun, number: int) -> list[int]:
 
 
 def _looks(
-    run: FinishedRun, chosen: Sequence[int], seen: Probe, layer: Any, told: Told
+    run: FinishedRun, chosen: Sequence[int], seen: Probe, layer: MapLayer | None, told: Told
 ) -> tuple[dict[int, Look], list[str]]:
     """Let each client train once more and look inside its model; a client that fails costs itself alone."""
     found, notes = {}, []

@@ -110,6 +110,9 @@ def changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         found.append(f"commit {short(before)}, now {short(after)}")
     elif after and after.endswith("+"):
         found.append(f"commit {short(before)} with changes that were not committed")
+    before, after = (each.get("kernels", {}).get("bits") for each in (then, now))
+    if before and after and before != after:
+        found.append(f"arithmetic {before}, now {after}")
     versions = then.get("versions", {})
     found += [f"{name} {versions.get(name)}, now {v}" for name, v in now["versions"].items() if v != versions.get(name)]
     return "; ".join(found)

@@ -30,6 +30,9 @@ class Listener:
     def round(self, round_: int, num_rounds: int, metrics: Mapping[str, float], seconds: float) -> None:
         """A round is complete."""
 
+    def notice(self, text: str) -> None:
+        """Something that whoever reads the result should know; the run goes on."""
+
     def end(self, error: str | None) -> None:
         """The run has ended, with an error or without."""
 
@@ -64,6 +67,10 @@ class Both(Listener):
     def round(self, round_: int, num_rounds: int, metrics: Mapping[str, float], seconds: float) -> None:
         for listener in self._all:
             listener.round(round_, num_rounds, metrics, seconds)
+
+    def notice(self, text: str) -> None:
+        for listener in self._all:
+            listener.notice(text)
 
     def end(self, error: str | None) -> None:
         for listener in self._all:
@@ -104,6 +111,9 @@ class FileListener(Listener):
     def round(self, round_: int, num_rounds: int, metrics: Mapping[str, float], seconds: float) -> None:
         self._write("round", round=round_, num_rounds=num_rounds, metrics=dict(metrics), seconds=seconds)
 
+    def notice(self, text: str) -> None:
+        self._write("notice", text=text)
+
     def end(self, error: str | None) -> None:
         self._write("end", error=error)
 
@@ -126,6 +136,8 @@ def replay(line: str, experiment: Experiment, listener: Listener) -> tuple[bool,
         listener.failure(entry["round"], entry["phase"], entry["client"], entry["node"], entry["reason"])
     elif event == "round":
         listener.round(entry["round"], entry["num_rounds"], entry["metrics"], entry["seconds"])
+    elif event == "notice":
+        listener.notice(entry["text"])
     elif event == "end":
         return True, entry["error"]
     return False, None

@@ -12,6 +12,7 @@ from torch import Tensor
 from conf.schema import Experiment
 from core.device import set_threads
 from core.files import read_json
+from core.kernels import kernels
 from server import checkpoint, flower
 from server.adapter import FederatedRun
 from server.listener import Both, FileListener, Listener
@@ -59,6 +60,8 @@ def _execute(experiment: Experiment, grid: Grid, listener: Listener, path: Path,
         if not resume or not (path / "run.json").is_file():
             run_folder.begin()
         told.begin(experiment, str(path))
+        if found is not None and (text := other_arithmetic(path)):
+            told.notice(text)
         run = FederatedRun(Session(experiment), run_folder, told, found)
         run.start(grid)
         _finish(run, run_folder)
@@ -66,6 +69,20 @@ def _execute(experiment: Experiment, grid: Grid, listener: Listener, path: Path,
         told.end(f"{type(error).__name__}: {error}")
         raise
     told.end(None)
+
+
+def other_arithmetic(folder: Path) -> str:
+    """Say whether this process rounds otherwise than the one that began a run; "" where it does not, or none knows."""
+    file = folder / "env.json"
+    before = read_json(file).get("kernels") if file.is_file() else None
+    now = kernels()
+    if not isinstance(before, dict) or before.get("bits") == now["bits"]:
+        return ""
+    then, here = (", ".join(f"{key}={value}" for key, value in each.items()) for each in (before, now))
+    return (
+        f"This run began where arithmetic rounds otherwise ({then}; here {here}). It goes on, but its weights will not "
+        "be to the bit those of a run that was never interrupted."
+    )
 
 
 def _finish(run: FederatedRun, folder: RunFolder) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor
 from conf.load import as_yaml
 from conf.schema import Experiment
 from core.files import read_json, write_bytes, write_json, write_tensors, write_text
+from core.kernels import kernels
 from core.tree import sha256
 
 SCHEMA = pa.schema(
@@ -164,7 +165,7 @@ class RunFolder:
 
 
 def environment() -> dict[str, Any]:
-    """Return versions, hardware and git commit."""
+    """Return versions, hardware, the kernels that decide about rounding, and git commit."""
     versions: dict[str, str | None] = {}
     for package in ("umbel", *_PACKAGES):
         try:
@@ -179,6 +180,7 @@ def environment() -> dict[str, Any]:
         "cpus": torch.multiprocessing.cpu_count(),
         "gpus": gpus,
         "threads": torch.get_num_threads(),
+        "kernels": kernels(),
         "versions": versions,
         "git_commit": _git_commit(),
     }

@@ -51,6 +51,7 @@ class Display(Watcher):
         self._metrics: dict[str, float] = {}
         self._history: list[float] = []
         self._failures: list[str] = []
+        self._notices: list[str] = []
         self._num_failures = 0
 
     # ---- what happens --------------------------------------------------------------------------------------
@@ -96,6 +97,10 @@ class Display(Watcher):
             who = f"client {client}" if client >= 0 else "evaluation"
             lines = reason.strip().splitlines() or [""]
             self._failures.append(f"round {round_}, {phase}: {who} on node {node}: {lines[-1]}")
+
+    def notice(self, text: str) -> None:
+        """Show it until the run ends."""
+        self._notices.append(text)
 
     def round(self, round_: int, num_rounds: int, metrics: Mapping[str, float], seconds: float) -> None:
         """Show a round's metrics."""
@@ -190,6 +195,7 @@ class Display(Watcher):
             more = self._num_failures - len(self._failures)
             text = "\n".join(escape(line) for line in self._failures) + (f"\nand {more} more" if more else "")
             rows.append((f"failures {self._num_failures}", f"[yellow]{text}[/]"))
+        rows += [("note", Text(text, style="yellow")) for text in self._notices]
         return rows
 
 

@@ -54,7 +54,7 @@ class Watcher(Listener):
 
 
 class JsonLines(Watcher):
-    """One JSON object a line: `begin`, `round`, `failure`, and `member` in a comparison.
+    """One JSON object a line: `begin`, `round`, `failure`, `notice`, and `member` in a comparison.
 
     Args:
         stream: Where lines go; None is standard output.
@@ -94,6 +94,10 @@ class JsonLines(Watcher):
         """Write a round with its metrics."""
         super().round(round_, num_rounds, metrics, seconds)
         self._write("round", round=round_, rounds=num_rounds, seconds=round(seconds, 3), **dict(metrics))
+
+    def notice(self, text: str) -> None:
+        """Write what should be known."""
+        self._write("notice", text=text)
 
     def member(self, index: int, total: int, label: str, seed: int, how: str) -> None:
         """Write which run comes next."""

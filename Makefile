@@ -4,16 +4,34 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test quick check format results bench newest clean
+WORKERS ?= 2
+# Two workers; a file stays with one of them, and what starts Ray or a federation is one group.
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder --durations 15 --durations-min 1
+REPORT := .pytest_cache/report.xml
+
+.PHONY: demo test test-all quick mutants durations check format results bench newest clean
 
 demo: $(STAMP)  ## compare three strategies on bundled digits: a table, curves and pictures in results/demo
 	$(BIN)/umbel compare demo --strategies 'fedavg,fedprox(mu=0.1),scaffold' --seeds 3 --output results/demo
 
-test: $(STAMP)  ## all tests
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## the tests: of each product a covering design, Ray and gRPC with real processes; minutes
+	$(PYTEST) --junitxml $(REPORT)
 
-quick: $(STAMP)  ## the tests that take seconds
-	$(BIN)/python -m pytest -m "not slow"
+quick: $(STAMP)  ## the tests that take fractions of a second each
+	$(PYTEST) --tier quick
+
+test-all: $(STAMP)  ## every test, then the quick ones under other kernels; an hour and more
+	$(PYTEST) --tier all --junitxml .pytest_cache/report-all.xml
+	ATEN_CPU_CAPABILITY=default $(PYTEST) --tier quick
+	ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 $(PYTEST) --tier quick
+	ONEDNN_MAX_CPU_ISA=SSE41 MKL_ENABLE_INSTRUCTIONS=SSE4_2 $(PYTEST) --tier quick
+
+durations: $(STAMP)  ## record how long each test takes, after `make test-all`
+	$(BIN)/python tests/budget.py record .pytest_cache/report-all.xml
+
+mutants: $(STAMP)  ## how many small faults in the mathematics the tests notice; half an hour
+	$(BIN)/python -m pip install --quiet 'cosmic-ray>=8.7,<9'
+	$(BIN)/python tests/mutants.py --workers $(WORKERS)
 
 check: $(STAMP)  ## ruff, mypy --strict, import-linter, codespell
 	$(BIN)/ruff check .

@@ -1,9 +1,11 @@
-"""Fixtures that tests on several engines share: a federation that is up, a Ray that is started once."""
+"""What a test run shares: tiers, the order of tests, a place of its own for each worker, one Ray, one federation."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,32 +13,111 @@ import pytest
 
 from simulations import federate
 
+RECORDED = Path(__file__).with_name("durations.json")
+QUICK_SECONDS = 0.3  # a quick test takes no longer, by the record
+PROCESSES = "processes"  # the group of tests that start Ray, federations or servers: never two at once
 
-@pytest.fixture(scope="module")
-def federation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Four warm SuperNodes behind a SuperLink, used by every run of a module that asks for grpc."""
+# The hub's client asks the network again and again before it gives up; what needs the hub says that it is not there.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the choice of a tier."""
+    tiers = ("quick", "test", "all")
+    parser.addoption("--tier", choices=tiers, default="test", help="how much to run (make quick, test, test-all)")
+
+
+def seconds_of(item: pytest.Item, recorded: dict[str, dict[str, float]]) -> float:
+    """Return how long a test takes by the record; one that is not in it counts as short."""
+    function = getattr(item, "originalname", None) or item.name
+    return recorded.get(item.path.name, {}).get(function, 0.0)
+
+
+def is_chosen(item: pytest.Item, tier: str, seconds: float) -> bool:
+    """Say whether a test belongs to a tier."""
+    if tier == "all":
+        return True
+    if item.get_closest_marker("exhaustive"):
+        return False
+    return tier == "test" or not (item.get_closest_marker("slow") or seconds > QUICK_SECONDS)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Choose the tier's tests, group them for the workers, and let the longest group begin first.
+
+    A file is a group, so that what it shares is made once; tests of processes are one group over all files. A test that
+    is named one by one on the command line runs whatever its tier.
+    """
+    recorded = json.loads(RECORDED.read_text(encoding="utf-8")) if RECORDED.is_file() else {}
+    seconds = {item: seconds_of(item, recorded) for item in items}
+    tier = "all" if any("::" in argument for argument in config.args) else config.getoption("--tier")
+    chosen = [item for item in items if is_chosen(item, tier, seconds[item])]
+    if left := [item for item in items if not is_chosen(item, tier, seconds[item])]:
+        config.hook.pytest_deselected(items=left)
+    groups: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in chosen:
+        shared = {"cluster", "federation"} & set(getattr(item, "fixturenames", ()))
+        group = PROCESSES if shared or item.get_closest_marker(PROCESSES) else item.path.stem
+        item.add_marker(pytest.mark.xdist_group(group))
+        groups[group].append(item)
+    total = {name: sum(seconds[item] for item in group) for name, group in groups.items()}
+    items[:] = [item for name in sorted(groups, key=lambda each: (-total[each], each)) for item in groups[name]]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Give each worker a home of its own for federations and the memory of their clients; data stay shared."""
+    home = tmp_path_factory.mktemp("umbel-home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("UMBEL_HOME", str(home / "federation"))
+        patch.setenv("UMBEL_STATE", str(home / "state"))
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The folder of the federation that tests share, which ends with the test run."""
     home = tmp_path_factory.mktemp("federation")
-    before = os.environ.get("UMBEL_HOME")
-    os.environ["UMBEL_HOME"] = str(home)
-    try:
-        federate.start(4, home)
-        yield home
-    finally:
-        federate.stop(home)
-        if before is None:
-            del os.environ["UMBEL_HOME"]
-        else:
-            os.environ["UMBEL_HOME"] = before
+    yield home
+    federate.stop(home)
 
 
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Ray, started once for a module; a run that finds it started uses it."""
+@pytest.fixture
+def federation(shared_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two warm SuperNodes behind a SuperLink, up and whole when a test begins: whoever broke it, it is made again."""
+    monkeypatch.setenv("UMBEL_HOME", str(shared_home))
+    found = federate.find(shared_home)
+    if found is None or found.num_alive < 2:
+        federate.stop(shared_home)
+        federate.start(2, shared_home)
+    return shared_home
+
+
+@pytest.fixture(scope="session")
+def neutral(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A folder for Ray to start in; Ray ends with the test run."""
+    yield tmp_path_factory.mktemp("neutral")
+    import ray
+
+    ray.shutdown()
+
+
+@pytest.fixture
+def cluster(neutral: Path) -> None:
+    """Ray with two CPUs, started once for a test run; a run that finds it started uses it."""
     import ray
 
     from simulations.ray_engine import own_signals
 
-    with contextlib.chdir(tmp_path_factory.mktemp("neutral")), own_signals():
-        ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
-    yield
+    if not ray.is_initialized():
+        with contextlib.chdir(neutral), own_signals():
+            ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, configure_logging=False)
+
+
+@pytest.fixture
+def no_cluster() -> None:
+    """End the Ray that tests share, for a test of how one is started."""
+    import ray
+
     ray.shutdown()

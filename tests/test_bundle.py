@@ -105,6 +105,8 @@ def flower_home(tmp_path: Path) -> Iterator[dict[str, str]]:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.processes
 @pytest.mark.skipif(sys.platform != "linux", reason="finds the SuperLink that Flower leaves behind through /proc")
 def test_flower_runs_it_in_its_own_simulation(checkout: Path, tmp_path: Path, flower_home: dict[str, str]) -> None:
     """`flwr run .` with Flower's local simulation gives the bits of our own inline engine."""

@@ -357,6 +357,7 @@ def installed(name: str, monkeypatch: pytest.MonkeyPatch) -> DataConfig:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.timeout(900)
 def test_the_installed_openclipart(monkeypatch: pytest.MonkeyPatch) -> None:
     found = data.load(installed("openclipart", monkeypatch), 0)
@@ -372,6 +373,7 @@ def test_the_installed_openclipart(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_installed_stamps(monkeypatch: pytest.MonkeyPatch) -> None:
     found = data.load(installed("stamps", monkeypatch), 0)
     assert found.num_classes == 16 and len(found.train) + len(found.test) > 700

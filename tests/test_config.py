@@ -211,11 +211,31 @@ SHRUNK = (
 )
 
 
-QUICK = ("digits",)
+def levels(name: str) -> set[tuple[str, str]]:
+    """What an experiment is made of."""
+    found = load(name)
+    chosen = {"partition": found.data.partition, "model": found.model.name, "strategy": found.strategy.name}
+    return {("data", found.data.name), *chosen.items(), *(("operator", each) for each in found.model.operators)}
 
 
+def covering() -> set[str]:
+    """Few experiments that have each level of those that need neither a pretrained encoder nor the hub."""
+    hub = ("cifar10", "cifar100", "coco_captions", "digits4", "office_home", "tiny_imagenet")
+    rest = {n: levels(n) for n in experiment_names() if not load(n).data.encoder and load(n).data.name not in hub}
+    taken: dict[str, set[tuple[str, str]]] = {}
+    while rest and (missing := set.union(*rest.values()) - set().union(*taken.values())):
+        best = max(sorted(rest), key=lambda each: len(rest[each] & missing))
+        taken[best] = rest.pop(best)
+    return {*taken, "digits"}
+
+
+COVERING = covering()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=() if n in QUICK else pytest.mark.slow) for n in experiment_names()]
+    "name",
+    [pytest.param(n, marks=() if n in COVERING else pytest.mark.exhaustive) for n in experiment_names()],
 )
 def test_every_shipped_experiment_runs_a_round(name, tmp_path):
     from simulations import run

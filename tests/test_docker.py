@@ -487,6 +487,8 @@ def federation(tmp_path: Path) -> Iterator[Federation]:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.processes
 def test_images_form_a_federation(federation: Federation) -> None:
     superlink, nodes = federation.superlink, federation.nodes
     for node in nodes:

@@ -77,6 +77,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.slow  # a dozen small runs
 def test_the_tutorial_in_this_process(folder: Path) -> None:
     """All but the slow blocks; `umbel` is called as a function, which saves the imports."""
     executed = 0
@@ -102,6 +103,8 @@ def test_the_tutorial_in_this_process(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.processes
 @pytest.mark.timeout(1800)
 def test_the_whole_tutorial_in_real_shells(tmp_path: Path) -> None:
     environment = {
@@ -193,6 +196,7 @@ def test_the_examples_on_the_page_of_models_run() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_page_of_models_is_current() -> None:
     page = runpy.run_path(str(DOCS / "make_models.py"))["page"]
     assert page() == (DOCS / "models.md").read_text(encoding="utf-8"), "run python docs/make_models.py"

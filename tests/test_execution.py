@@ -40,6 +40,7 @@ def test_channels_last_changes_only_rounding(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own parts, on its first import
 @pytest.mark.skipif(
     shutil.which("c++") is None or not (Path(sysconfig.get_path("include")) / "Python.h").is_file(),

@@ -99,7 +99,8 @@ def test_without_a_checkpoint_clients_train_by_their_local_loss(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "strategy", [pytest.param(s, marks=() if s in ("scaffold", "fedloge") else pytest.mark.slow) for s in STRATEGIES]
+    "strategy",
+    [pytest.param(s, marks=() if s in ("scaffold", "fedloge") else pytest.mark.exhaustive) for s in STRATEGIES],
 )
 def test_every_strategy(strategy: str, tmp_path: Path) -> None:
     chosen = ("model.name=cvt_tiny32", f"strategy={{name: {strategy}}}", *STRATEGIES[strategy], "checkpoint.every=1")

@@ -33,7 +33,12 @@ from simulations.flower_internals import LocalGrid, identify
 
 # Ray and processes that outlive the call that started them leave open files to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore")
-slow = pytest.mark.slow
+
+
+def slow(test: Callable[..., None]) -> Callable[..., None]:
+    """Mark a test that starts Ray or a federation."""
+    return pytest.mark.slow(pytest.mark.processes(test))
+
 
 ROOT = Path(__file__).resolve().parent.parent
 UMBEL = str(Path(sys.executable).parent / "umbel")
@@ -357,10 +362,14 @@ def test_a_client_process_that_hangs_is_given_up_when_nobody_waits_any_more(tmp_
     ("options", "message"),
     [
         (("engine.ray_address=auto",), r"engine\.ray_address=auto: no Ray cluster answers there"),
-        pytest.param(("engine.gpus_per_worker=0.5",), r"0\.5 GPU each do not fit: Ray has 0 GPU", marks=slow),
-        pytest.param(("client.device=cuda",), r"client\.device=cuda", marks=slow),
+        pytest.param(
+            ("engine.gpus_per_worker=0.5",), r"0\.5 GPU each do not fit: Ray has 0 GPU", marks=pytest.mark.slow
+        ),
+        pytest.param(("client.device=cuda",), r"client\.device=cuda", marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.processes
+@pytest.mark.usefixtures("no_cluster")
 def test_ray_refuses_and_leaves_nothing(options, message, tmp_path, monkeypatch):
     import torch
 
@@ -395,22 +404,6 @@ def test_sigterm_stops_a_ray_run_with_a_checkpoint(tmp_path):
 # A federation of real processes ---------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory) -> Iterator[Path]:
-    """Two warm nodes that every test of this part uses, in the order of the file."""
-    folder = tmp_path_factory.mktemp("home")
-    before = os.environ.get("UMBEL_HOME")
-    os.environ["UMBEL_HOME"] = str(folder)
-    try:
-        federate.start(2, folder)
-        yield folder
-    finally:
-        federate.stop(folder)
-        del os.environ["UMBEL_HOME"]
-        if before is not None:
-            os.environ["UMBEL_HOME"] = before
-
-
 class Killer(Listener):
     """Does something once, when a round begins its first phase."""
 
@@ -430,7 +423,7 @@ def children(pid: int) -> list[int]:
 
 
 @slow
-def test_two_runs_share_a_federation(home, tmp_path):
+def test_two_runs_share_a_federation(federation, tmp_path):
     def one(name: str) -> str:
         options = (*SMALL, "run.rounds=2", "engine.name=grpc", f"run.results={tmp_path}", f"run.name={name}")
         return run("digits", *options).summary["weights_sha256"]
@@ -439,12 +432,13 @@ def test_two_runs_share_a_federation(home, tmp_path):
         left, right = pool.map(one, ("a", "b"))
     assert left == right
     # Unpacked before Flower did: its own installation is no place for two to meet.
-    assert len(list((home / "flwr" / "apps").iterdir())) == 1
+    installed = [path.name for path in (federation / "flwr" / "apps").iterdir()]
+    assert len(installed) == 1, installed
 
 
 @slow
-def test_a_client_process_that_is_killed_is_replaced(home, tmp_path):
-    node = federate.find(home).nodes[1]
+def test_a_client_process_that_is_killed_is_replaced(federation, tmp_path):
+    node = federate.find(federation).nodes[1]
 
     def kill() -> None:
         for child in children(node):
@@ -457,8 +451,8 @@ def test_a_client_process_that_is_killed_is_replaced(home, tmp_path):
 
 
 @slow
-def test_a_server_that_dies_is_noticed_at_once(home, tmp_path):
-    superlink = federate.find(home).superlink
+def test_a_server_that_dies_is_noticed_at_once(federation, tmp_path):
+    superlink = federate.find(federation).superlink
 
     def kill() -> None:
         for child in children(children(superlink)[0]):
@@ -473,7 +467,7 @@ def test_a_server_that_dies_is_noticed_at_once(home, tmp_path):
 
 
 @slow
-def test_a_strategy_that_nodes_cannot_import_is_said_in_seconds(home, tmp_path, monkeypatch):
+def test_a_strategy_that_nodes_cannot_import_is_said_in_seconds(federation, tmp_path, monkeypatch):
     (tmp_path / "only_here_strategy.py").write_text("from strategies.fedavg import FedAvg as Mine\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(ExperimentError, match=r"only_here_strategy.*must be installed here and"):
@@ -514,32 +508,32 @@ node.main()
 
 def replace_node(home: Path, *program: str) -> None:
     """Kill the first node and start another in its place, perhaps one that runs another program."""
-    federation = federate.find(home)
+    found = federate.find(home)
     with contextlib.suppress(ProcessLookupError):
-        os.kill(federation.nodes[0], signal.SIGKILL)
+        os.kill(found.nodes[0], signal.SIGKILL)
     folder = home / "nodes" / "0"
     config = f'partition-id=0 num-partitions=2 state-folder="{folder / "state"}"'
-    command = federate._node_command(folder, config, federation.fleet_port, 0, False)
+    command = federate._node_command(folder, config, found.fleet_port, 0, False)
     if program:
         command = [command[0], *program, *command[command.index("client.node") + 1 :]]
     again = processes.spawn(home, "node-0", command, tied=True)
-    births = (federation.births[0], processes.birth(again.pid), federation.births[2])
-    renewed = replace(federation, nodes=(again.pid, federation.nodes[1]), births=births)
+    births = (found.births[0], processes.birth(again.pid), found.births[2])
+    renewed = replace(found, nodes=(again.pid, found.nodes[1]), births=births)
     write_json(home / federate.STATE, asdict(renewed))
 
 
 @slow
-@pytest.mark.parametrize("half_sent", [False, True])
-def test_a_node_that_is_killed_is_left_out_long_before_the_deadline_and_may_come_back(half_sent, home, tmp_path):
+@pytest.mark.parametrize("half_sent", [pytest.param(False, marks=pytest.mark.exhaustive), True])
+def test_a_node_that_is_killed_is_left_out_long_before_the_deadline_and_may_come_back(half_sent, federation, tmp_path):
     if half_sent:
-        replace_node(home, "-c", DYING)
+        replace_node(federation, "-c", DYING)
 
     def kill() -> None:
         if half_sent:
-            dying = federate.find(home).nodes[0]
+            dying = federate.find(federation).nodes[0]
             (Path(f"/proc/{dying}/cwd") / "die").touch()
             until(lambda: not processes.alive(dying))
-        replace_node(home)
+        replace_node(federation)
 
     heard = Revived(2, kill)
     began = time.monotonic()
@@ -553,7 +547,7 @@ def test_a_node_that_is_killed_is_left_out_long_before_the_deadline_and_may_come
 
 @slow
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to end children with their parent")
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.exhaustive)])
 def test_a_federation_for_one_run_ends_with_it(number, tmp_path, monkeypatch):
     monkeypatch.setenv("UMBEL_HOME", str(tmp_path / "none"))
     process = start(tmp_path, "engine.name=grpc", "engine.nodes=1")

@@ -114,8 +114,8 @@ def test_global_layers_do_cross_groups():
     other = patches.clone()
     other[0, 2, 1] += 1
     found = [block(each, latents) for each in (patches, other)]
-    assert not (found[0][0] == found[1][0]).all(dim=3).any()
-    assert not (found[0][1] == found[1][1]).all(dim=3).any()
+    for one, two in zip(*found, strict=True):  # each place moves by more than rounding
+        assert ((one - two).abs().amax(dim=3) > 1e-12).all()
 
 
 @pytest.mark.parametrize("context_dim", [None, 10])

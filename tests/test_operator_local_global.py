@@ -134,6 +134,7 @@ def test_errors_name_the_option(option):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_every_tiny_model():
     check_every_tiny("local_global", LocalGlobalConv, least=14)
 

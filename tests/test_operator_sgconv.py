@@ -259,6 +259,7 @@ def test_in_the_cnn():
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_every_tiny_model():
     check_every_tiny("sgconv", SGConv2d, least=13)
 

@@ -13,22 +13,17 @@ from tests.helpers import bits
 from tests.test_operators_federated import ALL, BASES, SMALL, overrides
 
 # Ray and processes that outlive the call that started them leave open files to the garbage collector.
-pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
+pytestmark = [pytest.mark.slow, pytest.mark.processes, pytest.mark.filterwarnings("ignore")]
 
 
-@pytest.fixture(scope="module")
-def inline(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], str]:
-    folder = tmp_path_factory.mktemp("inline")
-    return {pair: bits(run("digits", *overrides(*pair), f"run.results={folder}")) for pair in ALL}
-
-
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("base", "operator"), ALL)
 @pytest.mark.usefixtures("cluster")
-def test_ray_gives_the_same_bits(base: str, operator: str, inline, tmp_path: Path) -> None:
-    engine = ("engine.name=ray", "engine.workers=2", f"run.results={tmp_path}")
-    result = run("digits", *overrides(base, operator), *engine)
-    assert result.summary["num_failures"] == 0
-    assert bits(result) == inline[base, operator]
+def test_each_alone_gives_the_same_bits_on_ray(base: str, operator: str, tmp_path: Path) -> None:
+    options = (*overrides(base, operator), "engine.workers=2", f"run.results={tmp_path}")
+    results = [run("digits", *options, f"engine.name={engine}") for engine in ("inline", "ray")]
+    assert all(result.summary["num_failures"] == 0 for result in results)
+    assert bits(results[0]) == bits(results[1])
 
 
 # Every operator in each base, several in one model: a federation takes seconds for each run that is submitted to it.
@@ -57,13 +52,32 @@ TOGETHER = {
 }
 
 
-@pytest.mark.parametrize(("base", "placed"), [(base, each) for base in BASES for each in TOGETHER[base]])
-@pytest.mark.usefixtures("federation")
-def test_a_federation_gives_the_same_bits(base: str, placed: dict[str, object], tmp_path: Path) -> None:
-    options = (*SMALL, f"model.name={base}", f"model.operators={json.dumps(placed)}", f"run.results={tmp_path}")
-    results = [run("digits", *options, f"engine.name={engine}") for engine in ("inline", "grpc")]
+# The two of CvT have each operator once.
+PLACED = [
+    pytest.param(base, each, marks=() if base == "cvt_tiny32" else pytest.mark.exhaustive)
+    for base in BASES
+    for each in TOGETHER[base]
+]
+
+
+def same_bits(base: str, placed: dict[str, object], engine: str, tmp_path: Path) -> None:
+    operators_ = f"model.operators={json.dumps(placed)}"
+    options = (*SMALL, f"model.name={base}", operators_, "engine.workers=2", f"run.results={tmp_path}")
+    results = [run("digits", *options, f"engine.name={name}") for name in ("inline", engine)]
     assert all(result.summary["num_failures"] == 0 for result in results)
     assert bits(results[0]) == bits(results[1])
+
+
+@pytest.mark.parametrize(("base", "placed"), PLACED)
+@pytest.mark.usefixtures("cluster")
+def test_two_ray_workers_give_the_same_bits(base: str, placed: dict[str, object], tmp_path: Path) -> None:
+    same_bits(base, placed, "ray", tmp_path)
+
+
+@pytest.mark.parametrize(("base", "placed"), PLACED)
+@pytest.mark.usefixtures("federation")
+def test_a_federation_gives_the_same_bits(base: str, placed: dict[str, object], tmp_path: Path) -> None:
+    same_bits(base, placed, "grpc", tmp_path)
 
 
 @pytest.mark.parametrize("base", BASES)

@@ -41,7 +41,8 @@ def shell(command: str, folder: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # a minute: a federation of four nodes, as it stands there
+@pytest.mark.processes
 def test_one_experiment_three_engines_same_bits(tmp_path: Path) -> None:
     (engines,) = [block for block in blocks("bash") if "federate up" in block]
     hashes = []
@@ -58,6 +59,7 @@ def test_one_experiment_three_engines_same_bits(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_the_other_commands(tmp_path: Path) -> None:
     for block in blocks("bash"):
         if "federate up" in block:

@@ -16,7 +16,7 @@ import pytest
 from simulations import federate, run
 from simulations.processes import alive
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.processes]
 
 OPTIONS = (
     "model.name=cnn",
@@ -70,7 +70,13 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize(("strategy", "seed"), [("scaffold", 0), ("scaffold", 1), ("fedopt", 2)])
+@pytest.mark.parametrize(
+    ("strategy", "seed"),
+    [
+        ("scaffold", 0),
+        *(pytest.param(*each, marks=pytest.mark.exhaustive) for each in (("scaffold", 1), ("fedopt", 2))),
+    ],
+)
 def test_kill_at_random_moments(strategy: str, seed: int, uninterrupted: dict[str, str], tmp_path: Path) -> None:
     """Killed twice within the run, once while resuming, each time at a moment of chance."""
     chance = random.Random(seed)
@@ -90,6 +96,7 @@ def test_kill_at_random_moments(strategy: str, seed: int, uninterrupted: dict[st
     assert summary["rounds"] == 12
 
 
+@pytest.mark.exhaustive
 def test_kill_before_the_first_checkpoint(uninterrupted: dict[str, str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = start("run", "digits", *OPTIONS, "strategy.name=scaffold", f"run.results={tmp_path}", "run.name=run")
@@ -122,6 +129,7 @@ def test_kill_on_other_engines(engine: str, uninterrupted: dict[str, str], tmp_p
     assert json.loads((folder / "summary.json").read_text())["weights_sha256"] == uninterrupted["scaffold"]
 
 
+@pytest.mark.exhaustive
 def test_a_run_resumes_on_another_engine(uninterrupted: dict[str, str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     process = start("run", "digits", *OPTIONS, "strategy.name=scaffold", f"run.results={tmp_path}", "run.name=run")

@@ -150,7 +150,9 @@ def test_nothing_is_begun_again(method, kind, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore")
+@pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("method", ["fedloge", "fot"])
 def test_on_two_ray_workers(method, whole, tmp_path):
     ends_alike(method, 3, False, whole, tmp_path, "engine.name=ray", "engine.workers=2")

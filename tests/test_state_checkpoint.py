@@ -108,7 +108,9 @@ def test_a_state_of_a_module_that_the_strategys_does_not_name_comes_back_too(mon
     assert made == ([0] if hidden else [])
 
 
-@pytest.mark.parametrize("value", [{1, 2}, object(), {"a": b"bytes"}, {0: torch.ones(1)}], ids=repr)
+@pytest.mark.parametrize(
+    "value", [{1, 2}, object(), {"a": b"bytes"}, {0: torch.ones(1)}], ids=["set", "object", "bytes", "key"]
+)
 def test_what_cannot_be_packed(value):
     with pytest.raises(TypeError, match="state"):
         state.pack(value)

@@ -90,9 +90,7 @@ def test_built_on_meta_ends_in_its_head_and_has_blocks(name):
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_a_size_that_does_not_work_names_one_that_does(name):
-    with pytest.raises(ValueError, match=r"model\.image_size.*use \d+") as refused, torch.device("meta"):
-        build(name, 7, 7)
-    works = int(re.search(r"use (\d+)", str(refused.value)).group(1))
+    works = smallest(name)
     with torch.device("meta"):
         assert build(name, 7, works)(torch.empty(2, 3, works, works)).shape == (2, 7)
 
@@ -172,7 +170,25 @@ def test_an_empty_batch_has_features(name):
     assert model(x).shape == (0, 3)
 
 
+def smallest(name: str) -> int:
+    """The side that a refusal of 7 px names."""
+    with pytest.raises(ValueError, match=r"model\.image_size.*use \d+") as refused, torch.device("meta"):
+        build(name, 7, 7)
+    return int(re.search(r"use (\d+)", str(refused.value)).group(1))
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_at_a_small_size(name):
+    """Forwards and backwards in the layers' own widths; `test_published_at_their_size` has all of it."""
+    model = build(name, 7, smallest(name), **FEWER.get(name, {})).train()
+    check_forward(model, 2)
+    del model
+    gc.collect()
+
+
+@pytest.mark.slow
+@pytest.mark.exhaustive
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_at_their_size(name, training):

@@ -47,10 +47,10 @@ def go(tmp_path: Path, strategy: str, model: str, *options: str):
 
 
 def pairs():
-    """All pairs; quick are those in which a model meets its strategy in turn, so that each of both is there."""
+    """All pairs; `make test` has those in which a model meets its strategy in turn, so that each of both is there."""
     for i, model in enumerate(TINY):
         for j, strategy in enumerate(OPTIONS):
-            yield pytest.param(model, strategy, marks=() if j == i % len(OPTIONS) else pytest.mark.slow)
+            yield pytest.param(model, strategy, marks=() if j == i % len(OPTIONS) else pytest.mark.exhaustive)
 
 
 @pytest.mark.parametrize(("model", "strategy"), list(pairs()))
@@ -62,7 +62,14 @@ def test_a_round(model, strategy, tmp_path):
     assert math.isfinite(metrics[asked]) and 0 <= metrics[asked] < 1e3, metrics
 
 
-@pytest.mark.parametrize("norm", [pytest.param("local", marks=pytest.mark.slow), "group", "layer"])
-@pytest.mark.parametrize("model", TINY)
+def ruled():
+    """Each model under each rule; `make test` has each model under one, so that each rule has many models."""
+    rules = ("local", "group", "layer")
+    for i, model in enumerate(TINY):
+        for j, norm in enumerate(rules):
+            yield pytest.param(model, norm, marks=() if j == i % len(rules) else pytest.mark.exhaustive)
+
+
+@pytest.mark.parametrize(("model", "norm"), list(ruled()))
 def test_norm_rules(model, norm, tmp_path):
     assert go(tmp_path, "fedavg", model, f"model.norm={norm}").summary["num_failures"] == 0

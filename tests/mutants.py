@@ -1,0 +1,209 @@
+"""How many small faults in the mathematics the tests notice: `make mutants`.
+
+Cosmic Ray changes one operator, number, comparison or condition of a module at a time. Here a fixed sample of
+those mutants is drawn for each module of `SUITES`; each is tried, in a copy of the tree, with the tests that guard it.
+A mutant that differs in type annotations alone is none. The table says how many were noticed; survivors are printed.
+A survivor that changes nothing that can be seen (a bound that is never met) is no fault of the tests.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import difflib
+import hashlib
+import json
+import queue
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cosmic_ray.ast import ast_nodes, get_ast
+from cosmic_ray.mutating import mutate_code
+from cosmic_ray.plugins import get_operator, operator_names
+
+ROOT = Path(__file__).resolve().parent.parent
+_GGEUR = ("tests/test_ggeur*.py", "tests/test_privacy.py")
+_FOT = ("tests/test_fot*.py",)
+_FEDLOGE = ("tests/test_fedloge*.py", "tests/test_collapse.py")
+_CREAMFL = ("tests/test_creamfl*.py", "tests/test_matching.py", "tests/test_measures.py")
+SUITES: dict[str, tuple[str, ...]] = {
+    "core/folds.py": ("tests/test_folds.py", "tests/test_quadratics.py"),
+    "core/blocks.py": ("tests/test_blocks.py", "tests/test_folds.py"),
+    "core/records.py": ("tests/test_folds.py", "tests/test_messages.py"),
+    "core/training.py": ("tests/test_training.py", "tests/test_local.py", "tests/test_quadratics.py"),
+    "core/moments.py": ("tests/test_folds.py", *_GGEUR),
+    "core/collapse.py": _FEDLOGE,
+    "core/matching.py": _CREAMFL,
+    "strategies/class_statistics.py": _GGEUR,
+    "strategies/class_geometry.py": _GGEUR,
+    "strategies/class_completion.py": _GGEUR,
+    "strategies/subspace.py": _FOT,
+    "strategies/fot.py": _FOT,
+    "strategies/fedloge.py": _FEDLOGE,
+    "strategies/creamfl.py": _CREAMFL,
+}
+_SECONDS = 300.0  # a mutant that takes longer runs for ever: noticed
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """One change of one module: which operator of Cosmic Ray, at which of its places."""
+
+    module: str
+    operator: str
+    occurrence: int
+
+    @property
+    def rank(self) -> str:
+        """The sample is those of least rank; it does not change when other modules do."""
+        return hashlib.sha256(f"{self.module} {self.operator} {self.occurrence}".encode()).hexdigest()
+
+    def code(self) -> str | None:
+        """Return the module's text with the change, or None if it changes nothing that runs."""
+        source = (ROOT / self.module).read_text(encoding="utf-8")
+        changed = mutate_code(source, get_operator(self.operator)(), self.occurrence)
+        try:
+            return None if changed is None or meaning(changed) == meaning(source) else changed
+        except SyntaxError:
+            return None
+
+    def difference(self, changed: str) -> str:
+        """Write the change as a diff without context."""
+        source = (ROOT / self.module).read_text(encoding="utf-8")
+        lines = difflib.unified_diff(
+            source.splitlines(), changed.splitlines(), self.module, self.operator, "", "", 0, ""
+        )
+        return "\n".join(list(lines)[2:])
+
+
+class _Bare(ast.NodeTransformer):
+    """Takes annotations and docstrings away, which are never evaluated."""
+
+    def visit_arg(self, node: ast.arg) -> ast.arg:
+        node.annotation = None
+        return node
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.FunctionDef:
+        node.returns = None
+        self.generic_visit(node)
+        return node
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AnnAssign:
+        node.annotation = ast.Constant(value=None)
+        self.generic_visit(node)
+        return node
+
+
+def meaning(source: str) -> str:
+    """Write a module's syntax tree without annotations."""
+    return ast.dump(_Bare().visit(ast.parse(source)))
+
+
+def mutants(module: str) -> Iterator[Mutant]:
+    """All changes of a module."""
+    nodes = list(ast_nodes(get_ast((ROOT / module).read_text(encoding="utf-8"))))
+    for name in operator_names():
+        operator = get_operator(name)
+        if not operator.arguments():
+            places = sum(1 for node in nodes for _ in operator().mutation_positions(node))
+            yield from (Mutant(module, name, occurrence) for occurrence in range(places))
+
+
+def sample(module: str, number: int) -> list[Mutant]:
+    """Draw a number of a module's mutants, the same every time."""
+    chosen = []
+    for mutant in sorted(mutants(module), key=lambda each: each.rank):
+        if len(chosen) < number and mutant.code() is not None:
+            chosen.append(mutant)
+    return chosen
+
+
+def copy(target: Path) -> Path:
+    """Copy what git knows and what it would add."""
+    listed = subprocess.run(
+        ["git", "-C", str(ROOT), "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        capture_output=True, text=True, check=True,
+    ).stdout  # fmt: skip
+    for name in filter(None, listed.split("\0")):
+        if (ROOT / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, target / name)
+    return target
+
+
+def noticed(folder: Path, module: str, code: str, select: str) -> bool:
+    """Try a mutant in a copy of the tree: whether a test of its suite fails."""
+    path = folder / module
+    before = path.read_text(encoding="utf-8")
+    path.write_text(code, encoding="utf-8")
+    files = sorted(str(file.relative_to(folder)) for pattern in SUITES[module] for file in folder.glob(pattern))
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-p", "no:randomly", "-m", select, "-n", "0"]
+    try:
+        done = subprocess.run(
+            [sys.executable, "-B", "-m", "pytest", *options, *files],
+            cwd=folder, env=_environment(folder), capture_output=True, timeout=_SECONDS, check=False,
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        return True
+    finally:
+        path.write_text(before, encoding="utf-8")
+    return done.returncode != 0
+
+
+def _environment(folder: Path) -> dict[str, str]:
+    import os
+
+    return {**os.environ, "PYTHONPATH": str(folder)}
+
+
+def main() -> None:
+    """Try the sample and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--number", type=int, default=12, help="mutants a module (12)")
+    parser.add_argument("--workers", type=int, default=2, help="how many run at once (2)")
+    parser.add_argument("--select", default="not slow", help="pytest's -m (the quick tests)")
+    parser.add_argument("--modules", nargs="*", default=list(SUITES), help="of " + ", ".join(SUITES))
+    parser.add_argument("--json", type=Path, help="write each mutant's fate there")
+    given = parser.parse_args()
+    drawn = [mutant for module in given.modules for mutant in sample(module, given.number)]
+    fates: dict[Mutant, bool] = {}
+    with tempfile.TemporaryDirectory(prefix="umbel-mutants-") as temporary:
+        folders: queue.Queue[Path] = queue.Queue()
+        for number in range(given.workers):
+            folders.put(copy(Path(temporary) / str(number)))
+
+        def attempt(mutant: Mutant) -> None:
+            folder = folders.get()
+            try:
+                code = mutant.code()
+                assert code is not None
+                fates[mutant] = noticed(folder, mutant.module, code, given.select)
+                if not fates[mutant]:
+                    print(f"survived: {mutant.module}\n{mutant.difference(code)}\n", flush=True)
+            finally:
+                folders.put(folder)
+
+        for module in given.modules:  # a suite that is red would notice everything
+            folder = folders.get()
+            if noticed(folder, module, (ROOT / module).read_text(encoding="utf-8"), given.select):
+                parser.error(f"the tests of {module} fail as they are")
+            folders.put(folder)
+        with ThreadPoolExecutor(given.workers) as pool:
+            list(pool.map(attempt, drawn))
+    if given.json:
+        given.json.write_text(json.dumps([asdict(m) | {"noticed": fates[m]} for m in drawn], indent=1) + "\n")
+    print("| module | mutants | noticed |\n|---|---:|---:|")
+    for module in given.modules:
+        found = [fates[mutant] for mutant in drawn if mutant.module == module]
+        print(f"| `{module}` | {len(found)} | {sum(found)} |")
+    print(f"| all | {len(drawn)} | {sum(fates.values())} ({sum(fates.values()) / len(drawn):.1%}) |")
+
+
+if __name__ == "__main__":
+    main()

@@ -42,12 +42,21 @@ def is_chosen(item: pytest.Item, tier: str, seconds: float) -> bool:
     return tier == "test" or not (item.get_closest_marker("slow") or seconds > QUICK_SECONDS)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Choose the tier's tests, group them for the workers, and let the longest group begin first.
+def group_of(item: pytest.Item) -> str:
+    """Return the group of tests that stay with one worker: the file, or all that start processes."""
+    shared = {"cluster", "federation"} & set(getattr(item, "fixturenames", ()))
+    return PROCESSES if shared or item.get_closest_marker(PROCESSES) else item.path.stem
 
-    A file is a group, so that what it shares is made once; tests of processes are one group over all files. A test that
-    is named one by one on the command line runs whatever its tier.
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Tell pytest-xdist the group, here because it may look before `pytest_collection_modifyitems` is called."""
+    item.add_marker(pytest.mark.xdist_group(group_of(item)))
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Choose the tier's tests and let the longest group begin first.
+
+    A test that is named on the command line runs whatever its tier.
     """
     recorded = json.loads(RECORDED.read_text(encoding="utf-8")) if RECORDED.is_file() else {}
     seconds = {item: seconds_of(item, recorded) for item in items}
@@ -57,10 +66,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         config.hook.pytest_deselected(items=left)
     groups: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in chosen:
-        shared = {"cluster", "federation"} & set(getattr(item, "fixturenames", ()))
-        group = PROCESSES if shared or item.get_closest_marker(PROCESSES) else item.path.stem
-        item.add_marker(pytest.mark.xdist_group(group))
-        groups[group].append(item)
+        groups[group_of(item)].append(item)
     total = {name: sum(seconds[item] for item in group) for name, group in groups.items()}
     items[:] = [item for name in sorted(groups, key=lambda each: (-total[each], each)) for item in groups[name]]
 

@@ -1,4 +1,4 @@
-"""The kernels' bits tell arithmetics apart, draw nothing, and a resume under others says so."""
+"""The kernels' bits tell one arithmetic from another, draw nothing, and a resume under others says so."""
 
 from __future__ import annotations
 

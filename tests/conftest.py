@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 
 from simulations import federate
 
@@ -19,6 +20,8 @@ PROCESSES = "processes"  # the group of tests that start Ray, federations or ser
 
 # The hub's client asks the network again and again before it gives up; what needs the hub says that it is not there.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# Two workers with two threads each would wait for each other on two cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -78,6 +81,7 @@ def own_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("UMBEL_HOME", str(home / "federation"))
         patch.setenv("UMBEL_STATE", str(home / "state"))
+        torch.set_num_threads(1)
         yield
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
+import warnings
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -83,6 +85,16 @@ def own_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("UMBEL_STATE", str(home / "state"))
         torch.set_num_threads(1)
         yield
+
+
+@pytest.fixture(autouse=True)
+def no_litter(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Collect what Ray leaves to the garbage collector here, where it is expected, and not in the next test."""
+    yield
+    if group_of(request.node) == PROCESSES:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -61,6 +61,8 @@ STRATEGIES = {
 
 # Those whose phases, memory or folds differ; the others add nothing to an engine but their own arithmetic.
 COVERED = ("scaffold", "fedloge", "fot", "ggeur", "creamfl")
+# Over gRPC, where a run takes half a minute: memory and phases of several kinds (over SCAFFOLD), and no weights at all.
+COVERED_GRPC = ("ggeur", "creamfl")
 
 
 def covering(strategy: str, *values: object, covered: bool) -> object:
@@ -96,12 +98,12 @@ def test_ray_gives_the_same_bits(strategy: str, workers: int, inline: dict[str, 
     assert bits(result) == inline[strategy]
 
 
-@pytest.mark.parametrize("strategy", [covering(name, covered=name in COVERED) for name in STRATEGIES])
+@pytest.mark.parametrize("strategy", [covering(name, covered=name in COVERED_GRPC) for name in STRATEGIES])
 def test_grpc_gives_the_same_bits(strategy: str, inline: dict[str, str], federation: Path, tmp_path: Path) -> None:
     result = run("digits", *SMALL, *STRATEGIES[strategy], "engine.name=grpc", f"run.results={tmp_path}")
     assert bits(result) == inline[strategy]
     assert result.summary["num_failures"] == 0
-    if strategy == "scaffold":  # memory stays on the nodes: each partition's with the node that holds it
+    if strategy in ("scaffold", "ggeur"):  # memory stays on the nodes: each partition's with the node that holds it
         files = list(federation.glob(f"nodes/*/state/{result.path.name}*/0/*/*.safetensors"))
         held = sorted(int(path.parent.name) // 4 for path in files)
         nodes = sorted(int(path.parts[-6]) for path in files)

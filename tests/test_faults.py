@@ -423,6 +423,7 @@ def children(pid: int) -> list[int]:
 
 
 @slow
+@pytest.mark.exhaustive
 def test_two_runs_share_a_federation(federation, tmp_path):
     def one(name: str) -> str:
         options = (*SMALL, "run.rounds=2", "engine.name=grpc", f"run.results={tmp_path}", f"run.name={name}")
@@ -437,6 +438,7 @@ def test_two_runs_share_a_federation(federation, tmp_path):
 
 
 @slow
+@pytest.mark.exhaustive
 def test_a_client_process_that_is_killed_is_replaced(federation, tmp_path):
     node = federate.find(federation).nodes[1]
 
@@ -567,6 +569,7 @@ def test_a_federation_for_one_run_ends_with_it(number, tmp_path, monkeypatch):
 
 
 @slow
+@pytest.mark.exhaustive
 def test_a_superlink_that_dies_is_noticed_at_once(tmp_path, monkeypatch):
     monkeypatch.setenv("UMBEL_HOME", str(tmp_path / "none"))
 

@@ -41,7 +41,8 @@ def shell(command: str, folder: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.slow  # a minute: a federation of four nodes, as it stands there
+@pytest.mark.slow
+@pytest.mark.exhaustive  # a minute: Ray, and a federation of four nodes
 @pytest.mark.processes
 def test_one_experiment_three_engines_same_bits(tmp_path: Path) -> None:
     (engines,) = [block for block in blocks("bash") if "federate up" in block]
@@ -93,11 +94,12 @@ def test_make_has_what_is_promised() -> None:
 
 @pytest.mark.slow
 def test_the_demo_ends_with_its_table(tmp_path: Path) -> None:
-    """The demo's own command, shortened to two rounds."""
+    """The demo's own command, shortened to two seeds of two rounds."""
     done = subprocess.run(["make", "-n", "demo"], cwd=ROOT, capture_output=True, text=True, check=True)
     (command,) = [line for line in done.stdout.splitlines() if "compare demo" in line]
     command = re.sub(r"\S*/umbel", f"{BIN}/umbel", command).replace("results/demo", str(tmp_path / "demo"))
-    shell(f"{command} run.rounds=2 data.max_train=300", tmp_path)
+    command = command.replace("--seeds 3", "--seeds 2")
+    shell(f"{command} run.rounds=2 data.max_train=200 data.max_test=60 data.num_clients=4", tmp_path)
     table = (tmp_path / "demo" / "table.md").read_text()
     for strategy in ("fedavg", "fedprox(mu=0.1)", "scaffold"):
         assert re.search(rf"\| {re.escape(strategy)} \| 0\.\d+ ± 0\.\d+ \|", table)

@@ -65,6 +65,9 @@ METHODS = {
 }
 
 
+EXHAUSTIVE = pytest.mark.exhaustive
+
+
 class KilledError(RuntimeError):
     """Stands for the end of the process: no code of the project knows it."""
 
@@ -117,13 +120,16 @@ def ends_alike(method: str, after: int, asked: bool, whole: dict[str, Any], tmp_
     assert without_seconds(again).equals(without_seconds(expected))
 
 
-@pytest.mark.parametrize("method", METHODS)
+COVERED = ("ggeur over scaffold", "ggeur, a model under training", "fot", "fedloge")
+
+
+@pytest.mark.parametrize("method", [pytest.param(m, marks=() if m in COVERED else EXHAUSTIVE) for m in METHODS])
 def test_killed_between_checkpoints(method, whole, tmp_path):
     """Round 3 is lost, and with it what clients made of it; in a sequence it is the middle of a task."""
     ends_alike(method, 3, False, whole, tmp_path)
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name.startswith("fot")])
+@pytest.mark.parametrize("method", ["fot", *(pytest.param(m, marks=EXHAUSTIVE) for m in METHODS if "fot," in m)])
 @pytest.mark.parametrize(("after", "asked"), [(2, False), (4, True), (5, True)])
 def test_a_sequence_stopped_at_a_boundary_and_behind_it(method, after, asked, whole, tmp_path):
     """Rounds 2 and 4 end a task: the bases that they made are all that the next round knows of it."""

@@ -48,6 +48,7 @@ def test_skipped_products_are_allocated(steps: ModuleType) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.exhaustive
 def test_a_line_is_measured_in_processes_of_its_own(steps: ModuleType) -> None:
     row = next(row for row in steps.rows(steps.TINY) if row.ours == "creamfl_small")
     cells = [cell.strip() for cell in steps.line(row, tiny=True).split("|")[1:-1]]

@@ -24,11 +24,17 @@ from simulations.catalogue import entries
 from tests.models_helpers import check_forward, on_meta, seeded_with
 from tests.test_messages import WORK
 
+EXHAUSTIVE = pytest.mark.exhaustive
 TINY = tuple(name for name in names() if name.endswith("_tiny32"))
 HYBRID = tuple(
     name for name in names() if any(other.endswith("_tiny32") and TABLE[other][0] == TABLE[name][0] for other in TABLE)
 )
 PUBLISHED = tuple(name for name in HYBRID if name not in TINY)
+# Of each family the first, the others only for `make test-all`: they differ in widths and depths.
+SMALLEST = tuple(
+    pytest.param(name, marks=() if TABLE[name][0] not in {TABLE[other][0] for other in PUBLISHED[:i]} else EXHAUSTIVE)
+    for i, name in enumerate(PUBLISHED)
+)
 # A batch norm behind the mean over the map has one value a channel and image: one image cannot train.
 NEEDS_TWO = ("lsnet_b", "lsnet_s", "lsnet_t")
 # Weights over places, or a position a place.
@@ -88,7 +94,7 @@ def test_built_on_meta_ends_in_its_head_and_has_blocks(name):
     assert all(tensor.dtype.is_floating_point for tensor in shared_state(model).values())
 
 
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", SMALLEST)
 def test_a_size_that_does_not_work_names_one_that_does(name):
     works = smallest(name)
     with torch.device("meta"):
@@ -178,7 +184,7 @@ def smallest(name: str) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", PUBLISHED)
+@pytest.mark.parametrize("name", SMALLEST)
 def test_published_at_a_small_size(name):
     """Forwards and backwards in the layers' own widths; `test_published_at_their_size` has all of it."""
     model = build(name, 7, smallest(name), **FEWER.get(name, {})).train()
@@ -262,7 +268,7 @@ def test_precisions_and_memory_order(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", [pytest.param(n, marks=() if n == "cvt_tiny32" else EXHAUSTIVE) for n in TINY])
 def test_compiles_without_breaks(name):
     model = build(name, 3, 28, 1).eval()
     x = torch.randn(3, 1, 28, 28)

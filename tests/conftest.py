@@ -6,6 +6,7 @@ import contextlib
 import gc
 import json
 import os
+import sys
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from simulations import federate
 
 RECORDED = Path(__file__).with_name("durations.json")
 QUICK_SECONDS = 0.3  # a quick test takes no longer, by the record
+HOME = pytest.StashKey[Path]()
 PROCESSES = "processes"  # the group of tests that start Ray, federations or servers: never two at once
 
 # The hub's client asks the network again and again before it gives up; what needs the hub says that it is not there.
@@ -87,22 +89,36 @@ def own_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(autouse=True)
-def no_litter(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Collect what Ray leaves to the garbage collector here, where it is expected, and not in the next test."""
-    yield
-    if group_of(request.node) == PROCESSES:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            gc.collect()
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
+    """Collect what Ray leaves to the garbage collector here; behind the last test of processes, end what they shared.
+
+    An idle SuperLink takes a sixth of a core, and Ray's processes would be collected in a test that knows nothing of it.
+    """
+    try:
+        return (yield)
+    finally:
+        if group_of(item) == PROCESSES:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                if nextitem is None or group_of(nextitem) != PROCESSES:
+                    end_what_is_shared(item.config)
+                gc.collect()
+
+
+def end_what_is_shared(config: pytest.Config) -> None:
+    """End the federation and the Ray that tests share, where they have begun."""
+    if (home := config.stash.get(HOME, None)) is not None:
+        federate.stop(home)
+    if (ray := sys.modules.get("ray")) is not None:
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")
-def shared_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The folder of the federation that tests share, which ends with the test run."""
-    home = tmp_path_factory.mktemp("federation")
-    yield home
-    federate.stop(home)
+def shared_home(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.Config) -> Path:
+    """The folder of the federation that tests share."""
+    pytestconfig.stash[HOME] = tmp_path_factory.mktemp("federation")
+    return pytestconfig.stash[HOME]
 
 
 @pytest.fixture
@@ -117,12 +133,9 @@ def federation(shared_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def neutral(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A folder for Ray to start in; Ray ends with the test run."""
-    yield tmp_path_factory.mktemp("neutral")
-    import ray
-
-    ray.shutdown()
+def neutral(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for Ray to start in, which holds no package of the project's names."""
+    return tmp_path_factory.mktemp("neutral")
 
 
 @pytest.fixture

@@ -69,15 +69,23 @@ def covering(strategy: str, *values: object, covered: bool) -> object:
     return pytest.param(strategy, *values, marks=() if covered else pytest.mark.exhaustive)
 
 
+class Inline(dict[str, str]):
+    """The hash of each strategy on the inline engine, made when it is asked for; all are different."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def __missing__(self, name: str) -> str:
+        found = bits(run("digits", *SMALL, *STRATEGIES[name], f"run.results={self._folder}"))
+        assert found not in self.values()
+        self[name] = found
+        return found
+
+
 @pytest.fixture(scope="module")
-def inline(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The hash of each strategy on the inline engine, all different."""
-    folder = tmp_path_factory.mktemp("inline")
-    found = {
-        name: bits(run("digits", *SMALL, *options, f"run.results={folder}")) for name, options in STRATEGIES.items()
-    }
-    assert len(set(found.values())) == len(found)
-    return found
+def inline(tmp_path_factory: pytest.TempPathFactory) -> Inline:
+    return Inline(tmp_path_factory.mktemp("inline"))
 
 
 @pytest.mark.usefixtures("cluster")
@@ -92,14 +100,14 @@ def inline(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
         ),
     ],
 )
-def test_ray_gives_the_same_bits(strategy: str, workers: int, inline: dict[str, str], tmp_path: Path) -> None:
+def test_ray_gives_the_same_bits(strategy: str, workers: int, inline: Inline, tmp_path: Path) -> None:
     engine = ("engine.name=ray", f"engine.workers={workers}", f"run.results={tmp_path}")
     result = run("digits", *SMALL, *STRATEGIES[strategy], *engine)
     assert bits(result) == inline[strategy]
 
 
 @pytest.mark.parametrize("strategy", [covering(name, covered=name in COVERED_GRPC) for name in STRATEGIES])
-def test_grpc_gives_the_same_bits(strategy: str, inline: dict[str, str], federation: Path, tmp_path: Path) -> None:
+def test_grpc_gives_the_same_bits(strategy: str, inline: Inline, federation: Path, tmp_path: Path) -> None:
     result = run("digits", *SMALL, *STRATEGIES[strategy], "engine.name=grpc", f"run.results={tmp_path}")
     assert bits(result) == inline[strategy]
     assert result.summary["num_failures"] == 0
@@ -112,7 +120,7 @@ def test_grpc_gives_the_same_bits(strategy: str, inline: dict[str, str], federat
 
 
 @pytest.mark.exhaustive  # a minute and a half: a process for every message
-def test_stock_supernodes_give_the_same_bits(inline: dict[str, str], tmp_path: Path, monkeypatch) -> None:
+def test_stock_supernodes_give_the_same_bits(inline: Inline, tmp_path: Path, monkeypatch) -> None:
     """Flower's own nodes, which start a process for every message: two rounds, so that memory is read."""
     home = tmp_path / "home"
     monkeypatch.setenv("UMBEL_HOME", str(home))
@@ -126,7 +134,7 @@ def test_stock_supernodes_give_the_same_bits(inline: dict[str, str], tmp_path: P
 
 
 @pytest.mark.usefixtures("cluster")
-def test_a_worker_that_dies_is_replaced(inline: dict[str, str], tmp_path: Path, monkeypatch) -> None:
+def test_a_worker_that_dies_is_replaced(inline: Inline, tmp_path: Path, monkeypatch) -> None:
     """The block runs again, from the same memory and the same random numbers."""
     marker = tmp_path / "died"
     original = RayWorker.run

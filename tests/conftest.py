@@ -93,7 +93,8 @@ def own_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> Iterator[None]:
     """Collect what Ray leaves to the garbage collector here; behind the last test of processes, end what they shared.
 
-    An idle SuperLink takes a sixth of a core, and Ray's processes would be collected in a test that knows nothing of it.
+    An idle SuperLink takes a sixth of a core, and Ray's processes would be collected in a test that knows nothing of
+    them.
     """
     try:
         return (yield)

@@ -32,6 +32,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """Add the choice of a tier."""
     tiers = ("quick", "test", "all")
     parser.addoption("--tier", choices=tiers, default="test", help="how much to run (make quick, test, test-all)")
+    parser.addoption("--record-bits", action="store_true", help="see test_recorded_bits.py")
 
 
 def seconds_of(item: pytest.Item, recorded: dict[str, dict[str, float]]) -> float:

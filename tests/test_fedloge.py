@@ -22,7 +22,7 @@ def test_a_simplex_is_equiangular(num_features, num_classes):
     frame = simplex_etf(num_features, num_classes, generator(0))
     c = num_classes
     gram = c / (c - 1) * (torch.eye(c) - 1 / c)
-    assert (frame.T @ frame - gram).abs().max() <= 5e-7
+    assert (frame.T @ frame - gram).abs().max() <= 2e-6  # 512 products in float32
     assert frame.sum(1).abs().max() < 1e-6
     assert torch.equal(frame, simplex_etf(num_features, num_classes, generator(0)))
     assert not torch.equal(frame, simplex_etf(num_features, num_classes, generator(1)))

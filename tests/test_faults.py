@@ -224,6 +224,12 @@ def test_silent_nodes_are_named():
         Directory(Polled([5], lambda message: None), "hash", 1, 0.2).wait()
 
 
+def test_clients_that_nobody_holds_are_named():
+    grid = Polled([5, 6], lambda message: greeting(message, [0, 1] if message.metadata.dst_node_id == 5 else [3]))
+    with pytest.raises(RunStoppedError, match=r"nobody holds the clients 2, 4-7 of 8\. Start more nodes"):
+        Directory(grid, "hash", 8, 0.3).wait()
+
+
 def test_send_and_receive_takes_seconds_from_now():
     left = []
 

@@ -37,7 +37,7 @@ check: $(STAMP)  ## ruff, mypy --strict, import-linter, codespell
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports
+	$(BIN)/python -m tests.imports
 	$(BIN)/codespell
 
 format: $(STAMP)  ## put the code into the house's format
@@ -67,5 +67,5 @@ newest:  ## the apps under the newest Flower, without the pin: only its Message 
 	.venv-newest/bin/python -m pip install --quiet --upgrade pip
 	.venv-newest/bin/python -m pip install --quiet --editable '.[dev]'
 	.venv-newest/bin/python -m pip install --quiet --upgrade 'flwr[simulation]'
-	.venv-newest/bin/python -m pytest -q tests/test_messages.py tests/test_exchange.py tests/test_flower_strategies.py \
-	  tests/test_lost_replies.py tests/test_bundle.py -m "not slow"
+	.venv-newest/bin/python -m pytest -q tests/core/test_messages.py tests/server/test_exchange.py tests/strategies/test_flower_strategies.py \
+	  tests/client/test_lost_replies.py tests/end_to_end/test_bundle.py -m "not slow"

@@ -8,9 +8,9 @@ EfficientNet-Lite0 on Fashion-MNIST at 96 x 96 pixels, one thread each, in one p
 * `lite0:onnx`: the same layers in onnxruntime; the same slice.
 
 The contenders take turns, so that what else the machine does meets them alike; the table has the median of images a
-second, by the wall clock and by the process's CPU time. Then all 70,000 images through `data.encoders.encode` into an
-empty cache, and the same again from the cache, both in processes of their own, with resident memory before and at its
-peak meanwhile. Last, a linear probe: 2,000 training and 2,000 test images, logistic
+second, by the wall clock and by the process's CPU time. Then all 70,000 images through `umbel.data.encoders.encode`
+into an empty cache, and the same again from the cache, both in processes of their own, with resident memory before and
+at its peak meanwhile. Last, a linear probe: 2,000 training and 2,000 test images, logistic
 regression, on pixels and on features. (Memory is read as Linux tells it.)
 
     python benchmarks/encoding.py [--slice 512] [--repeats 5] [--skip-whole]
@@ -34,11 +34,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-
-from data import DataConfig, DataSet, encoders, load
-from data.encoders.base import imported
-from data.encoders.lite import LITE0
-from server.results import environment
+from umbel.data import DataConfig, DataSet, encoders, load
+from umbel.data.encoders.base import imported
+from umbel.data.encoders.lite import LITE0
+from umbel.server.results import environment
 
 SIZE = 96
 EAGER_BATCHES = (8, 16, 32, 64)

@@ -16,9 +16,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from server.results import environment
-from simulations.compare import compare, prepare
-from simulations.comparison import Comparison
+from umbel.server.results import environment
+from umbel.simulations.compare.runs import carry_out, prepare
+from umbel.simulations.compare.tables import Comparison
 
 TABLE = Path(__file__).parent / "results" / "fashion.md"
 PARTS = (
@@ -64,7 +64,7 @@ def main() -> None:
     ]
     for title, experiment, strategies, overrides in PARTS:
         folder = arguments.results / title.replace(" ", "-").lower()
-        done = compare(prepare(experiment, strategies, arguments.seeds, overrides, folder))
+        done = carry_out(prepare(experiment, strategies, arguments.seeds, overrides, folder))
         lines += rows(title, done)
         print("\n".join(lines[6:]), flush=True)
     TABLE.parent.mkdir(exist_ok=True)

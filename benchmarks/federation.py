@@ -1,8 +1,8 @@
 """What does a round over gRPC cost with nodes that stay warm, and with Flower's own, beside the same in one process?
 
 Flower's SuperNode starts a Python process for every message and looks for messages every three seconds; the warm
-node (`client.node`) keeps one process for each run and looks soon after something came. Both serve Flower's
-SuperLink over its gRPC Fleet API, and the ServerApp is the same: this is what the node alone changes.
+node (`umbel.client.node.supernode`) keeps one process for each run and looks soon after something came. Both serve
+Flower's SuperLink over its gRPC Fleet API, and the ServerApp is the same: this is what the node alone changes.
 
 Workload: 200 digits, 8 clients, a small CNN, 1 epoch, no evaluation, 2 and 4 nodes on this machine. A round's time is
 that between the ends of two rounds; the first, in which processes start, is given apart (the time from the command to
@@ -24,8 +24,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from server.results import environment
-from simulations import federate, run
+from umbel.server.results import environment
+from umbel.simulations.engines import federate
+
+from umbel import run
 
 WORKLOAD = (
     "model.name=cnn",

@@ -28,7 +28,7 @@ FEDLOGE, PLAIN, LOCAL = "FedLoGe", "no frame", "local"
 CONTENDERS: Mapping[str, Sequence[str]] = {
     FEDLOGE: (),  # gamma as in the experiment's file: on Fashion-MNIST that of `sweep`, on emoji of `natural_sweep`
     PLAIN: ("strategy.frame=none",),
-    LOCAL: ("strategy={name: strategies.local:Local}",),  # all of the section, since it knows no gamma
+    LOCAL: ("strategy={name: umbel.strategies.local:Local}",),  # all of the section, since it knows no gamma
 }
 ENDS = ("evaluate.every=1000", "checkpoint.every=0")  # the last round is always evaluated
 FLAT = (*ENDS, "client.lr_decay=1.0")  # as the experiment's file was before `steady`

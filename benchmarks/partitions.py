@@ -27,7 +27,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from data.partition import names
+from umbel.data.partition import names
 
 ROOT = Path(__file__).resolve().parent.parent
 NUM_DOMAINS, EXAMPLES_PER_ID = 5, 3
@@ -60,9 +60,8 @@ def cut(scheme: str, clients: int, examples: int, classes: int = 10) -> dict[str
         `kept`, the number of examples that are in the partition.
     """
     import torch
-
-    from data.config import DataConfig
-    from data.partition import build
+    from umbel.data.config import DataConfig
+    from umbel.data.partition import build
 
     torch.set_num_threads(1)
     random = torch.Generator().manual_seed(0)

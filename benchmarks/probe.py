@@ -28,12 +28,12 @@ import torch
 from probe_tables import tables  # beside this script
 from torch import Tensor
 from torch.nn import functional as F
-
-from core.rng import generator
-from data import encoders, registry
-from data.config import DataConfig
-from data.split import stratified, stratified_concepts
-from data.types import DataSet, Examples
+from umbel.core.rng import generator
+from umbel.data import encoders
+from umbel.data.config import DataConfig
+from umbel.data.sets import registry
+from umbel.data.split import stratified, stratified_concepts
+from umbel.data.types import DataSet, Examples
 
 PENALTIES = (3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 1e-3, 1e-4)
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0, 10.0)

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
-
-from core.rng import generator
-from strategies import creamfl, fot, ggeur
+from umbel.core.rng import generator
+from umbel.strategies.creamfl import method as creamfl
+from umbel.strategies.fot import method as fot
+from umbel.strategies.ggeur import method as ggeur
 
 Found = dict[str, Any]
 

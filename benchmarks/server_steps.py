@@ -29,8 +29,7 @@ from pathlib import Path
 
 import torch
 from server_cases import CASES, TINY, Found, Sizes
-
-from server.results import environment
+from umbel.server.results import environment
 
 
 @dataclass(frozen=True)

@@ -27,10 +27,9 @@ def plain() -> float:
     """Train with a loop that knows nothing of federations but the weighted mean; return seconds for the rounds."""
     import torch
     import torch.nn.functional as F
-
-    from conf import load
-    from conf.federation import build_model, federation
-    from data.transforms import normalize
+    from umbel.conf import load
+    from umbel.conf.federation import build_model, federation
+    from umbel.data.transforms import normalize
 
     torch.set_num_threads(1)
     experiment = load("bench_cnn")
@@ -64,7 +63,7 @@ def plain() -> float:
 
 def umbel(*overrides: str) -> float:
     """Run `bench_cnn`; return seconds for the rounds."""
-    from simulations import run
+    from umbel import run
 
     with tempfile.TemporaryDirectory() as folder:
         result = run("bench_cnn", f"run.results={folder}", *overrides)
@@ -83,10 +82,9 @@ def flower() -> float:
     from flwr.serverapp import Grid, ServerApp
     from flwr.serverapp.strategy import FedAvg
     from flwr.simulation import run_simulation
-
-    from conf import load
-    from conf.federation import build_model, federation
-    from data.transforms import normalize
+    from umbel.conf import load
+    from umbel.conf.federation import build_model, federation
+    from umbel.data.transforms import normalize
 
     logging.getLogger("flwr").setLevel(logging.ERROR)
     client_app = ClientApp()
@@ -176,7 +174,7 @@ def main() -> None:
 
 def print_table(times: dict[str, list[tuple[float, float]]]) -> None:
     """Print medians, ranges and ratios, and what they were measured on."""
-    from server.results import environment
+    from umbel.server.results import environment
 
     env = environment()
     versions = ", ".join(f"{name} {version}" for name, version in env["versions"].items() if version)

@@ -25,11 +25,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-from models import build, names
-from models.base import Model
-from models.facts import macs
-from server.results import environment
+from umbel.models import build, names
+from umbel.models.base import Model
+from umbel.models.facts import macs
+from umbel.server.results import environment
 
 FOUND = Path(__file__).parent / "results" / "zoo.json"
 GROUPS = {"tiny": 10, "published": 1000}  # -> classes

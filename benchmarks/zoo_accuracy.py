@@ -18,9 +18,8 @@ from pathlib import Path
 
 import torch
 from studies import Runs, Study, column, command_line, folder_of, measure_all, paired, publish, spread
-
-from models import build, names
-from models.weights import shared_state
+from umbel.models import build, names
+from umbel.models.weights import shared_state
 
 FOUND = Path(__file__).parent / "results" / "zoo_accuracy.json"
 RATES = (0.001, 0.003)

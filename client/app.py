@@ -1,99 +1,12 @@
-"""The one ClientApp of the project: every phase of every strategy, on every engine, comes through here."""
+"""The one ClientApp of the project: every phase of every strategy, on every engine, comes through here.
 
-from __future__ import annotations
+Flower loads it out of the bundle by the bare name `client.app`; all else is imported as `umbel`, so it holds nothing.
+"""
 
-import os
-from collections.abc import Callable
-from pathlib import Path
-
-from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
-
-from client.worker import Worker
-from conf.load import load, split_overrides
-from core.messages import decode_work, encode_json, encode_outcome
-from core.work import held_by
-
-STATE_FOLDER = "UMBEL_STATE"  # where a site keeps its clients' memory
-_workers: dict[tuple[str, ...], Worker] = {}
-_progress: list[Callable[[int], None]] = []
-
-
-def on_client(listener: Callable[[int], None] | None) -> None:
-    """Call `listener` after each client that runs in this process; None stops that."""
-    _progress[:] = [listener] if listener is not None else []
-
-
-def state_folder(context: Context) -> Path:
-    """Return the folder for client memory: the node's `state-folder`, $UMBEL_STATE, or ~/.umbel/state."""
-    configured = context.node_config.get("state-folder") or os.environ.get(STATE_FOLDER)
-    return Path(str(configured)) if configured else Path.home() / ".umbel" / "state"
-
-
-def site_overrides(context: Context) -> list[str]:
-    """Return what a site decides for itself, out of its node's configuration: `device` and `data-path`."""
-    keys = {"device": "client.device", "data-path": "data.path"}
-    return [f"{key}={context.node_config[name]}" for name, key in keys.items() if name in context.node_config]
-
-
-def worker_for(context: Context) -> Worker:
-    """Return this process's worker for the run's experiment; it is made once."""
-    config = context.run_config
-    experiment, overrides = str(config["experiment"]), str(config.get("overrides", ""))
-    text = str(config.get("experiment-yaml", ""))
-    folder, site = state_folder(context), site_overrides(context)
-    key = (experiment, overrides, text, str(folder), *site)
-    if key not in _workers:
-        _workers.clear()
-        composed = load(experiment, [*split_overrides(overrides), *site], text or None)
-        _workers[key] = Worker(composed, folder)
-    return _workers[key]
-
-
-def partitions_of(context: Context, num_clients: int) -> list[int]:
-    """Return the clients that this node holds.
-
-    The node's configuration says `partitions` ("0-24,30") or `partition-id` and `num-partitions`, as Flower's
-    simulation does.
-    """
-    config = context.node_config
-    if "partitions" in config:
-        held: list[int] = []
-        for part in str(config["partitions"]).split(","):
-            first, _, last = part.partition("-")
-            held.extend(range(int(first), int(last or first) + 1))
-        return [client for client in held if client < num_clients]
-    index, num_nodes = int(config.get("partition-id", 0)), int(config.get("num-partitions", 1))
-    return list(held_by(index, num_nodes, num_clients))
-
+from umbel.client.handlers import hello, phase
 
 app = ClientApp()
-
-
-@app.query()
-def hello(message: Message, context: Context) -> Message:
-    """Say which clients this node holds and what it composed."""
-    worker = worker_for(context)
-    answer = {
-        "partitions": partitions_of(context, worker.experiment.data.num_clients),
-        "config_hash": worker.config_hash,
-    }
-    return Message(encode_json(answer), reply_to=message)
-
-
-@app.train()
-def train(message: Message, context: Context) -> Message:
-    """Run a phase."""
-    return Message(_run(message.content, context), reply_to=message)
-
-
-@app.evaluate()
-def evaluate(message: Message, context: Context) -> Message:
-    """Run the phase `evaluate`."""
-    return Message(_run(message.content, context), reply_to=message)
-
-
-def _run(content: RecordDict, context: Context) -> RecordDict:
-    work, payload = decode_work(content)
-    worker = worker_for(context)
-    return encode_outcome(worker.run(work, payload, _progress[0] if _progress else None))
+app.query()(hello)
+app.train()(phase)
+app.evaluate()(phase)

@@ -6,14 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-from core import matching
-from core.device import parameter_dtype
-from core.metrics import classify_tasks, total
-from core.records import Payload, Reply
-from core.schedule import Schedule
-from data.types import Examples
-from strategies.base import ClientContext, Predictor, Strategy
+from umbel.core.device import parameter_dtype
+from umbel.core.metrics import classify_tasks, matching, total
+from umbel.core.records import Payload, Reply
+from umbel.core.schedule import Schedule
+from umbel.data.types import Examples
+from umbel.strategies.base import ClientContext, Predictor, Strategy
 
 
 def evaluate_client(
@@ -39,7 +37,7 @@ def evaluate_client(
     Returns:
         A reply with one tree `counts`: `<split>/<predictor>` is [2, C] (correct, total) and
         `<split>/<predictor>/loss` the summed loss; a predictor of retrieval has the columns of
-        `core.matching.RECALLS` in place of classes, and no loss.
+        `umbel.core.metrics.matching.RECALLS` in place of classes, and no loss.
     """
     counts = {}
     splits = {"validation": client.validation_data, "test": client.test_data}

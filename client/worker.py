@@ -7,18 +7,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from client.evaluation import evaluate_client
-from client.participant import NORM, Clients, Host
-from conf.load import build_strategy, portable_hash
-from conf.schema import Experiment
-from core.blocks import BlockTree, fold_block
-from core.evaluation import evaluation_fold
-from core.folds import Product
-from core.memory import MemoryRecord, MemoryStore, Version
-from core.messages import encode_reply, framing_bytes
-from core.records import Payload, Reply
-from core.work import Outcome, Work
-from strategies.base import EVALUATE, Phase
+from umbel.client.evaluation import evaluate_client
+from umbel.client.host import NORM, Clients, Host
+from umbel.conf.load import build_strategy, portable_hash
+from umbel.conf.schema import Experiment
+from umbel.core.blocks import BlockTree, fold_block
+from umbel.core.evaluation import evaluation_fold
+from umbel.core.folds import Product
+from umbel.core.memory import MemoryRecord, MemoryStore, Version
+from umbel.core.messages import encode_reply, framing_bytes
+from umbel.core.records import Payload, Reply
+from umbel.core.work import Outcome, Work
+from umbel.strategies.base import EVALUATE, Phase
 
 OnClient = Callable[[int], None]
 _RUN = re.compile(r"\w[\w.-]*")

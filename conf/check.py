@@ -5,18 +5,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping
 
-from conf.errors import ExperimentError
-from conf.schema import SEQUENCES, Experiment
-from core.device import DEVICES, PRECISIONS
-from core.names import unknown
-from core.training import OPTIMIZERS
-from data import partition, transforms
-from data import registry as data_sets
-from data.federation import Federation
-from models import operators
-from models import registry as models
-from models.norm import GROUPS
-from strategies import registry as strategies
+from umbel.conf.errors import ExperimentError
+from umbel.conf.schema import SEQUENCES, Experiment
+from umbel.core.device import DEVICES, PRECISIONS
+from umbel.core.names import unknown
+from umbel.core.training import OPTIMIZERS
+from umbel.data import partition, transforms
+from umbel.data.federation import Federation
+from umbel.data.sets import registry as data_sets
+from umbel.models import operators
+from umbel.models import registry as models
+from umbel.models.norm import GROUPS
+from umbel.strategies import registry as strategies
 
 ENGINES = ("inline", "ray", "grpc")
 HEADS = ("shared", "per_task")

@@ -6,14 +6,14 @@ import json
 from dataclasses import asdict
 from functools import partial
 
-from conf.check import check_data
-from conf.schema import Experiment
-from core import building
-from core.device import parameter_dtype
-from data.federation import Federation
-from models import norm, operators, registry
-from models.base import Model
-from models.checkpointing import checkpoint_blocks
+from umbel.conf.check import check_data
+from umbel.conf.schema import Experiment
+from umbel.core import building
+from umbel.core.device import parameter_dtype
+from umbel.data.federation import Federation
+from umbel.models import norm, operators, registry
+from umbel.models.base import Model
+from umbel.models.checkpointing import checkpoint_blocks
 
 _cache: dict[str, Federation] = {}
 

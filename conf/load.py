@@ -14,15 +14,14 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-
-from conf.check import check
-from conf.errors import ExperimentError
-from conf.schema import Experiment
-from core.names import nearest, unknown
-from strategies import registry
-from strategies.base import Strategy
-from strategies.collected import Collected
-from strategies.collected import Config as CollectedConfig
+from umbel.conf.check import check
+from umbel.conf.errors import ExperimentError
+from umbel.conf.schema import Experiment
+from umbel.core.names import nearest, unknown
+from umbel.strategies import registry
+from umbel.strategies.base import Strategy
+from umbel.strategies.collected import Collected
+from umbel.strategies.collected import Config as CollectedConfig
 
 FOLDER = Path(__file__).parent / "experiments"
 _FREE = (

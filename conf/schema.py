@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from core.schedule import Schedule
-from core.training import LocalConfig
-from data.config import DataConfig
+from umbel.core.schedule import Schedule
+from umbel.core.training import LocalConfig
+from umbel.data.config import DataConfig
 
 SEQUENCES = ("split_tasks", "permuted_tasks")
 
@@ -57,7 +57,7 @@ class RunConfig:
         participation: Fraction of the clients that a round selects, at least one.
         clients_per_round: Number of clients that a round selects; 0 takes `participation`.
         min_replies: A phase with fewer good replies than this ends the run, with everything saved.
-        fold_block: Clients whose replies are added up together (see `core.blocks`); part of what fixes the bits.
+        fold_block: Clients whose replies are added up together (see `umbel.core.blocks`); part of what fixes the bits.
         threads: Threads of torch's arithmetic in every process; part of what fixes the bits.
         results: Folder in which runs are written.
         name: Name of the run's folder; empty makes one of experiment, strategy, seed and time.

@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from core.folds import Partial, Product
-from core.records import Reply
+from umbel.core.folds import Partial, Product
+from umbel.core.records import Reply
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import torch
-
-from core import matching
-from core.folds import Product, product
-from core.gathered import Collect
-from core.records import BadReplyError, Payload
-from core.tree import Tree
+from umbel.core.folds import Product, product
+from umbel.core.gathered import Collect
+from umbel.core.metrics import matching
+from umbel.core.records import BadReplyError, Payload
+from umbel.core.tree import Tree
 
 SPLITS = ("validation", "test")
 _LARGEST = 1e100  # of a count or a loss: their sums and squares over clients are still numbers
@@ -17,8 +16,8 @@ _LARGEST = 1e100  # of a count or a loss: their sums and squares over clients ar
 class Counts(Collect):
     """Collects for each split and predictor `<split>/<predictor>` [2, C] (correct, total) and `<...>/loss` [].
 
-    C classes; in their place the predictor `core.matching.NAME` has the columns of `core.matching.RECALLS`. A client
-    without examples of a split leaves it out.
+    C classes; in their place the predictor `umbel.core.metrics.matching.NAME` has the columns of
+    `umbel.core.metrics.matching.RECALLS`. A client without examples of a split leaves it out.
 
     Args:
         num_classes: C.

@@ -2,10 +2,10 @@
 
 A `Product` says for a phase which trees and numbers a reply must have and how each combines. Because a fold is
 a monoid (`zero`, `add`, `merge`, `finish`), one algorithm serves a server that streams, partial sums inside a
-worker, and a hierarchy of aggregators. The order of additions is fixed by `core.blocks`, so that every engine
+worker, and a hierarchy of aggregators. The order of additions is fixed by `umbel.core.blocks`, so that every engine
 gets the same bits.
 
-Means and sums are here, `core.gathered` has the folds that keep more than a sum. Legend: N replies.
+Means and sums are here, `umbel.core.gathered` has the folds that keep more than a sum. Legend: N replies.
 """
 
 from __future__ import annotations
@@ -17,9 +17,8 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-
-from core.records import BadReplyError, Payload, Reply
-from core.tree import Tree, TreeMismatchError, check_same, first_non_finite
+from umbel.core.records import BadReplyError, Payload, Reply
+from umbel.core.tree import Tree, TreeMismatchError, check_same, first_non_finite
 
 WEIGHT = "#weight"  # name of the total weight inside an accumulator; no parameter starts with '#'
 

@@ -9,18 +9,17 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-
-from core import moments
-from core.folds import Fold, Like
-from core.records import BadReplyError, Payload
-from core.tree import Tree, first_non_finite
+from umbel.core import moments
+from umbel.core.folds import Fold, Like
+from umbel.core.records import BadReplyError, Payload
+from umbel.core.tree import Tree, first_non_finite
 
 
 class Moments(Fold):
     """Exact pooling of counts, means and covariances per class.
 
-    A reply's tree has an entry for each class that the client holds: its number as the name, and `core.moments.pack`
-    [Z] of its count, mean and biased covariance as the value.
+    A reply's tree has an entry for each class that the client holds: its number as the name, and
+    `umbel.core.moments.pack` [Z] of its count, mean and biased covariance as the value.
 
     Args:
         within_only: Leave out how far the clients' means are apart.

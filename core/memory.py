@@ -19,9 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
-
-from core.files import read_tensors, write_tensors
-from core.tree import Tree
+from umbel.core.files import read_tensors, write_tensors
+from umbel.core.tree import Tree
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,13 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
-
-from core.blocks import Block
-from core.files import tensors_to_bytes
-from core.folds import Partial
-from core.memory import Version
-from core.records import Payload, Reply
-from core.tree import Tree
-from core.work import Outcome, Work
+from umbel.core.blocks import Block
+from umbel.core.files import tensors_to_bytes
+from umbel.core.folds import Partial
+from umbel.core.memory import Version
+from umbel.core.records import Payload, Reply
+from umbel.core.tree import Tree
+from umbel.core.work import Outcome, Work
 
 TENSORS, BLOB = "tensors", "safetensors"
 HEAD = "umbel"  # name of the ConfigRecord that holds everything but tensors

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from core import tree as trees_
-from core.tree import Tree
+from umbel.core import tree as trees_
+from umbel.core.tree import Tree
 
 
 class BadReplyError(ValueError):

@@ -13,9 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
-
-from core import device as devices
-from core.rng import forked
+from umbel.core import device as devices
+from umbel.core.rng import forked
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 Correction = Callable[[Sequence[Tensor], Sequence[Tensor]], None]

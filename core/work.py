@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from core.blocks import Block
-from core.folds import Partial
-from core.memory import Version
-from core.records import Reply
+from umbel.core.blocks import Block
+from umbel.core.folds import Partial
+from umbel.core.memory import Version
+from umbel.core.records import Reply
 
 
 @dataclass(frozen=True)

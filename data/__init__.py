@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from data import encoders, partition, public, registry
-from data.config import DataConfig
-from data.errors import DamagedDataError, DataError, MissingDataError, PartitionError
-from data.federation import ClientData, Federation, ServerData, check_fractions
-from data.partition import Partition
-from data.registry import describe, load, names, options
-from data.transforms import augment, augmentations, check_augmentation, normalize, permute_pixels
-from data.types import DataSet, Examples
+from umbel.data import encoders, partition, public
+from umbel.data.config import DataConfig
+from umbel.data.errors import DamagedDataError, DataError, MissingDataError, PartitionError
+from umbel.data.federation import ClientData, Federation, ServerData, check_fractions
+from umbel.data.partition import Partition
+from umbel.data.sets import registry
+from umbel.data.sets.registry import describe, load, names, options
+from umbel.data.transforms import augment, augmentations, check_augmentation, normalize, permute_pixels
+from umbel.data.types import DataSet, Examples
 
 __all__ = [
     "ClientData",

@@ -16,11 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-
-from data.errors import DataError
-from data.split import hashed
-from data.texts import Texts
-from data.types import DataSet, Examples, channel_statistics
+from umbel.data.errors import DataError
+from umbel.data.split import hashed
+from umbel.data.texts import Texts
+from umbel.data.types import DataSet, Examples, channel_statistics
 
 TEST_FRACTION = 0.2
 

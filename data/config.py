@@ -14,7 +14,7 @@ class DataConfig:
         name: A name of `umbel list data`, or `hub:<owner/name>` through flwr-datasets.
         path: Folder of `image_folder`, or of IDX files for `fashion_mnist`; None looks in the usual places.
         num_clients: Number of clients K; a client is one partition.
-        partition: A name of `data.partition.names()`.
+        partition: A name of `umbel.data.partition.names()`.
         alpha: Concentration of the Dirichlet partitions; smaller is more skewed.
         classes_per_client: Classes that a client holds under `pathological`.
         shards_per_client: Shards that a client holds under `shards`.

@@ -20,18 +20,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-
-from core.rng import generator
-from data import encoders, registry
-from data import partition as partitions
-from data import public as common
-from data.config import DataConfig
-from data.errors import DataError
-from data.partition import Partition
-from data.split import stratified, stratified_concepts, subset
-from data.texts import Texts
-from data.transforms import permute_pixels
-from data.types import DataSet, Examples
+from umbel.core.rng import generator
+from umbel.data import encoders
+from umbel.data import partition as partitions
+from umbel.data import public as common
+from umbel.data.config import DataConfig
+from umbel.data.errors import DataError
+from umbel.data.partition import Partition
+from umbel.data.sets import registry
+from umbel.data.split import stratified, stratified_concepts, subset
+from umbel.data.texts import Texts
+from umbel.data.transforms import permute_pixels
+from umbel.data.types import DataSet, Examples
 
 _COLUMNS = ("images", "labels", "domains", "tasks", "concepts", "tokens")
 _TRAIN, _VALIDATION, _TEST = 0, 1, 2

@@ -12,13 +12,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
-
-from core.names import unknown
-from data import flower_schemes, own_schemes
-from data.config import DataConfig
-from data.errors import PartitionError
-from data.own_schemes import class_tasks, long_tail_counts
-from data.scheme import Assignment, Ints, Request
+from umbel.core.names import unknown
+from umbel.data.config import DataConfig
+from umbel.data.errors import PartitionError
+from umbel.data.partitions import flower_schemes, own_schemes
+from umbel.data.partitions.own_schemes import class_tasks, long_tail_counts
+from umbel.data.partitions.scheme import Assignment, Ints, Request
 
 __all__ = ["Partition", "build", "check", "class_tasks", "describe", "long_tail_counts", "names"]
 

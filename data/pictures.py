@@ -12,8 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-
-from data.errors import DamagedDataError, DataError
+from umbel.data.errors import DamagedDataError, DataError
 
 _MODES = {1: "L", 3: "RGB"}
 

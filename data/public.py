@@ -9,14 +9,13 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
-
-from core.rng import generator
-from data import encoders
-from data.config import DataConfig
-from data.errors import DataError
-from data.split import stratified, stratified_concepts
-from data.tokens import MIN_VOCABULARY, Tokenizer
-from data.types import DataSet, Examples
+from umbel.core.rng import generator
+from umbel.data import encoders
+from umbel.data.config import DataConfig
+from umbel.data.errors import DataError
+from umbel.data.split import stratified, stratified_concepts
+from umbel.data.tokens import MIN_VOCABULARY, Tokenizer
+from umbel.data.types import DataSet, Examples
 
 BPE = "bpe"
 

@@ -9,8 +9,7 @@ import hashlib
 
 import torch
 from torch import Tensor
-
-from core.rng import generator
+from umbel.core.rng import generator
 
 
 def subset(num: int, limit: int, seed: int, purpose: str) -> Tensor:

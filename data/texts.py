@@ -11,8 +11,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
-
-from data.errors import DataError
+from umbel.data.errors import DataError
 
 
 @dataclass(frozen=True)

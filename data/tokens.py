@@ -24,10 +24,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-from data.encoders.base import imported, installed
-from data.errors import DataError, MissingDataError
-from data.texts import Texts
+from umbel.data.encoders.base import imported, installed
+from umbel.data.errors import DataError, MissingDataError
+from umbel.data.texts import Texts
 
 PAD, UNKNOWN = 0, 1
 MIN_VOCABULARY = 64

@@ -10,9 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-from core.names import unknown
-from core.rng import generator as make_generator
+from umbel.core.names import unknown
+from umbel.core.rng import generator as make_generator
 
 _AUGMENTATIONS = {
     "none": "images as they are",

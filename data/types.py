@@ -1,7 +1,7 @@
 """Examples and data sets: images, texts or embeddings with labels, as whole tensors.
 
 Shapes: N examples, C channels, H height, W width, D features. Images are uint8 in 0..255, or floating point in
-units of [0, 1] pixels; `data.transforms.normalize` takes either. Behind a frozen encoder they are embeddings.
+units of [0, 1] pixels; `umbel.data.transforms.normalize` takes either. Behind a frozen encoder they are embeddings.
 """
 
 from __future__ import annotations
@@ -11,9 +11,8 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
-
-from data.errors import DataError
-from data.texts import Texts
+from umbel.data.errors import DataError
+from umbel.data.texts import Texts
 
 _COLUMNS = ("domains", "tasks", "concepts")
 

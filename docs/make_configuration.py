@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-
-from simulations import catalogue
-from simulations.catalogue import Option
-from strategies import registry as strategies
+from umbel.simulations.commands import catalogue
+from umbel.simulations.commands.catalogue import Option
+from umbel.strategies import registry as strategies
 
 PAGE = Path(__file__).resolve().parent / "configuration.md"
 

@@ -23,12 +23,11 @@ from typing import Any
 import torch
 import yaml
 from torch import Tensor
-
-from core.rng import generator
-from data import papers, registry
-from data.config import DataConfig
-from data.errors import MissingDataError
-from data.types import DataSet
+from umbel.core.rng import generator
+from umbel.data.config import DataConfig
+from umbel.data.errors import MissingDataError
+from umbel.data.sets import papers, registry
+from umbel.data.types import DataSet
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "data"

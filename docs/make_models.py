@@ -15,9 +15,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from models import names, operators, registry
-from models.facts import Facts, facts
-from models.registry import TABLE
+from umbel.models import names, operators, registry
+from umbel.models.facts import Facts, facts
+from umbel.models.registry import TABLE
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "models.md"
@@ -34,7 +34,7 @@ have a second head beside it, which methods that work on features or head alone 
 (`model.sizes.second_head=false`, `model.sizes.class_head=false`). From Python:
 
 ```python
-from models import build, names
+from umbel.models import build, names
 
 model = build("uniformer_s", num_classes=100)               # at the published 224 px
 small = build("uniformer_tiny32", 10, image_size=28, in_channels=1)
@@ -56,10 +56,10 @@ UniRepLKNet trains in a form with more branches than it needs to predict. `fold`
 model: average first, fold then, since a folded average is not the average of folded models.
 
 ```python
-from models import build
-from models.unireplknet import fold
+from umbel.models import build
+from umbel.models.unireplknet import fold
 
-model = build("unireplknet_tiny32", 10)   # then `models.weights.load_state` of a run's model.safetensors
+model = build("unireplknet_tiny32", 10)   # then `umbel.models.weights.load_state` of a run's model.safetensors
 small = fold(model)
 assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in model.parameters())
 ```
@@ -112,7 +112,7 @@ umbel list operators
 ```
 
 ```python
-from models import build, operators
+from umbel.models import build, operators
 
 model = operators.replace(build("cvt_tiny32", 10), "conv", "wconv", density=[0.7])
 ```

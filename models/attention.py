@@ -1,7 +1,7 @@
 """What the attention and the gates of a model look at, for any model, by watching calls.
 
-Calls of torch's attention, softmax and sigmoid are watched, as `models.inputs` watches linear layers, together with the
-modules that are running. Read as maps are:
+Calls of torch's attention, softmax and sigmoid are watched, as `umbel.models.inputs` watches linear layers, together
+with the modules that are running. Read as maps are:
 
 * attention, `F.scaled_dot_product_attention` and `F.multi_head_attention_forward`, and a softmax over its last axis
   that a matrix product multiplies with values as it is. The map is the attention that each place receives, the mean
@@ -36,16 +36,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
-
-from models.base import Block
-from models.convit import GatedPositionalAttention
-from models.fit import SuperBlock
-from models.gcvit import GCViTBlock
-from models.glnet import GLMix
-from models.inputs import evaluating
-from models.layers import from_windows, no_autocast
-from models.maxvit import AxisAttention, from_grid
-from models.uniformer import SlowFastBlock
+from umbel.models.base import Block
+from umbel.models.convit import GatedPositionalAttention
+from umbel.models.fit import SuperBlock
+from umbel.models.gcvit import GCViTBlock
+from umbel.models.glnet import GLMix
+from umbel.models.inputs import evaluating
+from umbel.models.layers import from_windows, no_autocast
+from umbel.models.maxvit import AxisAttention, from_grid
+from umbel.models.uniformer import SlowFastBlock
 
 _SOFTMAXES = (torch.softmax, Tensor.softmax, F.softmax)
 _SIGMOIDS = (torch.sigmoid, Tensor.sigmoid, F.sigmoid, torch.special.expit)

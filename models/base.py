@@ -68,7 +68,7 @@ def _channels_last(tensor: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """A residual block of a trunk: what `models.checkpointing` recomputes in the backward pass.
+    """A residual block of a trunk: what `umbel.models.checkpointing` recomputes in the backward pass.
 
     A family derives its blocks from it and calls them as modules. It adds nothing to the state.
     """

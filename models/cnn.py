@@ -14,8 +14,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from models.base import Model, check_count
+from umbel.models.base import Model, check_count
 
 
 class CNN(Model):

@@ -3,11 +3,11 @@
 Source: Khalfaoui-Hassani et al. 2023, "Dilated Convolution with Learnable Spacings" (arXiv 2112.03740), for the
 networks, their counts of elements and the positions that a stage shares; Liu et al. 2022, "A ConvNet for the 2020s"
 (arXiv 2201.03545), for ConvNeXt, which `mixer=conv` builds. Written from the papers; the operator is
-`models.operators.dcls`.
+`umbel.models.operators.dcls`.
 
 The blocks of a stage share their positions: one tensor [2, C, 1, N] a stage, which the state has once for each block
 and a message once. So N = 34 elements a kernel make as many parameters as 7 x 7 do. What a mean of positions says, and
-how they are learned here, is in `models.operators.dcls`.
+how they are learned here, is in `umbel.models.operators.dcls`.
 
 Deviation: `convnext_dcls_tiny32` shrinks its maps by 3 x 3 convolutions in place of 2 x 2 (and by none once a map is
 2 x 2), starts its layer scale at 1 and its weights as torch starts them.
@@ -23,9 +23,8 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
-
-from models.base import Block, Model, check_count, check_counts, check_fraction, check_image_size, check_positive
-from models.layers import (
+from umbel.models.base import Block, Model, check_count, check_counts, check_fraction, check_image_size, check_positive
+from umbel.models.layers import (
     LayerNorm2d,
     LayerScale,
     Mlp,
@@ -37,7 +36,7 @@ from models.layers import (
     to_map,
     to_tokens,
 )
-from models.operators.dcls import VERSIONS, DclsConv
+from umbel.models.operators.dcls import VERSIONS, DclsConv
 
 # Returns the depthwise layers of a stage, given its channels and its number of blocks.
 Mixers = Callable[[int, int], Sequence[nn.Module]]

@@ -1,6 +1,6 @@
 """The parts of a DualToken-ViT: blocks of local and global tokens, downsampling in steps, and merging of patches.
 
-`models.dual_token_vit` says where they are from and what was decided.
+`umbel.models.dual_token_vit` says where they are from and what was decided.
 
 Shapes: B batch, H and W sides of a map, C channels of a stage, N = H W tokens, P side of the grid of global tokens,
 M = P P their number, A heads.
@@ -13,9 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from models.base import Block
-from models.layers import (
+from umbel.models.base import Block
+from umbel.models.layers import (
     CrossAttention,
     Mlp,
     SelfAttention,

@@ -28,10 +28,9 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-
-from models.base import Model, check_count, check_counts, check_divides, check_fraction, check_image_size
-from models.dual_token_blocks import DualTokenBlock, MergePatches, StageSizes
-from models.layers import drop_rates, initialise_linear, to_map, to_tokens
+from umbel.models.base import Model, check_count, check_counts, check_divides, check_fraction, check_image_size
+from umbel.models.dual_token_blocks import DualTokenBlock, MergePatches, StageSizes
+from umbel.models.layers import drop_rates, initialise_linear, to_map, to_tokens
 
 
 class Stage(nn.Module):

@@ -25,8 +25,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from models.base import (
+from umbel.models.base import (
     Block,
     Model,
     check_count,
@@ -36,8 +35,8 @@ from models.base import (
     check_fraction,
     check_image_size,
 )
-from models.fit import GroupBlock, to_groups
-from models.layers import (
+from umbel.models.fit import GroupBlock, to_groups
+from umbel.models.layers import (
     SelfAttention,
     drop_path,
     drop_rates,
@@ -46,7 +45,7 @@ from models.layers import (
     pooling_matrix,
     to_tokens,
 )
-from models.resnet_trunk import Bottleneck, MakeBlock, Trunk, basic_block
+from umbel.models.resnet_trunk import Bottleneck, MakeBlock, Trunk, basic_block
 
 
 def gather_patches(maps: Sequence[Tensor], patches: int) -> Tensor:

@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-
-from models import registry
-from models.base import Model
-from models.weights import shared_state
+from umbel.models import registry
+from umbel.models.base import Model
+from umbel.models.weights import shared_state
 
 _NORMS: dict[str, tuple[type[nn.Module], ...]] = {
     "batch": (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d),

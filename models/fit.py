@@ -22,9 +22,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-
-from models.base import Block, Model, check_count, check_divides, check_fraction, check_image_size, check_lists
-from models.layers import (
+from umbel.models.base import Block, Model, check_count, check_divides, check_fraction, check_image_size, check_lists
+from umbel.models.layers import (
     CrossAttention,
     LayerNorm2d,
     Mlp,
@@ -49,7 +48,7 @@ def to_groups(image_map: Tensor, side: int) -> Tensor:
 class GroupBlock(Block):
     """x += Attention(LN x); x += MLP(LN x), where a token sees those of its own group."""
 
-    # For `models.maps`: whoever has groups of neighbours says so. Latents are no places.
+    # For `umbel.models.maps`: whoever has groups of neighbours says so. Latents are no places.
     map_layout = "none"
 
     def __init__(self, dim: int, heads: int, mlp_ratio: int, drop_rate: float) -> None:

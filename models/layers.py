@@ -38,7 +38,7 @@ def drop_path(x: Tensor, rate: float, training: bool) -> Tensor:
     """
     if rate == 0 or not training:
         return x
-    # From torch's global generator, which `core.rng.forked` seeds for each local run.
+    # From torch's global generator, which `umbel.core.rng.forked` seeds for each local run.
     kept = torch.rand(x.shape[0], *(1,) * (x.dim() - 1), device=x.device) >= rate
     return x * kept.to(x.dtype) / (1 - rate)
 

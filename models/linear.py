@@ -6,8 +6,7 @@ Shapes: B batch, I input channels, S image side, D features, C classes.
 from __future__ import annotations
 
 from torch import Tensor, nn
-
-from models.base import Model
+from umbel.models.base import Model
 
 
 class Linear(Model):

@@ -23,9 +23,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from models.base import Block, Model, check_count, check_counts, check_divides, check_fraction, check_image_size
-from models.layers import ConvNorm, SqueezeExcite, drop_path, drop_rates, halving_strides, initialise_linear
+from umbel.models.base import Block, Model, check_count, check_counts, check_divides, check_fraction, check_image_size
+from umbel.models.layers import ConvNorm, SqueezeExcite, drop_path, drop_rates, halving_strides, initialise_linear
 
 # Every so many channels there is a group of the small kernel's weights: G = C / 8.
 CHANNELS_PER_GROUP = 8

@@ -28,9 +28,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from core.names import unknown
-from models.base import Block, Model
+from umbel.core.names import unknown
+from umbel.models.base import Block, Model
 
 _BATCH = 11  # of the trial images: a number that heads, windows and groups seldom have, so that they are no batch
 _SMALLEST = 2  # one place has nothing to say about places
@@ -141,7 +140,7 @@ def map_layers(model: Model) -> list[MapLayer]:
 
 
 def blocks_of(model: Model, layers: Sequence[MapLayer]) -> list[MapLayer]:
-    """Return those of `layers` that are blocks (`models.base.Block`) of `model`."""
+    """Return those of `layers` that are blocks (`umbel.models.base.Block`) of `model`."""
     names = {name for name, module in model.named_modules() if isinstance(module, Block)}
     return [layer for layer in layers if layer.name in names]
 
@@ -156,7 +155,7 @@ def last_map(model: Model, name: str = "", least: int = _SMALLEST, key: str | No
         key: The key that an error about `name` says to change.
 
     Raises:
-        core.names.UnknownNameError: No module of that name gives a map; the message says the nearest that does.
+        umbel.core.names.UnknownNameError: No module of that name gives a map; the message says the nearest that does.
         ValueError: No module gives a map of 2 x 2 or more, or `name` is no string.
     """
     if not isinstance(name, str):

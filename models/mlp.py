@@ -10,8 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-
-from models.base import Model, check_count, check_fraction
+from umbel.models.base import Model, check_count, check_fraction
 
 
 class MLP(Model):

@@ -18,8 +18,7 @@ from itertools import groupby
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from models.base import (
+from umbel.models.base import (
     Block,
     Model,
     check_count,
@@ -29,7 +28,7 @@ from models.base import (
     check_lists,
     check_positive,
 )
-from models.layers import LayerNorm2d, LayerScale, drop_path, drop_rates, initialise_linear, to_map, to_tokens
+from umbel.models.layers import LayerNorm2d, LayerScale, drop_path, drop_rates, initialise_linear, to_map, to_tokens
 
 
 @dataclass(frozen=True)

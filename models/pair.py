@@ -10,9 +10,8 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from models.base import Model
-from models.text import TextEncoder
+from umbel.models.base import Model
+from umbel.models.text import TextEncoder
 
 MODALITIES = ("image", "text")
 _START = 15.0  # of the scale and the shift of the soft contrast (PCME)

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from models.base import (
+from umbel.models.base import (
     Block,
     Model,
     check_count,
@@ -27,7 +26,7 @@ from models.base import (
     check_image_size,
     check_lists,
 )
-from models.layers import Mlp, drop_path, drop_rates
+from umbel.models.layers import Mlp, drop_path, drop_rates
 
 
 @dataclass(frozen=True)

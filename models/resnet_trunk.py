@@ -13,10 +13,9 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from models.base import Block
-from models.layers import max_pool
-from models.resnet import BasicBlock
+from umbel.models.base import Block
+from umbel.models.layers import max_pool
+from umbel.models.resnet import BasicBlock
 
 # A block of input channels, output channels and stride.
 MakeBlock = Callable[[int, int, int], Block]

@@ -1,7 +1,8 @@
 """SGConvNeXt: a ConvNeXt whose 7 x 7 depthwise convolutions are convolutions as long as the map, read row by row.
 
 Source: Li et al. 2022, "What Makes Convolutional Models Great on Long Sequence Modeling?" (arXiv 2210.09298) for the
-convolution (`models.operators.sgconv`) and its place; the network around it is `models.convnext_dcls.ConvNeXt`.
+convolution (`umbel.models.operators.sgconv`) and its place; the network around it is
+`umbel.models.convnext_dcls.ConvNeXt`.
 
 The authors have published the convolution and not this network. Their figure for `sgconvnext_t` is "29 M" parameters
 (which we have second-hand); which d they took is not known. With d = 16 and no GELU and linear layer behind the
@@ -18,11 +19,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import nn
-
-from models.base import check_count, check_counts, check_fraction, check_image_size, check_positive
-from models.convnext_dcls import ConvNeXt, Mixers
-from models.layers import halving_strides, initialise_linear
-from models.operators.sgconv import SGConv2d
+from umbel.models.base import check_count, check_counts, check_fraction, check_image_size, check_positive
+from umbel.models.convnext_dcls import ConvNeXt, Mixers
+from umbel.models.layers import halving_strides, initialise_linear
+from umbel.models.operators.sgconv import SGConv2d
 
 
 def map_sides(image_size: int, strides: Sequence[int]) -> list[int]:

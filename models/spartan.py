@@ -23,9 +23,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from models.base import Block, Model, check_counts, check_fraction, check_image_size, check_positive
-from models.layers import LayerScale, SqueezeExcite, drop_path, drop_rates, halving_strides, strided
+from umbel.models.base import Block, Model, check_counts, check_fraction, check_image_size, check_positive
+from umbel.models.layers import LayerScale, SqueezeExcite, drop_path, drop_rates, halving_strides, strided
 
 EPS = 1e-6
 

@@ -23,9 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
-
-from core.names import unknown
-from models.base import check_count, check_fraction
+from umbel.core.names import unknown
+from umbel.models.base import check_count, check_fraction
 
 PAD = 0
 
@@ -285,7 +284,7 @@ def build_text(name: str, shape: TextShape, *, key: str = "strategy.text", **siz
         **sizes: Keywords of `text_options(name)`.
 
     Raises:
-        core.names.UnknownNameError: An unknown encoder or size; the message says the nearest known.
+        umbel.core.names.UnknownNameError: An unknown encoder or size; the message says the nearest known.
         ValueError: A value is out of range, or the encoder does not read such texts; the message names the key.
     """
     known = text_options(name, key=key)
@@ -311,7 +310,7 @@ def text_options(name: str, *, key: str = "strategy.text") -> dict[str, Any]:
     """Return the size keywords of a text encoder with their defaults.
 
     Raises:
-        core.names.UnknownNameError: An unknown encoder; the message names `key`.
+        umbel.core.names.UnknownNameError: An unknown encoder; the message names `key`.
     """
     if name not in TABLE:
         raise unknown("text encoder", name, TABLE, key=key)

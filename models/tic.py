@@ -1,9 +1,9 @@
 """TiC: a transformer whose layers are MSA-Convs, with heads that look in different directions and pooling in between.
 
 Source: Zhang et al. 2023, "TiC: Exploring Vision Transformer in Convolution" (arXiv 2310.04134). The layer is the
-authors' operator (`models.operators.msa_conv`). They have published neither the code of the network nor weights, so the
-network is built anew from what the paper says of it, and only in a size of our own; how its two mechanisms are meant in
-detail could not be checked against code. Here they are:
+authors' operator (`umbel.models.operators.msa_conv`). They have published neither the code of the network nor weights,
+so the network is built anew from what the paper says of it, and only in a size of our own; how its two mechanisms are
+meant in detail could not be checked against code. Here they are:
 
 * multi-directional cyclic shift: in every second block, head i rolls its keys and values around the edges of the map in
   direction i of `DIRECTIONS`, so that its window lies elsewhere than its query;
@@ -23,8 +23,7 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-
-from models.base import (
+from umbel.models.base import (
     Block,
     Model,
     check_count,
@@ -34,8 +33,8 @@ from models.base import (
     check_fraction,
     check_image_size,
 )
-from models.layers import LayerNorm2d, drop_path, drop_rates, halving_strides
-from models.operators.msa_conv import MSAConv
+from umbel.models.layers import LayerNorm2d, drop_path, drop_rates, halving_strides
+from umbel.models.operators.msa_conv import MSAConv
 
 # Rows and columns of the eight neighbours of a place: the four that share a side with it come first.
 DIRECTIONS = ((0, 1), (0, -1), (1, 0), (-1, 0), (1, 1), (-1, -1), (1, -1), (-1, 1))

@@ -19,9 +19,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from models.base import Block, Model, check_count, check_counts, check_divides, check_fraction, check_image_size
-from models.layers import (
+from umbel.models.base import Block, Model, check_count, check_counts, check_divides, check_fraction, check_image_size
+from umbel.models.layers import (
     depthwise,
     drop_path,
     drop_rates,

@@ -18,8 +18,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from models.base import (
+from umbel.models.base import (
     Block,
     Model,
     check_count,
@@ -29,7 +28,7 @@ from models.base import (
     check_fraction,
     check_image_size,
 )
-from models.layers import (
+from umbel.models.layers import (
     LayerNorm2d,
     Mlp,
     SelfAttention,
@@ -41,7 +40,7 @@ from models.layers import (
     to_map,
     to_tokens,
 )
-from models.uniformer_blocks import GlobalBlock, LocalBlock
+from umbel.models.uniformer_blocks import GlobalBlock, LocalBlock
 
 
 class SlowFastBlock(Block):

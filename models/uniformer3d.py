@@ -1,8 +1,8 @@
 """UniFormer for clips: convolutions over space and time in the first two stages, attention over all frames after them.
 
 Source: Li et al. 2022, "UniFormer: Unified Transformer for Efficient Spatiotemporal Representation Learning" (arXiv
-2201.04676): section 3 for the blocks (`models.uniformer_blocks`) and the sizes. Written from the equations. The first
-embedding overlaps in time (kernel 3, stride 2) and not in space; after it no layer shortens a clip.
+2201.04676): section 3 for the blocks (`umbel.models.uniformer_blocks`) and the sizes. Written from the equations. The
+first embedding overlaps in time (kernel 3, stride 2) and not in space; after it no layer shortens a clip.
 
 An image is read as a still clip, `num_frames` times the same frame, so that these models go wherever images go. What
 umbel's data sets hold are images; clips are passed to the model in Python.
@@ -17,10 +17,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from models.base import Block, Model, check_count, check_counts, check_divides, check_fraction, check_image_size
-from models.layers import drop_rates, halving_strides, initialise_linear
-from models.uniformer_blocks import GlobalBlock, LocalBlock
+from umbel.models.base import Block, Model, check_count, check_counts, check_divides, check_fraction, check_image_size
+from umbel.models.layers import drop_rates, halving_strides, initialise_linear
+from umbel.models.uniformer_blocks import GlobalBlock, LocalBlock
 
 
 class LayerNorm3d(nn.LayerNorm):

@@ -11,9 +11,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from models.base import Block
-from models.layers import Mlp, SelfAttention, drop_path
+from umbel.models.base import Block
+from umbel.models.layers import Mlp, SelfAttention, drop_path
 
 # Axes of a map's places -> its layers.
 _CONVOLUTIONS: dict[int, type[nn.Conv2d] | type[nn.Conv3d]] = {2: nn.Conv2d, 3: nn.Conv3d}

@@ -22,9 +22,8 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from models.base import Block, Model, check_count, check_counts, check_fraction, check_image_size, check_positive
-from models.layers import (
+from umbel.models.base import Block, Model, check_count, check_counts, check_fraction, check_image_size, check_positive
+from umbel.models.layers import (
     LayerNorm2d,
     LayerScale,
     SqueezeExcite,

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-
-from core.names import unknown
-from core.tree import Tree, TreeMismatchError
-from models.base import Model
+from umbel.core.names import unknown
+from umbel.core.tree import Tree, TreeMismatchError
+from umbel.models.base import Model
 
 
 def shared_state(model: Model, keep_local: frozenset[str] = frozenset()) -> dict[str, Tensor]:
@@ -19,11 +18,11 @@ def shared_state(model: Model, keep_local: frozenset[str] = frozenset()) -> dict
 
     Args:
         model: The model; later training does not change the copies.
-        keep_local: State-dict names that stay behind (`models.norm.batch_norm_names`, a head, ...). Any one
+        keep_local: State-dict names that stay behind (`umbel.models.norm.batch_norm_names`, a head, ...). Any one
             name of a tied tensor keeps it.
 
     Raises:
-        core.names.UnknownNameError: `keep_local` has a name that the model's state does not.
+        umbel.core.names.UnknownNameError: `keep_local` has a name that the model's state does not.
     """
     state = model.state_dict()
     for name in sorted(keep_local - state.keys()):

@@ -10,12 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
-
-from core import state as states
-from core.files import read_json, read_tensors, write_folder, write_json, write_tensors
-from core.tree import sha256
-from server.errors import RunStoppedError
-from strategies.base import ServerContext, Strategy
+from umbel.core import state as states
+from umbel.core.files import read_json, read_tensors, write_folder, write_json, write_tensors
+from umbel.core.tree import sha256
+from umbel.server.errors import RunStoppedError
+from umbel.strategies.base import ServerContext, Strategy
 
 _NAME = re.compile(r"round-(\d{6})")
 _KEEP = 2

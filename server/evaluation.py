@@ -8,16 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-from core import collapse, matching, metrics, sequences
-from core.folds import Folded
-from core.gathered import collected
-from core.metrics import ClassCounts
-from data.types import Examples
-from server.checkpoint import Progress
-from server.results import RunFolder
-from server.session import Session
-from strategies.base import Predictor
+from umbel.core import metrics
+from umbel.core.folds import Folded
+from umbel.core.gathered import collected
+from umbel.core.metrics import ClassCounts, collapse, matching, sequences
+from umbel.data.types import Examples
+from umbel.server.checkpoint import Progress
+from umbel.server.results import RunFolder
+from umbel.server.session import Session
+from umbel.strategies.base import Predictor
 
 MAIN = "model"  # the predictor whose metrics have no prefix
 NO_DOMAIN = -1  # stands for the domain of examples that have none
@@ -39,7 +38,7 @@ def on_server(
     """Evaluate the strategy's predictors on the server's validation and test examples.
 
     In a sequence of tasks, metrics are over the tasks seen so far, `task/<t>/accuracy` stands beside them, and after
-    the last round of a task also what `core.sequences` makes of all accuracies so far.
+    the last round of a task also what `umbel.core.metrics.sequences` makes of all accuracies so far.
 
     Returns:
         Metrics by name, such as `validation/accuracy` and `test/loss`.

@@ -10,17 +10,16 @@ from pathlib import Path
 
 from flwr.app import Message
 from flwr.serverapp import Grid
-
-from core.blocks import Assembler, Block, BlockTree, cut
-from core.files import read_tensors, write_tensors
-from core.folds import Folded, Partial, Product
-from core.messages import MessageError, decode_outcome, encode_payload, encode_work, framing_bytes
-from core.records import BadReplyError, Payload
-from core.tree import Tree
-from core.work import Outcome, Work, share
-from server.inbox import replies
-from server.nodes import Directory
-from strategies.base import EVALUATE
+from umbel.core.blocks import Assembler, Block, BlockTree, cut
+from umbel.core.files import read_tensors, write_tensors
+from umbel.core.folds import Folded, Partial, Product
+from umbel.core.messages import MessageError, decode_outcome, encode_payload, encode_work, framing_bytes
+from umbel.core.records import BadReplyError, Payload
+from umbel.core.tree import Tree
+from umbel.core.work import Outcome, Work, share
+from umbel.server.inbox import replies
+from umbel.server.nodes import Directory
+from umbel.strategies.base import EVALUATE
 
 
 @dataclass

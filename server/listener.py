@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-from conf.schema import Experiment
+from umbel.conf.schema import Experiment
 
 PROGRESS_FILE = "progress.jsonl"
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from server.errors import RunStoppedError
+from umbel.server.errors import RunStoppedError
 
 _FILE = "lock"
 _LOOK_SECONDS = 0.1

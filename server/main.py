@@ -8,17 +8,17 @@ from typing import Any
 
 from flwr.serverapp import Grid
 from torch import Tensor
-
-from conf.schema import Experiment
-from core.device import set_threads
-from core.files import read_json
-from core.kernels import kernels
-from server import checkpoint, flower
-from server.adapter import FederatedRun
-from server.listener import Both, FileListener, Listener
-from server.lock import exclusive
-from server.results import RunFolder, new_folder
-from server.session import Session
+from umbel.conf.schema import Experiment
+from umbel.core.device import set_threads
+from umbel.core.files import read_json
+from umbel.core.kernels import kernels
+from umbel.server import checkpoint
+from umbel.server.flower import strategies as flower
+from umbel.server.listener import Both, FileListener, Listener
+from umbel.server.lock import exclusive
+from umbel.server.results import RunFolder, new_folder
+from umbel.server.rounds import FederatedRun
+from umbel.server.session import Session
 
 
 def execute(

@@ -7,10 +7,9 @@ from collections.abc import Callable, Iterable
 
 from flwr.app import Message
 from flwr.serverapp import Grid
-
-from core.messages import MessageError, decode_json, encode_json
-from server.errors import RunStoppedError
-from server.inbox import Inbox, replies
+from umbel.core.messages import MessageError, decode_json, encode_json
+from umbel.server.errors import RunStoppedError
+from umbel.server.inbox import Inbox, replies
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.005, 0.25
 _TRIES = 3  # greetings that a node may fail to answer: its process may have been killed

@@ -15,12 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
+from umbel.conf.load import as_yaml
+from umbel.conf.schema import Experiment
+from umbel.core.files import read_json, write_bytes, write_json, write_tensors, write_text
+from umbel.core.kernels import kernels
+from umbel.core.tree import sha256
 
-from conf.load import as_yaml
-from conf.schema import Experiment
-from core.files import read_json, write_bytes, write_json, write_tensors, write_text
-from core.kernels import kernels
-from core.tree import sha256
+import umbel
 
 SCHEMA = pa.schema(
     [
@@ -198,7 +199,7 @@ def processor() -> str:
 
 def _git_commit() -> str | None:
     """Return the commit of the source tree, with `+` when there are changes, or None outside a checkout."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(umbel.__file__).resolve().parent.parent
     if not (root / ".git").exists():
         return None
     try:

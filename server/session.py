@@ -9,19 +9,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-from conf.federation import build_model, federation, local_names
-from conf.load import build_strategy, portable_hash
-from conf.schema import Experiment
-from core import device as devices
-from core.rng import generator
-from data import transforms
-from data.types import Examples
-from models.base import Model
-from models.weights import shared_state
-from server import flower
-from strategies.base import Phase, ServerContext, Strategy
-from strategies.collected import Collected
+from umbel.conf.federation import build_model, federation, local_names
+from umbel.conf.load import build_strategy, portable_hash
+from umbel.conf.schema import Experiment
+from umbel.core import device as devices
+from umbel.core.rng import generator
+from umbel.data import transforms
+from umbel.data.types import Examples
+from umbel.models.base import Model
+from umbel.models.weights import shared_state
+from umbel.server.flower import strategies as flower
+from umbel.strategies.base import Phase, ServerContext, Strategy
+from umbel.strategies.collected import Collected
 
 
 class Session:

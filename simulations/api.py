@@ -10,17 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from umbel.conf.errors import ExperimentError
+from umbel.conf.load import as_yaml, load
+from umbel.conf.schema import Experiment
+from umbel.core.files import read_json, write_json
+from umbel.server.flower import strategies as flower
+from umbel.server.listener import Listener
+from umbel.server.main import execute, summary
+from umbel.server.results import new_folder
+from umbel.simulations.engines.inline import InlineGrid
 
-import data
-from conf.errors import ExperimentError
-from conf.load import as_yaml, load
-from conf.schema import Experiment
-from core.files import read_json, write_json
-from server import flower
-from server.listener import Listener
-from server.main import execute, summary
-from server.results import new_folder
-from simulations.inline import InlineGrid
+from umbel import data
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def _check_memory_place(experiment: Experiment, folder: Path, resuming: bool) ->
 
     A federation that is up keeps memory on its nodes; everything else keeps it in the run's folder.
     """
-    from simulations import federate
+    from umbel.simulations.engines import federate
 
     outside = experiment.engine.name == "grpc" and federate.find() is not None
     place = "nodes" if outside else "run"
@@ -153,14 +153,14 @@ def _inline(experiment: Experiment, listener: Listener, folder: Path, resuming: 
 
 
 def _ray(experiment: Experiment, listener: Listener, folder: Path, resuming: bool) -> None:
-    from simulations.ray_engine import RayGrid
+    from umbel.simulations.engines.ray_engine import RayGrid
 
     with RayGrid(experiment, run_config(experiment), folder / "memory") as grid:
         execute(experiment, grid, listener, folder, resuming)
 
 
 def _grpc(experiment: Experiment, listener: Listener, folder: Path, resuming: bool) -> None:
-    from simulations.grpc_engine import submit
+    from umbel.simulations.engines.grpc_engine import submit
 
     submit(experiment, listener, folder, resuming)
 

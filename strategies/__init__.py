@@ -1,1 +1,1 @@
-"""Strategies, one file a paper; `strategies.registry` finds them by name."""
+"""Strategies, one file a paper; `umbel.strategies.registry` finds them by name."""

@@ -15,19 +15,18 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from core import training
-from core.folds import Folded, Product
-from core.memory import MemoryRecord
-from core.metrics import Predict
-from core.records import Payload, Reply
-from core.rng import generator
-from core.schedule import Schedule
-from core.training import LocalConfig, TrainReport
-from core.tree import Tree, subtract
-from data.types import Examples
-from models.base import Model
-from models.weights import load_state, parameter_names, shared_state
+from umbel.core import training
+from umbel.core.folds import Folded, Product
+from umbel.core.memory import MemoryRecord
+from umbel.core.metrics import Predict
+from umbel.core.records import Payload, Reply
+from umbel.core.rng import generator
+from umbel.core.schedule import Schedule
+from umbel.core.training import LocalConfig, TrainReport
+from umbel.core.tree import Tree, subtract
+from umbel.data.types import Examples
+from umbel.models.base import Model
+from umbel.models.weights import load_state, parameter_names, shared_state
 
 S = TypeVar("S")
 

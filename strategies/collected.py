@@ -13,12 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
-
-from core.folds import Folded, Product, product
-from core.gathered import Collect, collected
-from core.records import Payload, Reply
-from core.tree import cast_like
-from strategies.base import ClientContext, Phase, ServerContext, Strategy, initial_model
+from umbel.core.folds import Folded, Product, product
+from umbel.core.gathered import Collect, collected
+from umbel.core.records import Payload, Reply
+from umbel.core.tree import cast_like
+from umbel.strategies.base import ClientContext, Phase, ServerContext, Strategy, initial_model
 
 
 @dataclass(frozen=True)

@@ -20,11 +20,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
-
-from core.folds import Fold, Folded, Product, UniformMean, WeightedMean, product
-from core.records import Payload, Reply
-from core.tree import Tree
-from strategies.base import (
+from umbel.core.folds import Fold, Folded, Product, UniformMean, WeightedMean, product
+from umbel.core.records import Payload, Reply
+from umbel.core.tree import Tree
+from umbel.strategies.base import (
     ClientContext,
     Phase,
     ServerContext,

@@ -31,11 +31,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-from core.folds import Folded, Product, product
-from core.records import Payload, Reply
-from core.tree import Tree
-from strategies.base import (
+from umbel.core.folds import Folded, Product, product
+from umbel.core.records import Payload, Reply
+from umbel.core.tree import Tree
+from umbel.strategies.base import (
     ClientContext,
     Phase,
     ServerContext,
@@ -45,7 +44,7 @@ from strategies.base import (
     split_buffers,
     train_and_subtract,
 )
-from strategies.fedavg import check_weighting, mean_fold
+from umbel.strategies.fedavg import check_weighting, mean_fold
 
 OPTIMIZERS = ("sgd", "adam", "yogi")
 

@@ -21,10 +21,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
-
-from core.folds import Folded, Product, product
-from core.records import Payload, Reply
-from strategies.base import (
+from umbel.core.folds import Folded, Product, product
+from umbel.core.records import Payload, Reply
+from umbel.strategies.base import (
     ClientContext,
     Phase,
     ServerContext,
@@ -33,7 +32,7 @@ from strategies.base import (
     server_step,
     train_and_subtract,
 )
-from strategies.fedavg import check_weighting, mean_fold
+from umbel.strategies.fedavg import check_weighting, mean_fold
 
 
 @dataclass(frozen=True)

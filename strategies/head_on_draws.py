@@ -7,11 +7,10 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
-
-from core.training import Correction, TrainReport
-from data.types import Examples
-from models.base import Model
-from strategies.base import ClientContext
+from umbel.core.training import Correction, TrainReport
+from umbel.data.types import Examples
+from umbel.models.base import Model
+from umbel.strategies.base import ClientContext
 
 
 @dataclass(frozen=True)

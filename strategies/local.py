@@ -16,12 +16,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
-
-from core.folds import Folded, Product, product
-from core.memory import MemoryRecord
-from core.records import Payload, Reply
-from core.tree import Tree
-from strategies.base import ClientContext, Phase, Predictor, ServerContext, Strategy, initial_model
+from umbel.core.folds import Folded, Product, product
+from umbel.core.memory import MemoryRecord
+from umbel.core.records import Payload, Reply
+from umbel.core.tree import Tree
+from umbel.strategies.base import ClientContext, Phase, Predictor, ServerContext, Strategy, initial_model
 
 
 @dataclass(frozen=True)

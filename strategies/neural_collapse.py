@@ -3,8 +3,8 @@
     features   everyone has the model; counts, sums of features by class and the moments of all features come back
     nearest    the same clients have the class means too; the share of examples given to the nearest comes back
 
-The sums are exact: the result is that of all examples in one place (`core.collapse`), and nothing of it depends on how
-they are cut into clients.
+The sums are exact: the result is that of all examples in one place (`umbel.core.metrics.collapse`), and nothing of it
+depends on how they are cut into clients.
 
 Legend: N examples, C classes, D features.
 """
@@ -14,14 +14,14 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-
-from core import collapse, moments
-from core.folds import Folded, Product, Sum, product
-from core.gathered import Moments
-from core.records import Payload, Reply
-from core.tree import Tree
-from models.base import Model
-from strategies.base import ClientContext, Phase
+from umbel.core import moments
+from umbel.core.folds import Folded, Product, Sum, product
+from umbel.core.gathered import Moments
+from umbel.core.metrics import collapse
+from umbel.core.records import Payload, Reply
+from umbel.core.tree import Tree
+from umbel.models.base import Model
+from umbel.strategies.base import ClientContext, Phase
 
 FEATURES = Phase("features", "everyone")
 NEAREST = Phase("nearest", "same:features")

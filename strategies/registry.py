@@ -7,24 +7,24 @@ import importlib
 import inspect
 from typing import Any
 
-from core.names import unknown
-from strategies.base import Strategy
+from umbel.core.names import unknown
+from umbel.strategies.base import Strategy
 
 FLOWER_PREFIX = "flwr:"
 
 # name -> (import path, one line)
 _TABLE: dict[str, tuple[str, str]] = {
-    "fedavg": ("strategies.fedavg:FedAvg", "Federated averaging (McMahan et al. 2017)"),
-    "fedprox": ("strategies.fedprox:FedProx", "FedAvg with a proximal term (Li et al. 2020)"),
+    "fedavg": ("umbel.strategies.fedavg:FedAvg", "Federated averaging (McMahan et al. 2017)"),
+    "fedprox": ("umbel.strategies.fedprox:FedProx", "FedAvg with a proximal term (Li et al. 2020)"),
     "scaffold": (
-        "strategies.scaffold:Scaffold",
+        "umbel.strategies.scaffold:Scaffold",
         "Control variates against client drift (Karimireddy et al. 2020)",
     ),
-    "creamfl": ("strategies.creamfl:CreamFL", "Ensembles of representations across modalities (Yu et al. 2023)"),
-    "ggeur": ("strategies.ggeur:GGEUR", "Completion in the geometry of all clients' classes (Ma et al. 2025)"),
-    "fot": ("strategies.fot:FOT", "Federated orthogonal training over a sequence of tasks (Bakman et al. 2024)"),
-    "fedloge": ("strategies.fedloge:FedLoGe", "Sparse-ETF trunk, global and personal heads (Xiao et al. 2024)"),
-    "fedopt": ("strategies.fedopt:FedOpt", "Server optimisers: momentum, Adam, Yogi (Reddi et al. 2021)"),
+    "creamfl": ("umbel.strategies.creamfl:CreamFL", "Ensembles of representations across modalities (Yu et al. 2023)"),
+    "ggeur": ("umbel.strategies.ggeur:GGEUR", "Completion in the geometry of all clients' classes (Ma et al. 2025)"),
+    "fot": ("umbel.strategies.fot:FOT", "Federated orthogonal training over a sequence of tasks (Bakman et al. 2024)"),
+    "fedloge": ("umbel.strategies.fedloge:FedLoGe", "Sparse-ETF trunk, global and personal heads (Xiao et al. 2024)"),
+    "fedopt": ("umbel.strategies.fedopt:FedOpt", "Server optimisers: momentum, Adam, Yogi (Reddi et al. 2021)"),
 }
 
 
@@ -61,7 +61,7 @@ def find(name: str) -> type[Strategy[Any]]:
             "every node."
         ) from error
     if not (inspect.isclass(found) and issubclass(found, Strategy)):
-        raise ValueError(f"strategy.name={name}: {class_name} is no subclass of strategies.base.Strategy")
+        raise ValueError(f"strategy.name={name}: {class_name} is no subclass of umbel.strategies.base.Strategy")
     return found
 
 

@@ -33,13 +33,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from core.folds import Folded, Product, product
-from core.memory import MemoryRecord
-from core.records import Payload, Reply
-from core.training import LocalConfig
-from core.tree import Tree, map_tree, subtract, zeros_like
-from strategies.base import (
+from umbel.core.folds import Folded, Product, product
+from umbel.core.memory import MemoryRecord
+from umbel.core.records import Payload, Reply
+from umbel.core.training import LocalConfig
+from umbel.core.tree import Tree, map_tree, subtract, zeros_like
+from umbel.strategies.base import (
     ClientContext,
     Phase,
     ServerContext,
@@ -48,7 +47,7 @@ from strategies.base import (
     server_step,
     split_buffers,
 )
-from strategies.fedavg import check_weighting, mean_fold
+from umbel.strategies.fedavg import check_weighting, mean_fold
 
 
 @dataclass(frozen=True)

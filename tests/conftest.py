@@ -14,8 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-
-from simulations import federate
+from umbel.simulations.engines import federate
 
 RECORDED = Path(__file__).with_name("durations.json")
 QUICK_SECONDS = 0.3  # a quick test takes no longer, by the record
@@ -144,8 +143,7 @@ def neutral(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cluster(neutral: Path) -> None:
     """Ray with two CPUs, started once for a test run; a run that finds it started uses it."""
     import ray
-
-    from simulations.ray_engine import own_signals
+    from umbel.simulations.engines.ray_engine import own_signals
 
     if not ray.is_initialized():
         with contextlib.chdir(neutral), own_signals():

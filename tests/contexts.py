@@ -9,12 +9,11 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-
-from core.training import LocalConfig
-from data.types import Examples
-from models.base import Model
-from models.weights import load_state, shared_state
-from strategies.base import ClientContext
+from umbel.core.training import LocalConfig
+from umbel.data.types import Examples
+from umbel.models.base import Model
+from umbel.models.weights import load_state, shared_state
+from umbel.strategies.base import ClientContext
 
 
 def client_context(

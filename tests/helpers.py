@@ -10,21 +10,21 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from umbel.conf.schema import Experiment
+from umbel.core.blocks import Assembler, cut
+from umbel.core.folds import Folded
+from umbel.core.memory import MemoryRecord
+from umbel.core.records import Reply
+from umbel.core.training import LocalConfig
+from umbel.data.types import Examples
+from umbel.models.base import Model
+from umbel.server.listener import Listener
+from umbel.simulations.compare.tables import Comparison, Item, Member
+from umbel.simulations.report.measures import MEASURES
+from umbel.strategies.base import TRAIN, ClientContext, Phase, ServerContext, Strategy
 
-from conf.schema import Experiment
-from core.blocks import Assembler, cut
-from core.folds import Folded
-from core.memory import MemoryRecord
-from core.records import Reply
-from core.training import LocalConfig
-from data.types import Examples
-from models.base import Model
-from server.listener import Listener
-from simulations import RunResult, run
-from simulations.comparison import Comparison, Item, Member
-from simulations.measures import MEASURES
-from strategies.base import TRAIN, ClientContext, Phase, ServerContext, Strategy
 from tests.contexts import client_context
+from umbel import RunResult, run
 
 CPU = torch.device("cpu")
 

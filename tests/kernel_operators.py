@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-
-from models import Model, build
-from models.operators import replace
-from models.operators.base import Site
+from umbel.models import Model, build
+from umbel.models.operators import replace
+from umbel.models.operators.base import Site
 
 # Strides, paddings, dilations, groups and biases of all sorts, on a map of 11 x 9.
 CONVS: tuple[dict[str, Any], ...] = (

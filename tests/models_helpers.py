@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
-
-from models import Model, build
+from umbel.models import Model, build
 
 
 def seeded_with(seed: int) -> Callable[..., Iterator[None]]:

@@ -28,25 +28,33 @@ from cosmic_ray.mutating import mutate_code
 from cosmic_ray.plugins import get_operator, operator_names
 
 ROOT = Path(__file__).resolve().parent.parent
-_GGEUR = ("tests/test_ggeur*.py", "tests/test_privacy.py")
-_FOT = ("tests/test_fot*.py",)
-_FEDLOGE = ("tests/test_fedloge*.py", "tests/test_collapse.py")
-_CREAMFL = ("tests/test_creamfl*.py", "tests/test_matching.py", "tests/test_measures.py")
+_GGEUR = ("tests/strategies/ggeur/test_*.py",)
+_FOT = ("tests/strategies/fot/test_*.py",)
+_FEDLOGE = ("tests/strategies/fedloge/test_*.py", "tests/core/metrics/test_collapse.py")
+_CREAMFL = (
+    "tests/strategies/creamfl/test_*.py",
+    "tests/core/metrics/test_matching.py",
+    "tests/simulations/report/test_measures.py",
+)
 SUITES: dict[str, tuple[str, ...]] = {
-    "core/folds.py": ("tests/test_folds.py", "tests/test_quadratics.py"),
-    "core/blocks.py": ("tests/test_blocks.py", "tests/test_folds.py"),
-    "core/records.py": ("tests/test_folds.py", "tests/test_messages.py"),
-    "core/training.py": ("tests/test_training.py", "tests/test_local.py", "tests/test_quadratics.py"),
-    "core/moments.py": ("tests/test_folds.py", *_GGEUR),
-    "core/collapse.py": _FEDLOGE,
-    "core/matching.py": _CREAMFL,
-    "strategies/class_statistics.py": _GGEUR,
-    "strategies/class_geometry.py": _GGEUR,
-    "strategies/class_completion.py": _GGEUR,
-    "strategies/subspace.py": _FOT,
-    "strategies/fot.py": _FOT,
-    "strategies/fedloge.py": _FEDLOGE,
-    "strategies/creamfl.py": _CREAMFL,
+    "core/folds.py": ("tests/core/test_folds.py", "tests/strategies/test_quadratics.py"),
+    "core/blocks.py": ("tests/core/test_blocks.py", "tests/core/test_folds.py"),
+    "core/records.py": ("tests/core/test_folds.py", "tests/core/test_messages.py"),
+    "core/training.py": (
+        "tests/core/test_training.py",
+        "tests/strategies/test_local.py",
+        "tests/strategies/test_quadratics.py",
+    ),
+    "core/moments.py": ("tests/core/test_folds.py", *_GGEUR),
+    "core/metrics/collapse.py": _FEDLOGE,
+    "core/metrics/matching.py": _CREAMFL,
+    "strategies/ggeur/pooling.py": _GGEUR,
+    "strategies/ggeur/shapes.py": _GGEUR,
+    "strategies/ggeur/completion.py": _GGEUR,
+    "strategies/fot/subspace.py": _FOT,
+    "strategies/fot/method.py": _FOT,
+    "strategies/fedloge/method.py": _FEDLOGE,
+    "strategies/creamfl/method.py": _CREAMFL,
 }
 _SECONDS = 300.0  # a mutant that takes longer runs for ever: noticed
 

@@ -7,10 +7,9 @@ import copy
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from models import Model, build, names
-from models.operators import replace
-from models.operators.base import Site
+from umbel.models import Model, build, names
+from umbel.models.operators import replace
+from umbel.models.operators.base import Site
 
 TINY = tuple(name for name in names() if name.endswith("_tiny32"))
 

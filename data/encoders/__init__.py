@@ -5,6 +5,6 @@ An encoder's name is `name` or `name:argument`; a module of an encoder is import
 
 from __future__ import annotations
 
-from data.encoders.registry import check, describe, encode, encode_images, encode_texts, names
+from umbel.data.encoders.registry import check, describe, encode, encode_images, encode_texts, names
 
 __all__ = ["check", "describe", "encode", "encode_images", "encode_texts", "names"]

@@ -18,9 +18,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-from core.files import read_json
-from data.encoders.base import (
+from umbel.core.files import read_json
+from umbel.data.encoders.base import (
     Plan,
     as_bytes,
     as_colour,
@@ -31,9 +30,9 @@ from data.encoders.base import (
     threads,
     versions,
 )
-from data.encoders.clip_pixels import Preprocess
-from data.encoders.tokens import by_length
-from data.errors import DamagedDataError, DataError, MissingDataError
+from umbel.data.encoders.clip_pixels import Preprocess
+from umbel.data.encoders.tokens import by_length
+from umbel.data.errors import DamagedDataError, DataError, MissingDataError
 
 _IMAGE_BATCH, _TEXT_CHUNK, _TEXT_BATCH = 16, 1024, 32
 _KINDS = {"clip": "CLIPModel", "clip_vision_model": "CLIPVisionModelWithProjection"}

@@ -13,9 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-
-from data.encoders.resize import resize
-from data.errors import DataError
+from umbel.data.encoders.resize import resize
+from umbel.data.errors import DataError
 
 _MODES = {2: "bilinear", 3: "bicubic"}  # the numbers are PIL's
 _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # where nothing is written

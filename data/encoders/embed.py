@@ -13,11 +13,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor
-
-from data.cache import Maker, cached
-from data.encoders.base import Plan, tensor_hash
-from data.encoders.progress import Progress, reported
-from data.texts import Texts
+from umbel.data.encoders.base import Plan, tensor_hash
+from umbel.data.encoders.progress import Progress, reported
+from umbel.data.sources.cache import Maker, cached
+from umbel.data.texts import Texts
 
 _KIND, _ARRAY = "features", "features"
 _PIECE = 4096  # examples between two closings of the file: what is dirty in memory stays below 100 MB

@@ -19,12 +19,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-
-from core.names import unknown
-from data.cache import Maker, cached
-from data.encoders import lite_layers
-from data.encoders.base import Plan, as_bytes, as_colour, file_hash, imported, installed, need, no_texts, versions
-from data.errors import DataError
+from umbel.core.names import unknown
+from umbel.data.encoders import lite_layers
+from umbel.data.encoders.base import Plan, as_bytes, as_colour, file_hash, imported, installed, need, no_texts, versions
+from umbel.data.errors import DataError
+from umbel.data.sources.cache import Maker, cached
 
 DEFAULT_SIZE, SMALLEST, LARGEST = 96, 32, 260
 _BATCH = 16  # larger ones do not stay in the processor's cache

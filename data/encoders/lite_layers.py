@@ -18,9 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-
-from data.encoders.base import imported, threads
-from data.encoders.resize import matrix, resize
+from umbel.data.encoders.base import imported, threads
+from umbel.data.encoders.resize import matrix, resize
 
 NUM_FEATURES = 1280
 _OPSET, _IR_VERSION = 17, 8  # old enough for every onnxruntime since 1.14

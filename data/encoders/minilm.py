@@ -19,11 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
-
-from core.names import unknown
-from data.encoders.base import Plan, file_hash, imported, need, no_images, quiet_transformers, threads, versions
-from data.encoders.tokens import by_length
-from data.errors import DataError
+from umbel.core.names import unknown
+from umbel.data.encoders.base import Plan, file_hash, imported, need, no_images, quiet_transformers, threads, versions
+from umbel.data.encoders.tokens import by_length
+from umbel.data.errors import DataError
 
 NUM_FEATURES, MAX_TOKENS = 384, 256
 _CHUNK, _BATCH, _BATCH_INT8 = 1024, 32, 8

@@ -15,11 +15,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-
-from data.cache import Maker, cached
-from data.encoders.base import Plan, no_argument, no_texts, tensor_hash, threads, versions
-from data.encoders.resize import resize
-from data.errors import DataError
+from umbel.data.encoders.base import Plan, no_argument, no_texts, tensor_hash, threads, versions
+from umbel.data.encoders.resize import resize
+from umbel.data.errors import DataError
+from umbel.data.sources.cache import Maker, cached
 
 _BATCH = 1024
 _LARGEST = 4096  # a decomposition of this many rows takes a minute, of twice as many eight

@@ -11,23 +11,22 @@ from dataclasses import replace
 from typing import cast
 
 from torch import Tensor
-
-from core.names import unknown
-from data.encoders import embed
-from data.encoders.base import Encoder
-from data.encoders.progress import Progress
-from data.errors import DataError
-from data.texts import Texts
-from data.types import DataSet, Examples
+from umbel.core.names import unknown
+from umbel.data.encoders import embed
+from umbel.data.encoders.base import Encoder
+from umbel.data.encoders.progress import Progress
+from umbel.data.errors import DataError
+from umbel.data.texts import Texts
+from umbel.data.types import DataSet, Examples
 
 # name -> module:object; what stands after a colon of a name is an argument that must be given
 _TABLE: Mapping[str, str] = {
-    "clip:<name or folder>": "data.encoders.clip:CLIP",
-    "lite0": "data.encoders.lite:LITE0",
-    "lite2": "data.encoders.lite:LITE2",
-    "minilm": "data.encoders.minilm:MINILM",
-    "pca:<d>": "data.encoders.pixels:PRINCIPAL",
-    "pixels": "data.encoders.pixels:PIXELS",
+    "clip:<name or folder>": "umbel.data.encoders.clip:CLIP",
+    "lite0": "umbel.data.encoders.lite:LITE0",
+    "lite2": "umbel.data.encoders.lite:LITE2",
+    "minilm": "umbel.data.encoders.minilm:MINILM",
+    "pca:<d>": "umbel.data.encoders.pixels:PRINCIPAL",
+    "pixels": "umbel.data.encoders.pixels:PIXELS",
 }
 
 

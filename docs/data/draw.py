@@ -12,9 +12,8 @@ import matplotlib
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-
-from core.rng import generator
-from data.types import DataSet, Examples
+from umbel.core.rng import generator
+from umbel.data.types import DataSet, Examples
 
 CELL, GAP, TEXT, MOST_BYTES = 56, 4, 12, 150_000
 COLUMNS, ROWS, CAPTIONED = 12, 12, (7, 4)

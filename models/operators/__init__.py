@@ -1,5 +1,5 @@
 """Operators that go into any model: in the place of its convolutions, or around the whole of it."""
 
-from models.operators.registry import apply, check, describe, documentation, is_watched, names, options, replace
+from umbel.models.operators.registry import apply, check, describe, documentation, is_watched, names, options, replace
 
 __all__ = ["apply", "check", "describe", "documentation", "is_watched", "names", "options", "replace"]

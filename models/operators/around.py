@@ -13,16 +13,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-from models.base import Model
-from models.maps import MapLayer, trial
+from umbel.models.base import Model
+from umbel.models.maps import MapLayer, trial
 
 
 class Tap(nn.Module):
     """Takes what one layer of a trunk returns, in its first call of a pass, and keeps it until the pass ends.
 
     The hook on the layer is a method of this module: a copy of a model that has both has a hook of its own. It hears
-    nothing outside a pass, such as when `models.checkpointing` computes a block again in the backward pass.
+    nothing outside a pass, such as when `umbel.models.checkpointing` computes a block again in the backward pass.
     """
 
     def __init__(self, name: str) -> None:

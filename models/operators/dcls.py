@@ -11,8 +11,9 @@ places s of its axis by r(p)_s = max(0, 1 - |s - p|) (`v1`: bilinear, over four 
 exp(-((s - p) / (0.27 + |sigma|))^2 / 2) divided by its sum (`gauss`; a sigma an element and axis is learned). Both sum
 to one. At whole numbers `v1` is a dilated convolution, or any other with holes.
 
-Positions begin as N(0, 0.5) and stay on the kernel: they are clamped after each step (`core.training.Constrained`) and
-where they are used, so that the network is the same whatever a server's optimiser leaves.
+Positions begin as N(0, 0.5) and stay on the kernel: they are clamped after each step
+(`umbel.core.training.Constrained`) and where they are used, so that the network is the same whatever a server's
+optimiser leaves.
 
 Averaging: elements can change places with one another without changing the kernel, their positions' mean cannot. The
 mean of positions means something because every client starts a round from the server's, element by element; models that
@@ -31,12 +32,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from core.training import Constrained
-from models.base import check_count
-from models.layers import no_autocast
-from models.operators.base import Site, refuse, same_bias
-from models.operators.kernels import check_odd_square, draw, gain
+from umbel.core.training import Constrained
+from umbel.models.base import check_count
+from umbel.models.layers import no_autocast
+from umbel.models.operators.base import Site, refuse, same_bias
+from umbel.models.operators.kernels import check_odd_square, draw, gain
 
 VERSIONS = ("v1", "gauss")
 SHARES = ("layer", "stage")

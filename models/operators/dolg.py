@@ -28,11 +28,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from models.base import Model, check_count, check_counts
-from models.layers import no_autocast
-from models.maps import MapLayer, blocks_of, last_map, map_layers
-from models.operators.around import Taps, beheaded, freeze_unused, in_full
+from umbel.models.base import Model, check_count, check_counts
+from umbel.models.layers import no_autocast
+from umbel.models.maps import MapLayer, blocks_of, last_map, map_layers
+from umbel.models.operators.around import Taps, beheaded, freeze_unused, in_full
 
 _KEY = "model.operators.dolg"
 POOLS = ("gem", "features")
@@ -169,7 +168,7 @@ def dolg(
             `features`, those of the model.
 
     Raises:
-        core.names.UnknownNameError: There is no such layer with a map.
+        umbel.core.names.UnknownNameError: There is no such layer with a map.
         ValueError: An option is out of range, or no layer gives a map of 2 x 2 places.
     """
     width = model.num_features if width is None else check_count(f"{_KEY}.width", width)

@@ -14,9 +14,9 @@ Shapes: B batch, I and O input and output channels, G channels of a group, K sid
 
 from __future__ import annotations
 
-from models.base import check_count
-from models.operators.base import Site, refuse, same_bias
-from models.operators.kernels import Convolution, check_zero_padded, draw, gain
+from umbel.models.base import check_count
+from umbel.models.operators.base import Site, refuse, same_bias
+from umbel.models.operators.kernels import Convolution, check_zero_padded, draw, gain
 
 
 class GroupSizeConv(Convolution):

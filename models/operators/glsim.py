@@ -27,11 +27,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from models.base import Block, Model, check_count, check_divides
-from models.layers import Mlp, SelfAttention, no_autocast
-from models.maps import MapLayer, last_map
-from models.operators.around import Taps, beheaded, in_full
+from umbel.models.base import Block, Model, check_count, check_divides
+from umbel.models.layers import Mlp, SelfAttention, no_autocast
+from umbel.models.maps import MapLayer, last_map
+from umbel.models.operators.around import Taps, beheaded, in_full
 
 _KEY = "model.operators.glsim"
 _HEAD_WIDTH = 64  # channels of an attention head of a ViT
@@ -181,7 +180,7 @@ def glsim(
         mlp_ratio: Hidden width of their MLP as a multiple of D.
 
     Raises:
-        core.names.UnknownNameError: There is no such layer with a map.
+        umbel.core.names.UnknownNameError: There is no such layer with a map.
         ValueError: An option is out of range, or no layer gives a map of 2 x 2 places.
     """
     check_count(f"{_KEY}.num_top", num_top)

@@ -10,8 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from models.operators.base import Site, refuse
+from umbel.models.operators.base import Site, refuse
 
 
 def check_zero_padded(site: Site, operator: str) -> None:

@@ -19,9 +19,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from models.base import check_count
-from models.operators.base import Site, refuse
+from umbel.models.base import check_count
+from umbel.models.operators.base import Site, refuse
 
 START = 1e-4  # deviation of the norm's weights at the start
 

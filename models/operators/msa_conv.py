@@ -9,8 +9,8 @@ bias, and D the K places of the window, dilated as the convolution is:
 A window that hangs over the border sees zeros there: a logit of 0 and a value of 0, as the authors' operator has it.
 `mask` leaves those places out.
 
-Beyond the authors' operator, for the network TiC (`models.tic`): heads, each with a softmax over its own channels, and
-a cyclic shift a head. The authors drop 0.1 of the weights by default, this file none (`dropout`).
+Beyond the authors' operator, for the network TiC (`umbel.models.tic`): heads, each with a softmax over its own
+channels, and a cyclic shift a head. The authors drop 0.1 of the weights by default, this file none (`dropout`).
 
 Shapes: B batch, C input channels, O output channels, H and W sides of the input map, A heads, K places of a window,
 row-major.
@@ -23,9 +23,8 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from models.base import check_count, check_flag, check_fraction
-from models.operators.base import Site, refuse
+from umbel.models.base import check_count, check_flag, check_fraction
+from umbel.models.operators.base import Site, refuse
 
 Pair = tuple[int, int]
 

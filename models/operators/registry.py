@@ -24,11 +24,10 @@ from importlib import import_module
 from typing import Any
 
 from torch import nn
-
-from core.names import unknown
-from models.base import Model
-from models.maps import calls
-from models.operators.base import Site, UnfitError
+from umbel.core.names import unknown
+from umbel.models.base import Model
+from umbel.models.maps import calls
+from umbel.models.operators.base import Site, UnfitError
 
 KINDS = ("conv", "dense", "depthwise")
 
@@ -51,15 +50,15 @@ class Row:
 
 # In the order in which several of them are put into one model.
 TABLE: dict[str, Row] = {
-    "wconv": Row("models.operators.wconv", watched=False),
-    "dcls": Row("models.operators.dcls", watched=False),
-    "separable": Row("models.operators.separable"),
-    "e2gc": Row("models.operators.e2gc"),
-    "sgconv": Row("models.operators.sgconv", watched=False),
-    "msa_conv": Row("models.operators.msa_conv"),
-    "local_global": Row("models.operators.local_global"),
-    "dolg": Row("models.operators.dolg", takes="model"),
-    "glsim": Row("models.operators.glsim", takes="model"),
+    "wconv": Row("umbel.models.operators.wconv", watched=False),
+    "dcls": Row("umbel.models.operators.dcls", watched=False),
+    "separable": Row("umbel.models.operators.separable"),
+    "e2gc": Row("umbel.models.operators.e2gc"),
+    "sgconv": Row("umbel.models.operators.sgconv", watched=False),
+    "msa_conv": Row("umbel.models.operators.msa_conv"),
+    "local_global": Row("umbel.models.operators.local_global"),
+    "dolg": Row("umbel.models.operators.dolg", takes="model"),
+    "glsim": Row("umbel.models.operators.glsim", takes="model"),
 }
 
 
@@ -94,7 +93,7 @@ def check(name: str, given: Mapping[str, Any]) -> None:
     """Refuse an operator or an option that there is not.
 
     Raises:
-        core.names.UnknownNameError: The message says the nearest known.
+        umbel.core.names.UnknownNameError: The message says the nearest known.
     """
     _row(name)
     known = options(name)
@@ -107,7 +106,7 @@ def replace(model: Model, layers: str | Sequence[str], operator: str, **given: A
     """Put an operator in the place of convolutions of `model`, in place, or around the whole of it.
 
     Args:
-        model: Any model of the zoo, or a user's own that has what `models.base.Model` lists, freshly built.
+        model: Any model of the zoo, or a user's own that has what `umbel.models.base.Model` lists, freshly built.
         layers: `conv`, all convolutions with an odd square kernel of 3 or more that the operator can stand for;
             `dense` or `depthwise`, those of them without groups or with a group a channel; or names of layers, with
             `*` for any part, one or a list. An operator around the model takes `head`.
@@ -118,10 +117,10 @@ def replace(model: Model, layers: str | Sequence[str], operator: str, **given: A
         `model` itself, or the model around it.
 
     Raises:
-        core.names.UnknownNameError: There is no such operator or option.
+        umbel.core.names.UnknownNameError: There is no such operator or option.
         ValueError: An option is out of range, no layer is meant, or a layer that is named cannot be replaced: the
             model is then as it was.
-        TypeError: The model lacks what `models.base.Model` lists.
+        TypeError: The model lacks what `umbel.models.base.Model` lists.
     """
     check(operator, given)
     _check_model(model)
@@ -161,7 +160,7 @@ def apply(model: Model, operators: Mapping[str, Mapping[str, Any] | None]) -> Mo
     """Put several operators into a model, in the order of `names()`, each with its options (key `model.operators`).
 
     Raises:
-        core.names.UnknownNameError: There is no such operator or option; the model is then as it was.
+        umbel.core.names.UnknownNameError: There is no such operator or option; the model is then as it was.
         ValueError: See `replace`.
     """
     for name, chosen in operators.items():

@@ -26,9 +26,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-
-from models.operators.base import Site, same_bias
-from models.operators.kernels import Convolution, check_odd_square, draw, gain
+from umbel.models.operators.base import Site, same_bias
+from umbel.models.operators.kernels import Convolution, check_odd_square, draw, gain
 
 
 def between(inputs: int, outputs: int, kernel: int) -> int:

@@ -27,11 +27,10 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-
-from models.base import check_count, check_flag, check_positive
-from models.layers import no_autocast
-from models.operators.base import Site, refuse, same_bias
-from models.operators.kernels import check_zero_padded
+from umbel.models.base import check_count, check_flag, check_positive
+from umbel.models.layers import no_autocast
+from umbel.models.operators.base import Site, refuse, same_bias
+from umbel.models.operators.kernels import check_zero_padded
 
 
 def num_scales(length: int, scale_dim: int) -> int:

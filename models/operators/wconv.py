@@ -21,10 +21,9 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
-
-from models.base import check_flag, check_positive
-from models.operators.base import Site, refuse, same_bias
-from models.operators.kernels import Convolution, check_odd_square
+from umbel.models.base import check_flag, check_positive
+from umbel.models.operators.base import Site, refuse, same_bias
+from umbel.models.operators.kernels import Convolution, check_odd_square
 
 # K -> the density that the authors give as an example for images.
 SUGGESTED: dict[int, tuple[float, ...]] = {3: (0.7,), 5: (0.2, 0.8), 7: (0.25, 0.15, 0.55)}

@@ -1,0 +1,64 @@
+"""Run the bundle's ClientApp over a pair of pipes: the process behind a warm node.
+
+Started by `umbel.client.node.supernode` in the folder of an unpacked bundle, so that the bundle's code comes first on
+the path and nothing that is installed on the node hides it. Frames are a length of 8 bytes and a protobuf message, both
+ways.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import struct
+import traceback
+from typing import BinaryIO
+
+from flwr.app import Context, Error, Message, RecordDict
+from flwr.common.serde import message_from_proto, message_to_proto
+from flwr.proto.message_pb2 import Message as ProtoMessage
+
+_LENGTH = struct.Struct("<Q")
+_APP_RAISED = 3  # Flower's code for a ClientApp that raised
+
+
+def write_frame(stream: BinaryIO, content: bytes) -> None:
+    """Write one frame."""
+    stream.write(_LENGTH.pack(len(content)))
+    stream.write(content)
+    stream.flush()
+
+
+def read_frame(stream: BinaryIO) -> bytes | None:
+    """Read one frame, or return None when the other side is gone."""
+    head = stream.read(_LENGTH.size)
+    if len(head) < _LENGTH.size:
+        return None
+    (length,) = _LENGTH.unpack(head)
+    content = stream.read(length)
+    return content if len(content) == length else None
+
+
+def main() -> None:
+    """Answer messages until the pipe closes."""
+    requests = os.fdopen(os.dup(0), "rb")
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # what the app prints must not come between the frames
+    first = read_frame(requests)
+    if first is None:
+        return
+    start = json.loads(first)
+    context = Context(start["run_id"], start["node_id"], start["node_config"], RecordDict(), start["run_config"])
+    from umbel.client.app import app
+
+    while (content := read_frame(requests)) is not None:
+        message = message_from_proto(ProtoMessage.FromString(content))
+        try:
+            reply = app(message, context)
+        except Exception as error:  # noqa: BLE001 - whatever the app raises is its answer, as with Flower
+            traceback.print_exc()
+            reply = Message(Error(_APP_RAISED, f"{type(error).__name__}: {error}"), reply_to=message)
+        write_frame(answers, message_to_proto(reply).SerializeToString())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Data sets, found by name in `umbel.data.sets.registry`."""

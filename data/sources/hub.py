@@ -1,0 +1,320 @@
+"""`hub:<owner/name>`: any set of images, texts or captioned images of the Hugging Face hub, through flwr-datasets.
+
+`hub:<folder>` reads a folder in the form of a downloaded set (parquet files, or pictures in folders) and needs no
+network. Columns are found by their type: the one of images, the one of class labels. Where there are several,
+options name them. `text_column` makes it a set of texts without images, `caption_column` one of image-text pairs.
+Flower's usage reports are off unless the environment variable FLWR_TELEMETRY_ENABLED is set.
+
+Nothing is decoded that is not kept, and a set that cannot fit into this machine's memory is refused before.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from umbel.data import pictures
+from umbel.data.assemble import plain
+from umbel.data.config import DataConfig
+from umbel.data.errors import DamagedDataError, DataError, MissingDataError
+from umbel.data.sources.cache import Maker, cached
+from umbel.data.sources.hub_columns import Columns, Pairing, Pairs, codes, column, hold_out, values
+from umbel.data.sources.hub_source import open_splits
+from umbel.data.split import subset
+from umbel.data.texts import Texts
+from umbel.data.types import DataSet, Examples, channel_statistics
+
+DESCRIPTION = "any set of images, texts or captioned images of the Hugging Face hub, or a folder in its form"
+# Empty names are found by type; image_size 0 and in_channels 0 take those of the first picture.
+OPTIONS: dict[str, Any] = {
+    "image_column": "",
+    "label_column": "",
+    "domain_column": "",
+    "natural_id_column": "",
+    "text_column": "",  # a set of texts
+    "caption_column": "",  # image-text pairs: a caption or a list of them for each image
+    "image_id_column": "",  # of pairs: rows with one id show one image
+    "captions": "first",  # of pairs: first, or all of an image's captions
+    "train_split": "train",
+    "test_split": "test",
+    "subset": "",
+    "revision": "",
+    "cache_dir": "",
+    "image_size": 0,
+    "in_channels": 0,
+    "limit": 0,  # rows of each split, drawn by a constant before any is decoded; 0 is all
+}
+
+_SPLIT_SEED = 20_240_102
+_TEST_FRACTION = 0.2
+_BATCH = 256
+# Fewer are decoded in less than a second.
+_WORTH_CACHING = 2000
+_MEMORY_SHARE = 0.8
+
+# Which rows of a split are wanted: (train or test, the rows) -> row numbers, ascending.
+Choice = Callable[[str, Any], Sequence[int]]
+
+
+def check(config: DataConfig) -> None:
+    """Raise for what is wrong without asking the network: no name, no such folder, impossible options."""
+    name = config.name.removeprefix("hub:")
+    if not name or name.startswith("<"):
+        raise DataError(f"data.name={config.name}: expected hub:<owner/name> or hub:<folder>.")
+    if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
+        raise MissingDataError(f"data.name={config.name}: there is no folder {name}. Set data.name to one.")
+    check_options(OPTIONS | config.options)
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Raise `DataError` for options that cannot be, whatever the set."""
+    if options.get("image_size", 0) != 0:
+        pictures.as_size(options["image_size"])
+    if options.get("in_channels", 0) != 0:
+        pictures.mode_of(options["in_channels"])
+    limit = options.get("limit", 0)
+    if not isinstance(limit, int) or isinstance(limit, bool) or limit < 0:
+        raise DataError(f"data.options.limit must be a whole number of at least 0 (0 is all), found {limit!r}.")
+    if options.get("captions", "first") not in ("first", "all"):
+        raise DataError(f"data.options.captions must be first or all, found {options['captions']!r}.")
+    if options.get("text_column") and options.get("caption_column"):
+        raise DataError(
+            "data.options.text_column is for texts without images and data.options.caption_column for texts of "
+            "images; set one of them."
+        )
+
+
+def load(config: DataConfig, _seed: int) -> DataSet:
+    """Fetch the set, or read it from the cache of an earlier fetch.
+
+    Args:
+        config: The name after `hub:`, and the options.
+        _seed: Changes nothing here.
+    """
+    return fetch(config.name.removeprefix("hub:"), config.options)
+
+
+def fetch(
+    source: str,
+    given: Mapping[str, Any],
+    licence: str = "",
+    name: str = "",
+    class_names: Sequence[str] = (),
+    attribution: str = "",
+    remedy: str = "data.name=hub:FOLDER",
+    choose: Choice | None = None,
+) -> DataSet:
+    """Fetch a set from the hub or a folder.
+
+    A set without a test split gives a fixed fifth to it, stratified by class and domain; of pairs, a fifth of the
+    images. Of pairs, no caption is kept twice, and the test set takes first.
+
+    Args:
+        source: owner/name, or a folder.
+        given: Options that differ from `OPTIONS`.
+        licence: Overrides what the set says of itself.
+        name: Name of the result; "" makes it `hub:<source>`.
+        class_names: Overrides the names of the classes.
+        attribution: Whom the licence asks to name.
+        remedy: What to set, where there is no network, once the files are in a folder FOLDER.
+        choose: Keeps some rows only, before any is decoded.
+
+    Raises:
+        MissingDataError: The set is not there, or there is no network.
+        DataError: A split or a column is not there; the message lists those that are. Or it is larger than memory.
+    """
+    check_options(OPTIONS | dict(given))
+    options = {key: str(value) for key, value in (OPTIONS | dict(given)).items()}
+    splits, info = open_splits(source, options, remedy)
+    columns = Columns.find(source, splits["train"].features, options)
+    if choose is not None:
+        splits = {key: split.select(choose(key, split)) for key, split in splits.items()}
+    classes = list(class_names) or columns.classes(splits)
+    domains = values(splits, options["domain_column"])
+    splits = _cut(splits, columns, options, classes, domains)
+    empty = [key for key, split in splits.items() if not len(split)]
+    if empty:
+        raise DataError(f"{source}: no examples are left for {empty[0]}. Check data.options.{empty[0]}_split.")
+    pairs: dict[str, Pairs] = {}
+    if options["caption_column"]:
+        pairing = Pairing(options["captions"] == "all")
+        for key in ("test", "train"):
+            ids = column(splits[key], options["image_id_column"]) if options["image_id_column"] else None
+            pairs[key] = pairing.take(column(splits[key], options["caption_column"]), ids)
+    decoder = _Decoder(source, splits["train"], columns, options)
+    decoder.check_memory(sum(len(pairs[key].rows if pairs else split) for key, split in splits.items()))
+
+    def examples(key: str) -> Examples:
+        split = splits[key]
+        rows = torch.tensor(pairs[key].rows if pairs else range(len(split)), dtype=torch.int64)
+        texts = pairs[key].captions if pairs else None
+        if options["text_column"]:
+            texts = column(split, options["text_column"])
+        return Examples(
+            images=decoder.images(split, rows.tolist()),
+            labels=columns.labels(split, classes)[rows],
+            domains=codes(split, options["domain_column"], domains)[rows] if domains else None,
+            concepts=torch.tensor(pairs[key].images, dtype=torch.int64) if pairs else None,
+            texts=None if texts is None else Texts.of(texts),
+        )
+
+    train, test = examples("train"), examples("test")
+    kept = torch.arange(len(train))
+    if options["text_column"]:
+        train, test, kept = _apart(train, test)
+    natural_ids = train.domains
+    people = values({"train": splits["train"]}, options["natural_id_column"])
+    if people:
+        natural_ids = codes(splits["train"], options["natural_id_column"], people)
+        natural_ids = natural_ids[torch.tensor(pairs["train"].rows)] if pairs else natural_ids[kept]
+    mean, std = channel_statistics(train.images) if decoder.size else ((), ())
+    return DataSet(
+        name=name or f"hub:{source}",
+        train=train,
+        test=test,
+        class_names=tuple(map(str, classes)),
+        domain_names=tuple(map(str, domains)),
+        mean=mean,
+        std=std,
+        licence=licence or info or "see its page on the hub",
+        natural_ids=natural_ids,
+        attribution=attribution,
+    )
+
+
+def _apart(train: Examples, test: Examples) -> tuple[Examples, Examples, Tensor]:
+    """Return texts with the same text as one concept, and without training examples whose text is tested.
+
+    Returns:
+        Training and test examples, and the numbers of the training examples that stay.
+    """
+    number: dict[str, int] = {}
+    concepts = {}
+    for side, examples in (("test", test), ("train", train)):
+        keys = [plain(text) for text in examples.texts or ()]
+        concepts[side] = torch.tensor([number.setdefault(key, len(number)) for key in keys], dtype=torch.int64)
+    kept = (~torch.isin(concepts["train"], concepts["test"])).nonzero().flatten()
+    marked = replace(train, concepts=concepts["train"]).take(kept)
+    return marked, replace(test, concepts=concepts["test"]), kept
+
+
+def _cut(
+    splits: dict[str, Any],
+    columns: Columns,
+    options: Mapping[str, str],
+    classes: Sequence[Any],
+    domains: Sequence[Any],
+) -> dict[str, Any]:
+    """Return the splits with a test set, and no longer than the limit; nothing is decoded."""
+    if "test" not in splits:
+        groups = columns.labels(splits["train"], classes)
+        if domains:
+            groups = groups + len(classes) * codes(splits["train"], options["domain_column"], domains)
+        images = options["image_id_column"] if options["caption_column"] else ""
+        rest, held = hold_out(splits["train"], groups, images, _TEST_FRACTION, _SPLIT_SEED)
+        splits = {"train": rest, "test": held}
+    limit = int(options["limit"])
+    if not limit:
+        return splits
+    return {
+        key: split.select(subset(len(split), limit, _SPLIT_SEED, f"hub limit {key}").tolist())
+        for key, split in splits.items()
+    }
+
+
+class _Decoder:
+    """Decodes pictures of one set to one size, a few at a time.
+
+    Attributes:
+        size: Pixels on a side; 0 in a set of texts.
+    """
+
+    def __init__(self, source: str, train: Any, columns: Columns, options: Mapping[str, str]) -> None:
+        self._source, self._column = source, columns.image
+        self.size, self._mode = 0, "L"
+        if columns.image:
+            with self._named():
+                first = train[0][columns.image]
+            self.size = int(options["image_size"]) or _square(first.size, source)
+            grey = first.mode in ("1", "L", "I", "I;16", "F")
+            self._mode = pictures.mode_of(int(options["in_channels"]) or (1 if grey else 3))
+
+    def check_memory(self, count: int) -> None:
+        """Raise `DataError` when `count` pictures do not fit into this machine."""
+        needed, there = count * len(self._mode) * self.size**2, _memory_bytes()
+        if there and needed > _MEMORY_SHARE * there:
+            raise DataError(
+                f"{self._source}: {count:,} pictures of {self.size} x {self.size} pixels need {needed / 1e9:.1f} GB, "
+                f"and this machine has {there / 1e9:.1f} GB. Lower data.options.image_size, or set "
+                f"data.options.limit to the number of examples to keep."
+            )
+
+    def images(self, split: Any, rows: Sequence[int]) -> Tensor:
+        """Return the pictures of `rows`, ascending, [N, C, S, S] uint8, each decoded once; [N, 0] without any."""
+        if not self.size:
+            return torch.zeros(len(rows), 0)
+        if not len(rows):
+            return torch.zeros(0, len(self._mode), self.size, self.size, dtype=torch.uint8)
+        distinct, back = torch.unique(torch.tensor(rows), return_inverse=True)
+        whole = len(distinct) == len(split)
+        images = self._decoded(split if whole else split.select(distinct.tolist()))
+        return images if len(back) == len(distinct) else images[back]
+
+    def _decoded(self, split: Any) -> Tensor:
+        """Decode all pictures of a split; many of them once for ever, into the cache."""
+        shape = (len(split), len(self._mode), self.size, self.size)
+        fingerprint = getattr(split, "_fingerprint", None)  # of its files, their commit or age, and the rows
+        if len(split) < _WORTH_CACHING or not fingerprint:
+            images = np.empty(shape, dtype=np.uint8)
+            self._fill(split, images)
+            return torch.from_numpy(images)
+        key = {"fingerprint": fingerprint, "column": self._column, "shape": shape, "pillow": PIL.__version__}
+        entry = cached("hub", Path(self._source).name, key, lambda maker: self._fill(split, _whole(maker, shape)))
+        # A copy: what the cache maps into memory is read-only.
+        return torch.from_numpy(np.array(entry["images"]))
+
+    def _fill(self, split: Any, images: NDArray[np.uint8]) -> None:
+        start = 0
+        with self._named():
+            for batch in split.select_columns([self._column]).iter(batch_size=_BATCH):
+                found = pictures.stack(batch[self._column], len(batch[self._column]), self.size, self._mode)
+                images[start : start + len(found)] = found.numpy()
+                start += len(found)
+
+    @contextmanager
+    def _named(self) -> Iterator[None]:
+        """Say which set a picture is of that cannot be decoded."""
+        try:
+            yield
+        except (OSError, SyntaxError) as error:
+            raise DamagedDataError(f"{self._source}: a picture cannot be decoded ({error}). Fetch it again.") from error
+
+
+def _whole(maker: Maker, shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    return maker.empty("images", shape, np.uint8)
+
+
+def _memory_bytes() -> int:
+    """Return this machine's memory, 0 where it is not known."""
+    names = getattr(os, "sysconf_names", {})
+    if "SC_PHYS_PAGES" not in names or "SC_PAGE_SIZE" not in names:
+        return 0
+    return int(os.sysconf("SC_PHYS_PAGES")) * int(os.sysconf("SC_PAGE_SIZE"))
+
+
+def _square(size: tuple[int, int], source: str) -> int:
+    width, height = size
+    if width != height:
+        raise DataError(
+            f"{source}: the first picture has {width} x {height} pixels and is not square. Set data.options.image_size."
+        )
+    return width

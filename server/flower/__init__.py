@@ -1,0 +1,1 @@
+"""What the server has to do with Flower: its strategies by name, and the run of a ServerApp."""

@@ -1,0 +1,298 @@
+"""Any strategy of this project as a Flower Strategy; `start` is the only round loop there is."""
+
+from __future__ import annotations
+
+import copy
+import time
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result
+from flwr.serverapp.strategy import Strategy as FlowerStrategy
+from umbel.core.evaluation import evaluation_fold
+from umbel.core.folds import Folded
+from umbel.core.memory import Version
+from umbel.core.records import BadReplyError
+from umbel.core.work import Work
+from umbel.server import checkpoint, evaluation
+from umbel.server.checkpoint import Checkpoint, Progress
+from umbel.server.errors import RunStoppedError, StopRequested
+from umbel.server.exchange import Exchange, Report
+from umbel.server.listener import Listener
+from umbel.server.nodes import Directory
+from umbel.server.results import RunFolder
+from umbel.server.session import Session
+from umbel.strategies.base import EVALUATE, Phase
+
+EVALUATION_STEP = 99  # sorts after every phase of a round
+
+
+class FederatedRun(FlowerStrategy):
+    """One run of a strategy over a grid.
+
+    Args:
+        session: Experiment, strategy and data.
+        folder: Where the run's results go.
+        listener: Told of everything that happens.
+        resume: Checkpoint to go on from, or None to begin.
+    """
+
+    def __init__(
+        self, session: Session, folder: RunFolder, listener: Listener, resume: Checkpoint | None = None
+    ) -> None:
+        self.session = session
+        self.folder = folder
+        self.listener = listener
+        self.progress = resume.progress if resume else Progress()
+        self.best_model = resume.best_model if resume else None
+        self._resume = resume
+        self._attempt = uuid.uuid4().hex
+        self._run_id = folder.identity()
+        self._began = 0.0
+        # Client memory is kept for the older of the two checkpoints as well, in case the newer is damaged.
+        self._checkpoint_round = self._older_checkpoint_round = self.progress.round
+        self.state: Any = None
+
+    # ---- the loop --------------------------------------------------------------------------------------------
+
+    def start(  # type: ignore[override]
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord | None = None,
+        num_rounds: int | None = None,
+        timeout: float | None = None,
+        **_: Any,
+    ) -> Result:
+        """Run all rounds that are still to come.
+
+        Args:
+            grid: How clients are reached.
+            initial_arrays: Not used: the strategy makes its own State.
+            num_rounds: Rounds in total; by default the experiment's.
+            timeout: Seconds that a phase may take; by default the experiment's.
+
+        Raises:
+            RunStoppedError: Too few nodes or replies; everything up to the last completed round is saved.
+            StopRequested: Somebody asked; likewise.
+        """
+        experiment = self.session.experiment
+        total = num_rounds or experiment.run.rounds
+        self._began = time.monotonic() - self.progress.seconds.get("total", 0.0)
+        directory = Directory(
+            grid,
+            self.session.config_hash,
+            experiment.data.num_clients,
+            experiment.engine.node_timeout_seconds,
+        )
+        exchange = Exchange(
+            grid,
+            directory,
+            experiment.run.fold_block,
+            timeout or experiment.engine.deadline_seconds,
+            experiment.engine.memory_bytes,
+            self.listener.clients_done,
+            self._look_for_stop,
+        )
+        try:
+            with self._stage("setup"):
+                self.state = self._begin()
+                directory.wait(self._look_for_stop)
+            for round_ in range(self.progress.round + 1, total + 1):
+                self._round(exchange, round_, total)
+        except (StopRequested, RunStoppedError, KeyboardInterrupt):
+            self._save()
+            raise
+        except BadReplyError as error:  # replies that are good each for itself and do not go together
+            self._save()
+            raise RunStoppedError(f"Round {self.progress.round + 1}: {error}") from error
+        result = Result()
+        result.arrays = ArrayRecord(dict(self.session.strategy.model(self.state)))
+        return result
+
+    def _begin(self) -> Any:
+        if self._resume is None:
+            state = self.session.strategy.initial(self.session.context(0))
+            experiment = self.session.experiment
+            if experiment.schedule.is_sequence and experiment.evaluate.every and experiment.evaluate.server:
+                evaluation.before_training(self.session, state, self.progress)
+            return state
+        return checkpoint.restore(self._resume, self.session.strategy, lambda: self.session.context(0))
+
+    def _round(self, exchange: Exchange, round_: int, total: int) -> None:
+        """Run one round; `self.state` and `self.progress` change only when it is complete."""
+        strategy, progress = self.session.strategy, _copy(self.progress)
+        context, state = self.session.context(round_), self.state
+        cohorts: dict[str, tuple[int, ...]] = {}
+        for step, phase in enumerate(strategy.phases(state)):
+            self._look_for_stop()
+            cohorts[phase.name] = cohort = self.session.cohort(phase, round_, cohorts)
+            folded = Folded({}, {}, 0, 0)
+            if phase.who != "server":
+                with self._stage(phase.name, progress):
+                    payload = strategy.broadcast(phase, state, context)
+                    self.listener.phase(round_, phase.name, len(cohort))
+                    work = self._work(phase, round_, step, cohort, progress)
+                    answer, report = exchange.run(work, payload, cohort, strategy.fold(phase))
+                folded = self._enough(answer, report, work, progress)
+            with self._stage("server", progress):
+                state = strategy.update(phase, state, folded, context)
+            if values := strategy.measured(phase, state):
+                self.folder.add(round_, "server", "train", values, time.monotonic() - self._began)
+        if round_ == total:
+            with self._stage("server", progress):
+                state = strategy.finish(state, context)
+        found = self._evaluate(exchange, state, round_, total, progress)
+        progress.round = round_
+        if found:
+            progress.last_metrics = found
+            schedule = self.session.experiment.schedule
+            # In a sequence, rounds of different tasks measure different things; only those of the last see all.
+            whole = not schedule.is_sequence or schedule.task(round_) == schedule.num_tasks - 1
+            value = evaluation.selection_value(found) if whole else None
+            if value is not None and value > progress.best_value:
+                progress.best_round, progress.best_value, progress.best_metrics = round_, value, found
+                self.best_model = strategy.model(state)
+        progress.seconds["total"] = time.monotonic() - self._began
+        self.state, self.progress = state, progress
+        every = self.session.experiment.checkpoint.every
+        if every and (round_ % every == 0 or round_ == total):
+            with self._stage("checkpoint", self.progress):
+                self._save()
+        self.listener.round(round_, total, found, progress.seconds["total"])
+
+    def _work(self, phase: Phase, round_: int, step: int, cohort: tuple[int, ...], progress: Progress) -> Work:
+        every = self.session.experiment.checkpoint.every
+        # Without checkpoints only a stop can be resumed, which needs the last completed round.
+        durable = self._older_checkpoint_round if every else self.progress.round
+        return Work(
+            run=self._run_id,
+            attempt=self._attempt,
+            round=round_,
+            step=step,
+            phase=phase.name,
+            config_hash=self.session.config_hash,
+            checkpoint_round=durable,
+            blocks=(),
+            num_blocks=0,
+            clients=frozenset(),
+            memories={c: Version(*progress.memories[str(c)]) for c in cohort if str(c) in progress.memories},
+        )
+
+    def _enough(self, folded: Folded | None, report: Report, work: Work, progress: Progress) -> Folded:
+        """Account for an exchange; raise unless enough replies are good."""
+        seconds = time.monotonic() - self._began
+        self._account(report, work, progress)
+        good = folded.num_replies if folded else 0
+        needed = self.session.experiment.run.min_replies
+        if folded is None or good < needed:
+            reasons = "\n".join(
+                f"  client {client} on node {node}: {reason}"
+                for client, (node, reason) in list(report.failures.items())[:5]
+            )
+            raise RunStoppedError(
+                f"Round {work.round}, phase {work.phase}: {good} of {len(report.cohort)} clients sent a good reply, "
+                f"{needed} are needed (run.min_replies).\n{reasons}"
+            )
+        values = {**folded.numbers, "num_replies": good, "num_failures": len(report.failures)}
+        self.folder.add(work.round, "clients", "train", values, seconds)
+        return folded
+
+    def _account(self, report: Report, work: Work, progress: Progress) -> None:
+        progress.bytes_down["tensors"] += report.bytes_down
+        progress.bytes_down["framing"] += report.framing_down
+        progress.bytes_up["tensors"] += report.bytes_up
+        progress.bytes_up["framing"] += report.framing_up
+        progress.num_failures += len(report.failures)
+        for client in report.remembered:
+            progress.memories[str(client)] = (work.round, work.step, work.attempt)
+        for client, (node, reason) in sorted(report.failures.items()):
+            self.listener.failure(work.round, work.phase, client, node, reason)
+
+    def _evaluate(
+        self, exchange: Exchange, state: Any, round_: int, total: int, progress: Progress
+    ) -> dict[str, float]:
+        config = self.session.experiment.evaluate
+        ends_task = self.session.experiment.schedule.ends_task(round_)
+        if not config.every or (round_ % config.every and round_ != total and not ends_task):
+            return {}
+        found: dict[str, float] = {}
+        cohort = self.session.evaluation_cohort(round_)
+        if not config.server and not cohort:
+            return found
+        with self._stage("evaluate", progress):
+            seconds = time.monotonic() - self._began
+            predictors = self.session.strategy.predictors(state, self.session.context(round_))
+            groups = evaluation.class_groups(predictors)
+            if config.server:
+                found |= evaluation.on_server(self.session, predictors, round_, self.folder, seconds, progress)
+                if config.collapse:
+                    evaluation.neural_collapse(self.session, state, round_, self.folder, seconds)
+            del predictors  # the models that they hold
+            if cohort:
+                payload = self.session.strategy.broadcast(EVALUATE, state, self.session.context(round_))
+                self.listener.phase(round_, EVALUATE.name, len(cohort))
+                work = self._work(EVALUATE, round_, EVALUATION_STEP, cohort, progress)
+                try:
+                    fold = evaluation_fold(self.session.data.num_classes)
+                    folded, report = exchange.run(work, payload, cohort, fold)
+                except BadReplyError as error:
+                    self.listener.failure(round_, EVALUATE.name, -1, 0, str(error))
+                    return found
+                self._account(report, work, progress)
+                if folded is not None:
+                    found |= evaluation.of_clients(folded, round_, self.folder, seconds, groups)
+        return found
+
+    def _look_for_stop(self) -> None:
+        if self.folder.stop_file.exists():
+            self.folder.stop_file.unlink(missing_ok=True)
+            raise StopRequested
+
+    def _save(self) -> None:
+        """Write a checkpoint of the last completed round, if there is one."""
+        if not self.progress.round:
+            return
+        # Metrics first: a resume drops rows that are newer than its checkpoint, but cannot make up missing ones.
+        self.folder.write_metrics()
+        if self._checkpoint_round == self.progress.round:
+            return  # it is on disk already, and to replace it would be a moment without it
+        checkpoint.write(self.folder.checkpoints, self.progress, self.state, self.best_model)
+        self._older_checkpoint_round, self._checkpoint_round = self._checkpoint_round, self.progress.round
+
+    @contextmanager
+    def _stage(self, name: str, progress: Progress | None = None) -> Iterator[None]:
+        seconds, start = (progress or self.progress).seconds, time.monotonic()
+        try:
+            yield
+        finally:
+            seconds[name] = seconds.get(name, 0.0) + time.monotonic() - start
+
+    # ---- what Flower's interface asks for --------------------------------------------------------------------
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Refuse: a round here has phases of its own and replies that stream; only `start` runs it."""
+        raise TypeError("FederatedRun runs its rounds in `start`; it cannot be driven from outside.")
+
+    aggregate_train = aggregate_evaluate = configure_evaluate = configure_train  # type: ignore[assignment]
+
+    def summary(self) -> None:
+        """Tell the listener what will run."""
+        self.listener.begin(self.session.experiment, str(self.folder.path))
+
+
+def _copy(progress: Progress) -> Progress:
+    return replace(
+        progress,
+        seconds=dict(progress.seconds),
+        bytes_down=dict(progress.bytes_down),
+        bytes_up=dict(progress.bytes_up),
+        memories=dict(progress.memories),
+        tasks=copy.deepcopy(progress.tasks),
+    )

@@ -1,0 +1,154 @@
+"""`umbel compare`: strategies against each other, over several seeds."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+from umbel.simulations.commands.run import Stopper, guarded, supervised
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+    from umbel.simulations.compare.tables import Comparison
+
+_ANY_WIDTH = 10_000
+
+
+@click.command(short_help="Compare strategies over several seeds.")
+@click.argument("experiment")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--strategies", "-s", required=True, help="Names, with options in brackets: 'fedavg,fedprox(mu=0.1)'.")
+@click.option("--seeds", default="3", show_default=True, help="How many, or which: 3, or 1,5,7.")
+@click.option(
+    "--output",
+    "-o",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="The comparison's folder  [default: compare-EXPERIMENT in run.results]",
+)
+@click.option("--fresh", is_flag=True, help="Run everything anew, also what is there (after a change of code).")
+@click.option("--quiet", "-q", is_flag=True, help="Print the table and the folder only.")
+@click.option("--json", "as_json", is_flag=True, help="JSON lines on standard output, even at a terminal.")
+@guarded
+def compare(
+    experiment: str,
+    overrides: tuple[str, ...],
+    strategies: str,
+    seeds: str,
+    output: Path | None,
+    fresh: bool,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Run EXPERIMENT with several strategies and seeds, and say which is better and by how much.
+
+    \b
+    Examples:
+      umbel compare digits --strategies fedavg,fedprox,scaffold --seeds 3
+      umbel compare digits -s 'fedavg,fedprox(mu=0.01),fedprox(mu=1)' --seeds 1,5,7
+      umbel compare digits -s 'fedavg,flwr:FedTrimmedAvg(beta=0.2)' data.alpha=0.1
+
+    Strategies are separated by commas; options stand in brackets behind the name (quote them for the shell).
+    All of them run with the same seeds: `--seeds 3` counts from run.seed, `--seeds 1,5,7` takes just these. A
+    seed fixes the partition, the initial weights and who takes part, so differences are paired by seed; set
+    data.seed to hold the partition fixed while the rest varies.
+
+    Runs that are there with the same configuration are used again, and stopped ones are gone on with: give
+    the same command once more. The folder then holds table.md, comparison.json, curves.png, partition.png and
+    report.html, and is the last line of standard output.
+    """  # noqa: D301 - click reads the backspace as "keep these lines"
+    with Stopper() as stopper:
+        from rich.console import Console
+        from umbel.simulations.commands.display import watcher
+        from umbel.simulations.compare import runs as comparing
+        from umbel.simulations.plots.runs import class_counts
+
+        prepared = comparing.prepare(experiment, strategies, seeds, overrides, output)
+        class_counts(prepared.members[0].experiment)  # refuses what cannot be cut, before anything starts
+        console = Console(stderr=True, highlight=False)
+        shown = watcher(console, quiet, as_json, transient=True)
+        where = ["--output", str(output)] if output else []
+        words = ["umbel", "compare", experiment, *overrides, "--strategies", strategies, "--seeds", seeds]
+        again = shlex.join([*words, *where])
+        with supervised(shown, stopper, again=again):
+            found = comparing.carry_out(prepared, shown, fresh)
+    wide = console if console.is_terminal else Console(stderr=True, highlight=False, width=160)
+    _print(wide, found)
+    click.echo(str(found.path))
+
+
+def _print(console: Console, found: Comparison) -> None:
+    from rich.text import Text
+    from umbel.simulations.compare.tables import footnote
+
+    console.print()
+    table = _table(found)
+    needed = console.measure(table, options=console.options.update_width(_ANY_WIDTH)).maximum
+    console.print(_upright(found) if needed > console.width else table)
+    console.print(Text(footnote(found), style="dim"))
+    console.print()
+    for name, what in (
+        ("table.md", "this table"),
+        ("curves.png", "what they are judged by, by round"),
+        ("partition.png", "who has which classes"),
+        ("report.html", "all of it; open it in a browser"),
+    ):
+        console.print(f"{found.path / name}", style="cyan", end="  ", soft_wrap=True)
+        console.print(what, style="dim", soft_wrap=True)
+    console.print("\nWhat to try next:", style="bold")
+    for line in _next(found):
+        console.print(f"  {line}", soft_wrap=True, markup=False)
+
+
+def _next(found: Comparison) -> list[str]:
+    """Return commands that make sense after this comparison."""
+    from umbel.simulations.commands.display import SKEWED
+
+    lines, first = [], found.members[0].experiment
+    if first.data.partition in SKEWED:
+        lines.append(f"umbel data show {found.source} data.alpha=0.1   # a harder partition, seen")
+    others = {"acc": "fot,fedavg", "test_last": "fedavg,fedopt(optimizer=adam,lr=0.01)"}
+    if found.main in others:
+        lines.append(f"umbel compare {found.source} -s '{others[found.main]}' --seeds {len(found.seeds)}")
+    return [*lines, "umbel list strategies   # all of them, with their options"]
+
+
+def _table(found: Comparison) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+    from umbel.simulations.compare.tables import table
+
+    heads, rows = table(found)
+    drawn = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    drawn.add_column(heads[0], no_wrap=True)
+    for head in heads[1:]:
+        drawn.add_column(head, justify="right", no_wrap=True)
+    for label, *cells in rows:
+        drawn.add_row(Text(label), *map(_mark, cells))
+    return drawn
+
+
+def _mark(cell: str) -> Text:
+    """Make a best value stand out; the others keep their digits under its digits."""
+    from rich.text import Text
+
+    return Text(cell, style="bold green") if cell.endswith("*") else Text(f"{cell}  ")
+
+
+def _upright(found: Comparison) -> Table:
+    """Lay the table out with a strategy a column, for narrow terminals."""
+    from rich.table import Table
+    from rich.text import Text
+    from umbel.simulations.compare.tables import table
+
+    heads, rows = table(found)
+    drawn = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    drawn.add_column("")
+    for row in rows:
+        drawn.add_column(Text(row[0]), justify="right")
+    for head, *cells in list(zip(heads, *rows, strict=True))[1:]:
+        drawn.add_row(head, *map(_mark, cells))
+    return drawn

@@ -1,0 +1,181 @@
+"""Running under supervision: signals, errors, exit codes. Nothing heavy is imported before a command runs.
+
+Exit codes: 0 done; 1 a run that failed; 2 refused before anything started; 130 stopped on request.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import shutil
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
+
+import click
+
+if TYPE_CHECKING:
+    from umbel.simulations.commands.watcher import Watcher
+
+FAILED, REFUSED, STOPPED = 1, 2, 130
+_P = ParamSpec("_P")
+
+
+def say(text: str = "") -> None:
+    """Print a line for a person, on standard error."""
+    click.echo(text, err=True)
+
+
+def fail(error: BaseException | str, code: int) -> NoReturn:
+    """Print `Error: ...` on standard error and leave."""
+    say(f"Error: {error}")
+    sys.exit(code)
+
+
+class Stopper:
+    """Turns Ctrl-C and SIGTERM into one orderly stop.
+
+    The first signal raises `KeyboardInterrupt`, upon which the round loop writes its checkpoint. While it
+    does, the second is only answered, so that nothing is written by halves; the third ends the process
+    (checkpoints are renamed into place whole, so that even then the one before is good). After the last round
+    a signal is too late to be of use and the run is left to finish.
+    """
+
+    def __init__(self) -> None:
+        self.watcher: Watcher | None = None
+        self._signals = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Stopper:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            with suppress(ValueError):  # not the main thread: whoever called us has the signals
+                self._before[number] = signal.signal(number, self._on_signal)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _on_signal(self, number: int, _frame: FrameType | None) -> None:
+        self._signals += 1
+        if self._signals > 2:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+        if self._signals == 2:
+            say("\nSaving what is there; a third signal ends the process at once.")
+            return
+        if self.watcher is not None and self.watcher.complete:
+            say("\nThe last round is done; writing the results.")
+            return
+        raise KeyboardInterrupt
+
+
+def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
+    """Make known errors of a command one message and the exit code that fits."""
+
+    @functools.wraps(command)
+    def wrapper(*args: _P.args, **kwargs: _P.kwargs) -> None:
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            say("Stopped.")
+            sys.exit(STOPPED)
+        except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError) as error:
+            if not _known(error):
+                raise
+            fail(_message(error), REFUSED)
+        except OSError as error:
+            fail(_message(error), FAILED)
+        except ImportError as error:
+            fail(f"{error}. Install the project with all its dependencies: pip install -e .", FAILED)
+
+    return wrapper
+
+
+@contextmanager
+def supervised(watcher: Watcher, stopper: Stopper, again: str = "", fresh: bool = False) -> Iterator[None]:
+    """Run what is inside; answer errors and signals with a message and an exit code.
+
+    Args:
+        watcher: Knows the run's folder and how far it has come.
+        stopper: Its signals are ours from here.
+        again: How to go on; empty is `umbel resume` with the run's folder.
+        fresh: The folder is a new run's, and goes when the run is refused.
+    """
+    from umbel.server.errors import RunStoppedError, StopRequested
+
+    stopper.watcher = watcher
+    try:
+        yield
+    except (KeyboardInterrupt, StopRequested):
+        watcher.close()
+        say(_stopped(watcher, again))
+        sys.exit(STOPPED)
+    except RunStoppedError as error:
+        watcher.close()
+        fail(f"{error}\n{_stopped(watcher, again)}", FAILED)
+    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError) as error:
+        watcher.close()
+        if not watcher.started and _known(error):
+            if fresh:
+                _discard(watcher)
+            fail(_message(error), REFUSED)
+        _failed(error, watcher, again)
+    except Exception as error:  # noqa: BLE001 - whatever it is, say how to go on
+        watcher.close()
+        _failed(error, watcher, again)
+    finally:
+        watcher.close()
+
+
+def _failed(error: Exception, watcher: Watcher, again: str) -> NoReturn:
+    if not isinstance(error, OSError):
+        traceback.print_exception(error)
+    fail(f"{_message(error)}\n{_stopped(watcher, again)}", FAILED)
+
+
+def _known(error: BaseException) -> bool:
+    """Say whether an error is a refusal with a message for people, rather than a mistake of this program.
+
+    Tables of models and strategies raise plain `ValueError`s and `TypeError`s that name the key to change.
+    """
+    from umbel.conf.errors import ExperimentError
+    from umbel.core.names import UnknownNameError
+    from umbel.data.errors import DataError
+
+    if isinstance(error, (ExperimentError, UnknownNameError, DataError, OSError)):
+        return True
+    return bool(re.search(r"\b(model|data|strategy|client|run|engine|evaluate|checkpoint)\.\w+", str(error)))
+
+
+def _message(error: BaseException) -> str:
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f": {error.filename}" if error.filename else ""
+        hint = " Free some space, or set run.results to another disk." if error.errno == 28 else ""
+        return f"{error.strerror}{where}.{hint}"
+    return str(error) or type(error).__name__
+
+
+def _stopped(watcher: Watcher, again: str) -> str:
+    """Return the line that says how to go on."""
+    if watcher.folder is None:
+        return f"Stopped before anything began. Go on with: {again}" if again else "Stopped before anything began."
+    folder = Path(watcher.folder)
+    rounds = [int(path.name[6:]) for path in (folder / "checkpoints").glob("round-*") if path.name[6:].isdigit()]
+    (folder / "stop").unlink(missing_ok=True)
+    after = f"after round {max(rounds)}" if rounds else "before the first checkpoint; it begins again"
+    return f"Stopped {after}. Go on with: {again or f'umbel resume {folder}'}"
+
+
+def _discard(watcher: Watcher) -> None:
+    """Remove the folder of a run that was refused while it was being set up."""
+    if watcher.folder is None:
+        return
+    folder = Path(watcher.folder)
+    if not (folder / "checkpoints").exists() and not (folder / "summary.json").exists():
+        shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,109 @@
+"""Who follows a run: a listener that knows how far it is, and one that writes JSON lines for machines."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from umbel.conf.schema import Experiment
+from umbel.server.listener import Listener
+
+
+class Watcher(Listener):
+    """A listener that knows where the run is, how far it has come, and which one of several it is.
+
+    Attributes:
+        folder: The run's folder, or None before it begins.
+        last_round: Last round that this process saw completed.
+        started: Whether a phase has begun; before that a run can still be refused.
+        complete: Whether the last round is done.
+    """
+
+    def __init__(self) -> None:
+        self.folder: str | None = None
+        self.last_round = 0
+        self.started = False
+        self.complete = False
+
+    def begin(self, experiment: Experiment, folder: str) -> None:
+        """Remember the folder."""
+        self.folder, self.last_round, self.started, self.complete = folder, 0, False, False
+
+    def phase(self, round_: int, phase: str, num_clients: int) -> None:
+        """Remember that work has begun."""
+        self.started = True
+
+    def round(
+        self,
+        round_: int,
+        num_rounds: int,
+        metrics: Mapping[str, float],
+        seconds: float,
+    ) -> None:
+        """Remember the round."""
+        self.last_round, self.complete = round_, round_ >= num_rounds
+
+    def member(self, index: int, total: int, label: str, seed: int, how: str) -> None:
+        """Run `index` (from 1) of a comparison's `total` comes next; `how` is new, resumed or reused."""
+
+    def close(self) -> None:
+        """Nothing more will come."""
+
+
+class JsonLines(Watcher):
+    """One JSON object a line: `begin`, `round`, `failure`, `notice`, and `member` in a comparison.
+
+    Args:
+        stream: Where lines go; None is standard output.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        super().__init__()
+        self._stream = stream or sys.stdout
+
+    def _write(self, event: str, **values: Any) -> None:
+        plain = {key: _finite(value) for key, value in values.items()}
+        self._stream.write(json.dumps({"event": event, **plain}) + "\n")
+        self._stream.flush()
+
+    def begin(self, experiment: Experiment, folder: str) -> None:
+        """Write what runs and where."""
+        super().begin(experiment, folder)
+        self._write(
+            "begin",
+            folder=folder,
+            experiment=experiment.name,
+            strategy=experiment.strategy.name,
+            model=experiment.model.name,
+            data=experiment.data.name,
+            partition=experiment.data.partition,
+            num_clients=experiment.data.num_clients,
+            engine=experiment.engine.name,
+            seed=experiment.run.seed,
+            rounds=experiment.run.rounds,
+        )
+
+    def failure(self, round_: int, phase: str, client: int, node: int, reason: str) -> None:
+        """Write a failure."""
+        self._write("failure", round=round_, phase=phase, client=client, node=node, reason=reason)
+
+    def round(self, round_: int, num_rounds: int, metrics: Mapping[str, float], seconds: float) -> None:
+        """Write a round with its metrics."""
+        super().round(round_, num_rounds, metrics, seconds)
+        self._write("round", round=round_, rounds=num_rounds, seconds=round(seconds, 3), **dict(metrics))
+
+    def notice(self, text: str) -> None:
+        """Write what should be known."""
+        self._write("notice", text=text)
+
+    def member(self, index: int, total: int, label: str, seed: int, how: str) -> None:
+        """Write which run comes next."""
+        self._write("member", index=index, total=total, strategy=label, seed=seed, how=how)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN: what is not finite becomes null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

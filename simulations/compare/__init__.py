@@ -1,0 +1,1 @@
+"""Comparisons of strategies: many runs, and tables that say how sure they are."""

@@ -1,0 +1,266 @@
+"""Compare strategies so that the comparison can be believed: several seeds, deviations, paired differences.
+
+Every strategy runs with the same seeds; a seed fixes the partition, the initial weights and the cohorts, so
+that differences between strategies are paired by seed. Finished runs of the same configuration are used
+again.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from umbel.conf.errors import ExperimentError
+from umbel.conf.load import as_dict, experiment_names, load, read
+from umbel.conf.schema import Experiment
+from umbel.core.files import write_json, write_text
+from umbel.server.flower import strategies as flower
+from umbel.simulations import api
+from umbel.simulations.commands.watcher import Watcher
+from umbel.simulations.compare.tables import Comparison, Item, Member, markdown
+
+from umbel import data
+
+_EXPECTED = "--strategies takes names, each with options in brackets: 'fedavg,fedprox(mu=0.1),scaffold'"
+
+_LONGEST_STEM = 80  # file systems take 255 bytes; the digest tells folders apart
+
+
+def parse_strategies(text: str) -> tuple[Item, ...]:
+    """Read `fedavg,fedprox(mu=0.1),scaffold`; commas inside brackets separate a strategy's options.
+
+    Raises:
+        ExperimentError: This is not of that form, or names the same thing twice.
+    """
+    items = []
+    for part in _split(text):
+        match = re.fullmatch(r"([^()=\s]+?)\s*(?:\((.*)\))?", part, re.DOTALL)
+        if match is None:
+            raise ExperimentError(f"{_EXPECTED}; found {part!r}.")
+        options = tuple(re.sub(r"\s*=\s*", "=", option, count=1) for option in _split(match.group(2) or ""))
+        for option in options:
+            if not re.match(r"\w+=.", option):
+                raise ExperimentError(f"{_EXPECTED}; found {option!r} in {part!r}.")
+        label = match.group(1) + (f"({', '.join(options)})" if options else "")
+        items.append(Item(label, match.group(1), options))
+    if not items:
+        raise ExperimentError(f"{_EXPECTED}; found none.")
+    labels = [item.label for item in items]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise ExperimentError(f"--strategies names {label} twice.")
+    return tuple(items)
+
+
+def _split(text: str) -> list[str]:
+    """Split at commas that stand outside of brackets."""
+    parts, depth = [""], 0
+    for character in text:
+        depth += (character in "([{") - (character in ")]}")
+        if character == "," and not depth:
+            parts.append("")
+        else:
+            parts[-1] += character
+        if depth < 0:
+            break
+    if depth:
+        raise ExperimentError(f"{_EXPECTED}; the brackets in {text!r} do not match.")
+    return [part.strip() for part in parts if part.strip()]
+
+
+def parse_seeds(text: str, first: int) -> tuple[int, ...]:
+    """Read a number of seeds, counted from `first`, or a list of them with a comma: `3`, `1,5,7`, `4,`.
+
+    Raises:
+        ExperimentError: This is neither, or no seed, or one twice.
+    """
+    try:
+        found = [int(part) for part in text.split(",") if part.strip()]
+    except ValueError as error:
+        raise ExperimentError(f"--seeds is a number such as 3, or a list such as 1,5,7; found {text!r}.") from error
+    seeds = tuple(found) if "," in text else tuple(range(first, first + found[0] if found else first))
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ExperimentError(f"--seeds needs at least one seed and none twice; found {text!r}.")
+    return seeds
+
+
+def compose(experiment: str, item: Item, seed: int | None, overrides: Sequence[str]) -> Experiment:
+    """Compose and check the run of a strategy and a seed; None leaves the experiment's own seed.
+
+    The strategy options of the experiment's file hold for the strategy that it names, and for no other.
+    """
+    name, text = read(experiment)
+    content = yaml.safe_load(text)
+    if isinstance(content, dict):
+        given = content.get("strategy") or {}
+        same = given.get("name", "fedavg") == item.name
+        content["strategy"] = {**given, "name": item.name} if same else {"name": item.name}
+        text = yaml.safe_dump(content, sort_keys=False)
+    own = [f"strategy.{option}" for option in item.options]
+    seeds = [] if seed is None else [f"run.seed={seed}"]
+    composed = load(name, [*overrides, *own, *seeds], text)
+    flower.check(composed)
+    data.check(composed.data)
+    return composed
+
+
+def folder_name(item: Item, experiment: Experiment) -> str:
+    """Return the name of a run's folder: equal for runs that give equal results, different for all others."""
+    plain = as_dict(experiment)
+    for key in ("name", "description", "engine", "checkpoint"):  # change where and how, not what
+        plain.pop(key)
+    plain["run"] = {key: value for key, value in plain["run"].items() if key not in ("results", "name")}
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
+    stem = re.sub(r"[^\w.-]+", "-", item.label.replace("=", "")).strip("-")[:_LONGEST_STEM].rstrip("-")
+    return f"{stem}-s{experiment.run.seed}-{digest}"
+
+
+def prepare(
+    experiment: str, strategies: str, seeds: str, overrides: Sequence[str], output: str | Path | None = None
+) -> Comparison:
+    """Compose and check every run of a comparison; nothing is started or written.
+
+    Args:
+        experiment: Name of a shipped experiment, or path of a YAML file.
+        strategies: Such as `fedavg,fedprox(mu=0.1),scaffold`.
+        seeds: Such as `3` or `1,5,7`.
+        overrides: `key=value` each, for all runs.
+        output: The comparison's folder; None is `compare-<experiment>` in `run.results`.
+
+    Raises:
+        ExperimentError: Something is refused.
+    """
+    for key in ("strategy.name", "run.seed", "run.name"):
+        if any(override.startswith(f"{key}=") for override in overrides):
+            raise ExperimentError(f"{key} is no key of a comparison; use --strategies, --seeds or --output.")
+    items = parse_strategies(strategies)
+    base = compose(experiment, items[0], None, overrides)
+    chosen = parse_seeds(seeds, base.run.seed)
+    folder = Path(output or Path(base.run.results) / f"compare-{base.name}").expanduser().resolve()
+    members = []
+    for seed in chosen:
+        for item in items:
+            composed = compose(experiment, item, seed, overrides)
+            run = dataclasses.replace(composed.run, results=str(folder), name=folder_name(item, composed))
+            composed = dataclasses.replace(composed, run=run)
+            members.append(Member(item, seed, composed, folder / run.name))
+    source = experiment if experiment in experiment_names() else str(Path(experiment).expanduser().resolve())
+    return Comparison(folder, items, chosen, tuple(members), source, tuple(overrides))
+
+
+def compare(
+    experiment: str,
+    *overrides: str,
+    strategies: str | Sequence[str],
+    seeds: int | Sequence[int] = 3,
+    output: str | Path | None = None,
+    listener: Watcher | None = None,
+    fresh: bool = False,
+) -> Comparison:
+    """Run an experiment with several strategies and seeds; the command line does the same.
+
+    Args:
+        experiment: Name of a shipped experiment, or path of a YAML file.
+        overrides: `key=value` each, for all runs.
+        strategies: Such as `fedavg,fedprox(mu=0.1),scaffold`, or a sequence of such names; the first is the reference.
+        seeds: How many, counted from `run.seed`, or the seeds themselves.
+        output: The comparison's folder; None is `compare-<experiment>` in `run.results`.
+        listener: Told of everything that happens.
+        fresh: Run everything anew, as after a change of code.
+
+    Raises:
+        ExperimentError: Something is refused; nothing has started.
+        RunStoppedError: A run could not go on; the same call goes on with it.
+    """
+    names = strategies if isinstance(strategies, str) else ",".join(strategies)
+    numbers = str(seeds) if isinstance(seeds, int) else "".join(f"{seed}," for seed in seeds)
+    return carry_out(prepare(experiment, names, numbers, overrides, output), listener, fresh)
+
+
+def carry_out(comparison: Comparison, listener: Watcher | None = None, fresh: bool = False) -> Comparison:
+    """Run a comparison's runs, one after the other, and write its table, pictures and report.
+
+    A run that is there with the same configuration is used again, or gone on with.
+
+    Args:
+        comparison: From `prepare`.
+        listener: Told of everything that happens.
+        fresh: Run everything anew, as after a change of code.
+
+    Raises:
+        RunStoppedError: A run could not go on; the same call goes on with it.
+    """
+    comparison.path.mkdir(parents=True, exist_ok=True)
+    for index, member in enumerate(comparison.members, start=1):
+        if fresh:
+            shutil.rmtree(member.path, ignore_errors=True)
+        _run(member, index, len(comparison.members), listener or Watcher())
+    write(comparison)
+    return comparison
+
+
+def _run(member: Member, index: int, total: int, listener: Watcher) -> None:
+    """Use the run that is there, go on with it, or start it."""
+    there = (member.path / "config.yaml").is_file()
+    finished = (member.path / "summary.json").is_file()
+    how = "reused" if finished else "resumed" if there else "new"
+    listener.member(index, total, member.item.label, member.seed, how)
+    if how == "new":
+        shutil.rmtree(member.path, ignore_errors=True)  # it was stopped before it wrote anything
+        api.run(member.experiment, listener=listener)
+    elif how == "resumed":
+        api.resume(member.path, listener=listener)
+
+
+def write(comparison: Comparison) -> None:
+    """Write comparison.json, table.md, curves.png, partition.png and report.html."""
+    from umbel.simulations.report.page import report, write_pictures
+
+    runs = [
+        {
+            "strategy": member.item.label,
+            "seed": member.seed,
+            "folder": member.path.name,
+            "weights_sha256": member.summary["weights_sha256"],
+            **_finite({measure: member.measures[measure] for measure in comparison.shown}),
+        }
+        for member in comparison.members
+    ]
+    reference = comparison.items[0].label
+    table = {}
+    for item in comparison.items:
+        row: dict[str, Any] = {}
+        for measure in comparison.shown:
+            mean, deviation = comparison.mean_and_deviation(item.label, measure)
+            difference, error = comparison.difference(item.label, reference, measure)
+            found = {"mean": mean, "deviation": deviation, "difference": difference, "standard_error": error}
+            row[measure] = _finite(found)
+        table[item.label] = row
+    content = {
+        "experiment": comparison.members[0].experiment.name,
+        "source": comparison.source,
+        "overrides": list(comparison.overrides),
+        "strategies": [dataclasses.asdict(item) for item in comparison.items],
+        "seeds": list(comparison.seeds),
+        "reference": reference,
+        "main": comparison.main,
+        "best": {measure: comparison.best(measure) for measure in comparison.shown},
+        "table": table,
+        "runs": runs,
+    }
+    write_json(comparison.path / "comparison.json", content)
+    write_text(comparison.path / "table.md", markdown(comparison))
+    write_pictures(comparison)
+    report([comparison.path])
+
+
+def _finite(values: dict[str, float]) -> dict[str, float | None]:
+    return {key: value if math.isfinite(value) else None for key, value in values.items()}

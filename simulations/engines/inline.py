@@ -1,0 +1,48 @@
+"""The inline engine: both apps in one process, one client after the other; a breakpoint works."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+from flwr.app import Message
+from umbel.client import handlers
+from umbel.client.app import app
+from umbel.simulations.engines.flower_internals import LocalGrid, error_reply, make_context
+
+
+class InlineGrid(LocalGrid):
+    """Runs the ClientApp where it stands.
+
+    Args:
+        run_config: The run configuration, as Flower would give it.
+        node_config: The node's configuration.
+        on_clients: Called after each client with the number of the phase's clients that are done.
+    """
+
+    def __init__(
+        self, run_config: dict[str, Any], node_config: dict[str, Any], on_clients: Callable[[int], None]
+    ) -> None:
+        super().__init__()
+        self._context = make_context(run_config, node_config)
+        self._on_clients = on_clients
+
+    def stream(self, messages: Iterable[Message], deadline: float) -> Iterator[Message]:
+        """Run each message and yield its reply; a deadline cannot interrupt one's own process."""
+        done = 0
+
+        def count(_: int) -> None:
+            nonlocal done
+            done += 1
+            self._on_clients(done)
+
+        handlers.on_client(count)
+        try:
+            for message in messages:
+                try:
+                    reply = app(message, self._context)
+                except Exception as error:  # noqa: BLE001 - as Flower does: an app that raises answers with an error
+                    reply = error_reply(message, error)
+                yield reply
+        finally:
+            handlers.on_client(None)

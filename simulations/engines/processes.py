@@ -1,0 +1,163 @@
+"""Processes of a federation: started into logs, known again after a restart, ended together with what they started."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from pathlib import Path
+
+import umbel
+
+
+def flower_environment(home: Path) -> dict[str, str]:
+    """Return an environment in which Flower keeps to `home`, tells nobody, and looks for tasks often."""
+    scripts = str(Path(sys.executable).parent)
+    return {
+        **os.environ,
+        "PATH": scripts + os.pathsep + os.environ.get("PATH", ""),
+        "FLWR_HOME": str(home / "flwr"),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def free_ports(number: int) -> list[int]:
+    """Return ports of this machine that nobody uses at the moment."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def opened(port: int) -> bool:
+    """Say whether somebody listens on a port of this machine."""
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=0.2):
+        return True
+    return False
+
+
+def birth(pid: int) -> int:
+    """Return when a process began, in ticks since this machine did; 0 where that cannot be known.
+
+    The number of a process that has ended is given to another some day; with its birth it is never taken for it.
+    """
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
+    except OSError:
+        return 0
+    return int(stat.rpartition(")")[2].split()[19])  # the name in brackets may hold anything
+
+
+def alive(pid: int, born: int = 0) -> bool:
+    """Return whether the process that began at `born` runs; one that has ended but was not waited for does not."""
+    with contextlib.suppress(ChildProcessError):
+        os.waitpid(pid, os.WNOHANG)
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, PermissionError):
+        return False
+    return not born or birth(pid) == born
+
+
+def terminate(processes: Iterable[tuple[int, int]], patience_seconds: float = 5.0) -> None:
+    """End process groups, each (leader, when it began), and what they started: politely all at once, then not.
+
+    A group whose leader is not the one we started is nobody we know and is left alone.
+    """
+    leaders = [(pid, born) for pid, born in processes if alive(pid, born)]
+    everyone = leaders + descendants(pid for pid, _ in leaders)  # some of which lead groups of their own
+    for pid, _ in leaders:
+        _signal(pid, signal.SIGTERM)
+    deadline = time.monotonic() + patience_seconds
+    while any(alive(pid, born) for pid, born in everyone) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for pid, born in everyone:
+        if alive(pid, born):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+    for pid, _ in leaders:  # what is left of a group whose leader has just ended
+        _signal(pid, signal.SIGKILL)
+    deadline = time.monotonic() + 2.0
+    while any(alive(pid, born) for pid, born in everyone) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def descendants(pids: Iterable[int]) -> list[tuple[int, int]]:
+    """Return the children of processes, their children and so on, each with its birth (on Linux)."""
+    parents: dict[int, list[int]] = {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, ValueError):
+            parent = int((folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
+            parents.setdefault(parent, []).append(int(folder.name))
+    found: list[tuple[int, int]] = []
+    ahead = list(pids)
+    while ahead:
+        children = parents.get(ahead.pop(), [])
+        found += [(pid, birth(pid)) for pid in children]
+        ahead += children
+    return found
+
+
+def _signal(group: int, number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(group, number)
+
+
+def end_with_parent() -> None:
+    """Ask Linux to end this process when its parent does, also after a kill -9."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)
+
+
+def spawn(home: Path, name: str, command: list[str], tied: bool) -> subprocess.Popen[bytes]:
+    """Start a process of its own group whose output goes to a log.
+
+    Args:
+        home: Folder of the federation.
+        name: Name of the log.
+        command: What to start.
+        tied: End it when this process ends (on Linux).
+    """
+    environment = flower_environment(home)
+    if command[0] == sys.executable:
+        # From a neutral folder, with this project's code on the path; the run's own code comes in its bundle.
+        environment["PYTHONPATH"] = str(Path(umbel.__file__).resolve().parent.parent)
+    else:
+        environment.pop("PYTHONPATH", None)
+        command = [shutil.which(command[0], path=environment["PATH"]) or command[0], *command[1:]]
+    with log(home, name).open("wb") as output:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=environment,
+            cwd=home,
+            start_new_session=True,
+            preexec_fn=end_with_parent if tied else None,
+        )
+
+
+def log(home: Path, name: str) -> Path:
+    """Return where a process of the federation in `home` writes its log."""
+    return home / "logs" / f"{name}.log"
+
+
+def tail(home: Path, name: str, lines: int = 15) -> str:
+    """Return the end of a log."""
+    file = log(home, name)
+    content = file.read_text(encoding="utf-8", errors="replace") if file.is_file() else ""
+    return "\n".join(content.splitlines()[-lines:])

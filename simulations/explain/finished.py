@@ -1,0 +1,134 @@
+"""A finished run opened again: its global model, and the model that each client would send next.
+
+A run's folder has the models of no client: what a client sends is added to others' where it is. So a client's model is
+made again: its half of the strategy's phase `train` runs from the last checkpoint, on the client's data and with its
+memory, as it would in one round more. Without a checkpoint (`checkpoint.every=0`) a client trains the final model by
+its plain local loss. The same run gives the same models, to the bit: those that a resume with one round more would add
+up.
+"""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+from umbel.client.host import Clients, Host
+from umbel.conf.errors import ExperimentError
+from umbel.conf.load import load
+from umbel.core.files import read_json, read_tensors
+from umbel.core.memory import MemoryRecord, MemoryStore, Version
+from umbel.core.records import Payload
+from umbel.models.base import Model
+from umbel.models.weights import load_state
+from umbel.server import checkpoint
+from umbel.server.flower import strategies as flower
+from umbel.server.main import summary
+from umbel.server.session import Session
+from umbel.strategies.base import TRAIN
+
+State = dict[str, Tensor]  # a model's whole state dict, on the CPU
+
+
+class FinishedRun:
+    """A run that has ended.
+
+    Args:
+        folder: Its folder.
+
+    Raises:
+        ExperimentError: It is no run, has not ended, or shares no classifier of images.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        self.path = Path(folder).expanduser().resolve()
+        config = self.path / "config.yaml"
+        if not config.is_file():
+            raise ExperimentError(f"{self.path} is no run: it has no config.yaml.")
+        self.experiment = load("config", (), config.read_text(encoding="utf-8"))
+        try:
+            self.summary = summary(self.path)
+        except FileNotFoundError as error:
+            raise ExperimentError(str(error)) from error
+        flower.check(self.experiment)
+        self.session = Session(self.experiment)
+        if self.session.strategy.own_model:
+            raise ExperimentError(
+                f"The clients of {self.path} share no classifier: under strategy.name={self.experiment.strategy.name} "
+                "each has a model of its own. Choose a run of another strategy."
+            )
+        self.data = self.session.data
+
+    @property
+    def rounds(self) -> int:
+        """The last round."""
+        return int(self.summary["rounds"])
+
+    @cached_property
+    def state(self) -> State:
+        """The global model's whole state after the last round, in the model's order: a file has its own."""
+        found = read_tensors(self.path / "model.safetensors")[0]
+        return {name: found[name] for name in self.session.build_model().state_dict()}
+
+    def model(self, state: State) -> Model:
+        """Return a model with this state, in evaluation mode on the run's device."""
+        model = self.session.build_model().to(self.session.device)
+        load_state(model, state)
+        return model.eval()
+
+    @cached_property
+    def from_checkpoint(self) -> bool:
+        """Whether clients run their half of the strategy; without a checkpoint they train by their local loss."""
+        return self._checkpoint is not None
+
+    def client(self, client: int) -> State:
+        """Return the whole state of a client's model after one more local run.
+
+        Raises:
+            ExperimentError: The strategy has no phase in which clients train a model.
+            umbel.core.memory.MissingMemoryError: The client's memory is on a node, and not in the run's folder.
+        """
+        remembered: list[MemoryRecord] = []
+        versions = self._checkpoint.progress.memories if self._checkpoint else {}
+        record = self._clients.memory.read(client, Version(*versions[str(client)])) if str(client) in versions else None
+        context = self._clients.context(client, self.rounds + 1, TRAIN.name, record, remembered.append)
+        if self._payload is None:
+            model = context.model({name: self.state[name] for name in self.session.shared_names})
+            context.train(model)
+            return _copy(model)
+        reply = self.session.strategy.local(TRAIN, self._payload, context)
+        state = _copy(self._host.model)
+        base = self._payload.trees["model"]
+        return state | {name: base[name].cpu() + change.cpu() for name, change in reply.trees.get("delta", {}).items()}
+
+    @cached_property
+    def _checkpoint(self) -> checkpoint.Checkpoint | None:
+        found = checkpoint.latest(self.path / "checkpoints")
+        return found if found is not None and found.progress.round == self.rounds else None
+
+    @cached_property
+    def _payload(self) -> Payload | None:
+        """What the phase `train` would send now; None without a checkpoint."""
+        if self._checkpoint is None:
+            return None
+        session = self.session
+        state: Any = checkpoint.restore(self._checkpoint, session.strategy, lambda: session.context(0))
+        if TRAIN.name not in (phase.name for phase in session.strategy.phases(state)):
+            raise ExperimentError(
+                f"Clients of strategy.name={self.experiment.strategy.name} train no shared model in a phase 'train'."
+            )
+        return session.strategy.broadcast(TRAIN, state, session.context(self.rounds + 1))
+
+    @cached_property
+    def _host(self) -> Host:
+        return Host(self.experiment)
+
+    @cached_property
+    def _clients(self) -> Clients:
+        run = read_json(self.path / "run.json")["id"]
+        return Clients(self._host, MemoryStore(self.path / "memory" / str(run)))
+
+
+def _copy(model: Model) -> State:
+    return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}

@@ -1,0 +1,1 @@
+"""Pictures of runs, metrics, data and the inside of models."""

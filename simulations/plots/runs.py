@@ -1,0 +1,274 @@
+"""Pictures: curves, partition heat map, clients' accuracies, bytes. No global state; colours for every eye.
+
+Shapes: K clients, C classes, R rounds, S seeds.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap, LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from numpy.typing import NDArray
+from umbel.conf.schema import Experiment
+from umbel.core.files import write_bytes
+from umbel.data.federation import Federation
+
+DPI = 150
+# Okabe and Ito (2008), without yellow, which is too pale for lines on white.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+_DASHES = ("-", "--", "-.", ":")
+# Pale to dark, so that few looks like few; nothing at all is white.
+SHADES = ListedColormap(colormaps["Blues"](np.linspace(0.12, 1.0, 256)))
+_MAX_LABELS = 60
+_MAX_ROWS = 400
+_LINES_INSIDE = 4  # with more, the legend stands below the axes
+
+Counts = NDArray[np.int64]
+Series = Mapping[int, float]
+
+
+def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """Return a figure of so many inches, apart from any global state, with one set of axes."""
+    figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def png(figure: Figure) -> bytes:
+    """Return a figure as PNG; equal figures give equal bytes."""
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        # Names and texts in scripts that the font lacks are drawn as boxes; the picture is worth having.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write a figure as PNG."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(path, png(figure))
+    return path
+
+
+def curves(
+    series: Mapping[str, Sequence[Series]],
+    title: str,
+    ylabel: str,
+    percent: bool = True,
+    xlabel: str = "round",
+    num_colours: int = len(COLOURS),
+) -> Figure:
+    """Draw a line for each label: the mean over seeds, with a band of one sample standard deviation.
+
+    Args:
+        series: For each label one mapping from round to value a seed; rounds that all seeds have are drawn.
+        title: Title.
+        ylabel: What is on the y axis, with its unit.
+        percent: Values are fractions, to be shown in per cent.
+        xlabel: What is counted on the x axis.
+        num_colours: After so many lines colours begin again, with another dash.
+    """
+    figure, axes = new_figure(7.2, 4.2)
+    lowest = 0.0
+    for index, (label, seeds) in enumerate(series.items()):
+        rounds = sorted(set.intersection(*(set(one) for one in seeds))) if seeds else []
+        if not rounds:
+            continue
+        values_SR = np.array([[one[r] for r in rounds] for one in seeds])
+        mean_R = values_SR.mean(axis=0)
+        lowest = min(lowest, float(mean_R.min()))
+        colour = COLOURS[index % num_colours]
+        dash = _DASHES[index // num_colours % len(_DASHES)]
+        mark = "o" if len(rounds) <= 30 else None
+        axes.plot(rounds, mean_R, dash, color=colour, label=label, marker=mark, markersize=3.5, linewidth=1.8)
+        if len(seeds) > 1:
+            spread_R = values_SR.std(axis=0, ddof=1)
+            axes.fill_between(rounds, mean_R - spread_R, mean_R + spread_R, color=colour, alpha=0.16, linewidth=0)
+    axes.set_xmargin(0.012)
+    axes.set_xlabel(xlabel)
+    axes.set_ylabel(ylabel)
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    if percent:
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        low, high = axes.get_ylim()
+        axes.set_ylim(max(low, 0.0) if lowest == 0 else low, min(high, 1.0) if high <= 1.0 else 1.005)
+    axes.grid(axis="y", alpha=0.3, linewidth=0.6)
+    if len(axes.lines) > _LINES_INSIDE:
+        _legend_below(figure, axes)
+    elif len(series) > 1 and axes.lines:
+        axes.legend(frameon=False, loc="best", fontsize=9)
+    return figure
+
+
+def _legend_below(figure: Figure, axes: Axes, num_columns: int = 3) -> None:
+    """Put a long legend below the axes, read row by row."""
+    handles, labels = axes.get_legend_handles_labels()
+    # Matplotlib fills column by column.
+    order = [index for column in range(num_columns) for index in range(column, len(labels), num_columns)]
+    figure.set_figheight(figure.get_figheight() + 0.2 * np.ceil(len(labels) / num_columns))
+    figure.legend(
+        [handles[index] for index in order],
+        [labels[index] for index in order],
+        frameon=False,
+        fontsize=8,
+        ncols=num_columns,
+        loc="outside lower center",
+    )
+
+
+def heat_map(
+    counts_KC: Counts, class_names: Sequence[str], title: str, log: bool | None = None, what: str = "class"
+) -> Figure:
+    """Draw how many examples of each class (x) each client (y) has; nothing is white.
+
+    Args:
+        counts_KC: [K, C] examples.
+        class_names: C names; shown when they are short, else numbers.
+        title: Title.
+        log: Logarithmic colours; None takes them when counts spread over more than two orders of magnitude.
+        what: What is on the x axis, a class or a domain.
+    """
+    num_clients, num_classes = counts_KC.shape
+    shown_KC, step = _thin(counts_KC)
+    rows = shown_KC.shape[0]
+    width = float(np.clip(2.2 + 0.42 * num_classes, 5.0, 11.0))
+    height = float(np.clip(1.3 + 0.27 * rows, 2.6, 9.0))
+    figure, axes = new_figure(width, height)
+    axes.spines[["top", "right"]].set_visible(True)
+    present = shown_KC[shown_KC > 0]
+    largest = float(present.max()) if present.size else 1.0
+    if log is None:
+        log = bool(present.size) and largest > 100 * float(np.percentile(present, 10))
+    norm: Normalize = LogNorm(1, max(largest, 2.0)) if log else Normalize(0, largest)
+    masked = np.ma.masked_equal(shown_KC, 0)
+    image = axes.imshow(masked, aspect="auto", cmap=SHADES, norm=norm, interpolation="nearest")
+    bar = figure.colorbar(image, ax=axes, pad=0.02)
+    bar.set_label("examples" + (" (logarithmic)" if log else ""))
+    bar.outline.set_visible(False)
+    names = _names(class_names, longest=14 if num_classes > 12 else 24)
+    every = int(np.ceil(num_classes / 40))
+    longest = max(len(name) for name in names)
+    turned = longest > 3 and (num_classes > 4 or 0.08 * longest > (width - 2.2) / num_classes)
+    axes.set_xticks(range(0, num_classes, every), names[::every], rotation=90 if turned else 0, fontsize=8)
+    axes.set_xlabel(what)
+    if num_clients <= _MAX_LABELS:
+        axes.set_yticks(range(rows), [str(row) for row in range(rows)], fontsize=8 if rows <= 30 else 6)
+        axes.set_ylabel("client")
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(8, integer=True))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{int(value * step):,}"))
+        axes.set_ylabel("client" if step == 1 else f"client (one of {step} shown)")
+    if rows <= 20 and num_classes <= 12 and largest < 10_000:
+        _write_counts(axes, shown_KC, norm)
+    axes.tick_params(length=0)
+    axes.set_title(title, loc="left", fontsize=11)
+    return figure
+
+
+def _thin(counts_KC: Counts) -> tuple[Counts, int]:
+    """Keep every n-th client, so that a row stays at least about two pixels high."""
+    step = int(np.ceil(counts_KC.shape[0] / _MAX_ROWS))
+    return counts_KC[::step], step
+
+
+def _names(class_names: Sequence[str], longest: int) -> list[str]:
+    """Return the names where they are short and say more than their number."""
+    short = max(len(name) for name in class_names) <= longest
+    telling = any(name != f"class {number}" for number, name in enumerate(class_names))
+    return (
+        list(class_names)
+        if short and telling and len(class_names) <= 40
+        else [str(number) for number in range(len(class_names))]
+    )
+
+
+def _write_counts(axes: Axes, counts_KC: Counts, norm: Normalize) -> None:
+    for (row, column), count in np.ndenumerate(counts_KC):
+        if count:
+            colour = "white" if float(norm(float(count))) > 0.5 else "black"
+            axes.text(column, row, str(count), ha="center", va="center", fontsize=7, color=colour)
+
+
+def clients(accuracies: Mapping[str, Sequence[float]], title: str) -> Figure:
+    """Draw clients' accuracies sorted from worst to best: a line a label, so that both tails can be read.
+
+    Args:
+        accuracies: For each label the clients' accuracies, fractions.
+        title: Title.
+    """
+    figure, axes = new_figure(7.2, 3.6)
+    for index, (label, values) in enumerate(accuracies.items()):
+        ordered = np.sort(np.asarray([value for value in values if not np.isnan(value)]))
+        if not ordered.size:
+            continue
+        share = (np.arange(ordered.size) + 0.5) / ordered.size
+        mark = "o" if ordered.size <= 60 else None
+        colour = COLOURS[index % len(COLOURS)]
+        axes.plot(share, ordered, color=colour, label=label, marker=mark, markersize=3.5, linewidth=1.5)
+        axes.axhline(float(ordered.mean()), color=colour, linewidth=0.8, linestyle=":")
+    axes.axvspan(0, 0.1, color="0.5", alpha=0.12, linewidth=0)
+    axes.text(0.05, 0.97, "worst\n10 %", ha="center", va="top", fontsize=8, transform=axes.get_xaxis_transform())
+    axes.set_xlim(0, 1)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+    axes.set_xlabel("share of the clients, from the worst to the best")
+    axes.set_ylabel("accuracy on the client's own test")
+    axes.set_title(title + " (dotted: mean)", loc="left", fontsize=11)
+    axes.grid(axis="y", alpha=0.3, linewidth=0.6)
+    if len(accuracies) > 1:
+        axes.legend(frameon=False, loc="best", fontsize=9)
+    return figure
+
+
+def bars(values: Mapping[str, Sequence[float]], parts: Sequence[str], title: str, xlabel: str) -> Figure:
+    """Draw a stacked horizontal bar for each label.
+
+    Args:
+        values: For each label one value a part.
+        parts: Names of the parts.
+        title: Title.
+        xlabel: What is on the x axis, with its unit.
+    """
+    figure, axes = new_figure(7.2, 1.3 + 0.36 * len(values))
+    labels = list(values)
+    left = np.zeros(len(labels))
+    for index, part in enumerate(parts):
+        lengths = np.array([values[label][index] for label in labels])
+        axes.barh(labels, lengths, left=left, label=part, color=COLOURS[index % len(COLOURS)], height=0.6)
+        left = left + lengths
+    axes.invert_yaxis()
+    axes.set_xlabel(xlabel)
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.grid(axis="x", alpha=0.3, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.tick_params(axis="y", length=0)
+    if len(parts) > 1:
+        axes.legend(frameon=False, fontsize=8, ncols=len(parts), loc="upper left", bbox_to_anchor=(0, -0.35))
+    return figure
+
+
+def class_counts(experiment: Experiment) -> tuple[Counts, tuple[str, ...], Federation]:
+    """Load an experiment's data and count.
+
+    Returns:
+        Examples of each client and class [K, C], the names of the classes, and the federation.
+
+    Raises:
+        DataError: The data are missing, or cannot be cut as asked.
+    """
+    federation = Federation.build(experiment.data, experiment.data_seed)
+    counts = federation.partition.counts(federation.pool.labels, federation.num_classes)
+    return counts.numpy(), federation.class_names, federation

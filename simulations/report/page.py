@@ -1,0 +1,201 @@
+"""One self-contained HTML file of runs or of a comparison; it loads nothing from anywhere."""
+
+from __future__ import annotations
+
+import base64
+import math
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.figure import Figure
+from umbel.conf.errors import ExperimentError
+from umbel.conf.load import load
+from umbel.conf.schema import Experiment
+from umbel.core.files import read_json, write_text
+from umbel.data.errors import DataError
+from umbel.server.main import summary
+from umbel.simulations.commands.data_view import statistics, title
+from umbel.simulations.commands.display import describe
+from umbel.simulations.compare.tables import Comparison, Member, footnote, read_comparison, table
+from umbel.simulations.plots import runs as plots
+from umbel.simulations.report import pictures
+from umbel.simulations.report import rows as report_rows
+from umbel.simulations.report import series as report_series
+from umbel.simulations.report.measures import MEASURES
+
+_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def report(paths: Sequence[str | Path], output: Path | None = None) -> Path:
+    """Write the report of runs or of comparisons.
+
+    Args:
+        paths: Folders of runs, or of comparisons.
+        output: The file; None is report.html in the folder, or in the folder that holds all of several.
+
+    Raises:
+        ExperimentError: A path is neither a finished run nor a comparison.
+    """
+    folders = [Path(path).expanduser().resolve() for path in paths]
+    sections = []
+    for folder in folders:
+        if (folder / "comparison.json").is_file():
+            sections.append(_comparison(read_comparison(folder)))
+        elif (folder / "config.yaml").is_file():
+            sections.append(_run(folder))
+        else:
+            raise ExperimentError(f"{folder} is neither a run (config.yaml) nor a comparison (comparison.json).")
+    parent = folders[0] if len(folders) == 1 else folders[0].parent
+    target = (output or parent / "report.html").expanduser().resolve()
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    template = environment.get_template("report.html.jinja")
+    name = sections[0]["title"] if len(sections) == 1 else f"{len(sections)} results"
+    write_text(target, template.render(title=name, sections=sections))
+    return target
+
+
+def write_pictures(comparison: Comparison) -> None:
+    """Write curves.png and partition.png of a comparison."""
+    plots.save(pictures.main_curves(comparison), comparison.path / "curves.png")
+    experiment = comparison.members[0].experiment
+    counts, names, _ = plots.class_counts(experiment)
+    plots.save(plots.heat_map(counts, names, title(experiment)), comparison.path / "partition.png")
+
+
+# ---- a run -------------------------------------------------------------------------------------------------
+
+
+def _run(folder: Path) -> dict[str, Any]:
+    text = (folder / "config.yaml").read_text(encoding="utf-8")
+    experiment = load("config", (), text)
+    try:
+        content = summary(folder)
+    except FileNotFoundError as error:
+        raise ExperimentError(str(error)) from error
+    metrics = pd.read_parquet(folder / "metrics.parquet")
+    heads, facts = report_rows.client_facts(report_series.of_clients(metrics))
+    return {
+        "kind": "run",
+        "title": f"{experiment.name}: {content['strategy']}, seed {content['seed']}",
+        "description": experiment.description,
+        "line": describe(experiment),
+        "path": str(folder),
+        "tiles": report_rows.tiles(content),
+        "pictures": [_picture(*picture) for picture in pictures.of_run(metrics)],
+        **_partition(experiment),
+        "inside": _inside(folder),
+        "metrics": report_rows.metric_rows(content["metrics"]),
+        "classes": report_rows.class_rows(metrics),
+        "clients_heads": heads,
+        "clients_table": facts,
+        "seconds": report_rows.shares(content["seconds"]),
+        "bytes": report_rows.bytes(content),
+        "failures": report_rows.failures(folder),
+        "num_failures": content["num_failures"],
+        "weights_sha256": content["weights_sha256"],
+        "config_hash": content["config_hash"],
+        "config": text,
+        "environment": report_rows.flat(read_json(folder / "env.json")),
+        "command": _run_command(folder, experiment),
+    }
+
+
+def _partition(experiment: Experiment) -> dict[str, Any]:
+    """Return the heat map and its numbers, or why there is none: the data may be on another machine."""
+    try:
+        counts, names, _ = plots.class_counts(experiment)
+    except (DataError, OSError) as error:
+        return {"partition": None, "partition_note": f"No picture: {error}", "partition_facts": []}
+    facts = statistics(counts)
+    sizes, classes = facts["examples_per_client"], facts["classes_per_client"]
+    rows = [
+        ("clients", f"{facts['num_clients']:,}"),
+        ("examples of all clients", f"{facts['num_examples']:,}"),
+        ("examples a client", f"{sizes['min']:,} to {sizes['max']:,}, median {sizes['median']:g}"),
+        ("classes a client", f"{classes['min']} to {classes['max']}, median {classes['median']:g}"),
+        ("mean divergence from the whole", f"{facts['divergence_mean']:.3f} bits (Jensen-Shannon)"),
+    ]
+    figure = plots.heat_map(counts, names, title(experiment))
+    picture = _picture(figure, "examples of each class at each client")
+    return {"partition": picture, "partition_note": "", "partition_facts": rows}
+
+
+def _inside(folder: Path) -> dict[str, Any] | None:
+    """Return what `umbel explain` found of this run; None where it was not asked, or of an earlier state of the run."""
+    path = folder / "explain" / "explain.json"
+    if not path.is_file():
+        return None
+    found = read_json(path)
+    if found.get("weights_sha256") != summary(folder)["weights_sha256"]:
+        return None
+    pictures = [
+        {"source": _embedded((path.parent / name).read_bytes()), "alternative": alternative}
+        for name, alternative in found["pictures"]
+        if name != "collapse.png" and (path.parent / name).is_file()  # the run's own curves have it
+    ]
+    return {"pictures": pictures, "rows": report_rows.inside_rows(found["clients"]), "notes": found["notes"]}
+
+
+def _embedded(content: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+
+def _picture(figure: Figure, alternative: str) -> dict[str, str]:
+    return {"source": _embedded(plots.png(figure)), "alternative": alternative}
+
+
+def _run_command(folder: Path, experiment: Experiment) -> str:
+    words = ["umbel", "run", str(folder / "config.yaml")]
+    # A name that is taken would be refused.
+    again = [f"run.name={experiment.run.name}-again"] if experiment.run.name else []
+    return shlex.join([*words, *again])
+
+
+# ---- a comparison ------------------------------------------------------------------------------------------
+
+
+def _comparison(comparison: Comparison) -> dict[str, Any]:
+    first = comparison.members[0].experiment
+    labels = [item.label for item in comparison.items]
+    heads, rows = table(comparison)
+    main = comparison.main
+    return {
+        "kind": "comparison",
+        "title": f"{first.name}: {', '.join(labels)}",
+        "description": first.description,
+        "line": describe(first, with_strategy=False),
+        "path": str(comparison.path),
+        "pictures": [_picture(*picture) for picture in pictures.of_comparison(comparison)],
+        **_partition(first),
+        "heads": heads,
+        "rows": rows,
+        "footnote": footnote(comparison),
+        "main": MEASURES[main].title if main else "",
+        "runs": [(m.item.label, m.seed, _main(m, main), m.path.name, _sha(m)) for m in comparison.members],
+        "config": (comparison.members[0].path / "config.yaml").read_text(encoding="utf-8"),
+        "environment": report_rows.flat(read_json(comparison.members[0].path / "env.json")),
+        "command": _compare_command(comparison),
+    }
+
+
+def _main(member: Member, measure: str | None) -> str:
+    """Return what a run is judged by, or a dash."""
+    value = member.measures[measure] if measure else math.nan
+    return "–" if measure is None or math.isnan(value) else f"{value:.{MEASURES[measure].digits}f}"
+
+
+def _sha(member: Member) -> str:
+    return str(member.summary["weights_sha256"])
+
+
+def _compare_command(comparison: Comparison) -> str:
+    labels = ",".join(item.label.replace(", ", ",") for item in comparison.items)
+    seeds = ",".join(map(str, comparison.seeds)) + ("," if len(comparison.seeds) == 1 else "")
+    words = ["umbel", "compare", comparison.source, *comparison.overrides, "--strategies", labels]
+    return shlex.join([*words, "--seeds", seeds, "--fresh", "--output", str(comparison.path)])

@@ -1,0 +1,141 @@
+"""Rows of a report's tables, made from what a run leaves behind."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from umbel.core.metrics import GROUPS
+from umbel.simulations.report.measures import known, text
+
+_FAILURES = 20
+# The order of metrics: what people ask for first.
+_FIRST = ("test/", "validation/", "clients/", "best/")
+
+# Name, metric, what it is multiplied by, digits, unit.
+_TILES = (
+    ("test accuracy, last round", "test/accuracy", 100, 2, " %"),
+    ("test accuracy, best round", "best/test/accuracy", 100, 2, " %"),
+    ("mean over tasks (ACC)", "test/acc", 100, 2, " %"),
+    ("forgetting", "test/forgetting", 100, 2, " %"),
+    ("forward transfer", "test/fwt", 100, 2, " %"),
+    ("image→text, R@10", "test/i2t_recall@10", 1, 1, " %"),
+    ("text→image, R@10", "test/t2i_recall@10", 1, 1, " %"),
+    ("sum of recalls, of 600", "test/rsum", 1, 1, ""),
+    ("sum of recalls, best round", "best/test/rsum", 1, 1, ""),
+    *((f"{name} classes", f"test/accuracy_{name}", 100, 2, " %") for name in GROUPS),
+    ("mean over domains", "test/domains_mean", 100, 2, " %"),
+    ("worst domain", "test/domains_worst", 100, 2, " %"),
+    ("clients' mean", "clients/test/accuracy_mean", 100, 2, " %"),
+    ("worst 10 % of clients", "clients/test/accuracy_worst10", 100, 2, " %"),
+    ("image clients' mean", "clients/test/image/accuracy_mean", 100, 2, " %"),
+    ("text clients' mean", "clients/test/text/accuracy_mean", 100, 2, " %"),
+)
+# In a sequence of tasks ACC says it, and the best round may lie before the last task.
+_NOT_OF_TASKS = ("test/accuracy", "best/test/accuracy")
+
+
+def tiles(content: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return (name, value) of the numbers that a report begins with."""
+    metrics = content["metrics"]
+    is_sequence = known(metrics.get("test/acc"))
+    tiles = [
+        (name, f"{round(scale * metrics[key], digits) + 0.0:.{digits}f}{unit}")
+        for name, key, scale, digits, unit in _TILES
+        if known(metrics.get(key)) and not (is_sequence and key in _NOT_OF_TASKS)
+    ]
+    best = f", the best is {content['best_round']}" if content["best_round"] and not is_sequence else ""
+    tiles.append((f"rounds{best}", str(content["rounds"])))
+    tiles.append(("time", f"{content['seconds']['total']:.1f} s"))
+    tiles.append(("parameters", f"{content['num_parameters']:,}"))
+    return tiles
+
+
+def client_facts(spread: Mapping[str, list[float]]) -> tuple[list[str], list[list[str]]]:
+    """Return heads and rows about the spread over clients, a column for each predictor; "" is the main one."""
+    series = {name: pd.Series(values) for name, values in spread.items()}
+    quantiles = {f"{100 * q:g} % quantile": q for q in (0, 0.1, 0.5, 0.9, 1)}
+    rows = [["clients", *(f"{len(values):,}" for values in series.values())]]
+    rows.append(["mean", *(f"{values.mean():.4f}" for values in series.values())])
+    rows += [[name, *(f"{values.quantile(q):.4f}" for values in series.values())] for name, q in quantiles.items()]
+    heads = ["", *(name or "model" for name in series)] if set(series) != {""} else []
+    return (heads, rows) if spread else ([], [])
+
+
+def class_rows(metrics: pd.DataFrame) -> list[tuple[str, str, float]]:
+    """Return (class, accuracy as text, fraction) on the server's test set in the last evaluated round."""
+    rows = metrics[(metrics["side"] == "server") & (metrics["split"] == "test")]
+    rows = rows[rows["metric"].str.fullmatch(r"class/\d+/accuracy") & (rows["round"] == rows["round"].max())]
+    found = sorted((int(name.split("/")[1]), value) for name, value in zip(rows["metric"], rows["value"], strict=True))
+    return [(str(number), f"{100 * value:.1f} %", value) for number, value in found]
+
+
+def metric_rows(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
+    """Return (metric, last round, best round)."""
+    names = [name for name in metrics if not name.startswith("best/")]
+    order = sorted(names, key=lambda name: next((i for i, p in enumerate(_FIRST) if name.startswith(p)), 9))
+
+    def cell(name: str, key: str) -> str:
+        return text(name, metrics[key]) if known(metrics.get(key)) else "–"
+
+    return [(name, cell(name, name), cell(name, f"best/{name}")) for name in order]
+
+
+def shares(seconds: Mapping[str, float]) -> list[tuple[str, str, float]]:
+    """Return (stage, seconds as text, share of the total)."""
+    total = max(seconds.get("total", 0.0), 1e-9)
+    stages = [(name, value) for name, value in seconds.items() if name != "total"]
+    ordered = sorted(stages, key=lambda item: -item[1])
+    return [(name, f"{value:.2f} s", min(value / total, 1.0)) for name, value in ordered]
+
+
+def bytes(content: Mapping[str, Any]) -> list[tuple[str, str, str, str]]:
+    """Return (direction, tensors, framing, both a round)."""
+    rounds = max(int(content["rounds"]), 1)
+    rows = []
+    for name, key in (("to clients", "bytes_down"), ("from clients", "bytes_up")):
+        tensors, framing = content[key]["tensors"], content[key]["framing"]
+        rows.append((name, _size(tensors), _size(framing), _size((tensors + framing) / rounds)))
+    return rows
+
+
+def _size(number: float) -> str:
+    for unit in ("B", "kB", "MB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.2f} GB"
+
+
+def failures(folder: Path) -> list[dict[str, Any]]:
+    """Return the first failures that the run told of."""
+    path = folder / "progress.jsonl"
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    events = [json.loads(line) for line in lines if '"failure"' in line]
+    return [event for event in events if event.get("event") == "failure"][:_FAILURES]
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
+    """Return nested values as (name, text)."""
+    rows: list[tuple[str, str]] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            rows += flat(value, f"{prefix}{key} ")
+        else:
+            rows.append((f"{prefix}{key}", ", ".join(map(str, value)) if isinstance(value, list) else str(value)))
+    return rows
+
+
+def inside_rows(clients: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+    """Return what `umbel explain` says of each client, a cell a column, the last one what stands out."""
+    forms = {"accuracy": "{:.3f}", "drift": "{:.4f}", "drift_z": "{:+.1f}", "kernels": "{:.3f}", "kernels_z": "{:+.1f}"}
+    forms |= {"update": "{:.3f}", "update_z": "{:+.1f}", "correlation": "{:.2f}", "iou": "{:.2f}"}
+    found = []
+    for row in clients:
+        cells = ["–" if row[key] is None else form.format(row[key]) for key, form in forms.items()]
+        words = [word for word, key in (("flagged", "flagged"), ("labels shuffled", "shuffled")) if row[key]]
+        found.append([str(row["client"]), *cells, ", ".join(words)])
+    return found

@@ -1,0 +1,379 @@
+"""FOT: federated orthogonal training, against forgetting in a sequence of tasks.
+
+Bakman, Yaldiz, Ezzeldin, Avestimehr. ICLR 2024, arXiv:2309.01289.
+
+| paper | here | meaning |
+|---|---|---|
+| W | `State.model` | global model |
+| U_l | `State.bases[name]`, payload tree `bases` | orthonormal directions that layer l must not move along |
+| A_l | `umbel.models.inputs` | inputs of layer l, a column a sample or a patch |
+| R | | A - U U' A, what the basis does not explain |
+| Omega, Y | `residual_sketch`, tree `sketch` | random matrix of a client, sketch R Omega |
+| rho | tree `energy` | share of the inputs that the basis does not explain |
+| epsilon | `Config.threshold`, `Config.increment` | share of the energy to protect, and what each task adds to it |
+
+    every round              W <- W + Delta (I - U U'), Delta the mean change of the clients, after the server's step
+    last round of a task     the round's clients sketch the inputs of each layer on their data; the sum of the sketches
+                             gives the directions that the task uses, which are added to U
+
+A layer whose update is orthogonal to its old inputs says the same to them as before. That holds for the layer as a
+whole when its bias moves along: inputs are [a; 1] and the projected update is [Delta W | Delta b]
+(`bias=augment`; `free` is the paper). What is no layer (normalisation, position embeddings, buffers) would leak
+likewise: after the first task it stays as it is (`rest=freeze`; `free` is the paper).
+
+Where the authors' code differs: it sketches the clients' local models rather than the global one (`sketched=local`);
+its energy criterion takes rho where the energy has rho^2, so that it keeps more directions (`ratio_power=1`), and at
+least one (`min_directions=1`). For the MLP it draws Omega uniformly from [-1, 1], here it is always normal.
+
+The paper's Omega is a client's secret. Here it comes from the run's seed, so that a run can be repeated to the bit; the
+server knows that seed, can draw the same Omega and, where N <= M, solve Y = R Omega for R: without a basis, the inputs
+themselves. `secret_omega=true` draws it from the operating system. Either way Y says about M R R'.
+
+Legend: D inputs of a layer, N columns, M sketch columns, R basis directions, G groups of a convolution.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from umbel.core.folds import Folded, Product, Sum, WeightedMean, product
+from umbel.core.records import Payload, Reply
+from umbel.core.tree import Tree
+from umbel.models.inputs import layer_inputs, stream_inputs
+from umbel.strategies.base import (
+    TRAIN,
+    ClientContext,
+    Phase,
+    ServerContext,
+    Strategy,
+    initial_model,
+    server_step,
+    train_and_subtract,
+)
+from umbel.strategies.fedavg import check_weighting, mean_fold
+from umbel.strategies.fot.subspace import Sketches, expand_basis, project_update, residual_sketch, unexplained
+
+__all__ = ["FOT", "Config", "State", "expand_basis", "layer_inputs", "project_update", "residual_sketch"]
+
+SKETCH = Phase("sketch", "same:train")
+TRAIN_AND_SKETCH = Phase("train_and_sketch")
+_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Config:
+    """Hyper-parameters of FOT.
+
+    Attributes:
+        threshold: epsilon, share of the energy of each layer's inputs to protect after the first task, in (0, 1].
+        increment: Added to epsilon after each task.
+        width: Columns M of a sketch, as a multiple of D; 0 sends the Gram matrix R R' (D x D), which is exact.
+        residual: Who takes away what U explains: `client`, which gets the bases for it, as in the paper; `server`,
+            which then sends no bases and estimates rho from the sketch (exact with `width=0`).
+        sketched: `global`: the new global model's inputs, in an exchange of their own; `local`: those of each client's
+            own model, with its update, as the authors do.
+        ratio_power: 2 or 1, see `expand_basis`.
+        min_directions: See `expand_basis`.
+        bias: `augment`, `freeze` after the first task, or `free`.
+        rest: What has no layer inputs: `freeze` after the first task, or `free`.
+        skip: Layers that are never projected, as beginnings of names, such as `head`. Heads of single tasks are
+            never projected.
+        project: Without it, FOT is FedAvg.
+        weighting: `uniform` as in the paper, or `examples`.
+        server_lr: Learning rate of the server's step, before the projection.
+        server_momentum: Momentum of the server's step; its sum is projected, so that nothing of it moves along U.
+        sample_limit: Training examples that a client sketches at most, its first ones; 0 takes all.
+        secret_omega: Draw Omega from the operating system rather than from the run's seed, which the server knows and
+            can rebuild a client's inputs by, where they are no more than M. Two runs then differ in their bits.
+    """
+
+    threshold: float = 0.95
+    increment: float = 0.0
+    width: float = 1.0
+    residual: str = "client"
+    sketched: str = "global"
+    ratio_power: int = 2
+    min_directions: int = 0
+    bias: str = "augment"
+    rest: str = "freeze"
+    skip: tuple[str, ...] = ()
+    project: bool = True
+    weighting: str = "uniform"
+    server_lr: float = 1.0
+    server_momentum: float = 0.0
+    sample_limit: int = 0
+    secret_omega: bool = False
+
+
+@dataclass(frozen=True)
+class State:
+    """What the server keeps.
+
+    Attributes:
+        model: W, the global model's shared state.
+        layers: Groups and inputs (with the row of ones, where there is one) of each projected layer, by its weight.
+        bases: U of each projected layer, [D, R] or [G, D, R], float32.
+        tasks_done: Tasks whose directions are in the bases.
+        sketch_next: The next round is the last of a task that another follows.
+        velocity: Sum of past changes under server momentum, not projected, float64; empty without.
+    """
+
+    model: dict[str, Tensor]
+    layers: dict[str, tuple[int, int]]
+    bases: dict[str, Tensor]
+    tasks_done: int
+    sketch_next: bool
+    velocity: dict[str, Tensor]
+
+
+def bias_name(weight_name: str) -> str:
+    """Return the name of the bias beside a weight: `a.weight` -> `a.bias`, `in_proj_weight` -> `in_proj_bias`."""
+    return weight_name.removesuffix("weight") + "bias"
+
+
+def project_layer(weight: Tensor, bias: Tensor | None, basis: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Return the projected updates of a layer's weight and bias.
+
+    Args:
+        weight: Delta W, [out, ...].
+        bias: Delta b, [out], which is projected as one more column; or None where the basis is of the weight alone.
+        basis: [D, R] or [G, D, R], with D one more than the weight's inputs when there is a bias.
+    """
+    if bias is None:
+        return project_update(weight, basis), None
+    whole = project_update(torch.cat([weight.flatten(1), bias[:, None]], dim=1), basis)
+    return whole[:, :-1].reshape(weight.shape), whole[:, -1].clone()
+
+
+def layers_of(payload: Payload) -> dict[str, tuple[int, int]]:
+    """Return groups and inputs of each projected layer, as the server said."""
+    names = [name.removeprefix("groups/") for name in payload.numbers if name.startswith("groups/")]
+    return {name: (int(payload.numbers[f"groups/{name}"]), int(payload.numbers[f"inputs/{name}"])) for name in names}
+
+
+def shapes(payload: Payload, shape: Callable[[int], tuple[int, ...]]) -> dict[str, Tensor]:
+    """Return what a client should send for each layer of D inputs, without content; groups go in front."""
+    return {
+        name: torch.empty((*([groups] if groups > 1 else []), *shape(inputs)), device="meta")
+        for name, (groups, inputs) in layers_of(payload).items()
+    }
+
+
+def grow(basis: Tensor | None, sketch: Tensor, rho: Tensor, config: Config, threshold: float) -> Tensor:
+    """Return a layer's basis with the directions of a task added, for one group or several.
+
+    Args:
+        basis: [D, R] or [G, D, R], or None.
+        sketch: [D, M] or [G, D, M]; with `width=0` the Gram matrix R R'.
+        rho: [] or [G], ||R|| / ||A||.
+        config: Hyper-parameters.
+        threshold: epsilon of this task.
+    """
+    if sketch.ndim == 3:
+        parts = [
+            grow(None if basis is None else basis[g], sketch[g], rho[g], config, threshold) for g in range(len(sketch))
+        ]
+        most = max(part.shape[1] for part in parts)
+        return torch.stack([torch.nn.functional.pad(part, (0, most - part.shape[1])) for part in parts])
+    if basis is not None:
+        basis = basis[:, basis.abs().sum(0) > 0]  # columns of zeros fill a group up
+        if config.residual == "server":
+            sketch, rho = unexplained(basis, sketch, gram=not config.width)
+    factor = sketch.to(torch.float64)
+    if not config.width:
+        values, vectors = torch.linalg.eigh((factor + factor.T) / 2)
+        # The Gram matrix came in float32: smaller eigenvalues than its rounding are noise.
+        floor = len(values) * torch.finfo(torch.float32).eps * values[-1:]
+        factor = vectors * torch.where(values > floor, values, 0.0).clamp_min(0).sqrt()
+    return expand_basis(
+        basis, factor.to(torch.float32), float(rho), threshold, config.ratio_power, config.min_directions
+    )
+
+
+class FOT(Strategy[State]):
+    """FedAvg whose updates leave alone what earlier tasks use."""
+
+    config_class = Config
+    config: Config
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        check_weighting(config.weighting)
+        if not 0 < config.threshold <= 1:
+            raise ValueError(f"strategy.threshold should be in (0, 1], found {config.threshold}")
+        for key in ("increment", "width", "sample_limit", "min_directions"):
+            if not 0 <= getattr(config, key) < math.inf:
+                raise ValueError(
+                    f"strategy.{key} should be a finite number of at least 0, found {getattr(config, key)}"
+                )
+        if not 0 < config.server_lr < math.inf:
+            raise ValueError(f"strategy.server_lr should be a finite number above 0, found {config.server_lr}")
+        for key, allowed in {
+            "residual": ("client", "server"),
+            "sketched": ("global", "local"),
+            "bias": ("augment", "freeze", "free"),
+            "rest": ("freeze", "free"),
+            "ratio_power": (1, 2),
+        }.items():
+            if getattr(config, key) not in allowed:
+                raise ValueError(f"strategy.{key} should be one of {allowed}, found {getattr(config, key)!r}")
+        if not 0 <= config.server_momentum < 1:
+            raise ValueError(f"strategy.server_momentum should be in [0, 1), found {config.server_momentum}")
+        if config.secret_omega and not config.width:
+            raise ValueError(
+                "strategy.width=0 sends Gram matrices, which no Omega hides. Set strategy.secret_omega=false, or "
+                "strategy.width above 0."
+            )
+
+    def initial(self, server: ServerContext) -> State:
+        model = initial_model(server)
+        still = {name: torch.zeros_like(w, dtype=torch.float64) for name, w in model.items()}
+        velocity = still if self.config.server_momentum else {}
+        return State(model, self._layers(server), {}, 0, self._sketches(server, 1), velocity)
+
+    def _layers(self, server: ServerContext) -> dict[str, tuple[int, int]]:
+        """Find the layers to project by showing the model empty images."""
+        model = server.build_model()
+        names, found = {name for name, _ in model.named_parameters()}, {}
+        side, dtype = model.image_size, model.head.weight.dtype
+        empty = torch.zeros(2, model.in_channels, side, side, dtype=dtype)  # two: of one, a norm may have no variance
+        for name, columns in layer_inputs(model, empty).items():
+            if name.startswith(self.config.skip) or (server.task_of_class is not None and name.startswith("head.")):
+                continue
+            ones = self.config.bias == "augment" and bias_name(name) in names - {name}
+            found[name] = (columns.shape[0] if columns.ndim == 3 else 1, columns.shape[-2] + ones)
+        return found
+
+    def _sketches(self, server: ServerContext, round_: int) -> bool:
+        """Say whether a round is the last of a task that another follows."""
+        schedule = server.schedule
+        return self.config.project and schedule.ends_task(round_) and schedule.task(round_) < schedule.num_tasks - 1
+
+    def phases(self, state: State) -> tuple[Phase, ...]:
+        if not state.sketch_next:
+            return (TRAIN,)
+        return (TRAIN_AND_SKETCH,) if self.config.sketched == "local" else (TRAIN, SKETCH)
+
+    def broadcast(self, phase: Phase, state: State, server: ServerContext) -> Payload:
+        if phase.name not in (SKETCH.name, TRAIN_AND_SKETCH.name):
+            return Payload({"model": state.model})
+        numbers = {f"groups/{name}": float(groups) for name, (groups, _) in state.layers.items()}
+        numbers |= {f"inputs/{name}": float(inputs) for name, (_, inputs) in state.layers.items()}
+        bases = {} if self.config.residual == "server" else state.bases
+        return Payload({"model": state.model, "bases": bases}, numbers)
+
+    def local(self, phase: Phase, payload: Payload, client: ClientContext) -> Reply:
+        if phase.name == TRAIN.name:
+            return train_and_subtract(payload, client)
+        trained = train_and_subtract(payload, client) if phase.name == TRAIN_AND_SKETCH.name else None
+        model = client.model(payload.trees["model"])
+        if trained is not None:
+            whole = {name: payload.trees["model"][name] + change for name, change in trained.trees["delta"].items()}
+            model = client.model(whole)
+        images, _ = client.prepare(client.train_data)
+        images = images[: self.config.sample_limit] if self.config.sample_limit else images
+        rng = None if self.config.secret_omega else client.rng
+        found = Sketches(payload.trees["bases"], layers_of(payload), self.config.width, rng)
+        for batch in torch.split(images, _BATCH):
+            stream_inputs(model, batch, found.take)
+        ratio = {name: (e[..., 0] / e[..., 1].clamp_min(1e-300)).sqrt() for name, e in found.energy.items()}
+        trees: dict[str, Tree] = {"sketch": found.sketch, "energy": found.energy, "ratio": ratio}
+        if trained is None:
+            return Reply(trees, {}, client.num_examples)
+        return Reply({**trees, **trained.trees}, trained.numbers, client.num_examples)
+
+    def fold(self, phase: Phase) -> Product:
+        delta = {"delta": mean_fold(self.config.weighting, "model")}
+        if phase.name == TRAIN.name:
+            return product(delta, numbers=["loss"])
+        config = self.config
+        sketches = {
+            "sketch": Sum(lambda payload: shapes(payload, lambda d: (d, math.ceil(config.width * d) or d))),
+            "energy": Sum(lambda payload: shapes(payload, lambda d: (2,))),
+            "ratio": WeightedMean(lambda payload: shapes(payload, lambda d: ())),
+        }
+        if phase.name == SKETCH.name:
+            return product(sketches)
+        return product({**delta, **sketches}, numbers=["loss"])
+
+    def update(self, phase: Phase, state: State, folded: Folded, server: ServerContext) -> State:
+        if "delta" in folded.trees:
+            state = self._step(state, folded.trees["delta"], server)
+        if "sketch" in folded.trees:
+            state = self._protect(state, folded)
+        return (
+            replace(state, sketch_next=self._sketches(server, server.round + 1)) if self._ends(phase, state) else state
+        )
+
+    def _ends(self, phase: Phase, state: State) -> bool:
+        """Say whether a phase is the last of its round."""
+        return phase.name == self.phases(state)[-1].name
+
+    def _step(self, state: State, delta: Tree, server: ServerContext) -> State:
+        """Return the State after the server's step, projected."""
+        velocity = state.velocity
+        if velocity:
+            beta = self.config.server_momentum
+            delta = velocity = {name: beta * velocity[name] + change.double() for name, change in delta.items()}
+        if not state.tasks_done or not self.config.project:
+            model = server_step(state.model, delta, self.config.server_lr)
+        else:
+            model = server_step(state.model, self._projected(state, delta, server))
+        return replace(state, model=model, velocity=velocity)
+
+    def _projected(self, state: State, delta: Tree, server: ServerContext) -> dict[str, Tensor]:
+        """Return the step of every tensor, as far as it may move."""
+        scaled = {name: self.config.server_lr * change.to(torch.float64) for name, change in delta.items()}
+        projected = {} if self.config.rest == "freeze" else dict(scaled)
+        for name, basis in state.bases.items():
+            bias = scaled.get(bias_name(name)) if self.config.bias == "augment" else None
+            projected[name], moved = project_layer(scaled[name], bias, basis)
+            if moved is not None:
+                projected[bias_name(name)] = moved
+            elif self.config.bias == "free" and bias_name(name) in scaled:
+                projected[bias_name(name)] = scaled[bias_name(name)]
+            elif self.config.bias == "freeze":
+                projected.pop(bias_name(name), None)
+        projected |= {n: c for n, c in scaled.items() if self.config.skip and n.startswith(self.config.skip)}
+        if server.task_of_class is not None:
+            own = server.task_of_class == server.task  # rows that other tasks do not use
+            heads = {name: change for name, change in scaled.items() if name.startswith("head.")}
+            projected |= {name: change * own.view(-1, *[1] * (change.ndim - 1)) for name, change in heads.items()}
+        return {name: projected.get(name, torch.zeros_like(change)) for name, change in scaled.items()}
+
+    def _protect(self, state: State, folded: Folded) -> State:
+        """Add the directions that the task uses to the bases."""
+        threshold = min(self.config.threshold + state.tasks_done * self.config.increment, 1.0)
+        bases = dict(state.bases)
+        for name, sketch in folded.trees["sketch"].items():
+            energy = folded.trees["energy"][name]
+            rho = (energy[..., 0] / energy[..., 1].clamp_min(1e-300)).sqrt()
+            if self.config.ratio_power == 1:
+                rho = folded.trees["ratio"][name]
+            bases[name] = grow(bases.get(name), sketch, rho, self.config, threshold)
+        return replace(state, bases=bases, tasks_done=state.tasks_done + 1)
+
+    def model(self, state: State) -> dict[str, Tensor]:
+        return state.model
+
+    def measured(self, phase: Phase, state: State) -> dict[str, float]:
+        """Return what the bases hold, after they have grown.
+
+        `rank/<layer>`: directions, of all groups together; `columns/<layer>`: those of its longest group, which is what
+        travels for each; `protected`: the share of the layers' weights that cannot move.
+        """
+        if phase.name not in (SKETCH.name, TRAIN_AND_SKETCH.name):
+            return {}
+        found, held, whole = {}, 0.0, 0
+        for name, (groups, inputs) in state.layers.items():
+            basis = state.bases.get(name)
+            rank = 0 if basis is None else int((basis.abs().sum(-2) > 0).sum())
+            found[f"rank/{name}"] = float(rank)
+            found[f"columns/{name}"] = 0.0 if basis is None else float(basis.shape[-1])
+            outputs = state.model[name].shape[0]
+            held, whole = held + rank * outputs / groups, whole + inputs * outputs
+        return {**found, "protected": held / max(whole, 1)}

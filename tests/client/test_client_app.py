@@ -1,0 +1,49 @@
+"""The ClientApp: which clients a node holds, and what its site decides."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from umbel.client import handlers
+from umbel.conf.load import portable_hash
+from umbel.simulations.engines.flower_internals import make_context
+
+RUN = {"experiment": "digits", "overrides": "model.name=cnn data.num_clients=10 'data.max_train=100'"}
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, list(range(10))),
+        ({"partition-id": 0, "num-partitions": 3}, [0, 1, 2]),
+        ({"partition-id": 2, "num-partitions": 3}, [6, 7, 8, 9]),
+        ({"partition-id": 3, "num-partitions": 20}, [1]),
+        ({"partitions": "0-2,7"}, [0, 1, 2, 7]),
+        ({"partitions": "8-12"}, [8, 9]),
+    ],
+)
+def test_partitions_of_a_node(config: dict[str, int | str], expected: list[int]) -> None:
+    assert handlers.partitions_of(make_context(RUN, config), 10) == expected
+
+
+@pytest.mark.parametrize("num_nodes", [1, 3, 4, 7])
+def test_every_client_is_held_once(num_nodes: int) -> None:
+    contexts = [make_context(RUN, {"partition-id": i, "num-partitions": num_nodes}) for i in range(num_nodes)]
+    held = [client for context in contexts for client in handlers.partitions_of(context, 10)]
+    assert held == list(range(10))
+
+
+def test_a_site_sets_its_own_device_and_path(tmp_path: Path) -> None:
+    """They are not part of what server and clients must agree on."""
+    plain = handlers.worker_for(make_context(RUN, {"state-folder": str(tmp_path)}))
+    site = {"state-folder": str(tmp_path), "device": "cpu", "data-path": "/site/data"}
+    own = handlers.worker_for(make_context(RUN, site))
+    assert (own.experiment.client.device, own.experiment.data.path) == ("cpu", "/site/data")
+    assert own.config_hash == plain.config_hash == portable_hash(plain.experiment)
+
+
+def test_the_state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("UMBEL_STATE", str(tmp_path / "environment"))
+    assert handlers.state_folder(make_context(RUN, {})) == tmp_path / "environment"
+    assert handlers.state_folder(make_context(RUN, {"state-folder": "/node"})) == Path("/node")

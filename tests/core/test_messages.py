@@ -1,0 +1,238 @@
+"""Messages: everything comes back as it was sent, and nothing else is accepted."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from umbel.core.blocks import Block
+from umbel.core.folds import Partial
+from umbel.core.memory import Version
+from umbel.core.messages import (
+    MessageError,
+    decode_json,
+    decode_outcome,
+    decode_work,
+    encode_json,
+    encode_outcome,
+    encode_payload,
+    encode_reply,
+    encode_work,
+    framing_bytes,
+)
+from umbel.core.records import Payload, Reply
+from umbel.core.work import Outcome, Work, held_by, share
+
+ODD = {
+    "bf16": torch.tensor([1.5, -0.0, float("inf")], dtype=torch.bfloat16),
+    "f16": torch.tensor([0.5], dtype=torch.float16),
+    "f64": torch.tensor([1 / 3], dtype=torch.float64),
+    "i64": torch.tensor([[2**40]]),
+    "bool": torch.tensor([True, False]),
+    "scalar": torch.tensor(2.5),
+    "bf16 scalar": torch.tensor(2.5, dtype=torch.bfloat16),
+    "none": torch.zeros(0, 3),
+    "transposed": torch.arange(6.0).view(2, 3).t(),
+    "strided": torch.arange(10)[::3],
+    "trained": torch.ones(2, requires_grad=True),
+    "with/slash.and.dot": torch.ones(1),
+}
+WORK = Work(
+    run="digits-1",
+    attempt="a1",
+    round=3,
+    step=1,
+    phase="train",
+    config_hash="c0ffee",
+    checkpoint_round=2,
+    blocks=(Block(0, (0, 2)), Block(3, (7,))),
+    num_blocks=4,
+    clients=frozenset({0, 7}),
+    memories={7: Version(2, 0, "a0")},
+)
+
+
+def same(left, right):
+    assert left.keys() == right.keys()
+    for name, tensor in right.items():
+        assert left[name].dtype == tensor.dtype and left[name].shape == tensor.shape, name
+        assert torch.equal(left[name], tensor.detach()), name
+    return True
+
+
+def work_message(work=WORK, payload=None):
+    payload = payload or Payload({"model": ODD, "empty": {}}, {"mu": 0.25})
+    return encode_work(work, payload, encode_payload(payload))
+
+
+def test_work_round_trip():
+    work, payload = decode_work(work_message())
+    assert work == WORK
+    assert payload.numbers == {"mu": 0.25} and list(payload.trees) == ["model", "empty"]
+    assert same(payload.trees["model"], ODD) and payload.trees["empty"] == {}
+    payload.trees["model"]["scalar"].add_(1)  # owns its memory
+    assert ODD["scalar"].item() == 2.5
+    assert decode_work(work_message(payload=Payload()))[1] == Payload()
+
+
+def test_outcome_round_trip():
+    outcome = Outcome(
+        nodes=[
+            (2, 1, Partial({"delta": {"w": torch.ones(2).double()}, "c": ODD}, {"loss": 1.5}, 12, 3)),
+            (0, 9, Partial()),
+        ],
+        singles={5: Reply({"delta": ODD, "empty": {}}, {"loss": 0.1}, 4)},
+        failures={6: "ValueError: ünicode"},
+        seconds={5: 0.25, 6: 1.0},
+        remembered=[5],
+        bytes_up=100,
+        framing_up=7,
+    )
+    found = decode_outcome(encode_outcome(outcome))
+    (level, index, partial), (*place, hole) = found.nodes
+    assert (level, index) == (2, 1) and place == [0, 9] and hole == Partial()
+    assert same(partial.trees["delta"], {"w": torch.ones(2).double()}) and same(partial.trees["c"], ODD)
+    assert (partial.numbers, partial.num_examples, partial.num_replies) == ({"loss": 1.5}, 12, 3)
+    assert same(found.singles[5].trees["delta"], ODD) and found.singles[5].trees["empty"] == {}
+    assert (found.singles[5].numbers, found.singles[5].num_examples) == ({"loss": 0.1}, 4)
+    for name in ("failures", "seconds", "remembered", "bytes_up", "framing_up"):
+        assert getattr(found, name) == getattr(outcome, name)
+    assert decode_outcome(encode_outcome(Outcome())) == Outcome()
+
+
+def test_numbers_keep_their_bits():
+    values = {"third": 1 / 3, "tiny": 5e-324, "large": 1.7976931348623157e308}
+    outcome = Outcome(singles={0: Reply({}, values, 1)})
+    assert decode_outcome(encode_outcome(outcome)).singles[0].numbers == values
+
+
+def test_framing_is_what_is_left_without_the_values():
+    small = encode_reply(Reply({"delta": {"w": torch.zeros(10)}}, {"loss": 0.5}, 3))
+    large = encode_reply(Reply({"delta": {"w": torch.zeros(1000)}}, {"loss": 0.5}, 3))
+    total = sum(len(array.data) for record in large.array_records.values() for array in record.values())
+    names = sum(len(name) + len(key) for name, record in large.array_records.items() for key in record)
+    head = sum(len(key) + len(str(v)) for record in large.config_records.values() for key, v in record.items())
+    assert framing_bytes(large) == total + names + head - 4 * 1000
+    assert abs(framing_bytes(large) - framing_bytes(small)) < 32  # no more than the digits of a shape
+    assert 0 < framing_bytes(encode_json({"hello": "x"})) < 100
+
+
+def test_json_round_trip():
+    value = {"partitions": [0, 1], "config_hash": "ü"}
+    assert decode_json(encode_json(value)) == value
+
+
+def with_head(head, content=None):
+    text = head if isinstance(head, str) else json.dumps(head)
+    found = RecordDict({"umbel": ConfigRecord({"json": text})})
+    for name, record in (content.array_records if content else {}).items():
+        found[name] = record
+    return found
+
+
+def outcome_head(**changes):
+    head = decode_json(encode_outcome(Outcome(singles={5: Reply({"d": {"w": torch.ones(2)}}, {"loss": 0.0}, 4)})))
+    return head | changes
+
+
+SINGLE = {"client": 5, "num_examples": 4, "numbers": {}, "trees": []}
+NODE = {"level": 0, "index": 0, "num_examples": 1, "num_replies": 1, "numbers": {}, "trees": []}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        RecordDict(),
+        RecordDict({"umbel": ConfigRecord({"other": "{}"})}),
+        with_head("{not json"),
+        with_head("[1, 2]"),
+        with_head({}),
+        with_head(outcome_head(nodes=None)),
+        with_head(outcome_head(nodes=[{"level": 0}])),
+        with_head(outcome_head(nodes=[{**NODE, "level": "high"}])),
+        with_head(outcome_head(nodes=[{**NODE, "index": None}])),
+        with_head(outcome_head(singles="all of them")),
+        with_head(outcome_head(singles=[{**SINGLE, "client": "five"}])),
+        with_head(outcome_head(singles=[{**SINGLE, "num_examples": "many"}])),
+        with_head(outcome_head(singles=[{**SINGLE, "num_examples": float("inf")}])),
+        with_head(outcome_head(singles=[{**SINGLE, "numbers": {"loss": "low"}}])),
+        with_head(outcome_head(singles=[{**SINGLE, "numbers": [1]}])),
+        with_head(outcome_head(singles=[{**SINGLE, "numbers": None}])),
+        with_head(outcome_head(failures=[[1]])),
+        with_head(outcome_head(failures={"a": 1})),
+        with_head(outcome_head(seconds=[[1, "slow"]])),
+        with_head(outcome_head(bytes_up="lots")),
+        with_head(outcome_head(remembered=7)),
+    ],
+    ids=range(21),
+)
+def test_malformed_answers(content):
+    with pytest.raises(MessageError):
+        decode_outcome(content)
+
+
+def damaged(change):
+    content = encode_outcome(Outcome(singles={5: Reply({"d": {"w": torch.ones(2)}}, {}, 4)}))
+    ((name, record),) = content.array_records.items()
+    ((key, array),) = record.items()
+    content[name] = ArrayRecord({key: change(array)})
+    return content
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda array: Array(array.dtype, array.shape, array.stype, array.data[:-9]),
+        lambda array: Array(array.dtype, array.shape, array.stype, array.data[:3]),
+        lambda array: Array(array.dtype, array.shape, array.stype, b""),
+        lambda array: Array(array.dtype, array.shape, "torch.pickle", array.data),
+        lambda array: Array(array.numpy()[:-1].copy()),
+        lambda array: Array(array.numpy()[:4].copy()),
+        lambda array: Array(array.numpy()[:0].copy()),
+        lambda array: Array(torch.full((40,), 255, dtype=torch.uint8).numpy()),
+    ],
+    ids=range(8),
+)
+def test_damaged_tensors(change):
+    with pytest.raises(MessageError):
+        decode_outcome(damaged(change))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"work": None},
+        {"work": {}},
+        {"work": {"round": 1}},
+        {"trees": None},
+        {"blocks": [[1]]},
+        {"blocks": [1]},
+        {"clients": 3},
+        {"surprise": 1},
+    ],
+    ids=str,
+)
+def test_malformed_work(change):
+    content = work_message()
+    head = decode_json(content)
+    if change.keys() & {"blocks", "clients", "surprise"}:
+        head["work"] |= change
+    else:
+        head |= change
+    with pytest.raises(MessageError):
+        decode_work(with_head(head, content))
+
+
+def test_share():
+    blocks = [Block(0, (0, 1)), Block(1, (4, 6)), Block(2, (7,))]
+    assert share(blocks, frozenset({1, 7, 9})) == ((blocks[0], blocks[2]), frozenset({1, 7}))
+
+
+def test_every_client_is_held_by_one_node():
+    for num_nodes, num_clients in ((1, 5), (4, 10), (3, 3), (5, 2), (4, 100_000)):
+        held = [client for node in range(num_nodes) for client in held_by(node, num_nodes, num_clients)]
+        assert held == list(range(num_clients))
+        sizes = {len(held_by(node, num_nodes, num_clients)) for node in range(num_nodes)}
+        assert max(sizes) - min(sizes) <= 1

@@ -1,0 +1,219 @@
+"""The same experiment and seed give the same bits on every engine."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from umbel.server.errors import RunStoppedError
+from umbel.server.listener import Listener
+from umbel.simulations.engines import federate
+from umbel.simulations.engines.ray_engine import RayWorker
+
+from tests.helpers import bits
+from umbel import run
+
+# Ray and processes that outlive the call that started them leave open files to the garbage collector.
+pytestmark = [pytest.mark.slow, pytest.mark.processes, pytest.mark.filterwarnings("ignore")]
+
+# 8 clients, 6 of them a round: blocks of 4 and 2, of which the first straddles two nodes.
+SMALL = (
+    "model.name=cnn",
+    "model.sizes={width: 4, hidden: 16}",
+    "data.num_clients=8",
+    "data.max_train=200",
+    "data.alpha=1.0",
+    "client.epochs=1",
+    "run.rounds=2",
+    "run.participation=0.75",
+    "run.seed=3",
+    "evaluate.every=2",
+)
+STRATEGIES = {
+    "fedavg": ("strategy.name=fedavg",),
+    "fedprox": ("strategy.name=fedprox", "strategy.mu=0.1"),
+    "scaffold": ("strategy.name=scaffold",),
+    "fedopt": ("strategy.name=fedopt", "strategy.optimizer=yogi", "strategy.lr=0.03", "strategy.momentum=0.9"),
+    "fedloge": ("strategy.name=fedloge",),
+    "fot": (
+        *("strategy.name=fot", "strategy.threshold=0.7"),
+        *("data.partition=permuted_tasks", "data.num_tasks=2", "data.rounds_per_task=1"),
+    ),
+    "ggeur": (
+        *("strategy.name=ggeur", "strategy.base=scaffold", "strategy.complete=all", "strategy.target=20"),
+        *("data.encoder=pca:8", "model.name=linear", "model.sizes={}"),
+    ),
+    "creamfl": (
+        "data.name=synthetic",
+        "data.options={num_examples: 300, num_test: 40, num_classes: 4, image_size: 8, attributes: 5}",
+        *("data.max_train=0", "data.public=0.3", "data.text_encoder=bpe", "data.vocabulary=80", "data.text_length=10"),
+        *("strategy.name=creamfl", "strategy.num_image=2", "strategy.num_text=3", "strategy.num_both=3"),
+        *("strategy.dimension=8", "strategy.image_models=[mlp, cnn]", "strategy.text_models=[gru, transformer]"),
+        "strategy.image_sizes={cnn: {width: 2, hidden: 8}, mlp: {hidden: 8, depth: 1, dropout: 0.1}}",
+        "strategy.text_sizes={gru: {width: 8}, transformer: {width: 8, depth: 1, heads: 2}}",
+        *("strategy.server_text_sizes={width: 16, depth: 1, heads: 2}", "strategy.wire=int8"),
+    ),
+}
+
+
+# Those whose phases, memory or folds differ; the others add nothing to an engine but their own arithmetic.
+COVERED = ("scaffold", "fedloge", "fot", "ggeur", "creamfl")
+# Over gRPC, where a run takes half a minute: memory and phases of several kinds (over SCAFFOLD), and no weights at all.
+COVERED_GRPC = ("ggeur", "creamfl")
+
+
+def covering(strategy: str, *values: object, covered: bool) -> object:
+    return pytest.param(strategy, *values, marks=() if covered else pytest.mark.exhaustive)
+
+
+class Inline(dict[str, str]):
+    """The hash of each strategy on the inline engine, made when it is asked for; all are different."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = folder
+
+    def __missing__(self, name: str) -> str:
+        found = bits(run("digits", *SMALL, *STRATEGIES[name], f"run.results={self._folder}"))
+        assert found not in self.values()
+        self[name] = found
+        return found
+
+
+@pytest.fixture(scope="module")
+def inline(tmp_path_factory: pytest.TempPathFactory) -> Inline:
+    return Inline(tmp_path_factory.mktemp("inline"))
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize(
+    ("strategy", "workers"),
+    [
+        *(covering(name, workers, covered=False) for name, workers in (("fedavg", 1), ("fedprox", 2), ("fedopt", 2))),
+        *(
+            covering(name, workers, covered=i % 2 == 2 - workers)
+            for i, name in enumerate(COVERED)
+            for workers in (1, 2)
+        ),
+    ],
+)
+def test_ray_gives_the_same_bits(strategy: str, workers: int, inline: Inline, tmp_path: Path) -> None:
+    engine = ("engine.name=ray", f"engine.workers={workers}", f"run.results={tmp_path}")
+    result = run("digits", *SMALL, *STRATEGIES[strategy], *engine)
+    assert bits(result) == inline[strategy]
+
+
+@pytest.mark.parametrize("strategy", [covering(name, covered=name in COVERED_GRPC) for name in STRATEGIES])
+def test_grpc_gives_the_same_bits(strategy: str, inline: Inline, federation: Path, tmp_path: Path) -> None:
+    result = run("digits", *SMALL, *STRATEGIES[strategy], "engine.name=grpc", f"run.results={tmp_path}")
+    assert bits(result) == inline[strategy]
+    assert result.summary["num_failures"] == 0
+    if strategy in ("scaffold", "ggeur"):  # memory stays on the nodes: each partition's with the node that holds it
+        files = list(federation.glob(f"nodes/*/state/{result.path.name}*/0/*/*.safetensors"))
+        held = sorted(int(path.parent.name) // 4 for path in files)
+        nodes = sorted(int(path.parts[-6]) for path in files)
+        assert held == nodes
+        assert nodes
+
+
+@pytest.mark.exhaustive  # a minute and a half: a process for every message
+def test_stock_supernodes_give_the_same_bits(inline: Inline, tmp_path: Path, monkeypatch) -> None:
+    """Flower's own nodes, which start a process for every message: two rounds, so that memory is read."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("UMBEL_HOME", str(home))
+    options = (*SMALL, *STRATEGIES["scaffold"], "evaluate.every=0", f"run.results={tmp_path}")
+    expected = inline["scaffold"]  # evaluation changes no bits
+    try:
+        federate.start(2, home, stock=True)
+        assert run("digits", *options, "engine.name=grpc").summary["weights_sha256"] == expected
+    finally:
+        federate.stop(home)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_worker_that_dies_is_replaced(inline: Inline, tmp_path: Path, monkeypatch) -> None:
+    """The block runs again, from the same memory and the same random numbers."""
+    marker = tmp_path / "died"
+    original = RayWorker.run
+
+    def dying(self, arrays, head, kind):
+        if '"round": 2' in head and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, arrays, head, kind)
+
+    monkeypatch.setattr(RayWorker, "run", dying)
+    engine = ("engine.name=ray", "engine.workers=2", f"run.results={tmp_path}")
+    result = run("digits", *SMALL, *STRATEGIES["scaffold"], *engine)
+    assert marker.exists()
+    assert result.summary["weights_sha256"] == inline["scaffold"]
+
+
+@pytest.mark.usefixtures("cluster")
+def test_a_block_that_kills_every_worker_is_given_up(tmp_path: Path, monkeypatch) -> None:
+    original = RayWorker.run
+
+    def dying(self, arrays, head, kind):
+        if '"clients": [[0, [' in head or '"blocks": [[1' in head:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, arrays, head, kind)
+
+    class Failures(Listener):
+        def __init__(self) -> None:
+            self.reasons: dict[int, str] = {}
+
+        def failure(self, round_: int, phase: str, client: int, node: int, reason: str) -> None:
+            self.reasons[client] = reason
+
+    monkeypatch.setattr(RayWorker, "run", dying)
+    heard = Failures()
+    engine = ("engine.name=ray", "engine.workers=1", f"run.results={tmp_path}", "run.rounds=1", "evaluate.every=0")
+    result = run("digits", *SMALL, *engine, listener=heard)
+    assert len(heard.reasons) == 2  # the second block has two clients
+    assert all("died 3 times" in reason for reason in heard.reasons.values())
+    assert result.summary["num_failures"] == 2
+
+
+def test_ray_from_a_folder_that_shadows_our_packages(tmp_path: Path) -> None:
+    for package in ("data", "core", "client"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").write_text("raise ImportError('the wrong package')\n")
+    program = (
+        "import sys; sys.path = [p for p in sys.path if p not in ('', sys.argv[1])]\n"
+        "from umbel import run\n"
+        "print(run('digits', *sys.argv[2:]).summary['weights_sha256'])"
+    )
+    options = [*SMALL, "run.rounds=1", "engine.name=ray", "engine.workers=1", f"run.results={tmp_path / 'results'}"]
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path), *options],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert len(done.stdout.split()[-1]) == 64
+
+
+@pytest.mark.exhaustive  # half a minute: a federation of its own, and a deadline
+def test_too_few_nodes_end_with_a_message(tmp_path: Path, monkeypatch) -> None:
+    """A federation whose only node holds half of the clients: a deadline, never a wait for ever."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("UMBEL_HOME", str(home))
+    command = federate._node_command
+    monkeypatch.setattr(
+        federate,
+        "_node_command",
+        lambda folder, config, *rest: command(folder, config.replace("num-partitions=1", "num-partitions=2"), *rest),
+    )
+    try:
+        federate.start(1, home)
+        with pytest.raises(RunStoppedError, match=r"nobody holds the clients 4-7 of 8\. Start more nodes"):
+            run("digits", *SMALL, "engine.name=grpc", "engine.node_timeout_seconds=15", f"run.results={tmp_path}")
+    finally:
+        federate.stop(home)

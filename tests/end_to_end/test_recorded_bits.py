@@ -1,0 +1,43 @@
+"""The bits of a round are those that were recorded: a change of them is deliberate, and stands in CHANGELOG.md.
+
+`recorded_bits.json` has a hash for each strategy under each arithmetic that it was recorded on: the kernels' bits
+(core/kernels.py), PyTorch's version and the processor. Elsewhere the test skips. To record what this process gives:
+`pytest tests/end_to_end/test_recorded_bits.py --record-bits`.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from umbel.core.files import read_json, write_json
+from umbel.core.kernels import kernels
+from umbel.server.results import processor
+
+from tests.helpers import bits
+from tests.test_engines import SMALL, STRATEGIES
+from umbel import run
+
+RECORDED = Path(__file__).with_name("recorded_bits.json")
+
+
+def here() -> str:
+    """The arithmetic of this process in a line."""
+    found = kernels()
+    return f"{processor()} | torch {torch.__version__} | {found['aten']} | {found['bits']}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_the_bits_are_those_recorded(strategy: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    recorded = json.loads(RECORDED.read_text(encoding="utf-8"))
+    arithmetic = here()
+    if arithmetic not in recorded and not request.config.getoption("--record-bits"):
+        pytest.skip(f"no bits were recorded for: {arithmetic}")
+    found = bits(run("digits", *SMALL, *STRATEGIES[strategy], f"run.results={tmp_path}"))
+    if request.config.getoption("--record-bits"):
+        write_json(RECORDED, {**read_json(RECORDED), arithmetic: {**recorded.get(arithmetic, {}), strategy: found}})
+    else:
+        assert found == recorded[arithmetic][strategy]

@@ -1,0 +1,75 @@
+"""Every strategy runs a round with every `_tiny32` model: hooks, memory, two heads, features, folds of its state."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+from umbel.models import names
+from umbel.strategies import registry
+
+from umbel import run
+
+TINY = tuple(name for name in names() if name.endswith("_tiny32"))
+SET = "data.options={num_examples: 48, num_test: 6, num_classes: 3, image_size: 28, noise: 0.5, attributes: 4}"
+SMALL = (
+    *("data.name=synthetic", SET, "data.num_clients=2", "data.partition=iid", "data.client_test=0", "run.rounds=1"),
+    *("client.epochs=0", "client.max_steps=1", "client.batch_size=4", "evaluate.clients=0", "checkpoint.every=0"),
+)
+OPTIONS = {
+    "fedavg": (),
+    "fedprox": ("strategy.mu=0.1",),
+    "scaffold": (),
+    "fedopt": ("strategy.momentum=0.9",),
+    "ggeur": ("strategy.refresh=1", "strategy.complete=all", "strategy.target=12"),
+    "fot": ("data.partition=permuted_tasks", "data.num_tasks=2", "data.rounds_per_task=1", "run.rounds=2"),
+    "fedloge": ("data.partition=long_tail", "data.imbalance=2"),
+    "creamfl": (
+        *("data.public=0.3", "data.text_encoder=bpe", "data.vocabulary=80", "data.text_length=6", "data.num_clients=3"),
+        *("strategy.num_image=1", "strategy.num_text=1", "strategy.num_both=1", "strategy.dimension=8"),
+        *("strategy.text_models=[gru]", "strategy.text_sizes={gru: {width: 8}}"),
+        "strategy.server_text_sizes={width: 8, depth: 1, heads: 2}",
+    ),
+    "umbel.strategies.local:Local": (),
+    "flwr:FedTrimmedAvg": ("strategy.beta=0.2",),
+}
+
+
+def test_the_list_of_strategies_is_whole():
+    assert set(registry.names()) <= set(OPTIONS)
+
+
+def go(tmp_path: Path, strategy: str, model: str, *options: str):
+    own = (f"strategy.image_models=[{model}]",) if strategy == "creamfl" else ()
+    chosen = (f"model.name={model}", f"strategy={{name: {strategy}}}", *OPTIONS[strategy], *own, *options)
+    return run("digits", *SMALL, *chosen, f"run.results={tmp_path}")
+
+
+def pairs():
+    """All pairs; `make test` has those in which a model meets its strategy in turn, so that each of both is there."""
+    for i, model in enumerate(TINY):
+        for j, strategy in enumerate(OPTIONS):
+            yield pytest.param(model, strategy, marks=() if j == i % len(OPTIONS) else pytest.mark.exhaustive)
+
+
+@pytest.mark.parametrize(("model", "strategy"), list(pairs()))
+def test_a_round(model, strategy, tmp_path):
+    result = go(tmp_path, strategy, model)
+    assert result.summary["num_failures"] == 0
+    metrics = result.summary["metrics"]
+    asked = "test/rsum" if strategy == "creamfl" else "test/loss"
+    assert math.isfinite(metrics[asked]) and 0 <= metrics[asked] < 1e3, metrics
+
+
+def ruled():
+    """Each model under each rule; `make test` has each model under one, so that each rule has many models."""
+    rules = ("local", "group", "layer")
+    for i, model in enumerate(TINY):
+        for j, norm in enumerate(rules):
+            yield pytest.param(model, norm, marks=() if j == i % len(rules) else pytest.mark.exhaustive)
+
+
+@pytest.mark.parametrize(("model", "norm"), list(ruled()))
+def test_norm_rules(model, norm, tmp_path):
+    assert go(tmp_path, "fedavg", model, f"model.norm={norm}").summary["num_failures"] == 0

@@ -1,0 +1,163 @@
+"""Comparisons: how they are asked for, their numbers, what they leave behind, what they use again."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from umbel.conf.errors import ExperimentError
+from umbel.core.files import read_json
+from umbel.simulations.commands.main import main
+from umbel.simulations.compare import runs as comparing
+from umbel.simulations.compare.runs import compose, folder_name, parse_seeds, parse_strategies
+from umbel.simulations.compare.tables import Comparison, Item, cell, difference_cell, markdown, read_comparison
+
+from tests.helpers import compared
+
+TINY = ("model.name=cnn", "run.rounds=2", "data.num_clients=4", "data.max_train=200", "client.epochs=1")
+
+
+def umbel(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+@pytest.mark.parametrize(
+    ("text", "labels"),
+    [
+        ("fedavg", ["fedavg"]),
+        ("fedavg, fedprox(mu=0.1),scaffold", ["fedavg", "fedprox(mu=0.1)", "scaffold"]),
+        ("fedopt( optimizer = adam,lr=0.1 )", ["fedopt(optimizer=adam, lr=0.1)"]),
+        ("flwr:FedTrimmedAvg(beta=0.2),my.module:Class", ["flwr:FedTrimmedAvg(beta=0.2)", "my.module:Class"]),
+        ("fedprox(mu=1),fedprox(mu=2)", ["fedprox(mu=1)", "fedprox(mu=2)"]),
+        ("a(list=[1,2],other={x:1}),b", ["a(list=[1,2], other={x:1})", "b"]),
+    ],
+)
+def test_strategies_are_read(text: str, labels: list[str]) -> None:
+    assert [item.label for item in parse_strategies(text)] == labels
+
+
+@pytest.mark.parametrize("text", ["", "fedprox(mu=1", "fedprox)mu=1(", "fedprox(mu)", "a,a", "fedprox:mu=(1)x"])
+def test_what_is_no_list_of_strategies_is_refused(text: str) -> None:
+    with pytest.raises(ExperimentError, match="--strategies"):
+        parse_strategies(text)
+
+
+def test_seeds_are_counted_or_listed() -> None:
+    assert parse_seeds("3", 0) == (0, 1, 2)
+    assert parse_seeds("2", 5) == (5, 6)
+    assert parse_seeds("1,5,7", 0) == (1, 5, 7)
+    assert parse_seeds("4,", 0) == (4,)
+    for text in ("0", "", "x", "1,1", "-1"):
+        with pytest.raises(ExperimentError, match="--seeds"):
+            parse_seeds(text, 0)
+
+
+def test_options_of_the_file_hold_for_its_own_strategy_only(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("strategy: {name: fedprox, mu: 0.5}\n")
+    items = parse_strategies("fedprox,fedprox(mu=2),fedavg")
+    options = [compose(str(file), item, 3, ()).strategy.options.get("mu") for item in items]
+    assert options == [0.5, 2.0, None]
+    assert compose(str(file), items[0], 3, ()).run.seed == 3
+
+
+def test_folders_differ_when_results_may_and_only_then() -> None:
+    item = Item("fedprox(mu=0.1)", "fedprox", ("mu=0.1",))
+
+    def name(*overrides: str) -> str:
+        return folder_name(item, compose("digits", item, 0, overrides))
+
+    assert name().startswith("fedprox-mu0.1-s0-")
+    assert name() == name("engine.name=ray", "checkpoint.every=1", "run.results=/elsewhere")
+    many = Item("fedprox(" + "x" * 300 + ")", "fedprox", ("mu=0.1",))
+    assert len(folder_name(many, compose("digits", many, 0, ()))) < 120
+    assert len({name(), name("run.rounds=3"), name("client.lr=0.3"), name("evaluate.clients=0")}) == 4
+
+
+def made(values: dict[str, list[float]]) -> Comparison:
+    """Make a comparison whose test accuracies are given, one a seed."""
+    return compared({label: [{"test_last": value} for value in found] for label, found in values.items()})
+
+
+def test_numbers_of_a_comparison() -> None:
+    # Means 0.5 and 0.7; deviations by n - 1; differences 0.1, 0.2, 0.3, error 0.1 / sqrt(3).
+    found = made({"a": [0.4, 0.5, 0.6], "b": [0.5, 0.7, 0.9]})
+    assert found.mean_and_deviation("a", "test_last") == pytest.approx((0.5, 0.1))
+    assert found.mean_and_deviation("b", "test_last") == pytest.approx((0.7, 0.2))
+    assert found.difference("b", "a", "test_last") == pytest.approx((0.2, 0.1 / math.sqrt(3)))
+    assert found.best("test_last") == "b"
+    assert cell(found, "b", "test_last") == "0.7000 ± 0.2000 *"
+    assert cell(found, "b", "test_best") == "–"
+    assert difference_cell(found, "a") == "reference"
+    assert difference_cell(found, "b") == "+0.2000 ± 0.0577"
+
+
+def test_no_best_within_one_standard_error_or_with_one_seed() -> None:
+    # Differences 0.2, -0.1, 0.0: mean 0.033, standard error 0.088.
+    assert made({"a": [0.5, 0.5, 0.5], "b": [0.7, 0.4, 0.5]}).best("test_last") is None
+    # c is clearly below, b is not: no best.
+    assert made({"a": [0.5, 0.5], "b": [0.6, 0.45], "c": [0.1, 0.1]}).best("test_last") is None
+    single = made({"a": [0.5], "b": [0.9]})
+    assert single.best("test_last") is None
+    assert math.isnan(single.difference("b", "a", "test_last")[1])
+    assert "One seed" in markdown(single)
+    assert cell(single, "b", "test_last") == "0.9000"
+
+
+def test_a_comparison_is_written_and_its_runs_are_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    arguments = ("compare", "digits", *TINY, "--strategies", "fedavg,fedprox(mu=0.1)", "--seeds", "2")
+    output = ("--output", tmp_path / "c")
+    first = umbel(*arguments, *output)
+    assert first.exit_code == 0, first.output
+    assert first.stdout.splitlines()[-1] == str(tmp_path / "c")
+    for name in ("comparison.json", "table.md", "curves.png", "partition.png", "report.html"):
+        assert (tmp_path / "c" / name).stat().st_size
+        assert name == "comparison.json" or str(tmp_path / "c" / name) in first.stderr.replace("\n", "")
+    assert "fedprox(mu=0.1)" in first.stderr
+    assert "What to try next" in first.stderr
+    events = [json.loads(line) for line in first.stdout.splitlines()[:-1]]
+    assert [event["how"] for event in events if event["event"] == "member"] == ["new"] * 4
+
+    content = read_json(tmp_path / "c" / "comparison.json")
+    runs = {(run["strategy"], run["seed"]): run for run in content["runs"]}
+    assert set(runs) == {(label, seed) for label in ("fedavg", "fedprox(mu=0.1)") for seed in (0, 1)}
+    summary = read_json(tmp_path / "c" / runs["fedavg", 1]["folder"] / "summary.json")
+    assert runs["fedavg", 1]["test_last"] == summary["metrics"]["test/accuracy"]
+    assert runs["fedavg", 1]["weights_sha256"] == summary["weights_sha256"]
+    # mean = (x + y) / 2 of the two seeds
+    both = [runs["fedavg", seed]["test_last"] for seed in (0, 1)]
+    assert content["table"]["fedavg"]["test_last"]["mean"] == pytest.approx(sum(both) / 2)
+    again = read_comparison(tmp_path / "c")
+    assert markdown(again) == (tmp_path / "c" / "table.md").read_text()
+
+    # A third run of a strategy is new; a stopped one is gone on with; the others are there.
+    stopped = tmp_path / "c" / runs["fedavg", 0]["folder"]
+    (stopped / "summary.json").unlink()
+    second = umbel(*arguments[:-4], "--strategies", "fedavg", "--seeds", "3", *output)
+    assert second.exit_code == 0, second.output
+    events = [json.loads(line) for line in second.stdout.splitlines()[:-1]]
+    assert [event["how"] for event in events if event["event"] == "member"] == ["resumed", "reused", "new"]
+    assert read_json(stopped / "summary.json")["weights_sha256"] == runs["fedavg", 0]["weights_sha256"]
+
+    monkeypatch.setattr(comparing.api, "run", None)  # nothing would run
+    assert umbel(*arguments[:-4], "--strategies", "fedavg", "--seeds", "3", *output).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--strategies", "fedavgg"], "'fedavg'"),
+        (["--strategies", "fedprox(mo=1)"], "strategy.mu"),
+        (["--strategies", "fedavg", "--seeds", "many"], "--seeds"),
+        (["--strategies", "fedavg", "run.seed=3"], "--seeds"),
+        (["--strategies", "fedavg", "data.num_clients=4000"], "data.num_clients"),
+    ],
+)
+def test_what_is_wrong_is_refused_before_anything_starts(tmp_path: Path, arguments: list[str], said: str) -> None:
+    result = umbel("compare", "digits", *TINY, f"run.results={tmp_path / 'results'}", *arguments)
+    assert result.exit_code == 2, result.output
+    assert said in result.stderr
+    assert not (tmp_path / "results").exists()

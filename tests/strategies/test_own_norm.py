@@ -1,0 +1,65 @@
+"""Batch norm that stays with each client (FedBN): a phase that loads no model leaves each client's own as it was."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from umbel.client import worker
+from umbel.core.memory import MemoryRecord, MemoryStore, Version
+from umbel.strategies.fedloge.method import FedLoGe
+
+from umbel import run
+
+K = 4
+SMALL = (
+    *("model.name=cnn", "model.sizes={width: 4, hidden: 16, norm: batch}", "model.norm=local", "run.min_replies=1"),
+    *(f"data.num_clients={K}", "data.options.num_examples=400", "run.participation=1.0", "evaluate.every=0"),
+)
+
+
+@pytest.fixture
+def written(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, int, int], MemoryRecord]:
+    """All memory that is written, by round, step of the round, and client."""
+    found: dict[tuple[int, int, int], MemoryRecord] = {}
+    write = MemoryStore.write
+
+    def noting(self: MemoryStore, client: int, version: Version, record: MemoryRecord, *rest: Any) -> None:
+        found[version.round, version.step, client] = record
+        write(self, client, version, record, *rest)
+
+    monkeypatch.setattr(MemoryStore, "write", noting)
+    return found
+
+
+def norm_of(record: MemoryRecord) -> torch.Tensor:
+    return torch.cat([tensor.double().flatten() for _, tensor in sorted(record.trees[worker.NORM].items())])
+
+
+def test_ggeurs_geometry_leaves_it_alone(written, tmp_path):
+    """Round 2: step 0 is `statistics`, which loads the model; step 1 is `geometry`, which does not; 2 is `train`."""
+    options = ("strategy.name=ggeur", "strategy.refresh=1", "run.rounds=2")
+    run("synthetic", *SMALL, *options, f"run.results={tmp_path}")
+    trained = [norm_of(written[1, 2, k]) for k in range(K)]
+    assert not any(torch.equal(trained[0], other) for other in trained[1:])
+    for k in range(K):
+        assert "ggeur:geometry" in written[2, 1, k].trees  # it did remember
+        assert torch.equal(norm_of(written[2, 1, k]), trained[k])
+        assert not torch.equal(norm_of(written[2, 2, k]), trained[k])
+
+
+def test_fedloges_classes_leave_it_alone(written, tmp_path, monkeypatch):
+    """Client 3 is away in round 1, so that `classes` is asked again in round 2, after the others have trained."""
+    local = FedLoGe.local
+
+    def away(self, phase, payload, client):
+        if client.round == 1 and client.id == 3:
+            raise RuntimeError("away")
+        return local(self, phase, payload, client)
+
+    monkeypatch.setattr(FedLoGe, "local", away)
+    run("synthetic", *SMALL, "strategy.name=fedloge", "run.rounds=2", f"run.results={tmp_path}")
+    for k in range(3):
+        assert torch.equal(norm_of(written[2, 0, k]), norm_of(written[1, 1, k]))
+    assert worker.NORM not in written[2, 0, 3].trees  # it has trained nothing yet

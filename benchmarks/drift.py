@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Any
 
 from studies import command_line, folder_of, hash_of, kept, publish
+
+from umbel import run
 from umbel.conf.load import load
 from umbel.core.files import read_json
 from umbel.simulations.explain.filters import THRESHOLD
 from umbel.simulations.explain.look import Options, explain
-
-from umbel import run
 
 EXPERIMENT = "shuffled_labels"
 STUDIES = {

@@ -34,6 +34,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+
 from umbel.data import DataConfig, DataSet, encoders, load
 from umbel.data.encoders.base import imported
 from umbel.data.encoders.lite import LITE0

@@ -24,10 +24,9 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from umbel import run
 from umbel.server.results import environment
 from umbel.simulations.engines import federate
-
-from umbel import run
 
 WORKLOAD = (
     "model.name=cnn",

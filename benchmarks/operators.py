@@ -23,12 +23,13 @@ from typing import Any
 
 import torch
 from studies import Runs, Study, column, command_line, folder_of, measure_all, paired, publish, spread
+from zoo import Contender, hardware, seconds
+
 from umbel.conf.load import load
 from umbel.models import build, operators
 from umbel.models.base import Model
 from umbel.models.facts import activation_bytes, macs
 from umbel.models.weights import shared_state
-from zoo import Contender, hardware, seconds
 
 FOUND = Path(__file__).parent / "results" / "operators.json"
 RATES = (0.001, 0.003)

@@ -60,6 +60,7 @@ def cut(scheme: str, clients: int, examples: int, classes: int = 10) -> dict[str
         `kept`, the number of examples that are in the partition.
     """
     import torch
+
     from umbel.data.config import DataConfig
     from umbel.data.partition import build
 

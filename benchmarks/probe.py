@@ -28,6 +28,7 @@ import torch
 from probe_tables import tables  # beside this script
 from torch import Tensor
 from torch.nn import functional as F
+
 from umbel.core.rng import generator
 from umbel.data import encoders
 from umbel.data.config import DataConfig

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
+
 from umbel.core.rng import generator
 from umbel.strategies.creamfl import method as creamfl
 from umbel.strategies.fot import method as fot

@@ -29,6 +29,7 @@ from pathlib import Path
 
 import torch
 from server_cases import CASES, TINY, Found, Sizes
+
 from umbel.server.results import environment
 
 

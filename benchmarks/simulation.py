@@ -27,6 +27,7 @@ def plain() -> float:
     """Train with a loop that knows nothing of federations but the weighted mean; return seconds for the rounds."""
     import torch
     import torch.nn.functional as F
+
     from umbel.conf import load
     from umbel.conf.federation import build_model, federation
     from umbel.data.transforms import normalize
@@ -82,6 +83,7 @@ def flower() -> float:
     from flwr.serverapp import Grid, ServerApp
     from flwr.serverapp.strategy import FedAvg
     from flwr.simulation import run_simulation
+
     from umbel.conf import load
     from umbel.conf.federation import build_model, federation
     from umbel.data.transforms import normalize

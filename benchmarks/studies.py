@@ -22,12 +22,12 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from umbel import run
 from umbel.conf.load import as_yaml, load
 from umbel.conf.schema import Experiment
 from umbel.core.files import read_json
 from umbel.server.results import environment
-
-from umbel import run
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
 from umbel.models import build, names
 from umbel.models.base import Model
 from umbel.models.facts import macs

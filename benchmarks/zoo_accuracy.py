@@ -18,6 +18,7 @@ from pathlib import Path
 
 import torch
 from studies import Runs, Study, column, command_line, folder_of, measure_all, paired, publish, spread
+
 from umbel.models import build, names
 from umbel.models.weights import shared_state
 

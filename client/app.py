@@ -4,6 +4,7 @@ Flower loads it out of the bundle by the bare name `client.app`; all else is imp
 """
 
 from flwr.clientapp import ClientApp
+
 from umbel.client.handlers import hello, phase
 
 app = ClientApp()

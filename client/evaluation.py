@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
 from umbel.core.device import parameter_dtype
 from umbel.core.metrics import classify_tasks, matching, total
 from umbel.core.records import Payload, Reply

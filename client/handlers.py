@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from flwr.app import Context, Message
+
 from umbel.client.worker import Worker
 from umbel.conf.load import load, split_overrides
 from umbel.core.messages import decode_work, encode_json, encode_outcome

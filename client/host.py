@@ -10,6 +10,7 @@ from functools import cached_property, partial
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
 from umbel.conf.federation import build_model, federation, local_names
 from umbel.conf.schema import Experiment
 from umbel.core import device as devices

@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+
 from umbel.conf.check import check
 from umbel.conf.errors import ExperimentError
 from umbel.conf.schema import Experiment

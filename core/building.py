@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import torch
 from torch import nn
+
 from umbel.core.rng import forked, generator
 
 M = TypeVar("M", bound=nn.Module)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+
 from umbel.core.folds import Product, product
 from umbel.core.gathered import Collect
 from umbel.core.metrics import matching

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
 from umbel.core.records import BadReplyError, Payload, Reply
 from umbel.core.tree import Tree, TreeMismatchError, check_same, first_non_finite
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+
 from umbel.core import moments
 from umbel.core.folds import Fold, Like
 from umbel.core.records import BadReplyError, Payload

@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from torch import Tensor
+
 from umbel.core.files import read_tensors, write_tensors
 from umbel.core.tree import Tree
 

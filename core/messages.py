@@ -17,6 +17,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from safetensors import SafetensorError
 from safetensors.torch import load
 from torch import Tensor
+
 from umbel.core.blocks import Block
 from umbel.core.files import tensors_to_bytes
 from umbel.core.folds import Partial

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
 from umbel.data.errors import DataError
 from umbel.data.split import hashed
 from umbel.data.texts import Texts

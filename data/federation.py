@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
 from umbel.core.rng import generator
 from umbel.data import encoders
 from umbel.data import partition as partitions

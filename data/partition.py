@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
+
 from umbel.core.names import unknown
 from umbel.data.config import DataConfig
 from umbel.data.errors import PartitionError

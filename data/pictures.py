@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
 from umbel.data.errors import DamagedDataError, DataError
 
 _MODES = {1: "L", 3: "RGB"}

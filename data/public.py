@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import torch
 from torch import Tensor
+
 from umbel.core.rng import generator
 from umbel.data import encoders
 from umbel.data.config import DataConfig

@@ -9,6 +9,7 @@ import hashlib
 
 import torch
 from torch import Tensor
+
 from umbel.core.rng import generator
 
 

@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import torch
 from torch import Tensor
+
 from umbel.data.errors import DataError
 
 

@@ -24,6 +24,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
 from umbel.data.encoders.base import imported, installed
 from umbel.data.errors import DataError, MissingDataError
 from umbel.data.texts import Texts

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
 from umbel.core.names import unknown
 from umbel.core.rng import generator as make_generator
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
 from umbel.data.errors import DataError
 from umbel.data.texts import Texts
 

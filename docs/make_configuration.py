@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
 from umbel.simulations.commands import catalogue
 from umbel.simulations.commands.catalogue import Option
 from umbel.strategies import registry as strategies

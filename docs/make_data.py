@@ -23,6 +23,7 @@ from typing import Any
 import torch
 import yaml
 from torch import Tensor
+
 from umbel.core.rng import generator
 from umbel.data.config import DataConfig
 from umbel.data.errors import MissingDataError

@@ -15,6 +15,7 @@ import pandas as pd
 import yaml
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
 from umbel.core.files import read_json
 
 PICTURE = Path(__file__).resolve().parent / "images" / "fot-permuted.png"

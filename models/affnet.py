@@ -22,6 +22,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from umbel.models.base import Block, Model, check_count, check_counts, check_fraction, check_image_size, check_positive
 from umbel.models.layers import ConvNorm, drop_path, drop_rates, halving_strides, no_autocast
 

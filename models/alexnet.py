@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from umbel.models.base import Model, check_count, check_fraction
 
 KERNELS = (4, 3, 2)

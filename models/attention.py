@@ -36,6 +36,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+
 from umbel.models.base import Block
 from umbel.models.convit import GatedPositionalAttention
 from umbel.models.fit import SuperBlock

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from umbel.models.base import Model, check_count
 
 

@@ -16,6 +16,7 @@ from math import isqrt
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from umbel.models.base import Block, Model, check_count, check_divides, check_fraction, check_image_size, check_positive
 from umbel.models.layers import (
     Mlp,

@@ -23,6 +23,7 @@ from functools import partial
 
 import torch
 from torch import Tensor, nn
+
 from umbel.models.base import Block, Model, check_count, check_counts, check_fraction, check_image_size, check_positive
 from umbel.models.layers import (
     LayerNorm2d,

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from umbel.models.base import Block, Model, check_count, check_counts, check_divides, check_fraction
 from umbel.models.layers import drop_path, join_heads, quick_gelu, split_heads, to_map, to_tokens
 

@@ -28,6 +28,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
 from umbel.models.base import Model, check_count, check_counts, check_divides, check_fraction, check_image_size
 from umbel.models.dual_token_blocks import DualTokenBlock, MergePatches, StageSizes
 from umbel.models.layers import drop_rates, initialise_linear, to_map, to_tokens

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
+
 from umbel.models import registry
 from umbel.models.base import Model
 from umbel.models.weights import shared_state

@@ -22,6 +22,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+
 from umbel.models.base import Block, Model, check_count, check_divides, check_fraction, check_image_size, check_lists
 from umbel.models.layers import (
     CrossAttention,

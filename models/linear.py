@@ -6,6 +6,7 @@ Shapes: B batch, I input channels, S image side, D features, C classes.
 from __future__ import annotations
 
 from torch import Tensor, nn
+
 from umbel.models.base import Model
 
 

@@ -28,6 +28,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
 from umbel.core.names import unknown
 from umbel.models.base import Block, Model
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import Tensor, nn
+
 from umbel.models.base import Model, check_count, check_fraction
 
 

@@ -14,6 +14,7 @@ from torch import nn
 
 # The private base is the only name that covers 1d, 2d, 3d and synchronised batch norm, and not instance norm.
 from torch.nn.modules.batchnorm import _BatchNorm
+
 from umbel.models.base import Model
 
 # What a rule puts in the place of batch norm: the largest number of groups.

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
 from umbel.models.base import Model
 from umbel.models.text import TextEncoder
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from umbel.models.base import Block, Model, check_count
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from umbel.models.base import Block
 from umbel.models.layers import max_pool
 from umbel.models.resnet import BasicBlock

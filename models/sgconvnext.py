@@ -19,6 +19,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from torch import nn
+
 from umbel.models.base import check_count, check_counts, check_fraction, check_image_size, check_positive
 from umbel.models.convnext_dcls import ConvNeXt, Mixers
 from umbel.models.layers import halving_strides, initialise_linear

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from umbel.models.base import Block, Model, check_counts, check_fraction, check_image_size, check_positive
 from umbel.models.layers import LayerScale, SqueezeExcite, drop_path, drop_rates, halving_strides, strided
 

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 import torch.nn.functional as F
 from torch import Tensor, nn
+
 from umbel.models.base import (
     Block,
     Model,

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from umbel.models.base import Block, Model, check_count, check_counts, check_divides, check_fraction, check_image_size
 from umbel.models.layers import drop_rates, halving_strides, initialise_linear
 from umbel.models.uniformer_blocks import GlobalBlock, LocalBlock

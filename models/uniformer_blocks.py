@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from umbel.models.base import Block
 from umbel.models.layers import Mlp, SelfAttention, drop_path
 

@@ -22,6 +22,7 @@ from copy import deepcopy
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from umbel.models.base import Block, Model, check_count, check_counts, check_fraction, check_image_size, check_positive
 from umbel.models.layers import (
     LayerNorm2d,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+
 from umbel.core.names import unknown
 from umbel.core.tree import Tree, TreeMismatchError
 from umbel.models.base import Model

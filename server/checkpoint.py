@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+
 from umbel.core import state as states
 from umbel.core.files import read_json, read_tensors, write_folder, write_json, write_tensors
 from umbel.core.tree import sha256

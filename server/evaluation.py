@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
 from umbel.core import metrics
 from umbel.core.folds import Folded
 from umbel.core.gathered import collected

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flwr.app import Message
 from flwr.serverapp import Grid
+
 from umbel.core.blocks import Assembler, Block, BlockTree, cut
 from umbel.core.files import read_tensors, write_tensors
 from umbel.core.folds import Folded, Partial, Product

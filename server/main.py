@@ -8,6 +8,7 @@ from typing import Any
 
 from flwr.serverapp import Grid
 from torch import Tensor
+
 from umbel.conf.schema import Experiment
 from umbel.core.device import set_threads
 from umbel.core.files import read_json

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 
 from flwr.app import Message
 from flwr.serverapp import Grid
+
 from umbel.core.messages import MessageError, decode_json, encode_json
 from umbel.server.errors import RunStoppedError
 from umbel.server.inbox import Inbox, replies

@@ -15,13 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from torch import Tensor
+
+import umbel
 from umbel.conf.load import as_yaml
 from umbel.conf.schema import Experiment
 from umbel.core.files import read_json, write_bytes, write_json, write_tensors, write_text
 from umbel.core.kernels import kernels
 from umbel.core.tree import sha256
-
-import umbel
 
 SCHEMA = pa.schema(
     [

@@ -14,6 +14,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
+
 from umbel.core.evaluation import evaluation_fold
 from umbel.core.folds import Folded
 from umbel.core.memory import Version

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
 from umbel.conf.federation import build_model, federation, local_names
 from umbel.conf.load import build_strategy, portable_hash
 from umbel.conf.schema import Experiment

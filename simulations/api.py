@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
+from umbel import data
 from umbel.conf.errors import ExperimentError
 from umbel.conf.load import as_yaml, load
 from umbel.conf.schema import Experiment
@@ -19,8 +21,6 @@ from umbel.server.listener import Listener
 from umbel.server.main import execute, summary
 from umbel.server.results import new_folder
 from umbel.simulations.engines.inline import InlineGrid
-
-from umbel import data
 
 
 @dataclass(frozen=True)

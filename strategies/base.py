@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Generic, TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
 from umbel.core import training
 from umbel.core.folds import Folded, Product
 from umbel.core.memory import MemoryRecord

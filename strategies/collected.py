@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+
 from umbel.core.folds import Folded, Product, product
 from umbel.core.gathered import Collect, collected
 from umbel.core.records import Payload, Reply

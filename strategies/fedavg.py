@@ -20,6 +20,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from torch import Tensor
+
 from umbel.core.folds import Fold, Folded, Product, UniformMean, WeightedMean, product
 from umbel.core.records import Payload, Reply
 from umbel.core.tree import Tree

@@ -31,6 +31,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
 from umbel.core.folds import Folded, Product, product
 from umbel.core.records import Payload, Reply
 from umbel.core.tree import Tree

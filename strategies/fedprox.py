@@ -21,6 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
+
 from umbel.core.folds import Folded, Product, product
 from umbel.core.records import Payload, Reply
 from umbel.strategies.base import (

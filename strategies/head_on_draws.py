@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
+
 from umbel.core.training import Correction, TrainReport
 from umbel.data.types import Examples
 from umbel.models.base import Model

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
+
 from umbel.core.folds import Folded, Product, product
 from umbel.core.memory import MemoryRecord
 from umbel.core.records import Payload, Reply

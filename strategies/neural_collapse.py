@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
 from umbel.core import moments
 from umbel.core.folds import Folded, Product, Sum, product
 from umbel.core.gathered import Moments

@@ -33,6 +33,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
 from umbel.core.folds import Folded, Product, product
 from umbel.core.memory import MemoryRecord
 from umbel.core.records import Payload, Reply

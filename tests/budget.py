@@ -26,7 +26,7 @@ def read(report: Path) -> tuple[float, dict[str, dict[str, list[float]]]]:
     root = ElementTree.parse(report).getroot()
     found: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for case in root.iter("testcase"):
-        file = case.get("classname", "").split(".")[1] + ".py"
+        file = next(part for part in case.get("classname", "").split(".") if part.startswith("test_")) + ".py"
         function = case.get("name", "").partition("[")[0].partition("@")[0]
         found[file][function].append(float(case.get("time", 0)))
     return sum(float(suite.get("time", 0)) for suite in root.iter("testsuite")), found

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from umbel.simulations.engines import federate
 
 RECORDED = Path(__file__).with_name("durations.json")
@@ -143,6 +144,7 @@ def neutral(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def cluster(neutral: Path) -> None:
     """Ray with two CPUs, started once for a test run; a run that finds it started uses it."""
     import ray
+
     from umbel.simulations.engines.ray_engine import own_signals
 
     if not ray.is_initialized():

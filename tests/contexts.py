@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+
 from umbel.core.training import LocalConfig
 from umbel.data.types import Examples
 from umbel.models.base import Model

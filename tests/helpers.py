@@ -10,6 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from tests.contexts import client_context
+from umbel import RunResult, run
 from umbel.conf.schema import Experiment
 from umbel.core.blocks import Assembler, cut
 from umbel.core.folds import Folded
@@ -22,9 +25,6 @@ from umbel.server.listener import Listener
 from umbel.simulations.compare.tables import Comparison, Item, Member
 from umbel.simulations.report.measures import MEASURES
 from umbel.strategies.base import TRAIN, ClientContext, Phase, ServerContext, Strategy
-
-from tests.contexts import client_context
-from umbel import RunResult, run
 
 CPU = torch.device("cpu")
 

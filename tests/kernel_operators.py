@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+
 from umbel.models import Model, build
 from umbel.models.operators import replace
 from umbel.models.operators.base import Site

@@ -7,6 +7,7 @@ import copy
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from umbel.models import Model, build, names
 from umbel.models.operators import replace
 from umbel.models.operators.base import Site

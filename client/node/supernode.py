@@ -50,6 +50,7 @@ from flwr.supercore.inflatable.inflatable_utils import (
 )
 from flwr.supercore.retry import make_simple_grpc_retry_invoker
 from flwr.supercore.run import RunNotRunningException
+
 from umbel.client.node.bundle import unpack
 from umbel.client.node.serve import read_frame, write_frame
 

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+
 from umbel.data.errors import DataError, MissingDataError
 
 _CHUNK_BYTES = 1 << 22

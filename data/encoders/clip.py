@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
 from umbel.core.files import read_json
 from umbel.data.encoders.base import (
     Plan,

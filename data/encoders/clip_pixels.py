@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
 from umbel.data.encoders.resize import resize
 from umbel.data.errors import DataError
 

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from torch import Tensor
+
 from umbel.data.encoders.base import Plan, tensor_hash
 from umbel.data.encoders.progress import Progress, reported
 from umbel.data.sources.cache import Maker, cached

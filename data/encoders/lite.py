@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+
 from umbel.core.names import unknown
 from umbel.data.encoders import lite_layers
 from umbel.data.encoders.base import Plan, as_bytes, as_colour, file_hash, imported, installed, need, no_texts, versions

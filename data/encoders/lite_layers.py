@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+
 from umbel.data.encoders.base import imported, threads
 from umbel.data.encoders.resize import matrix, resize
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+
 from umbel.core.names import unknown
 from umbel.data.encoders.base import Plan, file_hash, imported, need, no_images, quiet_transformers, threads, versions
 from umbel.data.encoders.tokens import by_length

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
 from umbel.data.encoders.base import Plan, no_argument, no_texts, tensor_hash, threads, versions
 from umbel.data.encoders.resize import resize
 from umbel.data.errors import DataError

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import cast
 
 from torch import Tensor
+
 from umbel.core.names import unknown
 from umbel.data.encoders import embed
 from umbel.data.encoders.base import Encoder

@@ -12,6 +12,7 @@ import warnings
 from typing import Any
 
 import numpy as np
+
 from umbel.data.errors import PartitionError
 from umbel.data.partitions.scheme import Assignment, Ints, Request
 

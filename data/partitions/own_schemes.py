@@ -8,6 +8,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from torch import Tensor
+
 from umbel.data.errors import PartitionError
 from umbel.data.partitions.scheme import Assignment, Ints, Request
 

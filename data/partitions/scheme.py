@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
 from umbel.core.rng import seed_of
 from umbel.data.config import DataConfig
 

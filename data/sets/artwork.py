@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
 from umbel.data.errors import DamagedDataError, MissingDataError
 
 

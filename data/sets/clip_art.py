@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+
 from umbel.data.assemble import plain
 from umbel.data.config import DataConfig
 from umbel.data.errors import DamagedDataError

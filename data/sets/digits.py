@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+
 from umbel.data.config import DataConfig
 from umbel.data.split import stratified
 from umbel.data.types import DataSet, Examples, channel_statistics

@@ -24,6 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
 from umbel.core.rng import generator
 from umbel.data import assemble
 from umbel.data.config import DataConfig

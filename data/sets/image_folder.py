@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from umbel.data import pictures
 from umbel.data.config import DataConfig
 from umbel.data.errors import DataError, MissingDataError

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+
 from umbel.data import pictures
 from umbel.data.errors import DataError
 from umbel.data.split import stratified, subset

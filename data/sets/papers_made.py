@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from umbel.data.config import DataConfig
 from umbel.data.errors import DamagedDataError, DataError, MissingDataError
 from umbel.data.sets.papers import Paper

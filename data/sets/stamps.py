@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from umbel.data import assemble, pictures
 from umbel.data.config import DataConfig
 from umbel.data.errors import DamagedDataError, DataError

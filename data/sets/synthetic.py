@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
 from umbel.core.rng import generator
 from umbel.data.config import DataConfig
 from umbel.data.errors import DataError

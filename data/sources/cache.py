@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 from filelock import FileLock
 from numpy.typing import DTypeLike, NDArray
+
 from umbel.core.files import read_json, write_folder, write_json
 from umbel.data.errors import DataError
 

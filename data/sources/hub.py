@@ -22,6 +22,7 @@ import PIL
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
 from umbel.data import pictures
 from umbel.data.assemble import plain
 from umbel.data.config import DataConfig

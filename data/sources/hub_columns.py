@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
 from umbel.data.errors import DataError
 from umbel.data.split import stratified
 

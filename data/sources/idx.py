@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+
 from umbel.data.errors import DamagedDataError, MissingDataError
 from umbel.data.types import Examples
 

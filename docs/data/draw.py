@@ -12,6 +12,7 @@ import matplotlib
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
+
 from umbel.core.rng import generator
 from umbel.data.types import DataSet, Examples
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
 from umbel.models.base import Model
 from umbel.models.maps import MapLayer, trial
 

@@ -32,6 +32,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from umbel.core.training import Constrained
 from umbel.models.base import check_count
 from umbel.models.layers import no_autocast

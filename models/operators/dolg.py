@@ -28,6 +28,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from umbel.models.base import Model, check_count, check_counts
 from umbel.models.layers import no_autocast
 from umbel.models.maps import MapLayer, blocks_of, last_map, map_layers

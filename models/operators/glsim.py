@@ -27,6 +27,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from umbel.models.base import Block, Model, check_count, check_divides
 from umbel.models.layers import Mlp, SelfAttention, no_autocast
 from umbel.models.maps import MapLayer, last_map

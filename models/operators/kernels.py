@@ -10,6 +10,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from umbel.models.operators.base import Site, refuse
 
 

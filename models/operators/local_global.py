@@ -19,6 +19,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from umbel.models.base import check_count
 from umbel.models.operators.base import Site, refuse
 

@@ -23,6 +23,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from umbel.models.base import check_count, check_flag, check_fraction
 from umbel.models.operators.base import Site, refuse
 

@@ -24,6 +24,7 @@ from importlib import import_module
 from typing import Any
 
 from torch import nn
+
 from umbel.core.names import unknown
 from umbel.models.base import Model
 from umbel.models.maps import calls

@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+
 from umbel.models.operators.base import Site, same_bias
 from umbel.models.operators.kernels import Convolution, check_odd_square, draw, gain
 

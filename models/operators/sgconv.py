@@ -27,6 +27,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from umbel.models.base import check_count, check_flag, check_positive
 from umbel.models.layers import no_autocast
 from umbel.models.operators.base import Site, refuse, same_bias

@@ -21,6 +21,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
+
 from umbel.models.base import check_flag, check_positive
 from umbel.models.operators.base import Site, refuse, same_bias
 from umbel.models.operators.kernels import Convolution, check_odd_square

@@ -13,6 +13,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import strategy as flower_strategies
 from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from torch import Tensor
+
 from umbel.conf.errors import ExperimentError
 from umbel.conf.schema import Experiment
 from umbel.core.names import nearest, unknown

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid
+
 from umbel.conf.load import load, split_overrides
 from umbel.server.errors import StopRequested
 from umbel.server.listener import FileListener, Listener

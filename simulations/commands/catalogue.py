@@ -14,6 +14,7 @@ from rich.console import Group
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
+
 from umbel.conf.load import describe, experiment_names
 from umbel.conf.schema import Experiment
 from umbel.core.names import unknown

@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
 from umbel.simulations.commands.run import Stopper, guarded, supervised
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
+
     from umbel.simulations.compare.tables import Comparison
 
 _ANY_WIDTH = 10_000
@@ -62,6 +64,7 @@ def compare(
     """  # noqa: D301 - click reads the backspace as "keep these lines"
     with Stopper() as stopper:
         from rich.console import Console
+
         from umbel.simulations.commands.display import watcher
         from umbel.simulations.compare import runs as comparing
         from umbel.simulations.plots.runs import class_counts
@@ -82,6 +85,7 @@ def compare(
 
 def _print(console: Console, found: Comparison) -> None:
     from rich.text import Text
+
     from umbel.simulations.compare.tables import footnote
 
     console.print()
@@ -119,6 +123,7 @@ def _next(found: Comparison) -> list[str]:
 def _table(found: Comparison) -> Table:
     from rich.table import Table
     from rich.text import Text
+
     from umbel.simulations.compare.tables import table
 
     heads, rows = table(found)
@@ -142,6 +147,7 @@ def _upright(found: Comparison) -> Table:
     """Lay the table out with a strategy a column, for narrow terminals."""
     from rich.table import Table
     from rich.text import Text
+
     from umbel.simulations.compare.tables import table
 
     heads, rows = table(found)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+
 from umbel.simulations.commands.run import guarded, say
 
 if TYPE_CHECKING:
@@ -219,6 +220,7 @@ def _draw(
 def _print(experiment: Experiment, counts: Counts, federation: Federation, facts: dict[str, Any]) -> None:
     from rich.console import Console
     from rich.table import Table
+
     from umbel.simulations.commands.data_view import title
 
     console = Console(stderr=True, highlight=False)

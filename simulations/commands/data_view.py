@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+
 from umbel.conf.schema import Experiment
 from umbel.core.rng import generator
 from umbel.data.federation import Federation

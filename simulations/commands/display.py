@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
+
 from umbel.conf.schema import Experiment
 from umbel.simulations.commands.watcher import JsonLines, Watcher
 from umbel.simulations.report import measures

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
 from umbel.simulations.commands.run import guarded, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rich.table import Table
+
     from umbel.simulations.explain.clients import Client
 
 
@@ -50,6 +52,7 @@ def explain(
     """  # noqa: D301 - click reads the backspace as "keep these lines"
     from rich.console import Console
     from rich.progress import Progress
+
     from umbel.simulations.explain.look import Options
     from umbel.simulations.explain.look import explain as look
 
@@ -92,6 +95,7 @@ def _table(clients: Sequence[Client]) -> Table:
     from dataclasses import asdict
 
     from rich.table import Table
+
     from umbel.simulations.report.rows import inside_rows
 
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import click
+
 from umbel.simulations.commands.run import guarded
 
 _HOME = click.option("--home", type=click.Path(file_okay=False, path_type=Path), help="Folder of its state and logs.")
@@ -67,3 +68,19 @@ def status(home: Path | None) -> None:
     from umbel.simulations.engines import federate as federation
 
     click.echo(federation.status(home=home))
+
+
+@federate.command(short_help="Write the folder that `flwr build` and `flwr run` take.")
+@click.argument("folder", type=click.Path(file_okay=False, path_type=Path), default=".")
+@guarded
+def bundle(folder: Path) -> None:
+    """Write the app that Flower ships to nodes into FOLDER/umbel, also from an installed wheel.
+
+    \b
+    Examples:
+      umbel federate bundle app
+      flwr build --app app/umbel
+    """  # noqa: D301 - click reads the backspace as "keep these lines"
+    from umbel.simulations.engines.app_folder import write_app
+
+    click.echo(str(write_app(folder)))

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import click
+
 from umbel.simulations.commands.compare import compare
 from umbel.simulations.commands.data import data
 from umbel.simulations.commands.explain import explain
@@ -74,6 +75,7 @@ def run(experiment: str, overrides: tuple[str, ...], quiet: bool, as_json: bool)
     """  # noqa: D301 - click reads the backspace as "keep these lines"
     with Stopper() as stopper:
         from rich.console import Console
+
         from umbel.conf.load import load
         from umbel.data import check
         from umbel.simulations import api
@@ -109,6 +111,7 @@ def resume(folder: str, overrides: tuple[str, ...], quiet: bool, as_json: bool) 
     """  # noqa: D301 - click reads the backspace as "keep these lines"
     with Stopper() as stopper:
         from rich.console import Console
+
         from umbel.simulations import api
         from umbel.simulations.commands.display import watcher
 
@@ -155,6 +158,7 @@ def list_(kind: str, part: str, as_json: bool) -> None:
       umbel list models --json
     """  # noqa: D301 - click reads the backspace as "keep these lines"
     from rich.console import Console
+
     from umbel.simulations.commands import catalogue
 
     entries = catalogue.entries(kind, part)

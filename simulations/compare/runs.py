@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+from umbel import data
 from umbel.conf.errors import ExperimentError
 from umbel.conf.load import as_dict, experiment_names, load, read
 from umbel.conf.schema import Experiment
@@ -26,8 +28,6 @@ from umbel.server.flower import strategies as flower
 from umbel.simulations import api
 from umbel.simulations.commands.watcher import Watcher
 from umbel.simulations.compare.tables import Comparison, Item, Member, markdown
-
-from umbel import data
 
 _EXPECTED = "--strategies takes names, each with options in brackets: 'fedavg,fedprox(mu=0.1),scaffold'"
 

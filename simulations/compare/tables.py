@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
 from umbel.conf.load import load
 from umbel.conf.schema import Experiment
 from umbel.core.files import read_json

@@ -5,9 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from umbel.server.errors import RunStoppedError
-
 import umbel
+from umbel.conf.errors import ExperimentError
+from umbel.server.errors import RunStoppedError
 
 PACKAGES = ("core", "models", "data", "strategies", "conf", "server", "client")  # what nodes run
 FILES = ("pyproject.toml", "README.md", "LICENSE")
@@ -26,6 +26,7 @@ def write_app(target: Path) -> Path:
         The folder to give to `flwr build` or `flwr run`.
 
     Raises:
+        ExperimentError: The target has such a folder already.
         RunStoppedError: The project's files are not there.
     """
     packages = Path(umbel.__path__[0])
@@ -36,6 +37,8 @@ def write_app(target: Path) -> Path:
             "from its wheel, or from a checkout (pip install -e .)."
         )
     app = target / "umbel"
+    if app.exists():
+        raise ExperimentError(f"{app} is there already; remove it, or name another folder.")
     (app / "umbel").mkdir(parents=True)
     for file in FILES:
         shutil.copy2(project / file, app / file)

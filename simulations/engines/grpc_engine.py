@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from flwr.cli.build import build_fab_from_disk
+
 from umbel.client.node.bundle import flower_name, unpack
 from umbel.conf.errors import ExperimentError
 from umbel.conf.load import as_yaml

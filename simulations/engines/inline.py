@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from flwr.app import Message
+
 from umbel.client import handlers
 from umbel.client.app import app
 from umbel.simulations.engines.flower_internals import LocalGrid, error_reply, make_context

@@ -23,6 +23,8 @@ from types import TracebackType
 from typing import Any
 
 from flwr.app import Message
+
+import umbel
 from umbel.conf.errors import ExperimentError
 from umbel.conf.federation import federation
 from umbel.conf.schema import Experiment
@@ -31,8 +33,6 @@ from umbel.core.work import Outcome
 from umbel.server.errors import RunStoppedError
 from umbel.simulations.engines.flower_internals import LocalGrid
 from umbel.simulations.engines.ray_worker import RayWorker
-
-import umbel
 
 _TRIES = 3  # how often a block is started before its clients count as failed
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from flwr.app import ArrayRecord, Message, RecordDict
-from umbel.core.messages import Pieces
-from umbel.simulations.engines.flower_internals import identify, make_context
 
 import umbel
+from umbel.core.messages import Pieces
+from umbel.simulations.engines.flower_internals import identify, make_context
 
 
 class RayWorker:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
+
 from umbel.core.tree import Tree
 from umbel.simulations.explain import filters
 from umbel.simulations.explain.eigen_cam import agreement

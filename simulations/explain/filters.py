@@ -22,6 +22,7 @@ from statistics import fmean, median
 
 import torch
 from torch import Tensor
+
 from umbel.core.tree import Tree
 
 BINS = 70

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+
 from umbel.client.host import Clients, Host
 from umbel.conf.errors import ExperimentError
 from umbel.conf.load import load

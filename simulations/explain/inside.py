@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+
 from umbel.conf.errors import ExperimentError
 from umbel.core.metrics import collapse
 from umbel.core.rng import generator

@@ -13,6 +13,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+
 from umbel.conf.errors import ExperimentError
 from umbel.core.files import write_json
 from umbel.core.memory import MissingMemoryError

@@ -8,6 +8,7 @@ from statistics import median
 import pandas as pd
 from matplotlib.figure import Figure
 from torch import Tensor
+
 from umbel.models.attention import AttentionMap
 from umbel.models.maps import MapLayer
 from umbel.simulations.explain import filters

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
+
 from umbel.core.rng import generator
 from umbel.data.federation import Federation
 from umbel.simulations.commands.data_view import spaced

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from torch import Tensor
+
 from umbel.simulations.plots.runs import COLOURS, DPI, new_figure
 
 _SIDE = 96  # pixels of a picture in a sheet

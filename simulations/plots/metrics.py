@@ -13,6 +13,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
+
 from umbel.simulations.plots.runs import COLOURS, DPI, SHADES, new_figure
 
 _WRITTEN_TASKS = 12

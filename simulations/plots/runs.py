@@ -18,6 +18,7 @@ from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
+
 from umbel.conf.schema import Experiment
 from umbel.core.files import write_bytes
 from umbel.data.federation import Federation

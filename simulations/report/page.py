@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
+
 from umbel.conf.errors import ExperimentError
 from umbel.conf.load import load
 from umbel.conf.schema import Experiment

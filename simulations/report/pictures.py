@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pandas as pd
 from matplotlib.figure import Figure
+
 from umbel.core.metrics import matching
 from umbel.simulations.compare.tables import Comparison
 from umbel.simulations.plots import metrics as metric_plots

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+
 from umbel.core.metrics import GROUPS
 from umbel.simulations.report.measures import known, text
 

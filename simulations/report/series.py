@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable
 
 import pandas as pd
+
 from umbel.core.metrics import GROUPS
 from umbel.core.metrics.matching import RECALLS
 

@@ -44,6 +44,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
 from umbel.core import training
 from umbel.core.building import build_seeded
 from umbel.core.device import parameter_dtype

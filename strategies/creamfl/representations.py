@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
 from umbel.core.gathered import Collect
 from umbel.core.records import BadReplyError, Payload
 from umbel.core.tree import Tree

@@ -40,6 +40,7 @@ from dataclasses import dataclass, field, replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
 from umbel.core.folds import Folded, Product, Sum, product
 from umbel.core.memory import MemoryRecord
 from umbel.core.metrics import Predict, collapse

@@ -40,6 +40,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
 from umbel.core.folds import Folded, Product, Sum, WeightedMean, product
 from umbel.core.records import Payload, Reply
 from umbel.core.tree import Tree

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor
+
 from umbel.core.tree import Tree
 from umbel.strategies.ggeur.noise import secret_normal
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+
 from umbel.core.tree import Tree
 from umbel.strategies.ggeur.shapes import Geometry
 

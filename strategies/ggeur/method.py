@@ -43,6 +43,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
 from umbel.core.folds import Folded, Product, Sum, product
 from umbel.core.gathered import Collect, Moments, collected
 from umbel.core.memory import MemoryRecord

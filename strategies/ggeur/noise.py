@@ -18,6 +18,7 @@ import os
 import numpy as np
 import torch
 from torch import Tensor
+
 from umbel.core import moments
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
 from umbel.core import moments
 from umbel.core.folds import WEIGHT, Sum
 from umbel.core.records import BadReplyError, Payload

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+
 from umbel.strategies.ggeur import noise as privacy
 from umbel.strategies.ggeur.pooling import ClassStatistics
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from umbel.client import handlers
 from umbel.conf.load import portable_hash
 from umbel.simulations.engines.flower_internals import make_context

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from flwr.app import Message
+
 from umbel.conf import load
 from umbel.core.memory import MemoryStore, Version
 from umbel.core.messages import Pieces, split_work

@@ -13,6 +13,7 @@ import click
 import pytest
 from flwr.cli.build import build_fab_from_disk
 from flwr.cli.install import install_from_fab
+
 from umbel.client.node.bundle import flower_name, unpack
 from umbel.conf.load import load
 from umbel.simulations.engines import grpc_engine

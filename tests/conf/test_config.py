@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import pytest
+
+from tests.helpers import small_run
 from umbel.conf.errors import ExperimentError
 from umbel.conf.load import as_yaml, build_strategy, describe, experiment_names, known_keys, load, portable_hash
 from umbel.core.training import LocalConfig
 from umbel.data import MissingDataError
 from umbel.strategies import fedprox, registry
-
-from tests.helpers import small_run
 
 
 def test_defaults_and_overrides():

@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from umbel.core.blocks import Assembler, Block, BlockTree, cut, fold_block
 from umbel.core.folds import Sum, UniformMean, WeightedMean, product
 from umbel.core.gathered import Collect

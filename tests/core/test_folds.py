@@ -8,13 +8,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
+from tests.helpers import tree as T
 from umbel.core import moments
 from umbel.core.evaluation import evaluation_fold
 from umbel.core.folds import Partial, Sum, UniformMean, WeightedMean, product
 from umbel.core.gathered import Collect, Moments, collected
 from umbel.core.records import BadReplyError, Payload, Reply
-
-from tests.helpers import tree as T
 
 PAYLOAD = Payload({"model": T(w=[0.0, 0.0])})
 

@@ -10,14 +10,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from umbel.core.files import read_json, write_json
-from umbel.core.kernels import kernels
-from umbel.server.errors import StopRequested
-from umbel.server.listener import Listener
 
 from tests.helpers import small_run
 from tests.places import ROOT
 from umbel import resume
+from umbel.core.files import read_json, write_json
+from umbel.core.kernels import kernels
+from umbel.server.errors import StopRequested
+from umbel.server.listener import Listener
 
 
 def elsewhere(**variables: str) -> dict[str, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from umbel.core import files
 from umbel.core.memory import MemoryRecord, MemoryStore, MissingMemoryError, Version
 

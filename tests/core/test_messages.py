@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+
 from umbel.core.blocks import Block
 from umbel.core.folds import Partial
 from umbel.core.memory import Version

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import torch
+
 from umbel.core.building import build_seeded
 from umbel.core.rng import forked, generator, seed_of
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+
 from umbel.core.rng import generator
 from umbel.core.training import Constrained, LocalConfig, full_gradient, learning_rate, train
 from umbel.models import build

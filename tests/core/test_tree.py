@@ -7,10 +7,10 @@ import struct
 
 import pytest
 import torch
-from umbel.core import tree
-from umbel.core.tree import TreeMismatchError
 
 from tests.helpers import tree as T
+from umbel.core import tree
+from umbel.core.tree import TreeMismatchError
 
 
 def test_arithmetic_leaves_its_arguments_alone():

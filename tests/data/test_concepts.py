@@ -12,6 +12,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
+from umbel import data
 from umbel.core.rng import generator
 from umbel.data.config import DataConfig
 from umbel.data.federation import Federation
@@ -19,8 +21,6 @@ from umbel.data.sources import cache
 from umbel.data.split import stratified_concepts
 from umbel.data.texts import Texts
 from umbel.data.types import DataSet, Examples
-
-from umbel import data
 
 
 @given(st.lists(st.text(max_size=8), max_size=12), st.data())

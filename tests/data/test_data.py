@@ -14,6 +14,8 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+
+from umbel import data
 from umbel.core.names import UnknownNameError
 from umbel.core.rng import generator
 from umbel.data.config import DataConfig
@@ -21,8 +23,6 @@ from umbel.data.sets import fashion_mnist
 from umbel.data.sources import hub
 from umbel.data.split import hashed, stratified, subset
 from umbel.data.types import channel_statistics
-
-from umbel import data
 
 torch.set_num_threads(1)
 

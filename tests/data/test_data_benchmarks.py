@@ -15,11 +15,11 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 from torch.nn import functional as F
+
+from tests.places import BENCHMARKS
 from umbel.core.rng import generator
 from umbel.data.texts import Texts
 from umbel.data.types import DataSet, Examples
-
-from tests.places import BENCHMARKS
 
 torch.set_num_threads(1)
 

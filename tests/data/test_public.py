@@ -6,15 +6,15 @@ from dataclasses import replace
 
 import pytest
 import torch
+
+from tests.data.test_concepts import drawings, drawn
+from umbel import data
 from umbel.core.metrics.matching import match
 from umbel.data.config import DataConfig
 from umbel.data.federation import Federation
 from umbel.data.public import caption_concepts, caption_concepts_of_test, check, split_public
 from umbel.data.texts import Texts
 from umbel.data.types import DataSet
-
-from tests.test_concepts import drawings, drawn
-from umbel import data
 
 
 def federation(**options) -> Federation:

@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+
 from umbel.conf import load
 from umbel.conf.errors import ExperimentError
 from umbel.conf.federation import federation

@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from umbel.data import DataError, MissingDataError, tokens
 from umbel.data.encoders.base import installed
 from umbel.data.texts import Texts

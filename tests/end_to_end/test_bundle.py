@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from umbel.simulations.engines.federate import flower_environment
 
 from tests.places import ROOT
+from umbel.simulations.engines.federate import flower_environment
 
-PACKAGES = ("core", "models", "data", "strategies", "conf", "server", "client")
+PACKAGES = ("umbel", "core", "models", "data", "strategies", "conf", "server", "client")
 FLWR = str(Path(sys.executable).parent / "flwr")
 
 

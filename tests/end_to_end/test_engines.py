@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.helpers import bits
+from umbel import run
 from umbel.server.errors import RunStoppedError
 from umbel.server.listener import Listener
 from umbel.simulations.engines import federate
 from umbel.simulations.engines.ray_engine import RayWorker
-
-from tests.helpers import bits
-from umbel import run
 
 # Ray and processes that outlive the call that started them leave open files to the garbage collector.
 pytestmark = [pytest.mark.slow, pytest.mark.processes, pytest.mark.filterwarnings("ignore")]
@@ -176,28 +174,6 @@ def test_a_block_that_kills_every_worker_is_given_up(tmp_path: Path, monkeypatch
     assert len(heard.reasons) == 2  # the second block has two clients
     assert all("died 3 times" in reason for reason in heard.reasons.values())
     assert result.summary["num_failures"] == 2
-
-
-def test_ray_from_a_folder_that_shadows_our_packages(tmp_path: Path) -> None:
-    for package in ("data", "core", "client"):
-        (tmp_path / package).mkdir()
-        (tmp_path / package / "__init__.py").write_text("raise ImportError('the wrong package')\n")
-    program = (
-        "import sys; sys.path = [p for p in sys.path if p not in ('', sys.argv[1])]\n"
-        "from umbel import run\n"
-        "print(run('digits', *sys.argv[2:]).summary['weights_sha256'])"
-    )
-    options = [*SMALL, "run.rounds=1", "engine.name=ray", "engine.workers=1", f"run.results={tmp_path / 'results'}"]
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(tmp_path), *options],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert len(done.stdout.split()[-1]) == 64
 
 
 @pytest.mark.exhaustive  # half a minute: a federation of its own, and a deadline

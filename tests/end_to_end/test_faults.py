@@ -17,6 +17,9 @@ from types import SimpleNamespace
 
 import pytest
 from flwr.app import Error, Message
+
+from tests.places import ROOT
+from umbel import resume, run
 from umbel.client.node.supernode import Node, WarmProcess
 from umbel.conf.errors import ExperimentError
 from umbel.core.files import write_json
@@ -29,9 +32,6 @@ from umbel.server.nodes import Directory
 from umbel.simulations.engines import federate, grpc_engine, processes
 from umbel.simulations.engines.federate import Federation
 from umbel.simulations.engines.flower_internals import LocalGrid, identify
-
-from tests.places import ROOT
-from umbel import resume, run
 
 # Ray and processes that outlive the call that started them leave open files to the garbage collector.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -246,6 +246,7 @@ def test_send_and_receive_takes_seconds_from_now():
 def test_a_reply_that_is_still_on_its_way_up_is_looked_for_soon(monkeypatch):
     """If Flower renames what we turn, a round over gRPC takes a second more, and nothing else would say so."""
     from flwr.supercore.inflatable.inflatable_utils import pull_objects
+
     from umbel.server.flower import submitted
 
     monkeypatch.setitem(pull_objects.__kwdefaults__, "initial_backoff", 1.0)

@@ -43,6 +43,7 @@ def test_ray_workers_share_a_gpu(tmp_path: Path) -> None:
 def test_batches_are_cut_on_the_device(tmp_path: Path) -> None:
     """A client's data goes to the device once: rounds after the first copy no images."""
     from torch.profiler import ProfilerActivity, profile
+
     from umbel.client.host import Clients, Host
     from umbel.conf import load
     from umbel.core.memory import MemoryStore

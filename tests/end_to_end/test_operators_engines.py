@@ -6,11 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
-from umbel.models import operators
 
+from tests.end_to_end.test_operators_federated import ALL, BASES, SMALL, overrides
 from tests.helpers import bits
-from tests.test_operators_federated import ALL, BASES, SMALL, overrides
 from umbel import run
+from umbel.models import operators
 
 # Ray and processes that outlive the call that started them leave open files to the garbage collector.
 pytestmark = [pytest.mark.slow, pytest.mark.processes, pytest.mark.filterwarnings("ignore")]

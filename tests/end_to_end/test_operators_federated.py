@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from umbel.conf import load
-from umbel.conf.errors import ExperimentError
-from umbel.models import operators
 
 from tests.helpers import bits
 from umbel import run
+from umbel.conf import load
+from umbel.conf.errors import ExperimentError
+from umbel.models import operators
 
 BASES = ("cvt_tiny32", "cnn")
 # 12 px, so that each base has maps of several sides; 5 clients: a block of 4 and one of 1.

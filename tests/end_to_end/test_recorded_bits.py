@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from tests.end_to_end.test_engines import SMALL, STRATEGIES
+from tests.helpers import bits
+from umbel import run
 from umbel.core.files import read_json, write_json
 from umbel.core.kernels import kernels
 from umbel.server.results import processor
-
-from tests.helpers import bits
-from tests.test_engines import SMALL, STRATEGIES
-from umbel import run
 
 RECORDED = Path(__file__).with_name("recorded_bits.json")
 

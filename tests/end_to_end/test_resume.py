@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 
 import pytest
-from umbel.simulations.engines import federate
-from umbel.simulations.engines.processes import alive
 
 from tests.places import ROOT
 from umbel import run
+from umbel.simulations.engines import federate
+from umbel.simulations.engines.processes import alive
 
 pytestmark = [pytest.mark.slow, pytest.mark.processes]
 

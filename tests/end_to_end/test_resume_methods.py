@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from umbel import resume, run
 from umbel.server.errors import StopRequested
 from umbel.server.listener import Listener
 from umbel.strategies.fedloge.method import FedLoGe
 from umbel.strategies.fot.method import FOT
 from umbel.strategies.ggeur.method import GGEUR
-
-from umbel import resume, run
 
 SMALL = (
     "data.num_clients=4",

@@ -6,10 +6,10 @@ import math
 from pathlib import Path
 
 import pytest
-from umbel.models import names
-from umbel.strategies import registry
 
 from umbel import run
+from umbel.models import names
+from umbel.strategies import registry
 
 TINY = tuple(name for name in names() if name.endswith("_tiny32"))
 SET = "data.options={num_examples: 48, num_test: 6, num_classes: 3, image_size: 28, noise: 0.5, attributes: 4}"

@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from tests.models_helpers import count, num_parameters, seeded_with
 from umbel.models import build
 from umbel.models.affnet import FilterBlock, FilterStage, FrequencyFilter, InvertedResidual
 from umbel.models.norm import replace_batch_norm
-
-from tests.models_helpers import count, num_parameters, seeded_with
 
 seeded = seeded_with(7)
 

@@ -9,14 +9,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
+
+from tests.models_helpers import perturbed, seeded_with
+from umbel import models
 from umbel.core.rng import generator
 from umbel.models.attention import attention_maps, attention_weights, gpsa_locality, watch_attention
 from umbel.models.fit import to_groups
 from umbel.models.layers import to_windows
 from umbel.models.maxvit import to_grid
-
-from tests.models_helpers import perturbed, seeded_with
-from umbel import models
 
 F64 = torch.float64
 seeded = seeded_with(6)

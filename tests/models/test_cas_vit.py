@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from tests.models_helpers import check_forward, num_parameters, on_meta, perturbed, seeded_with
 from umbel.models import build, describe
 from umbel.models.cas_vit import AdditiveMixer, CASBlock
 from umbel.models.norm import integer_buffer_names, replace_batch_norm
-
-from tests.models_helpers import check_forward, num_parameters, on_meta, perturbed, seeded_with
 
 COUNTS = {
     "cas_vit_xs": ("3.20", "2.98"),

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+
 from umbel.models import build
 from umbel.models.checkpointing import checkpoint_blocks
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from tests.models_helpers import num_parameters, on_meta, seeded_with
 from umbel.models import build
 from umbel.models.convit import GatedPositionalAttention, relative_places
 from umbel.models.layers import SelfAttention
 from umbel.models.norm import batch_norm_names, replace_batch_norm
-
-from tests.models_helpers import num_parameters, on_meta, seeded_with
 
 seeded = seeded_with(7)
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from tests.models_helpers import check_forward, count, num_parameters, on_meta, randomise, seeded_with
 from umbel.models import build, describe
 from umbel.models.convnext_dcls import ConvNeXtBlock, conv_mixers, dcls_mixers
 from umbel.models.layers import LayerNorm2d
 from umbel.models.operators import replace
 from umbel.models.operators.dcls import DclsConv
 from umbel.models.weights import shared_state
-
-from tests.models_helpers import check_forward, count, num_parameters, on_meta, randomise, seeded_with
 
 PUBLISHED = ("convnext_dcls_tiny", "convnext_dcls_small")
 DIMS = (96, 192, 384, 768)

@@ -7,6 +7,8 @@ import math
 import pytest
 import torch
 from torch import nn
+
+from tests.models_helpers import check_forward, num_parameters, on_meta, perturbed, seeded_with
 from umbel.models import build, describe
 from umbel.models.dual_token_blocks import (
     BiDimAttention,
@@ -16,8 +18,6 @@ from umbel.models.dual_token_blocks import (
     StageSizes,
     StepwiseDownsampling,
 )
-
-from tests.models_helpers import check_forward, num_parameters, on_meta, perturbed, seeded_with
 
 SIZES = StageSizes(dim=6, depth=1, heads=3, mlp_ratio=2, steps=1)
 

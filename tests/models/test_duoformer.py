@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from tests.models_helpers import check_forward, count, num_parameters, on_meta, perturbed, seeded_with
 from umbel.models import build, describe
 from umbel.models.duoformer import PatchBlock, gather_patches
 from umbel.models.fit import GroupBlock
 from umbel.models.resnet import BasicBlock
 from umbel.models.resnet_trunk import Bottleneck, Trunk, basic_block
-
-from tests.models_helpers import check_forward, count, num_parameters, on_meta, perturbed, seeded_with
 
 seeded = seeded_with(23)
 

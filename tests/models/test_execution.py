@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from umbel.client.host import Host
-from umbel.conf import ExperimentError, load
 
 from umbel import run
+from umbel.client.host import Host
+from umbel.conf import ExperimentError, load
 
 SMALL = (
     *("model.name=cvt_tiny32", "data.max_train=60", "data.num_clients=2", "run.rounds=1"),

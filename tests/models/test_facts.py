@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 from torch.nn import functional as F
+
 from umbel.models import build
 from umbel.models.base import Model
 from umbel.models.facts import activation_bytes, facts, macs, smallest

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from tests.models_helpers import check_forward, num_parameters, on_meta, perturbed, seeded_with
 from umbel.models import build, describe
 from umbel.models.fit import CrossBlock, GroupBlock, SuperBlock, to_groups
 from umbel.models.layers import CrossAttention, from_windows
 from umbel.models.maps import blocks_of, map_layers
-
-from tests.models_helpers import check_forward, num_parameters, on_meta, perturbed, seeded_with
 
 seeded = seeded_with(19)
 

@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from tests.models_helpers import num_parameters, on_meta, randomise, seeded_with
 from umbel.models import build
 from umbel.models.gcvit import FusedMBConv, GCViTBlock, GlobalQuery, Reduce, StageSizes, WindowAttention
 from umbel.models.layers import max_pool
 from umbel.models.norm import batch_norm_names, replace_batch_norm
-
-from tests.models_helpers import num_parameters, on_meta, randomise, seeded_with
 
 PUBLISHED = [("gcvit_xxtiny", "12.0"), ("gcvit_xtiny", "20.0"), ("gcvit_tiny", "28.2"), ("gcvit_small", "51.1")]
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from tests.models_helpers import check_forward, num_parameters, on_meta, perturbed, seeded_with
 from umbel.models import build, describe
 from umbel.models.glnet import ConvMlp, GLBlock, GLMix, MapAttention
 from umbel.models.layers import SelfAttention, pooling_matrix
 from umbel.models.norm import integer_buffer_names, replace_batch_norm
-
-from tests.models_helpers import check_forward, num_parameters, on_meta, perturbed, seeded_with
 
 COUNTS = {"glnet_4g": "27.0", "glnet_stl": "30.3", "glnet_9g": "60.0"}
 

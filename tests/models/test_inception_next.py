@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from tests.models_helpers import check_forward, num_parameters, on_meta, randomise, seeded_with
 from umbel.models import build, describe
 from umbel.models.inception_next import InceptionConv, InceptionNeXtBlock
 from umbel.models.norm import replace_batch_norm
-
-from tests.models_helpers import check_forward, num_parameters, on_meta, randomise, seeded_with
 
 PUBLISHED = ("inception_next_atto", "inception_next_tiny", "inception_next_small")
 

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from umbel import models
 from umbel.core.rng import generator
 from umbel.models.inputs import layer_inputs, stream_inputs
 from umbel.strategies.fot.method import Sketches
-
-from umbel import models
 
 F64 = torch.float64
 

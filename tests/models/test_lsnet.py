@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from tests.models_helpers import check_forward, num_parameters, on_meta, perturbed, seeded_with
 from umbel.models import build, describe
 from umbel.models.layers import ConvNorm
 from umbel.models.lsnet import Attention, LSConv, LSNetBlock, RepConv, gather_small
 from umbel.models.norm import integer_buffer_names, replace_batch_norm
-
-from tests.models_helpers import check_forward, num_parameters, on_meta, perturbed, seeded_with
 
 PUBLISHED = ("lsnet_t", "lsnet_s", "lsnet_b")
 

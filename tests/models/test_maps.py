@@ -7,12 +7,12 @@ import copy
 import pytest
 import torch
 from torch import nn
+
+from tests.models_helpers import on_meta, seeded_with
 from umbel.core.names import UnknownNameError
 from umbel.models import build, names
 from umbel.models.base import Block, Model
 from umbel.models.maps import MapLayer, blocks_of, calls, last_map, map_layers, trial, watched
-
-from tests.models_helpers import on_meta, seeded_with
 
 TINY = tuple(name for name in names() if name.endswith("_tiny32"))
 OTHERS = ("cnn", "alexnet_small", "resnet18")

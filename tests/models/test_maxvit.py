@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from tests.models_helpers import count, num_parameters, on_meta, randomise, seeded_with
 from umbel.models import build
 from umbel.models.layers import from_windows, to_windows
 from umbel.models.maxvit import AxisAttention, MBConv, RelativeAttention, from_grid, to_grid
 from umbel.models.norm import replace_batch_norm
-
-from tests.models_helpers import count, num_parameters, on_meta, randomise, seeded_with
 
 PUBLISHED = [("maxvit_tiny", "30.9"), ("maxvit_small", "68.9")]
 

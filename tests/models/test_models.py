@@ -9,6 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+
+from tests.models_helpers import count, num_parameters, seeded_with
 from umbel.core.names import UnknownNameError
 from umbel.core.tree import TreeMismatchError
 from umbel.models import Model, build, describe, names, options
@@ -16,8 +18,6 @@ from umbel.models.cvt import Attention, CvT
 from umbel.models.layers import drop_path, quick_gelu, to_map, to_tokens
 from umbel.models.norm import batch_norm_names, integer_buffer_names, replace_batch_norm
 from umbel.models.weights import load_state, parameter_names, shared_state
-
-from tests.models_helpers import count, num_parameters, seeded_with
 
 seeded = seeded_with(7)
 
@@ -408,7 +408,7 @@ def test_sizes_reach_the_model():
         (("cvt_tiny32", 10), {"dims": "888"}, r"model\.sizes\.dims should be a list of 3 whole numbers"),
         (("cvt_tiny32", 10), {"heads": (1, 2, 7)}, r"model\.sizes\.heads: 7 does not divide 96 channels"),
         (("no_such_package.module:Net", 10), {}, r"Cannot import.*installed on the server and on every node"),
-        (("umbel.models.cnn:Missing", 10), {}, r"Cannot import model 'models\.cnn:Missing'"),
+        (("umbel.models.cnn:Missing", 10), {}, r"Cannot import model 'umbel\.models\.cnn:Missing'"),
     ],
 )
 def test_build_says_what_is_wrong(arguments, sizes, message):
@@ -448,7 +448,7 @@ def test_models_from_outside(outside):
         build("outside_zoo:unsized", 3)
     with pytest.raises(ValueError, match=r"'depth' \(key model\.sizes\.depth\).*has no sizes"):
         build("outside_zoo:Tied", 3, depth=2)
-    with pytest.raises(TypeError, match=r"should return a models\.base\.Model, found Linear"):
+    with pytest.raises(TypeError, match=r"should return an umbel\.models\.base\.Model, found Linear"):
         build("outside_zoo:plain", 3, anything=1)
     with pytest.raises(TypeError, match="missing image_size, in_channels"):
         build("outside_zoo:short", 3)

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from tests.models_helpers import seeded_with
 from umbel.models import build, describe, options
 from umbel.models.norm import batch_norm_names, replace_batch_norm
 from umbel.models.resnet import BasicBlock
 from umbel.models.weights import load_state, shared_state
-
-from tests.models_helpers import seeded_with
 
 NAMES = ("resnet18", "resnet34", "alexnet_small")
 

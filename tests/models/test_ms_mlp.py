@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from tests.models_helpers import num_parameters, on_meta, seeded_with
 from umbel.models import build
 from umbel.models.ms_mlp import MixShift, MSBlock, group_sizes
 from umbel.models.norm import batch_norm_names, replace_batch_norm
-
-from tests.models_helpers import num_parameters, on_meta, seeded_with
 
 PUBLISHED = [("ms_mlp_t", "28.7"), ("ms_mlp_s", "50.3")]
 

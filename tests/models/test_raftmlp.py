@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from tests.models_helpers import check_forward, num_parameters, on_meta, seeded_with
 from umbel.models import build
 from umbel.models.norm import batch_norm_names, replace_batch_norm
 from umbel.models.raftmlp import MultiScaleEmbed, RaftBlock, RaftMix
-
-from tests.models_helpers import check_forward, num_parameters, on_meta, seeded_with
 
 seeded = seeded_with(7)
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+
+from tests.models_helpers import check_forward, num_parameters, on_meta, seeded_with
 from umbel.models import build, describe
 from umbel.models.convnext_dcls import ConvNeXtBlock
 from umbel.models.norm import batch_norm_names
 from umbel.models.operators.sgconv import SGConv2d
 from umbel.models.sgconvnext import map_sides
-
-from tests.models_helpers import check_forward, num_parameters, on_meta, seeded_with
 
 seeded = seeded_with(7)
 

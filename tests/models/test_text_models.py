@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
 from umbel.core.building import build_seeded
 from umbel.core.names import UnknownNameError
 from umbel.models.text import TABLE, TextEncoder, TextShape, build_text, num_tokens, text_names, text_options

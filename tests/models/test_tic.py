@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+
+from tests.models_helpers import check_forward, num_parameters, on_meta, randomise, seeded_with
 from umbel.models import build, describe
 from umbel.models.layers import LayerNorm2d
 from umbel.models.norm import batch_norm_names
 from umbel.models.operators.msa_conv import MSAConv
 from umbel.models.tic import DIRECTIONS, Shrink, TiCBlock, shifts_of
-
-from tests.models_helpers import check_forward, num_parameters, on_meta, randomise, seeded_with
 
 seeded = seeded_with(7)
 

@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from tests.models_helpers import check_forward, num_parameters, on_meta, perturbed, seeded_with
 from umbel.models import build, describe
 from umbel.models.norm import integer_buffer_names
 from umbel.models.transnext import (
@@ -20,8 +22,6 @@ from umbel.models.transnext import (
     outside_map,
     pooled_places,
 )
-
-from tests.models_helpers import check_forward, num_parameters, on_meta, perturbed, seeded_with
 
 PUBLISHED = ("transnext_micro", "transnext_tiny", "transnext_small")
 

@@ -8,11 +8,11 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import nn
+
+from tests.models_helpers import count, num_parameters, on_meta, seeded_with
 from umbel.models import build, uniformer
 from umbel.models.norm import replace_batch_norm
 from umbel.models.uniformer import GlobalBlock, LocalBlock, SlowFastBlock
-
-from tests.models_helpers import count, num_parameters, on_meta, seeded_with
 
 seeded = seeded_with(7)
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from tests.models_helpers import count, num_parameters, on_meta, perturbed, seeded_with
 from umbel.models import build
 from umbel.models.facts import facts, macs
 from umbel.models.norm import batch_norm_names, replace_batch_norm
 from umbel.models.uniformer3d import LayerNorm3d, _embed
 from umbel.models.uniformer_blocks import GlobalBlock, LocalBlock
-
-from tests.models_helpers import count, num_parameters, on_meta, perturbed, seeded_with
 
 seeded = seeded_with(13)
 

@@ -10,6 +10,9 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from tests.core.test_messages import WORK
+from tests.models_helpers import check_forward, on_meta, seeded_with
 from umbel.core.messages import decode_work, encode_payload, encode_work
 from umbel.core.records import Payload
 from umbel.models import build, names, options
@@ -20,9 +23,6 @@ from umbel.models.norm import integer_buffer_names, replace_batch_norm
 from umbel.models.registry import TABLE
 from umbel.models.weights import load_state, shared_state
 from umbel.simulations.commands.catalogue import entries
-
-from tests.models_helpers import check_forward, on_meta, seeded_with
-from tests.test_messages import WORK
 
 EXHAUSTIVE = pytest.mark.exhaustive
 TINY = tuple(name for name in names() if name.endswith("_tiny32"))

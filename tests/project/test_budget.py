@@ -10,8 +10,8 @@ from tests import budget
 
 REPORT = """<testsuites><testsuite time="{wall}">
 <testcase classname="tests.test_a" name="test_one[x]@test_a" time="4.0"/>
-<testcase classname="tests.test_a" name="test_one[y]@test_a" time="2.0"/>
-<testcase classname="tests.test_b" name="test_two" time="0.01"/>
+<testcase classname="tests.room.test_a" name="test_one[y]@test_a" time="2.0"/>
+<testcase classname="tests.room.test_b" name="test_two" time="0.01"/>
 </testsuite></testsuites>"""
 
 

@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+
+from tests.places import ROOT
 from umbel.data.config import DataConfig
 from umbel.data.errors import MissingDataError
 from umbel.data.sets import registry
 from umbel.data.texts import Texts
 from umbel.data.types import DataSet, Examples
-
-from tests.places import ROOT
 
 torch.set_num_threads(1)
 

@@ -14,10 +14,10 @@ from pathlib import Path
 import click
 import pytest
 from click.testing import CliRunner
-from umbel.conf import load
-from umbel.simulations.commands.main import main
 
 from tests.places import ROOT
+from umbel.conf import load
+from umbel.simulations.commands.main import main
 
 DOCS = ROOT / "docs"
 PAGES = [*sorted(DOCS.rglob("*.md")), ROOT / "CONTRIBUTING.md"]
@@ -186,6 +186,11 @@ def test_a_wrong_command_is_found() -> None:
 def test_the_page_of_keys_is_current() -> None:
     page = runpy.run_path(str(DOCS / "make_configuration.py"))["page"]
     assert page() == (DOCS / "configuration.md").read_text(encoding="utf-8"), "run python docs/make_configuration.py"
+
+
+def test_the_page_of_names_is_current() -> None:
+    page = runpy.run_path(str(DOCS / "make_api.py"))["page"]
+    assert page() == (DOCS / "api.md").read_text(encoding="utf-8"), "run python docs/make_api.py"
 
 
 def test_the_examples_on_the_page_of_models_run() -> None:

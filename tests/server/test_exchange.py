@@ -8,6 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 from flwr.app import Message
+
+from tests.helpers import SMALL, small_run
+from tests.helpers import tree as T
 from umbel.client.evaluation import evaluate_client
 from umbel.core.blocks import Assembler, BlockTree, cut, fold_block
 from umbel.core.evaluation import evaluation_fold
@@ -25,9 +28,6 @@ from umbel.server.nodes import Directory
 from umbel.simulations import api
 from umbel.simulations.engines.flower_internals import error_reply, identify
 from umbel.simulations.engines.inline import InlineGrid
-
-from tests.helpers import SMALL, small_run
-from tests.helpers import tree as T
 
 PAYLOAD = Payload({"model": T(w=[0.0, 0.0])})
 FOLDS = {

@@ -9,6 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+
+from tests.helpers import small_run
+from tests.helpers import tree as T
+from umbel import resume
 from umbel.core import files, state
 from umbel.server import checkpoint
 from umbel.server.checkpoint import Progress
@@ -16,10 +20,6 @@ from umbel.server.errors import RunStoppedError
 from umbel.server.listener import Listener
 from umbel.server.rounds import FederatedRun
 from umbel.strategies import collected, fedavg, fedopt, fedprox, scaffold
-
-from tests.helpers import small_run
-from tests.helpers import tree as T
-from umbel import resume
 
 
 @dataclass(frozen=True)

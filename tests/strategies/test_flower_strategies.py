@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
+
+from tests.helpers import small_run
+from tests.server.test_state_checkpoint import killed
+from umbel import resume
 from umbel.client import worker
 from umbel.conf.errors import ExperimentError
 from umbel.core.files import read_tensors
 from umbel.server.flower import strategies as flower
 from umbel.strategies import scaffold
-
-from tests.helpers import small_run
-from tests.test_state_checkpoint import killed
-from umbel import resume
 
 
 def model(run):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from safetensors.torch import load_file
-from umbel.server.exchange import Exchange
-from umbel.strategies.local import Local
 
 from tests.helpers import SMALL
 from umbel import models, run
+from umbel.server.exchange import Exchange
+from umbel.strategies.local import Local
 
 OPTIONS = ("strategy.name=umbel.strategies.local:Local", "evaluate.clients=-1", "evaluate.every=1")
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 import torch
+
+from umbel import run
 from umbel.client import worker
 from umbel.core.memory import MemoryRecord, MemoryStore, Version
 from umbel.strategies.fedloge.method import FedLoGe
-
-from umbel import run
 
 K = 4
 SMALL = (

@@ -11,9 +11,9 @@ import itertools
 
 import pytest
 import torch
-from umbel.strategies import fedavg, fedopt, fedprox, scaffold
 
 from tests.helpers import Quadratics, unequal
+from umbel.strategies import fedavg, fedopt, fedprox, scaffold
 
 WEIGHTINGS = ("examples", "uniform")
 

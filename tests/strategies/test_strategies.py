@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+
+from tests.helpers import Quadratics, unequal
+from tests.helpers import tree as T
 from umbel.core.folds import Folded
 from umbel.core.names import UnknownNameError
 from umbel.core.training import LocalConfig
 from umbel.strategies import fedavg, fedopt, fedprox, registry, scaffold
 from umbel.strategies.base import TRAIN, Strategy
-
-from tests.helpers import Quadratics, unequal
-from tests.helpers import tree as T
 
 
 def steps(config, *deltas):

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+
 from umbel.data.config import DataConfig
 from umbel.data.errors import DataError
 from umbel.data.pictures import as_size

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
 from umbel.data import pictures
 from umbel.data.errors import MissingDataError
 from umbel.data.sets.emoji.concepts import DATA_NAME, PACKAGES, Concept, code_of, damaged, read_json, slug

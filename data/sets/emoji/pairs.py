@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+
 from umbel.data.config import DataConfig
 from umbel.data.errors import DataError
 from umbel.data.pictures import as_size

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
 from umbel.core.names import unknown
 from umbel.data.errors import DataError, MissingDataError
 from umbel.data.sets.emoji.alike import look_alike

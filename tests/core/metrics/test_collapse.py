@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+
 from umbel.core import moments
 from umbel.core.metrics import collapse
 from umbel.core.metrics.collapse import class_sums

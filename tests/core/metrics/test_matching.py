@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+
+from tests.helpers import tree as T
 from umbel.client.evaluation import evaluate_client
 from umbel.core.evaluation import evaluation_fold
 from umbel.core.metrics import retrieval
@@ -23,8 +25,6 @@ from umbel.core.records import Payload, Reply
 from umbel.data.types import Examples
 from umbel.server.evaluation import of_clients
 from umbel.strategies.base import Predictor
-
-from tests.helpers import tree as T
 
 # Three concepts, drawn once, five times and twice; the token says whose caption it is.
 IDS = torch.tensor([4, 7, 7, 7, 7, 7, 9, 9])

@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from umbel.core import metrics
-from umbel.core.metrics import ClassCounts
 
 from tests.helpers import small_run
 from umbel import run
+from umbel.core import metrics
+from umbel.core.metrics import ClassCounts
 
 
 def logits_for(predicted, num_classes=3):

@@ -5,14 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
+from umbel import resume, run
 from umbel.conf.errors import ExperimentError
 from umbel.conf.load import load
 from umbel.core.metrics.sequences import summarise
 from umbel.core.schedule import Schedule
 from umbel.server.errors import StopRequested
 from umbel.server.listener import Listener
-
-from umbel import resume, run
 
 SMALL = (
     "data.num_clients=3",

@@ -18,6 +18,9 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from tests.places import ROOT
+from umbel import run
 from umbel.conf import load as load_experiment
 from umbel.core.names import UnknownNameError
 from umbel.core.rng import generator
@@ -28,9 +31,6 @@ from umbel.data.encoders.lite import LITE0, in_onnxruntime
 from umbel.data.encoders.resize import resize
 from umbel.data.encoders.tokens import by_length
 from umbel.data.texts import Texts
-
-from tests.places import ROOT
-from umbel import run
 
 torch.set_num_threads(1)
 

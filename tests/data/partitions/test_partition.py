@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+
 from umbel.core.names import UnknownNameError
 from umbel.data import partition
 from umbel.data.config import DataConfig

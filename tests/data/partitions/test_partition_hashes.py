@@ -11,6 +11,7 @@ import hashlib
 import pytest
 import torch
 from torch import Tensor
+
 from umbel.data.config import DataConfig
 from umbel.data.federation import Federation
 from umbel.data.partition import build, names

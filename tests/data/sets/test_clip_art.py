@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from umbel import data
 from umbel.data import assemble
 from umbel.data.config import DataConfig
 from umbel.data.sets import artwork, clip_art, openclipart_pairs, registry
 from umbel.data.sources import debian
 from umbel.data.types import DataSet
-
-from umbel import data
 
 FREE = "http://web.resource.org/cc/PublicDomain"
 

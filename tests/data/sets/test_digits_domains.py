@@ -12,13 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
+from umbel import data
 from umbel.data.config import DataConfig
 from umbel.data.federation import Federation
 from umbel.data.sets import digits_domains, mnist, registry
 from umbel.data.sources import glyphs, hub, npm
 from umbel.data.types import DataSet
-
-from umbel import data
 
 
 @pytest.fixture(autouse=True)

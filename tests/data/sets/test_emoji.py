@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+
+from umbel import data
 from umbel.core.names import UnknownNameError
 from umbel.data.config import DataConfig
 from umbel.data.sets.emoji import domains as emoji_domains
@@ -24,8 +26,6 @@ from umbel.data.sets.emoji.drawing import STYLES
 from umbel.data.sources import cache, npm
 from umbel.data.sources.npm import Package
 from umbel.data.types import DataSet
-
-from umbel import data
 
 torch.set_num_threads(1)
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+
+from umbel import data
 from umbel.data.config import DataConfig
 from umbel.data.sets import registry
 from umbel.data.sources import hub
 from umbel.data.sources.hub_columns import Pairing
-
-from umbel import data
 
 torch.set_num_threads(1)
 

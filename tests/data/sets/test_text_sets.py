@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from umbel import data
 from umbel.data import assemble
 from umbel.data.config import DataConfig
 from umbel.data.sets import movie_reviews, registry, wordnet_glosses
 from umbel.data.sets.wordnet_glosses import definition
 from umbel.data.sources import debian
 from umbel.data.types import DataSet
-
-from umbel import data
 
 
 @pytest.fixture(autouse=True)

@@ -7,9 +7,9 @@ import os
 from pathlib import Path
 
 import pytest
-from umbel.data.sources import debian
 
 from umbel import data
+from umbel.data.sources import debian
 
 
 @pytest.fixture(autouse=True)

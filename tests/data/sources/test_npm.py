@@ -16,11 +16,11 @@ import time
 from pathlib import Path
 
 import pytest
+
+from tests.places import ROOT
 from umbel.data import DamagedDataError, DataError, MissingDataError
 from umbel.data.sources import npm
 from umbel.data.sources.npm import Package
-
-from tests.places import ROOT
 
 # Copies $ARCHIVE to where npm would write it and counts its calls; $MODE makes it misbehave.
 FAKE = """#!{python} -IS

@@ -11,6 +11,8 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from tests.models_helpers import num_parameters, seeded_with
 from umbel.models import build, names, operators
 from umbel.models.base import Block, Model
 from umbel.models.checkpointing import checkpoint_blocks
@@ -18,8 +20,6 @@ from umbel.models.maps import MapLayer, last_map
 from umbel.models.norm import replace_batch_norm
 from umbel.models.operators.around import Tap, Taps, beheaded, freeze_unused
 from umbel.models.weights import load_state, shared_state
-
-from tests.models_helpers import num_parameters, seeded_with
 
 TINY = tuple(name for name in names() if name.endswith("_tiny32"))
 TRUNKS = (*TINY, "cnn", "resnet18", pytest.param("alexnet_small", marks=pytest.mark.slow))

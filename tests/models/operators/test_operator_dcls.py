@@ -8,6 +8,10 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from tests.core.test_messages import WORK
+from tests.kernel_operators import CONVS, HEIGHT, WIDTH, check_layer, check_learns, numbers, site
+from tests.models_helpers import num_parameters, seeded_with
 from umbel.core.messages import decode_work, encode_payload, encode_work
 from umbel.core.records import Payload
 from umbel.core.training import LocalConfig, train
@@ -16,10 +20,6 @@ from umbel.models.operators import replace
 from umbel.models.operators.base import UnfitError
 from umbel.models.operators.dcls import DclsConv, bilinear, construct, dcls, gaussian
 from umbel.models.weights import load_state, shared_state
-
-from tests.kernel_operators import CONVS, HEIGHT, WIDTH, check_layer, check_learns, numbers, site
-from tests.models_helpers import num_parameters, seeded_with
-from tests.test_messages import WORK
 
 seeded = seeded_with(34)
 

@@ -6,12 +6,12 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from tests.models_helpers import num_parameters, perturbed, randomise, seeded_with
 from umbel.models import build, names, operators
 from umbel.models.base import Block, Model
 from umbel.models.maps import last_map, map_layers
 from umbel.models.operators.dolg import DOLG, LocalBranch, earlier_map, gem, orthogonal
-
-from tests.models_helpers import num_parameters, perturbed, randomise, seeded_with
 
 TINY = tuple(name for name in names() if name.endswith("_tiny32"))
 

@@ -7,13 +7,13 @@ import copy
 import pytest
 import torch
 from torch import nn
+
+from tests.kernel_operators import HEIGHT, WIDTH, check_layer, check_learns, numbers, placed, site
+from tests.models_helpers import seeded_with
 from umbel.models import build
 from umbel.models.operators import replace
 from umbel.models.operators.base import UnfitError
 from umbel.models.operators.e2gc import GroupSizeConv, e2gc
-
-from tests.kernel_operators import HEIGHT, WIDTH, check_layer, check_learns, numbers, placed, site
-from tests.models_helpers import seeded_with
 
 seeded = seeded_with(32)
 

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from tests.models_helpers import count, num_parameters, perturbed, seeded_with
 from umbel.models import build, operators
 from umbel.models.maps import MapLayer, last_map
 from umbel.models.operators.glsim import AggregatorBlock, GLSim, crop, similarity, top_box
-
-from tests.models_helpers import count, num_parameters, perturbed, seeded_with
 
 seeded = seeded_with(9)
 

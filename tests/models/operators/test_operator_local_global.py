@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+
+from tests.models_helpers import num_parameters, perturbed, randomise, seeded_with
+from tests.operators_helpers import check_every_tiny, check_learns, check_modes, site
 from umbel.models import build
 from umbel.models.norm import batch_norm_names, replace_batch_norm
 from umbel.models.operators import replace
 from umbel.models.operators.base import UnfitError
 from umbel.models.operators.local_global import LocalGlobalConv, gather_and_spread, local_global
-
-from tests.models_helpers import num_parameters, perturbed, randomise, seeded_with
-from tests.operators_helpers import check_every_tiny, check_learns, check_modes, site
 
 seeded = seeded_with(5)
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
+
+from tests.models_helpers import num_parameters, randomise, seeded_with
+from tests.operators_helpers import check_every_tiny, check_learns, check_modes, site
 from umbel.core.names import UnknownNameError
 from umbel.models import build
 from umbel.models.operators import replace
 from umbel.models.operators.base import UnfitError
 from umbel.models.operators.msa_conv import MSAConv, msa_conv, off_map, roll_heads, window_scores, window_sum
-
-from tests.models_helpers import num_parameters, randomise, seeded_with
-from tests.operators_helpers import check_every_tiny, check_learns, check_modes, site
 
 seeded = seeded_with(5)
 

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from tests.kernel_operators import CONVS, HEIGHT, WIDTH, check_layer, check_learns, numbers, placed, site
+from tests.models_helpers import seeded_with
 from umbel.models import build
 from umbel.models.inputs import layer_inputs
 from umbel.models.operators import replace
 from umbel.models.operators.base import UnfitError
 from umbel.models.operators.separable import SeparableConv, between, outer, separable
-
-from tests.kernel_operators import CONVS, HEIGHT, WIDTH, check_layer, check_learns, numbers, placed, site
-from tests.models_helpers import seeded_with
 
 seeded = seeded_with(33)
 

@@ -8,6 +8,10 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from tests.core.test_messages import WORK
+from tests.models_helpers import num_parameters, randomise, seeded_with
+from tests.operators_helpers import check_every_tiny, check_learns, check_modes, site
 from umbel.core.messages import decode_work, encode_payload, encode_work
 from umbel.core.records import Payload
 from umbel.models import build
@@ -15,10 +19,6 @@ from umbel.models.operators import replace
 from umbel.models.operators.base import UnfitError
 from umbel.models.operators.sgconv import SGConv, SGConv2d, global_convolution, num_scales, sgconv, stretching
 from umbel.models.weights import load_state, shared_state
-
-from tests.models_helpers import num_parameters, randomise, seeded_with
-from tests.operators_helpers import check_every_tiny, check_learns, check_modes, site
-from tests.test_messages import WORK
 
 seeded = seeded_with(5)
 

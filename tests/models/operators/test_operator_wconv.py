@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from tests.kernel_operators import CONVS, HEIGHT, WIDTH, check_layer, check_learns, numbers, site
+from tests.models_helpers import num_parameters, seeded_with
 from umbel.models import build
 from umbel.models.operators import replace
 from umbel.models.operators.base import UnfitError
 from umbel.models.operators.wconv import SUGGESTED, WeightedConv, density_for, ramp, wconv, weighting
 from umbel.models.weights import shared_state
-
-from tests.kernel_operators import CONVS, HEIGHT, WIDTH, check_layer, check_learns, numbers, site
-from tests.models_helpers import num_parameters, seeded_with
 
 seeded = seeded_with(31)
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from tests.models_helpers import num_parameters, seeded_with
 from umbel.core.names import UnknownNameError
 from umbel.models import build, operators
 from umbel.models.base import Model
 from umbel.models.operators import registry
 from umbel.models.operators.base import Site, UnfitError, refuse, same_bias
 from umbel.models.operators.registry import Row
-
-from tests.models_helpers import num_parameters, seeded_with
 
 seeded = seeded_with(3)
 

@@ -9,13 +9,14 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import click
 import pytest
 from click.testing import CliRunner, Result
 from rich.console import Console
+
+from tests.places import ROOT
 from umbel.conf.load import load
 from umbel.core.files import read_json
 from umbel.simulations.commands import catalogue, display
@@ -24,8 +25,6 @@ from umbel.simulations.commands.data_view import statistics
 from umbel.simulations.commands.main import KINDS, main
 from umbel.simulations.commands.run import Stopper
 from umbel.simulations.commands.watcher import JsonLines, Watcher
-
-from tests.places import ROOT
 
 TINY = ("model.name=cnn", "run.rounds=2", "data.num_clients=4", "data.max_train=200", "client.epochs=1")
 
@@ -348,13 +347,9 @@ def test_help_teaches_by_example(path: tuple[str, ...]) -> None:
 
 
 def test_help_needs_nothing_heavy() -> None:
-    """The package's own `__init__` is left out, so that this is about the modules of the command line."""
     code = (
-        "import sys, types; package = types.ModuleType('simulations'); package.__path__ = ['simulations'];"
-        "sys.modules['simulations'] = package; import simulations.cli;"
+        "import sys, umbel, umbel.simulations.commands.main;"
         "print([name for name in ('torch', 'flwr', 'numpy', 'rich', 'ray', 'pandas') if name in sys.modules])"
     )
-    began = time.monotonic()
     found = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
-    assert time.monotonic() - began < 2

@@ -13,6 +13,8 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 from PIL import Image
+
+from umbel import data
 from umbel.conf.load import load
 from umbel.core.rng import generator
 from umbel.data import encoders
@@ -24,8 +26,6 @@ from umbel.simulations.commands import data as cli_data
 from umbel.simulations.commands.main import main
 from umbel.simulations.plots import data as data_plots
 from umbel.simulations.plots import runs as plots
-
-from umbel import data
 
 torch.set_num_threads(1)
 

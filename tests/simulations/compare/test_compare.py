@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+
+from tests.helpers import compared
 from umbel.conf.errors import ExperimentError
 from umbel.core.files import read_json
 from umbel.simulations.commands.main import main
 from umbel.simulations.compare import runs as comparing
 from umbel.simulations.compare.runs import compose, folder_name, parse_seeds, parse_strategies
 from umbel.simulations.compare.tables import Comparison, Item, cell, difference_cell, markdown, read_comparison
-
-from tests.helpers import compared
 
 TINY = ("model.name=cnn", "run.rounds=2", "data.num_clients=4", "data.max_train=200", "client.epochs=1")
 

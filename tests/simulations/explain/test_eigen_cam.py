@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
 from umbel.core.rng import generator
 from umbel.simulations.explain.eigen_cam import agreement, eigen_cam
 

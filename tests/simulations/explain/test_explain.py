@@ -10,6 +10,10 @@ import pandas as pd
 import pytest
 import torch
 from click.testing import CliRunner
+
+from tests.end_to_end.test_zoo_federated import OPTIONS as STRATEGIES
+from tests.end_to_end.test_zoo_federated import SMALL
+from umbel import resume, run
 from umbel.conf.errors import ExperimentError
 from umbel.core.files import read_tensors, write_tensors
 from umbel.core.names import UnknownNameError
@@ -19,10 +23,6 @@ from umbel.simulations.explain import look as module
 from umbel.simulations.explain.finished import FinishedRun
 from umbel.simulations.explain.look import Options, explain
 from umbel.simulations.report.page import report
-
-from tests.test_zoo_federated import OPTIONS as STRATEGIES
-from tests.test_zoo_federated import SMALL
-from umbel import resume, run
 
 SIX = ("model.name=cnn", "data.num_clients=6", "data.max_train=300", "run.rounds=2", "evaluate.clients=0")
 FEW = Options(clients=3, images=3, probe=24, shown=2)

@@ -10,11 +10,11 @@ import scipy.stats
 import torch
 from sklearn.decomposition import PCA
 from torch import Tensor
+
+from umbel import models
 from umbel.core.rng import generator
 from umbel.simulations.explain import filters
 from umbel.simulations.explain.filters import drift, drifts, flagged, layer_filters, layer_statistics, robust_z, stacked
-
-from umbel import models
 
 F64 = torch.float64
 

@@ -11,6 +11,10 @@ import pandas as pd
 import pytest
 from matplotlib.patches import Rectangle
 from rich.console import Console
+
+from tests.helpers import compared
+from tests.strategies.creamfl.test_creamfl_runs import PAIRS
+from umbel import run
 from umbel.conf.load import load
 from umbel.simulations.commands import display
 from umbel.simulations.compare.tables import Comparison, cell, difference_cell, footnote, markdown, measures, table
@@ -21,10 +25,6 @@ from umbel.simulations.report import rows as report_rows
 from umbel.simulations.report import series as report_series
 from umbel.simulations.report.measures import MEASURES, course, headline, lines
 from umbel.simulations.report.page import report
-
-from tests.helpers import compared
-from tests.test_creamfl_runs import PAIRS
-from umbel import run
 
 SEQUENCE = (
     *(

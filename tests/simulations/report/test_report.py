@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from click.testing import CliRunner, Result
+
+from umbel import run
 from umbel.conf.errors import ExperimentError
 from umbel.core.files import read_json
 from umbel.simulations.commands.main import main
 from umbel.simulations.plots import runs as plots
 from umbel.simulations.report.page import report
-
-from umbel import run
 
 TINY = ("model.name=cnn", "run.rounds=2", "data.num_clients=4", "data.max_train=200", "client.epochs=1")
 NASTY = "<script>alert('x')</script> & <b>bold</b>"

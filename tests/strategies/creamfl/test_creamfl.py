@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+
 from umbel.core.metrics import retrieval
 from umbel.core.rng import generator
 from umbel.strategies.creamfl.method import aggregate, inter_contrast, intra_contrast

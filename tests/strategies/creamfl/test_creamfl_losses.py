@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-from umbel.core import training
 
-from tests.test_creamfl_wiring import DIMENSION, MODALITIES, PUBLIC, Halves, read, unit
+from tests.strategies.creamfl.test_creamfl_wiring import DIMENSION, MODALITIES, PUBLIC, Halves, read, unit
+from umbel.core import training
 
 GAMMA, TAU = 0.7, 0.3
 SHARP = (f"strategy.contrast={GAMMA}", f"strategy.temperature={TAU}")

@@ -10,6 +10,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
+
+from tests.strategies.creamfl.test_creamfl_runs import PUBLIC
+from tests.strategies.creamfl.test_creamfl_wiring import MODALITIES, NOISY, Halves, read, unit
 from umbel.core import training
 from umbel.core.folds import Folded
 from umbel.core.records import Payload, Reply
@@ -17,9 +20,6 @@ from umbel.models.pair import class_logits, margin_loss, pair_contrast
 from umbel.strategies.creamfl import method as creamfl
 from umbel.strategies.creamfl.method import LEARN, Config, CreamFL, aggregate
 from umbel.strategies.creamfl.representations import from_wire, to_wire
-
-from tests.test_creamfl_runs import PUBLIC
-from tests.test_creamfl_wiring import MODALITIES, NOISY, Halves, read, unit
 
 
 @pytest.fixture

@@ -10,6 +10,8 @@ import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
+
+from umbel import resume, run
 from umbel.conf.errors import ExperimentError
 from umbel.conf.load import load
 from umbel.core import training
@@ -22,8 +24,6 @@ from umbel.server.session import Session, quotas
 from umbel.strategies.base import Phase
 from umbel.strategies.creamfl.method import Config, CreamFL, fingerprint, modality
 from umbel.strategies.creamfl.representations import Representations, from_wire, to_wire
-
-from umbel import resume, run
 
 PUBLIC = 90  # of 400 examples of fewer captions: three tenths of what a tenth for validation leaves, class by class
 DIMENSION = 8

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+
+from tests.strategies.creamfl.test_creamfl_runs import DIMENSION, PAIRS, PUBLIC
 from umbel.client.host import Clients, Host
 from umbel.conf.load import load
 from umbel.core.folds import Folded
@@ -20,8 +22,6 @@ from umbel.models.text import TextShape, build_text
 from umbel.server.session import Session
 from umbel.strategies.creamfl.method import LEARN, State, aggregate
 from umbel.strategies.creamfl.representations import from_wire, to_wire
-
-from tests.test_creamfl_runs import DIMENSION, PAIRS, PUBLIC
 
 MODALITIES = ("image", "text")
 NOISY = (  # what tells training from evaluation: batch norm, dropout

@@ -7,6 +7,7 @@ import time
 
 import pytest
 import torch
+
 from umbel.core.rng import generator
 from umbel.strategies.fedloge.method import personal_logits, realign_global, realign_personal, simplex_etf, sparse_etf
 

@@ -7,6 +7,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+
+from tests.strategies.fedloge.test_fedloge_keys import SMALL
+from tests.strategies.fedloge.test_fedloge_personal import OTHERS, Client, shared
+from tests.strategies.fedloge.test_fedloge_runs import gradients, heads
+from umbel import run
 from umbel.conf.load import load
 from umbel.core.folds import Folded
 from umbel.core.metrics import collapse
@@ -15,11 +20,6 @@ from umbel.core.rng import generator
 from umbel.data.types import Examples
 from umbel.server.session import Session
 from umbel.strategies.fedloge.method import CLASSES, Config, FedLoGe, State, cosine_error, make_frame, simplex_etf
-
-from tests.test_fedloge_keys import SMALL
-from tests.test_fedloge_personal import OTHERS, Client, shared
-from tests.test_fedloge_runs import gradients, heads
-from umbel import run
 
 # ---- the frame ---------------------------------------------------------------------------------------------------
 

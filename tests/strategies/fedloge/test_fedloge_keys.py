@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from umbel.conf.load import load
 
 from tests.helpers import SMALL_FEDLOGE as SMALL
 from tests.places import BENCHMARKS
 from umbel import RunResult, run
+from umbel.conf.load import load
 
 # Keys of the server or of training: the weights that are saved are others.
 SHARED = (

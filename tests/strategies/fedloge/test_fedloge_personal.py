@@ -8,6 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from tests.contexts import client_context
+from umbel import models
 from umbel.core.memory import MemoryRecord
 from umbel.core.records import Payload
 from umbel.core.rng import generator
@@ -18,9 +21,6 @@ from umbel.models.base import Model
 from umbel.models.weights import load_state, shared_state
 from umbel.strategies.base import TRAIN, ClientContext
 from umbel.strategies.fedloge.method import Config, FedLoGe, make_frame, pack_frame, unpack_frame
-
-from tests.contexts import client_context
-from umbel import models
 
 NUM_CLASSES, WIDTH, LR = 4, 6, 0.5
 LABELS = torch.tensor([0, 1, 3, 0, 0, 3, 1])  # class 2 is absent

@@ -8,6 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
+
+from tests.helpers import SMALL_FEDLOGE as SMALL
+from umbel import models, run
 from umbel.conf.load import load
 from umbel.core.metrics import collapse
 from umbel.core.rng import generator
@@ -28,9 +31,6 @@ from umbel.strategies.fedloge.method import (
     sum_of_losses,
     unpack_frame,
 )
-
-from tests.helpers import SMALL_FEDLOGE as SMALL
-from umbel import models, run
 
 
 def heads(frame: torch.Tensor | None, personal: torch.nn.Linear | None) -> _Heads:

@@ -11,6 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from umbel import models
 from umbel.core.rng import generator
 from umbel.strategies.fedloge import method as fedloge
 from umbel.strategies.fedloge.method import (
@@ -21,8 +23,6 @@ from umbel.strategies.fedloge.method import (
     realign_global,
     realign_personal,
 )
-
-from umbel import models
 
 NUM_CLASSES, WIDTH = 5, 6
 IMAGES = torch.randn(7, 1, 8, 8, generator=generator(1))

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import nn
-from umbel.core.rng import generator
-from umbel.strategies.fot.method import expand_basis, layer_inputs, project_update, residual_sketch, stream_inputs
 
 from umbel import models
+from umbel.core.rng import generator
+from umbel.strategies.fot.method import expand_basis, layer_inputs, project_update, residual_sketch, stream_inputs
 
 F64 = torch.float64
 

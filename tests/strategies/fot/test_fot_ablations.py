@@ -8,6 +8,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import Tensor
+
+from tests.helpers import SMALL_FOT as SMALL
+from umbel import run
 from umbel.conf.errors import ExperimentError
 from umbel.conf.load import load
 from umbel.core.rng import generator
@@ -22,9 +25,6 @@ from umbel.strategies.fot.method import (
     residual_sketch,
     unexplained,
 )
-
-from tests.helpers import SMALL_FOT as SMALL
-from umbel import run
 
 F64 = torch.float64
 SHARED = SimpleNamespace(task_of_class=None, task=1)  # all that a step asks of the server

@@ -6,13 +6,13 @@ import math
 
 import pytest
 import torch
+
+from tests.helpers import SMALL_FOT as SMALL
+from umbel import models, run
 from umbel.conf.load import load
 from umbel.models.weights import shared_state
 from umbel.strategies.base import Phase
 from umbel.strategies.fot.method import FOT, Config, State
-
-from tests.helpers import SMALL_FOT as SMALL
-from umbel import models, run
 
 CLIENTS, ROUNDS = 3, 3  # two boundaries: behind rounds 1 and 2
 MODELS = {

@@ -6,12 +6,22 @@ from dataclasses import replace
 
 import pytest
 import torch
+
+from tests.strategies.fot.test_fot_wiring import (
+    E,
+    client_of,
+    grams,
+    network,
+    normal,
+    payload_of,
+    server_of,
+    sketched,
+    state_of,
+)
 from umbel.core.rng import generator
 from umbel.strategies.fot import method as fot
 from umbel.strategies.fot.method import FOT, SKETCH, Config, expand_basis, grow, residual_sketch
 from umbel.strategies.fot.subspace import Sketches
-
-from tests.test_fot_wiring import E, client_of, grams, network, normal, payload_of, server_of, sketched, state_of
 
 
 def test_epsilon_grows_from_the_second_task_on_up_to_one(monkeypatch):

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-from umbel.conf.load import load
 
 from tests.places import ROOT
 from umbel import run
+from umbel.conf.load import load
 
 SMALL = (
     "data.name=synthetic",

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+
+from tests.strategies.fot.test_fot_wiring import HIDDEN, SIDE, client_of, network, normal, payload_of
+from umbel import run
 from umbel.core.rng import generator
 from umbel.models.inputs import layer_inputs
 from umbel.strategies.fot import subspace
 from umbel.strategies.fot.method import FOT, SKETCH, Config, residual_sketch
-
-from tests.test_fot_wiring import HIDDEN, SIDE, client_of, network, normal, payload_of
-from umbel import run
 
 FIRST, FEW = "layers.0.weight", 5  # fewer examples than the ten columns of the first layer's sketch
 

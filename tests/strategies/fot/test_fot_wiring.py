@@ -8,6 +8,9 @@ from functools import partial
 import pytest
 import torch
 from torch import Tensor
+
+from tests.contexts import client_context
+from umbel import models
 from umbel.core.folds import Folded
 from umbel.core.records import Payload, Reply
 from umbel.core.rng import generator
@@ -20,9 +23,6 @@ from umbel.models.weights import load_state, shared_state
 from umbel.strategies.base import ClientContext, ServerContext
 from umbel.strategies.fot.method import FOT, SKETCH, TRAIN, TRAIN_AND_SKETCH, Config, State
 from umbel.strategies.fot.subspace import Sketches
-
-from tests.contexts import client_context
-from umbel import models
 
 F64 = torch.float64
 CPU = torch.device("cpu")

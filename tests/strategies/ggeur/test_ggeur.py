@@ -7,6 +7,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+
 from umbel.core.rng import generator
 from umbel.strategies.ggeur import method as ggeur
 from umbel.strategies.ggeur.method import ClassStatistics, class_statistics, geometry, pool_statistics, sample

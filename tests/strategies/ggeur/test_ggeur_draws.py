@@ -7,6 +7,8 @@ from itertools import product
 
 import pytest
 import torch
+
+from umbel import run
 from umbel.client.host import Clients, Host
 from umbel.conf.errors import ExperimentError
 from umbel.conf.load import load
@@ -16,8 +18,6 @@ from umbel.data.types import Examples
 from umbel.strategies.ggeur.completion import completion, num_drawn
 from umbel.strategies.ggeur.method import GGEUR, Config
 from umbel.strategies.ggeur.shapes import Geometry
-
-from umbel import run
 
 D, K = 3, 4
 STILL = Geometry(torch.zeros(1, D), torch.eye(D)[None], torch.zeros(1, D), torch.ones(1))  # draws are their anchors

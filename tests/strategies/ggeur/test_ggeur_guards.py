@@ -6,6 +6,9 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import torch
+
+from tests.strategies.ggeur.test_ggeur_wiring import C, D, client_of, remembered
+from umbel import models
 from umbel.core.folds import Folded
 from umbel.core.records import Payload
 from umbel.core.rng import generator
@@ -16,9 +19,6 @@ from umbel.strategies.ggeur.completion import completion
 from umbel.strategies.ggeur.method import GGEUR, Config
 from umbel.strategies.ggeur.pooling import class_statistics, sums_tree
 from umbel.strategies.ggeur.shapes import Geometry
-
-from tests.test_ggeur_wiring import C, D, client_of, remembered
-from umbel import models
 
 ASKED = Payload({"guide": {}}, {"classes": 3.0, "features": float(D), "clients": 1.0})
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+
+from tests.contexts import client_context
+from umbel import run
 from umbel.conf.errors import ExperimentError
 from umbel.conf.federation import federation
 from umbel.conf.load import load
@@ -16,9 +19,6 @@ from umbel.strategies.base import ClientContext
 from umbel.strategies.ggeur.method import GGEUR, Config
 from umbel.strategies.ggeur.pooling import class_statistics, covering_clients
 from umbel.strategies.head_on_draws import head_on_draws
-
-from tests.contexts import client_context
-from umbel import run
 
 D, C, K = 8, 10, 4
 SMALL = (

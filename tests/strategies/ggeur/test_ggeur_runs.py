@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+
+from umbel import run
 from umbel.conf.errors import ExperimentError
 from umbel.conf.load import load
 from umbel.core.records import BadReplyError, Payload, Reply
@@ -12,8 +14,6 @@ from umbel.core.training import LocalConfig
 from umbel.data.types import Examples
 from umbel.strategies.ggeur.method import GGEUR, Config, class_statistics, completion, geometry, pool_statistics
 from umbel.strategies.ggeur.pooling import Prototypes, domain_means, from_sums, statistics_tree, sums_tree
-
-from umbel import run
 
 D = 5
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+
 from umbel.core.gathered import Moments
 from umbel.core.rng import generator
 from umbel.strategies.ggeur.method import (

@@ -8,6 +8,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+
+from tests.contexts import client_context
+from umbel import run
 from umbel.conf.errors import ExperimentError
 from umbel.conf.federation import federation
 from umbel.conf.load import load
@@ -23,9 +26,6 @@ from umbel.strategies.ggeur import method as ggeur
 from umbel.strategies.ggeur import noise as privacy
 from umbel.strategies.ggeur.method import GGEUR, Config
 from umbel.strategies.ggeur.pooling import class_statistics, sums_tree
-
-from tests.contexts import client_context
-from umbel import run
 
 D, C, K = 6, 4, 4
 SMALL = (

@@ -8,6 +8,8 @@ import sys
 import pandas as pd
 import pytest
 import torch
+
+from umbel import run
 from umbel.conf.errors import ExperimentError
 from umbel.conf.load import load
 from umbel.core import moments
@@ -16,8 +18,6 @@ from umbel.strategies.ggeur import noise as privacy
 from umbel.strategies.ggeur.method import GGEUR, Config
 from umbel.strategies.ggeur.pooling import class_statistics, from_sums, sums_tree
 from umbel.strategies.ggeur.shapes import denoise, geometry
-
-from umbel import run
 
 D = 6
 PRIVATE = ("strategy.release=sums", "strategy.clip=20", "strategy.epsilon=3", "strategy.delta=1e-4")

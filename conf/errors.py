@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from umbel.core.refusal import Refusal
 
-class ExperimentError(ValueError):
+
+class ExperimentError(Refusal):
     """An experiment that is refused before anything starts; the message names the key to change."""

@@ -5,8 +5,10 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+from umbel.core.refusal import Refusal
 
-class UnknownNameError(ValueError):
+
+class UnknownNameError(Refusal):
     """A name that is in no table; the message says the nearest known ones."""
 
 
@@ -31,4 +33,4 @@ def unknown(kind: str, name: str, known: Iterable[str], key: str | None = None) 
     guesses = nearest(name, known)
     hint = f"Did you mean {' or '.join(map(repr, guesses))}?" if guesses else f"Known: {', '.join(known)}."
     where = f" (key {key})" if key else ""
-    return UnknownNameError(f"Unknown {kind} {name!r}{where}. {hint}")
+    return UnknownNameError(f"Unknown {kind} {name!r}{where}.", key=key or "", remedy=hint)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from umbel.core.refusal import Refusal
 
-class DataError(ValueError):
+
+class DataError(Refusal):
     """A data set or a partition cannot be what the configuration asks for."""
 
 

@@ -67,7 +67,7 @@ class Site:
         return int(rows), int(columns)
 
 
-class UnfitError(ValueError):
+class UnfitError(Refusal):
     """An operator cannot take the place of this convolution; the message says why and of which layer."""
 
 

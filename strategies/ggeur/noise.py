@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from umbel.core import moments
+from umbel.core.refusal import Refusal
 
 
-class MissingAccountantError(ValueError):
+class MissingAccountantError(Refusal):
     """The library that knows how much noise is needed is not installed."""
 
 

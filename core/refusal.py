@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 
-class Refusal(ValueError):
+class Refusal(ValueError):  # noqa: N818 - it is no fault of the program
     """Something that was asked for cannot be; nothing has started, nothing is lost.
 
     Every command ends with exit status 2 upon it, on every engine.

@@ -13,6 +13,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from umbel.core.refusal import Refusal
+
 
 @dataclass(frozen=True)
 class Site:

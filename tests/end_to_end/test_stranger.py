@@ -119,5 +119,5 @@ def test_a_wheel_in_an_environment_of_its_own(project: Path, tmp_path: Path) -> 
 def test_the_public_names_are_there_and_nothing_else_is_promised() -> None:
     assert set(umbel.__all__) <= set(dir(umbel))
     assert all(getattr(umbel, name) is not None for name in umbel.__all__)
-    with pytest.raises(AttributeError, match="module 'umbel' has no attribute .rnu."):
+    with pytest.raises(AttributeError, match=r"module 'umbel' has no attribute .rnu."):
         _ = umbel.rnu

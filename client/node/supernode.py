@@ -1,4 +1,4 @@
-"""A SuperNode whose client process stays warm.
+r"""A SuperNode whose client process stays warm.
 
 Flower's own `flower-supernode` starts a new Python process for every message and sleeps three seconds between
 looks. This node speaks the same Fleet API over the same gRPC connection (Flower's own), but keeps one process for

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flwr.app import Message
-from flwr.serverapp import Grid
 
 from umbel.core.blocks import Assembler, Block, BlockTree, cut
 from umbel.core.files import read_tensors, write_tensors
@@ -18,8 +17,8 @@ from umbel.core.messages import MessageError, decode_outcome, encode_payload, en
 from umbel.core.records import BadReplyError, Payload
 from umbel.core.tree import Tree
 from umbel.core.work import Outcome, Work, share
-from umbel.server.inbox import replies
 from umbel.server.nodes import Directory
+from umbel.server.port import Port
 from umbel.strategies.base import EVALUATE
 
 
@@ -49,10 +48,10 @@ class Report:
 
 
 class Exchange:
-    """Runs phases over a grid.
+    """Runs phases over a port.
 
     Args:
-        grid: The grid.
+        port: How nodes are reached.
         directory: Which node holds which clients.
         block_size: Clients in a block.
         deadline_seconds: How long a phase may take.
@@ -63,7 +62,7 @@ class Exchange:
 
     def __init__(
         self,
-        grid: Grid,
+        port: Port,
         directory: Directory,
         block_size: int,
         deadline_seconds: float,
@@ -71,7 +70,7 @@ class Exchange:
         on_clients: Callable[[int], None],
         on_wait: Callable[[], None],
     ) -> None:
-        self._grid = grid
+        self._port = port
         self._directory = directory
         self._block_size = block_size
         self._deadline_seconds = deadline_seconds
@@ -93,7 +92,7 @@ class Exchange:
         """
         report = Report(tuple(cohort))
         blocks = cut(cohort, self._block_size)
-        self._directory.refresh(self._on_wait)
+        self._directory.refresh()
         assigned, unheld = self._directory.split(cohort)
         with tempfile.TemporaryDirectory(prefix="umbel-fold-") as folder:
             tree = BlockTree(fold, len(blocks), Spill(Path(folder)), self._memory_bytes)
@@ -102,7 +101,7 @@ class Exchange:
                 receiver.fail(client, 0, "no connected node holds this client")
             messages = self._messages(work, payload, blocks, assigned, report)
             deadline = time.monotonic() + self._deadline_seconds
-            for reply in replies(self._grid, messages, deadline, self._on_wait):
+            for reply in self._port.stream(messages, deadline, self._on_wait):
                 node = reply.metadata.src_node_id
                 receiver.take(reply, node, assigned.get(node, frozenset()))
                 self._on_clients(receiver.num_done)

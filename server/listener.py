@@ -6,8 +6,10 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from umbel.conf.schema import Experiment
+from umbel.server.errors import ending
 
 PROGRESS_FILE = "progress.jsonl"
 
@@ -33,7 +35,7 @@ class Listener:
     def notice(self, text: str) -> None:
         """Something that whoever reads the result should know; the run goes on."""
 
-    def end(self, error: str | None) -> None:
+    def end(self, error: BaseException | None) -> None:
         """The run has ended, with an error or without."""
 
 
@@ -72,7 +74,7 @@ class Both(Listener):
         for listener in self._all:
             listener.notice(text)
 
-    def end(self, error: str | None) -> None:
+    def end(self, error: BaseException | None) -> None:
         for listener in self._all:
             listener.end(error)
 
@@ -114,15 +116,15 @@ class FileListener(Listener):
     def notice(self, text: str) -> None:
         self._write("notice", text=text)
 
-    def end(self, error: str | None) -> None:
-        self._write("end", error=error)
+    def end(self, error: BaseException | None) -> None:
+        self._write("end", error=None if error is None else ending(error))
 
 
-def replay(line: str, experiment: Experiment, listener: Listener) -> tuple[bool, str | None]:
+def replay(line: str, experiment: Experiment, listener: Listener) -> tuple[bool, dict[str, Any] | None]:
     """Tell a listener what a line of a progress file says.
 
     Returns:
-        Whether the run has ended, and with which error.
+        Whether the run has ended, and how if not well (`umbel.server.errors.ending`).
     """
     entry = json.loads(line)
     event = entry["event"]

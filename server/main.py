@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from flwr.serverapp import Grid
 from torch import Tensor
 
 from umbel.conf.schema import Experiment
@@ -17,19 +16,20 @@ from umbel.server import checkpoint
 from umbel.server.flower import strategies as flower
 from umbel.server.listener import Both, FileListener, Listener
 from umbel.server.lock import exclusive
+from umbel.server.port import Port
 from umbel.server.results import RunFolder, new_folder
 from umbel.server.rounds import FederatedRun
 from umbel.server.session import Session
 
 
 def execute(
-    experiment: Experiment, grid: Grid, listener: Listener, folder: Path | None = None, resume: bool = False
+    experiment: Experiment, port: Port, listener: Listener, folder: Path | None = None, resume: bool = False
 ) -> Path:
     """Run an experiment, or go on with one.
 
     Args:
         experiment: The experiment.
-        grid: How clients are reached.
+        port: How nodes are reached.
         listener: Told of everything that happens.
         folder: The run's folder; None makes one.
         resume: Go on from the folder's last checkpoint.
@@ -45,11 +45,11 @@ def execute(
     set_threads(experiment.run.threads)  # before anything is written down about this process
     path = folder or new_folder(experiment)
     with exclusive(path):
-        _execute(experiment, grid, listener, path, resume)
+        _execute(experiment, port, listener, path, resume)
     return path
 
 
-def _execute(experiment: Experiment, grid: Grid, listener: Listener, path: Path, resume: bool) -> None:
+def _execute(experiment: Experiment, port: Port, listener: Listener, path: Path, resume: bool) -> None:
     told = Both(listener, FileListener(path))
     run_folder = RunFolder(path, experiment)
     try:
@@ -64,10 +64,10 @@ def _execute(experiment: Experiment, grid: Grid, listener: Listener, path: Path,
         if found is not None and (text := other_arithmetic(path)):
             told.notice(text)
         run = FederatedRun(Session(experiment), run_folder, told, found)
-        run.start(grid)
+        run.start(port)
         _finish(run, run_folder)
     except BaseException as error:
-        told.end(f"{type(error).__name__}: {error}")
+        told.end(error)
         raise
     told.end(None)
 

@@ -6,34 +6,31 @@ import time
 from collections.abc import Callable, Iterable
 
 from flwr.app import Message
-from flwr.serverapp import Grid
 
 from umbel.core.messages import MessageError, decode_json, encode_json
 from umbel.server.errors import RunStoppedError
-from umbel.server.inbox import Inbox, replies
+from umbel.server.port import Port
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.005, 0.25
-_TRIES = 3  # greetings that a node may fail to answer: its process may have been killed
 
 
 class Directory:
     """The nodes of the federation and the clients that each holds.
 
     Args:
-        grid: The grid.
+        port: How nodes are reached.
         config_hash: Hash of the server's experiment; a node that composed another is refused.
         num_clients: Clients in total.
         timeout_seconds: How long to wait for nodes that together hold every client.
     """
 
-    def __init__(self, grid: Grid, config_hash: str, num_clients: int, timeout_seconds: float) -> None:
-        self._grid = grid
+    def __init__(self, port: Port, config_hash: str, num_clients: int, timeout_seconds: float) -> None:
+        self._port = port
         self._config_hash = config_hash
         self._num_clients = num_clients
         self._timeout = timeout_seconds
         self._held: dict[int, frozenset[int]] = {}
         self._refused: dict[int, str] = {}
-        self._greetings = Inbox(grid)
         self._num_failed: dict[int, int] = {}
         self._came: dict[int, int] = {}  # 0 for nodes that were there from the beginning, then counting up
         self._num_refreshes = 0
@@ -47,7 +44,7 @@ class Directory:
         deadline = time.monotonic() + self._timeout
         wait = _FIRST_WAIT
         while True:
-            self.refresh(on_wait)
+            self.refresh()
             missing = set(range(self._num_clients)).difference(*self._held.values())
             if not missing:
                 return
@@ -65,40 +62,31 @@ class Directory:
             f"{_ranges(missing)} of {self._num_clients}. Start more nodes (umbel federate up --nodes N), or raise "
             "engine.node_timeout_seconds."
         )
-        silent = sorted(self._greetings.waiting)
+        silent = sorted(self._port.silent())
         if silent:
             text += f"\nNo answer yet from {', '.join(f'node {node}' for node in silent)}: busy with another run?"
         for node, reason in self._refused.items():
             text += f"\nNode {node} was refused: {reason}"
         return text
 
-    def refresh(self, on_wait: Callable[[], None] | None = None) -> None:
+    def refresh(self) -> None:
         """Greet nodes that are new and forget those that left.
 
         Nobody waits here: a node that comes in the middle of a run is of use once it has answered.
         """
         self._num_refreshes += 1
-        present = set(self._grid.get_node_ids())
+        present = self._port.nodes()
         self._held = {node: held for node, held in self._held.items() if node in present}
-        self._greetings.give_up(present)
-        new = sorted(present - self._held.keys() - self._refused.keys() - set(self._greetings.waiting))
+        new = sorted(present - self._held.keys() - self._refused.keys() - self._port.silent())
         greetings = [Message(encode_json({"hello": self._config_hash}), node, "query") for node in new]
-        deadline = time.monotonic() + self._timeout
-        answers: Iterable[Message]
-        if hasattr(self._grid, "stream"):
-            answers = replies(self._grid, greetings, deadline, on_wait)
-        else:
-            if greetings:
-                self._greetings.send(greetings, deadline)
-            answers = self._greetings.take()
-        for reply in answers:
+        for reply in self._port.greet(greetings, time.monotonic() + self._timeout):
             self._welcome(reply)
 
     def _welcome(self, reply: Message) -> None:
         node = reply.metadata.src_node_id
         if reply.has_error():
             self._num_failed[node] = self._num_failed.get(node, 0) + 1
-            if self._num_failed[node] >= _TRIES or hasattr(self._grid, "stream"):
+            if self._num_failed[node] >= self._port.num_tries:
                 self._refused[node] = str(reply.error.reason)
             return
         try:

@@ -1,19 +1,14 @@
-"""Any strategy of this project as a Flower Strategy; `start` is the only round loop there is."""
+"""The only round loop there is: phases, evaluation, checkpoints; the same for every strategy and engine."""
 
 from __future__ import annotations
 
 import copy
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
-
-from flwr.app import ArrayRecord, ConfigRecord, Message
-from flwr.serverapp import Grid
-from flwr.serverapp.strategy import Result
-from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
 from umbel.core.evaluation import evaluation_fold
 from umbel.core.folds import Folded
@@ -26,6 +21,7 @@ from umbel.server.errors import RunStoppedError, StopRequested
 from umbel.server.exchange import Exchange, Report
 from umbel.server.listener import Listener
 from umbel.server.nodes import Directory
+from umbel.server.port import Port
 from umbel.server.results import RunFolder
 from umbel.server.session import Session
 from umbel.strategies.base import EVALUATE, Phase
@@ -33,8 +29,8 @@ from umbel.strategies.base import EVALUATE, Phase
 EVALUATION_STEP = 99  # sorts after every phase of a round
 
 
-class FederatedRun(FlowerStrategy):
-    """One run of a strategy over a grid.
+class FederatedRun:
+    """One run of a strategy.
 
     Args:
         session: Experiment, strategy and data.
@@ -61,40 +57,30 @@ class FederatedRun(FlowerStrategy):
 
     # ---- the loop --------------------------------------------------------------------------------------------
 
-    def start(  # type: ignore[override]
-        self,
-        grid: Grid,
-        initial_arrays: ArrayRecord | None = None,
-        num_rounds: int | None = None,
-        timeout: float | None = None,
-        **_: Any,
-    ) -> Result:
+    def start(self, port: Port) -> None:
         """Run all rounds that are still to come.
 
         Args:
-            grid: How clients are reached.
-            initial_arrays: Not used: the strategy makes its own State.
-            num_rounds: Rounds in total; by default the experiment's.
-            timeout: Seconds that a phase may take; by default the experiment's.
+            port: How nodes are reached.
 
         Raises:
             RunStoppedError: Too few nodes or replies; everything up to the last completed round is saved.
             StopRequested: Somebody asked; likewise.
         """
         experiment = self.session.experiment
-        total = num_rounds or experiment.run.rounds
+        total = experiment.run.rounds
         self._began = time.monotonic() - self.progress.seconds.get("total", 0.0)
         directory = Directory(
-            grid,
+            port,
             self.session.config_hash,
             experiment.data.num_clients,
             experiment.engine.node_timeout_seconds,
         )
         exchange = Exchange(
-            grid,
+            port,
             directory,
             experiment.run.fold_block,
-            timeout or experiment.engine.deadline_seconds,
+            experiment.engine.deadline_seconds,
             experiment.engine.memory_bytes,
             self.listener.clients_done,
             self._look_for_stop,
@@ -111,9 +97,6 @@ class FederatedRun(FlowerStrategy):
         except BadReplyError as error:  # replies that are good each for itself and do not go together
             self._save()
             raise RunStoppedError(f"Round {self.progress.round + 1}: {error}") from error
-        result = Result()
-        result.arrays = ArrayRecord(dict(self.session.strategy.model(self.state)))
-        return result
 
     def _begin(self) -> Any:
         if self._resume is None:
@@ -272,20 +255,6 @@ class FederatedRun(FlowerStrategy):
             yield
         finally:
             seconds[name] = seconds.get(name, 0.0) + time.monotonic() - start
-
-    # ---- what Flower's interface asks for --------------------------------------------------------------------
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Refuse: a round here has phases of its own and replies that stream; only `start` runs it."""
-        raise TypeError("FederatedRun runs its rounds in `start`; it cannot be driven from outside.")
-
-    aggregate_train = aggregate_evaluate = configure_evaluate = configure_train  # type: ignore[assignment]
-
-    def summary(self) -> None:
-        """Tell the listener what will run."""
-        self.listener.begin(self.session.experiment, str(self.folder.path))
 
 
 def _copy(progress: Progress) -> Progress:

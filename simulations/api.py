@@ -20,7 +20,7 @@ from umbel.server.flower import strategies as flower
 from umbel.server.listener import Listener
 from umbel.server.main import execute, summary
 from umbel.server.results import new_folder
-from umbel.simulations.engines.inline import InlineGrid
+from umbel.simulations.engines.inline import InlinePort
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ def _inline(experiment: Experiment, listener: Listener, folder: Path, resuming: 
     node_config = {"state-folder": str(folder / "memory")}
     execute(
         experiment,
-        InlineGrid(run_config(experiment), node_config, listener.clients_done),
+        InlinePort(run_config(experiment), node_config, listener.clients_done),
         listener,
         folder,
         resuming,
@@ -153,10 +153,10 @@ def _inline(experiment: Experiment, listener: Listener, folder: Path, resuming: 
 
 
 def _ray(experiment: Experiment, listener: Listener, folder: Path, resuming: bool) -> None:
-    from umbel.simulations.engines.ray_engine import RayGrid
+    from umbel.simulations.engines.ray_engine import RayPort
 
-    with RayGrid(experiment, run_config(experiment), folder / "memory") as grid:
-        execute(experiment, grid, listener, folder, resuming)
+    with RayPort(experiment, run_config(experiment), folder / "memory") as port:
+        execute(experiment, port, listener, folder, resuming)
 
 
 def _grpc(experiment: Experiment, listener: Listener, folder: Path, resuming: bool) -> None:

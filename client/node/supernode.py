@@ -5,7 +5,7 @@ looks. This node speaks the same Fleet API over the same gRPC connection (Flower
 each run, started in the folder of the run's bundle, and looks again soon after something came. It serves the same
 SuperLink beside stock SuperNodes, with the same TLS and authentication options.
 
-    python -m umbel.client.node.supernode --insecure --superlink 127.0.0.1:9092 \\
+    python -m umbel.client.node.supernode --insecure --superlink 127.0.0.1:9092 \
         --node-config "partition-id=0 num-partitions=4"
 """
 

@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 
 from umbel.conf.load import load, split_overrides
 from umbel.server.errors import StopRequested
+from umbel.server.flower.inbox import FlowerPort
 from umbel.server.listener import FileListener, Listener
 from umbel.server.main import execute
 
@@ -64,11 +65,11 @@ def run(grid: Grid, context: Context) -> None:
         experiment = load(str(config["experiment"]), split_overrides(str(config.get("overrides", ""))), text)
     except Exception as error:
         if folder:  # whoever started the run follows it there
-            FileListener(Path(folder)).end(f"{type(error).__name__}: {error}")
+            FileListener(Path(folder)).end(error)
         raise
     resume = bool(config.get("resume", ""))
     logging.getLogger("umbel").info("experiment %s", experiment.name)
     try:
-        execute(experiment, grid, _listener, Path(folder) if folder else None, resume)
+        execute(experiment, FlowerPort(grid), _listener, Path(folder) if folder else None, resume)
     except StopRequested:
         logging.getLogger("umbel").warning("stopped on request; go on with: umbel resume %s", folder)

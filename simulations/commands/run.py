@@ -6,7 +6,6 @@ Exit codes: 0 done; 1 a run that failed; 2 refused before anything started; 130 
 from __future__ import annotations
 
 import functools
-import re
 import shutil
 import signal
 import sys
@@ -19,10 +18,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
 
 import click
 
+from umbel.core.refusal import Refusal
+
 if TYPE_CHECKING:
     from umbel.simulations.commands.watcher import Watcher
 
 FAILED, REFUSED, STOPPED = 1, 2, 130
+REFUSALS = (Refusal, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError)
 _P = ParamSpec("_P")
 
 
@@ -85,9 +87,7 @@ def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
         except KeyboardInterrupt:
             say("Stopped.")
             sys.exit(STOPPED)
-        except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError) as error:
-            if not _known(error):
-                raise
+        except REFUSALS as error:
             fail(_message(error), REFUSED)
         except OSError as error:
             fail(_message(error), FAILED)
@@ -119,13 +119,13 @@ def supervised(watcher: Watcher, stopper: Stopper, again: str = "", fresh: bool 
     except RunStoppedError as error:
         watcher.close()
         fail(f"{error}\n{_stopped(watcher, again)}", FAILED)
-    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError) as error:
+    except REFUSALS as error:
         watcher.close()
-        if not watcher.started and _known(error):
-            if fresh:
-                _discard(watcher)
-            fail(_message(error), REFUSED)
-        _failed(error, watcher, again)
+        if watcher.started:
+            _failed(error, watcher, again)
+        if fresh:
+            _discard(watcher)
+        fail(_message(error), REFUSED)
     except Exception as error:  # noqa: BLE001 - whatever it is, say how to go on
         watcher.close()
         _failed(error, watcher, again)
@@ -137,20 +137,6 @@ def _failed(error: Exception, watcher: Watcher, again: str) -> NoReturn:
     if not isinstance(error, OSError):
         traceback.print_exception(error)
     fail(f"{_message(error)}\n{_stopped(watcher, again)}", FAILED)
-
-
-def _known(error: BaseException) -> bool:
-    """Say whether an error is a refusal with a message for people, rather than a mistake of this program.
-
-    Tables of models and strategies raise plain `ValueError`s and `TypeError`s that name the key to change.
-    """
-    from umbel.conf.errors import ExperimentError
-    from umbel.core.names import UnknownNameError
-    from umbel.data.errors import DataError
-
-    if isinstance(error, (ExperimentError, UnknownNameError, DataError, OSError)):
-        return True
-    return bool(re.search(r"\b(model|data|strategy|client|run|engine|evaluate|checkpoint)\.\w+", str(error)))
 
 
 def _message(error: BaseException) -> str:

@@ -1,1 +1,1 @@
-"""Engines: inline, Ray, and a federation over gRPC; each is a Flower `Grid` that the one round loop drives."""
+"""Engines: inline, Ray, and a federation over gRPC; each is a `Port` that the one round loop drives."""

@@ -15,10 +15,9 @@ from typing import Any
 from flwr.cli.build import build_fab_from_disk
 
 from umbel.client.node.bundle import flower_name, unpack
-from umbel.conf.errors import ExperimentError
 from umbel.conf.load import as_yaml
 from umbel.conf.schema import Experiment
-from umbel.server.errors import RunStoppedError, StopRequested
+from umbel.server.errors import RunStoppedError, raise_again
 from umbel.server.listener import PROGRESS_FILE, Listener, replay
 from umbel.server.lock import exclusive, is_free
 from umbel.simulations.engines import federate
@@ -159,7 +158,8 @@ def _follow(
         for line in lines:
             ended, error = replay(line, experiment, listener)
             if ended:
-                _raise(error)
+                if error is not None:
+                    raise_again(error)
                 return
         begun = begun or bool(lines)
         if lines:
@@ -183,17 +183,6 @@ def _follow(
             ask_at = time.monotonic() + silence
             continue
         time.sleep(_LOOK_SECONDS)
-
-
-def _raise(error: str | None) -> None:
-    if error is None:
-        return
-    kind, _, text = error.partition(": ")
-    if kind == StopRequested.__name__:
-        raise StopRequested
-    if kind == ExperimentError.__name__:
-        raise ExperimentError(text)
-    raise RunStoppedError(text if kind == RunStoppedError.__name__ else error)
 
 
 def _status(federation: Federation, run_id: str) -> str:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 from flwr.app import Message
 
 from umbel.client import handlers
 from umbel.client.app import app
-from umbel.simulations.engines.flower_internals import LocalGrid, error_reply, make_context
+from umbel.server.port import OnWait
+from umbel.simulations.engines.flower_internals import error_reply, make_context
+from umbel.simulations.engines.local import LocalPort
 
 
-class InlineGrid(LocalGrid):
+class InlinePort(LocalPort):
     """Runs the ClientApp where it stands.
 
     Args:
@@ -28,7 +30,9 @@ class InlineGrid(LocalGrid):
         self._context = make_context(run_config, node_config)
         self._on_clients = on_clients
 
-    def stream(self, messages: Iterable[Message], deadline: float) -> Iterator[Message]:
+    def stream(
+        self, messages: Collection[Message], deadline: float, on_wait: OnWait | None = None
+    ) -> Iterator[Message]:
         """Run each message and yield its reply; a deadline cannot interrupt one's own process."""
         done = 0
 

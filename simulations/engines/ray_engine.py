@@ -16,7 +16,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -30,8 +30,9 @@ from umbel.conf.federation import federation
 from umbel.conf.schema import Experiment
 from umbel.core.messages import Pieces, encode_outcome, split_work
 from umbel.core.work import Outcome
-from umbel.server.errors import RunStoppedError
-from umbel.simulations.engines.flower_internals import LocalGrid
+from umbel.server.errors import RunStoppedError, raise_again
+from umbel.server.port import OnWait
+from umbel.simulations.engines.local import LocalPort
 from umbel.simulations.engines.ray_worker import RayWorker
 
 _TRIES = 3  # how often a block is started before its clients count as failed
@@ -60,8 +61,8 @@ class _Pool:
     running: dict[Any, tuple[Any, _Block]] = field(default_factory=dict)
 
 
-class RayGrid(LocalGrid):
-    """A grid over Ray workers; a context manager.
+class RayPort(LocalPort):
+    """A port to Ray workers; a context manager.
 
     Args:
         experiment: The experiment.
@@ -79,7 +80,7 @@ class RayGrid(LocalGrid):
         self._started_ray = False
         self._neutral = memory.parent / "ray"
 
-    def __enter__(self) -> RayGrid:
+    def __enter__(self) -> RayPort:
         import ray
 
         if not ray.is_initialized():
@@ -134,11 +135,9 @@ class RayGrid(LocalGrid):
             ) from None
         except ray.exceptions.RayError as error:
             raise RunStoppedError(f"A Ray worker died while it started: {_first_line(error)}") from error
-        for _, kind, text in found:
-            if kind == "ValueError" or kind.endswith("ExperimentError"):
-                raise ExperimentError(text)
-            if kind:
-                raise RunStoppedError(f"A Ray worker cannot start: {kind}: {text}")
+        for _, end in found:
+            if end is not None:
+                raise_again(end | {"text": f"A Ray worker cannot start: {end.get('text')}"})
         self._pool.free.extend(workers)
 
     def __exit__(
@@ -178,9 +177,11 @@ class RayGrid(LocalGrid):
         """Return the process ids of the workers that are free."""
         import ray
 
-        return [pid for pid, _, _ in ray.get([worker.ready.remote() for worker in self._pool.free])]
+        return [pid for pid, _ in ray.get([worker.ready.remote() for worker in self._pool.free])]
 
-    def stream(self, messages: Iterable[Message], deadline: float) -> Iterator[Message]:
+    def stream(
+        self, messages: Collection[Message], deadline: float, on_wait: OnWait | None = None
+    ) -> Iterator[Message]:
         """Spread the messages' blocks over the workers and yield one reply a block, as they are done."""
         import ray
 

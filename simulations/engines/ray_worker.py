@@ -10,6 +10,7 @@ from flwr.app import ArrayRecord, Message, RecordDict
 
 import umbel
 from umbel.core.messages import Pieces
+from umbel.server.errors import ending
 from umbel.simulations.engines.flower_internals import identify, make_context
 
 
@@ -78,6 +79,6 @@ class RayWorker:
         message = Message(Pieces(head, arrays).content(), 1, kind)
         return app(message, self._context).content
 
-    def ready(self) -> tuple[int, str, str]:
-        """Return the worker's process id, once it is ready, and what kept it from that: (id, kind, message)."""
-        return os.getpid(), type(self._error).__name__ if self._error else "", str(self._error or "")
+    def ready(self) -> tuple[int, dict[str, Any] | None]:
+        """Return the worker's process id, once it is ready, and what kept it from that."""
+        return os.getpid(), None if self._error is None else ending(self._error)

@@ -15,13 +15,13 @@ from umbel.server.listener import Listener
 from umbel.server.main import execute
 from umbel.server.results import new_folder
 from umbel.simulations.api import run_config
-from umbel.simulations.engines.inline import InlineGrid
+from umbel.simulations.engines.inline import InlinePort
 
 
-class Lossy(InlineGrid):
+class Lossy(InlinePort):
     """Answers block by block, as Ray does, and loses client 0's reply of round 2 after its memory was written."""
 
-    def stream(self, messages, deadline):
+    def stream(self, messages, deadline, on_wait=None):
         for message in messages:
             arrays = dict(message.content.array_records)
             for piece in split_work(message.content):
@@ -38,8 +38,8 @@ def test_scaffold_keeps_c_the_mean_of_its_clients(tmp_path: Path) -> None:
     fixed = ["run.fold_block=1", "client.precision=fp64", f"run.results={tmp_path}", "evaluate.every=0"]
     experiment = load("digits", [*options, *fixed])
     folder = new_folder(experiment)
-    grid = Lossy(run_config(experiment), {"state-folder": str(folder / "memory")}, lambda _: None)
-    execute(experiment, grid, Listener(), folder)
+    port = Lossy(run_config(experiment), {"state-folder": str(folder / "memory")}, lambda _: None)
+    execute(experiment, port, Listener(), folder)
 
     found = checkpoint.latest(folder / "checkpoints")
     assert found is not None

@@ -27,7 +27,8 @@ from umbel.server.main import execute
 from umbel.server.nodes import Directory
 from umbel.simulations import api
 from umbel.simulations.engines.flower_internals import error_reply, identify
-from umbel.simulations.engines.inline import InlineGrid
+from umbel.simulations.engines.inline import InlinePort
+from umbel.simulations.engines.local import LocalPort
 
 PAYLOAD = Payload({"model": T(w=[0.0, 0.0])})
 FOLDS = {
@@ -58,17 +59,17 @@ def work_honestly(message, fold):
     return outcome
 
 
-class FakeGrid:
+class FakePort(LocalPort):
     """Nodes in this process; `behave` turns a node's honest outcome into what it sends."""
 
     def __init__(self, fold, behave):
         identify()
         self._fold, self._behave = fold, behave
 
-    def get_node_ids(self):
-        return list(HELD)
+    def nodes(self):
+        return set(HELD)
 
-    def stream(self, messages, deadline):
+    def stream(self, messages, deadline, on_wait=None):
         for message in reversed(list(messages)):
             node = message.metadata.dst_node_id
             if message.metadata.message_type == "query":
@@ -86,11 +87,11 @@ class FakeGrid:
 
 
 def exchange(fold, behave):
-    grid = FakeGrid(fold, behave)
-    directory = Directory(grid, "hash", len(COHORT), 1.0)
+    port = FakePort(fold, behave)
+    directory = Directory(port, "hash", len(COHORT), 1.0)
     directory.wait()
     done = []
-    found = Exchange(grid, directory, 2, 5.0, 1 << 20, done.append, lambda: None).run(WORK, PAYLOAD, COHORT, fold)
+    found = Exchange(port, directory, 2, 5.0, 1 << 20, done.append, lambda: None).run(WORK, PAYLOAD, COHORT, fold)
     return *found, done
 
 
@@ -360,15 +361,15 @@ def test_nobody_answers(fold):
 # Nodes ------------------------------------------------------------------------------------------------------
 
 
-class Greeting(FakeGrid):
+class Greeting(FakePort):
     def __init__(self, answers):
         identify()
         self._answers = answers
 
-    def get_node_ids(self):
-        return list(self._answers)
+    def nodes(self):
+        return set(self._answers)
 
-    def stream(self, messages, deadline):
+    def stream(self, messages, deadline, on_wait=None):
         for message in messages:
             answer = self._answers[message.metadata.dst_node_id]
             if isinstance(answer, Exception):
@@ -408,8 +409,8 @@ def test_a_client_that_two_nodes_hold_runs_on_one():
 def corrupt_run(tmp_path, monkeypatch, from_round, *overrides):
     """A run whose only node loses client 1's block from a round on."""
 
-    class Corrupt(InlineGrid):
-        def stream(self, messages, deadline):
+    class Corrupt(InlinePort):
+        def stream(self, messages, deadline, on_wait=None):
             for message in messages:
                 for reply in super().stream([message], deadline):
                     if message.metadata.message_type != "query":
@@ -420,7 +421,7 @@ def corrupt_run(tmp_path, monkeypatch, from_round, *overrides):
                             continue
                     yield reply
 
-    monkeypatch.setattr(api, "InlineGrid", Corrupt)
+    monkeypatch.setattr(api, "InlinePort", Corrupt)
     return small_run(tmp_path, *overrides)
 
 
@@ -437,8 +438,8 @@ def test_too_few_replies_end_the_run_with_everything_saved(tmp_path, monkeypatch
 
 
 def test_execute_is_what_runs(tmp_path):
-    # `execute` by itself, as the ServerApp calls it over a grid of Flower's.
+    # `execute` by itself, as the ServerApp calls it over a port of its own.
     experiment = api.load("digits", [*SMALL, f"run.results={tmp_path}"])
-    grid = InlineGrid(api.run_config(experiment), {"state-folder": str(tmp_path / "memory")}, lambda _: None)
+    grid = InlinePort(api.run_config(experiment), {"state-folder": str(tmp_path / "memory")}, lambda _: None)
     path = execute(experiment, grid, api.Listener())
     assert api.RunResult(path).summary["weights_sha256"] == small_run(tmp_path).summary["weights_sha256"]

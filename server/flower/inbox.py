@@ -5,11 +5,13 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 
 from flwr.app import Error, Message
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
+
+from umbel.server.port import OnWait, Port
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.005, 1.0  # a reply that is there is late by a second at most
 _SHARE = 0.02  # looks are this part of the time waited so far apart
@@ -119,35 +121,51 @@ class Inbox:
         self._waiting.clear()
 
 
-def replies(
-    grid: Grid, messages: list[Message], deadline: float, on_wait: Callable[[], None] | None = None
-) -> Iterator[Message]:
-    """Send messages and yield the replies as they come, until all are there or the deadline has passed.
+class FlowerPort(Port):
+    """A port over Flower's grid.
 
-    Flower's own `send_and_receive` looks every three seconds and returns everything at once; this looks soon and
-    then less often, so that a reply is folded while others are still under way. A grid of this project, which
-    knows when something is there, streams without looking (`stream`).
+    Flower's own `send_and_receive` looks every three seconds and returns everything at once; this looks soon and then
+    less often, so that a reply is folded while others are still under way.
 
     Args:
-        grid: The grid.
-        messages: What to send.
-        deadline: `time.monotonic()` after which nothing more is waited for.
-        on_wait: Called while waiting; may raise to stop.
+        grid: The grid that Flower hands to the ServerApp.
     """
-    stream = getattr(grid, "stream", None)
-    if stream is not None:
-        yield from stream(messages, deadline)
-        return
-    inbox = Inbox(grid)
-    try:
-        inbox.send(messages, deadline)
-        looked = time.monotonic()
-        while inbox.waiting and (now := time.monotonic()) < deadline:
-            yield from inbox.take(min(_TURN_SECONDS, deadline - now))
-            if now - looked > _PRESENCE_SECONDS:
-                yield from inbox.give_up(set(grid.get_node_ids()))
-                looked = now
-            if inbox.waiting and on_wait is not None:
-                on_wait()
-    finally:
-        inbox.close()
+
+    num_tries = 3  # a node's process may have been killed while it answered
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self._greetings = Inbox(grid)
+
+    def nodes(self) -> set[int]:
+        """Return the nodes that the SuperLink counts as present."""
+        return set(self._grid.get_node_ids())
+
+    def stream(
+        self, messages: Collection[Message], deadline: float, on_wait: OnWait | None = None
+    ) -> Iterator[Message]:
+        """Send messages and yield the replies as they come; a node that leaves is answered for."""
+        inbox = Inbox(self._grid)
+        try:
+            inbox.send(messages, deadline)
+            looked = time.monotonic()
+            while inbox.waiting and (now := time.monotonic()) < deadline:
+                yield from inbox.take(min(_TURN_SECONDS, deadline - now))
+                if now - looked > _PRESENCE_SECONDS:
+                    yield from inbox.give_up(self.nodes())
+                    looked = now
+                if inbox.waiting and on_wait is not None:
+                    on_wait()
+        finally:
+            inbox.close()
+
+    def greet(self, messages: Collection[Message], deadline: float) -> list[Message]:
+        """Send greetings and return the answers that have come; nodes that left are no longer waited for."""
+        self._greetings.give_up(self.nodes())
+        if messages:
+            self._greetings.send(messages, deadline)
+        return self._greetings.take()
+
+    def silent(self) -> set[int]:
+        """Return the nodes that have not answered a greeting yet."""
+        return set(self._greetings.waiting)

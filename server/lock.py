@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from umbel.server.errors import RunStoppedError
 
@@ -26,19 +26,17 @@ def exclusive(folder: Path, patience_seconds: float = 60.0) -> Iterator[None]:
     Raises:
         RunStoppedError: Another process still works on the run.
     """
-    deadline = time.monotonic() + patience_seconds
-    with (folder / _FILE).open("w") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError:
-                if time.monotonic() >= deadline:
-                    raise RunStoppedError(
-                        f"Another process is at work on {folder}. Wait for its end, or ask it to: umbel stop {folder}"
-                    ) from None
-            time.sleep(_LOOK_SECONDS)
+    lock = FileLock(folder / _FILE)
+    try:
+        lock.acquire(timeout=patience_seconds, poll_interval=_LOOK_SECONDS)
+    except Timeout:
+        raise RunStoppedError(
+            f"Another process is at work on {folder}. Wait for its end, or ask it to: umbel stop {folder}"
+        ) from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def is_free(folder: Path) -> bool:

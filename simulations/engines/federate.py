@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import subprocess
@@ -12,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from umbel.conf.errors import ExperimentError
 from umbel.core.files import read_json, write_json
@@ -56,7 +57,7 @@ class Federation:
     superlink: int
     nodes: tuple[int, ...]
     stock: bool
-    births: tuple[int, ...]
+    births: tuple[float, ...]
 
     @property
     def superlink_alive(self) -> bool:
@@ -102,12 +103,15 @@ def find(home: Path | None = None) -> Federation | None:
 def _one_at_a_time(home: Path) -> Iterator[None]:
     """Keep others from starting or stopping the same federation at the same time."""
     home.mkdir(parents=True, exist_ok=True)
-    with (home / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise FederationError(f"Another process starts or stops the federation in {home} right now.") from None
+    lock = FileLock(home / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise FederationError(f"Another process starts or stops the federation in {home} right now.") from None
+    try:
         yield
+    finally:
+        lock.release()
 
 
 def start(nodes: int, home: Path, stock: bool = False, memory: Path | None = None) -> Federation:

@@ -6,9 +6,11 @@ project run the apps in processes of their own, and so set it themselves.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
+from flwr.cli.build import build_fab_from_disk
 from flwr.supercore.task_identity import TaskIdentity
 
 NODE = 1  # the only node of an engine that runs on one machine
@@ -30,3 +32,8 @@ def make_context(run_config: dict[str, Any], node_config: dict[str, Any]) -> Con
 def error_reply(message: Message, error: BaseException) -> Message:
     """Answer a message with an error."""
     return Message(Error(CLIENT_FAILED, f"{type(error).__name__}: {error}"), reply_to=message)
+
+
+def build_bundle(app: Path) -> bytes:
+    """Return what `flwr build` makes of an app's folder."""
+    return build_fab_from_disk(app)

@@ -12,8 +12,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from flwr.cli.build import build_fab_from_disk
-
 from umbel.client.node.bundle import flower_name, unpack
 from umbel.conf.load import as_yaml
 from umbel.conf.schema import Experiment
@@ -23,6 +21,7 @@ from umbel.server.lock import exclusive, is_free
 from umbel.simulations.engines import federate
 from umbel.simulations.engines.app_folder import write_app
 from umbel.simulations.engines.federate import CONNECTION, Federation
+from umbel.simulations.engines.flower_internals import build_bundle
 from umbel.simulations.engines.processes import log, tail
 
 _LOOK_SECONDS = 0.1
@@ -114,7 +113,7 @@ def _flwr_run(experiment: Experiment, federation: Federation, folder: Path, resu
         # JSON's strings are TOML's basic strings.
         config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
         # The ServerApps of two runs that start together would meet in Flower's own installation.
-        bundle = build_fab_from_disk(app)
+        bundle = build_bundle(app)
         unpack(bundle, Path(federation.environment()["FLWR_HOME"]) / "apps", flower_name(bundle))
         answer = _flwr(federation, "run", str(app), CONNECTION, "--run-config", str(config))
     return str(answer["run-id"])

@@ -14,7 +14,11 @@ import time
 from collections.abc import Iterable
 from pathlib import Path
 
+import psutil
+
 import umbel
+
+_CLOCK_SECONDS = 2.0  # births are by the clock, which may be set meanwhile
 
 
 def flower_environment(home: Path) -> dict[str, str]:
@@ -49,30 +53,32 @@ def opened(port: int) -> bool:
     return False
 
 
-def birth(pid: int) -> int:
-    """Return when a process began, in ticks since this machine did; 0 where that cannot be known.
+def birth(pid: int) -> float:
+    """Return when a process began, in seconds of the clock; 0 when there is none.
 
     The number of a process that has ended is given to another some day; with its birth it is never taken for it.
     """
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
-    except OSError:
-        return 0
-    return int(stat.rpartition(")")[2].split()[19])  # the name in brackets may hold anything
+        return psutil.Process(pid).create_time()
+    except psutil.Error:
+        return 0.0
 
 
-def alive(pid: int, born: int = 0) -> bool:
+def alive(pid: int, born: float = 0.0) -> bool:
     """Return whether the process that began at `born` runs; one that has ended but was not waited for does not."""
-    with contextlib.suppress(ChildProcessError):
-        os.waitpid(pid, os.WNOHANG)
     try:
-        os.kill(pid, 0)
-    except (ProcessLookupError, PermissionError):
+        process = psutil.Process(pid)
+        ended = process.status() == psutil.STATUS_ZOMBIE
+        same = not born or abs(process.create_time() - born) < _CLOCK_SECONDS
+    except psutil.Error:
         return False
-    return not born or birth(pid) == born
+    if ended:
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(pid, os.WNOHANG)
+    return same and not ended
 
 
-def terminate(processes: Iterable[tuple[int, int]], patience_seconds: float = 5.0) -> None:
+def terminate(processes: Iterable[tuple[int, float]], patience_seconds: float = 5.0) -> None:
     """End process groups, each (leader, when it began), and what they started: politely all at once, then not.
 
     A group whose leader is not the one we started is nobody we know and is left alone.
@@ -95,19 +101,12 @@ def terminate(processes: Iterable[tuple[int, int]], patience_seconds: float = 5.
         time.sleep(0.05)
 
 
-def descendants(pids: Iterable[int]) -> list[tuple[int, int]]:
-    """Return the children of processes, their children and so on, each with its birth (on Linux)."""
-    parents: dict[int, list[int]] = {}
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError, ValueError):
-            parent = int((folder / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
-            parents.setdefault(parent, []).append(int(folder.name))
-    found: list[tuple[int, int]] = []
-    ahead = list(pids)
-    while ahead:
-        children = parents.get(ahead.pop(), [])
-        found += [(pid, birth(pid)) for pid in children]
-        ahead += children
+def descendants(pids: Iterable[int]) -> list[tuple[int, float]]:
+    """Return the children of processes, their children and so on, each with its birth."""
+    found: list[tuple[int, float]] = []
+    for pid in pids:
+        with contextlib.suppress(psutil.Error):
+            found += [(child.pid, birth(child.pid)) for child in psutil.Process(pid).children(recursive=True)]
     return found
 
 

@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
+from umbel.core.refusal import Refusal
+
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("fp64", "fp32", "bf16", "fp16")
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -16,16 +18,22 @@ def resolve(name: str) -> torch.device:
     """Return the device for `auto | cpu | cuda | cuda:<i> | mps`.
 
     Raises:
-        ValueError: The device is not on this machine.
+        Refusal: The device is not on this machine.
     """
     if name == "auto":
         if torch.cuda.is_available():
             return torch.device("cuda")
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError("client.device=cuda: this machine has no CUDA device that torch can use; say cpu or auto.")
+        raise Refusal(
+            "client.device=cuda: this machine has no CUDA device that torch can use.",
+            key="client.device",
+            remedy="Say cpu or auto.",
+        )
     if name == "mps" and not torch.backends.mps.is_available():
-        raise ValueError("client.device=mps: this machine has no Metal device; say cpu or auto.")
+        raise Refusal(
+            "client.device=mps: this machine has no Metal device.", key="client.device", remedy="Say cpu or auto."
+        )
     return torch.device(name)
 
 

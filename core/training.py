@@ -8,13 +8,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from umbel.core import device as devices
+from umbel.core.ranges import OneOf
 from umbel.core.rng import forked
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -47,18 +50,18 @@ class LocalConfig:
             this nor `channels_last` gives the same bits as without.
     """
 
-    epochs: int = 1
-    max_steps: int = 0
-    batch_size: int = 32
-    optimizer: str = "sgd"
-    lr: float = 0.05
-    lr_decay: float = 1.0
-    momentum: float = 0.0
+    epochs: Annotated[int, Ge(0)] = 1
+    max_steps: Annotated[int, Ge(0)] = 0
+    batch_size: Annotated[int, Ge(0)] = 32
+    optimizer: Annotated[str, OneOf(*OPTIMIZERS)] = "sgd"
+    lr: Annotated[float, Ge(0)] = 0.05
+    lr_decay: Annotated[float, Ge(0)] = 1.0
+    momentum: Annotated[float, Ge(0)] = 0.0
     nesterov: bool = False
-    weight_decay: float = 0.0
-    clip_norm: float = 0.0
+    weight_decay: Annotated[float, Ge(0)] = 0.0
+    clip_norm: Annotated[float, Ge(0)] = 0.0
     device: str = "auto"
-    precision: str = "fp32"
+    precision: Annotated[str, OneOf(*devices.PRECISIONS)] = "fp32"
     channels_last: bool = False
     compile: bool = False
 

@@ -11,6 +11,10 @@ class RunStoppedError(RuntimeError):
     """The run cannot go on; everything up to the last completed round is saved."""
 
 
+class RunFailedError(RuntimeError):
+    """Something that nobody foresaw ended a run in another process; what it raised is in the message."""
+
+
 class StopRequested(Exception):  # noqa: N818 - a request, not an error
     """Somebody asked the run to stop: Ctrl-C, SIGTERM, or `umbel stop`."""
 
@@ -35,10 +39,13 @@ def raise_again(found: dict[str, Any]) -> NoReturn:
     Raises:
         Refusal: It was refused.
         StopRequested: Somebody asked it to stop.
-        RunStoppedError: Anything else.
+        RunStoppedError: It could not go on.
+        RunFailedError: Anything else.
     """
     if found["how"] == "refused":
         raise Refusal.again(found)
     if found["how"] == "asked":
         raise StopRequested
-    raise RunStoppedError(found["text"])
+    if found["how"] == "stopped":
+        raise RunStoppedError(found["text"])
+    raise RunFailedError(found["text"])

@@ -120,6 +120,15 @@ class FileListener(Listener):
         self._write("end", error=None if error is None else ending(error))
 
 
+def has_begun(folder: Path) -> bool:
+    """Say whether a run got as far as its first phase; until then it can be refused, and its folder goes."""
+    file = folder / PROGRESS_FILE
+    if not file.is_file():
+        return False
+    with file.open(encoding="utf-8") as lines:
+        return any(line.startswith('{"event": "phase"') for line in lines)
+
+
 def replay(line: str, experiment: Experiment, listener: Listener) -> tuple[bool, dict[str, Any] | None]:
     """Tell a listener what a line of a progress file says.
 

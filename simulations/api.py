@@ -16,8 +16,9 @@ from umbel.conf.errors import ExperimentError
 from umbel.conf.load import as_yaml, load
 from umbel.conf.schema import Experiment
 from umbel.core.files import read_json, write_json
+from umbel.core.refusal import Refusal
 from umbel.server.flower import strategies as flower
-from umbel.server.listener import Listener
+from umbel.server.listener import Listener, has_begun
 from umbel.server.main import execute, summary
 from umbel.server.results import new_folder
 from umbel.simulations.engines.inline import InlinePort
@@ -53,7 +54,7 @@ def run(experiment: str | Experiment, *overrides: str, listener: Listener | None
         listener: Told of everything that happens.
 
     Raises:
-        ExperimentError: The experiment is refused; nothing has started.
+        Refusal: The experiment is refused; nothing has started, and no folder is left.
         RunStoppedError: The run could not go on; everything up to the last completed round is saved.
     """
     if isinstance(experiment, Experiment):
@@ -67,8 +68,8 @@ def run(experiment: str | Experiment, *overrides: str, listener: Listener | None
     folder = new_folder(composed)
     try:
         return _start(composed, listener or Listener(), folder, resuming=False)
-    except ExperimentError:
-        if not (folder / "run.json").exists():  # refused by the engine, before the run began
+    except Refusal:
+        if not has_begun(folder):
             shutil.rmtree(folder, ignore_errors=True)
         raise
 

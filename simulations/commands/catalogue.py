@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 from flwr.serverapp import strategy as flower_strategies
@@ -17,6 +17,7 @@ from rich.text import Text
 
 from umbel.conf.load import describe, experiment_names
 from umbel.conf.schema import Experiment
+from umbel.core import ranges
 from umbel.core.names import unknown
 from umbel.data import encoders, partition
 from umbel.data.config import DataConfig
@@ -42,18 +43,6 @@ _LAYERS = (
     "Which convolutions: conv (all that it can stand for), dense or depthwise among them, or names of layers, with * "
     "for any part."
 )
-
-# Keys of `data.` that a partition reads beside num_clients and min_examples.
-_PARTITION_KEYS: Mapping[str, tuple[str, ...]] = {
-    "dirichlet": ("alpha", "top_up"),
-    "shards": ("shards_per_client",),
-    "pathological": ("classes_per_client",),
-    "quantity_skew": ("alpha",),
-    "long_tail": ("imbalance", "alpha", "top_up"),
-    "split_tasks": ("num_tasks",),
-    "permuted_tasks": ("num_tasks",),
-    "domain_label": ("alpha",),
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +92,18 @@ def attributes(kind: type) -> dict[str, str]:
     return _section(inspect.getdoc(kind) or "", "Attributes")
 
 
+def meanings(kind: type) -> dict[str, str]:
+    """Return what each field of a section of the configuration means: its sentences, and its range."""
+    docs, found = attributes(kind), {}
+    for name, limits in ranges.limits_of(kind).items():
+        told = docs.get(name, "")
+        words = [str(value) for limit in limits if isinstance(limit, ranges.OneOf) for value in limit.allowed]
+        said = words and all(re.search(rf"\b{re.escape(word)}\b", told) for word in words)
+        allowed = "" if said else ranges.describe(limits)
+        found[name] = f"{told} {allowed[:1].upper()}{allowed[1:]}." if allowed else told
+    return found
+
+
 def _section(doc: str, title: str) -> dict[str, str]:
     match = re.search(rf"^{title}:\n((?:[ ]+.*\n?|\n)+)", doc, re.MULTILINE)
     found: dict[str, str] = {}
@@ -118,7 +119,7 @@ def _section(doc: str, title: str) -> dict[str, str]:
 
 def _strategies() -> Iterator[Entry]:
     for name in strategies.names():
-        docs = attributes(strategies.find(name).config_class)
+        docs = meanings(strategies.find(name).config_class)
         options = (Option(key, value, docs.get(key, "")) for key, value in strategies.options(name).items())
         yield Entry(name, strategies.describe(name), tuple(options))
     for name in flower_names():
@@ -158,9 +159,9 @@ def _encoders() -> Iterator[Entry]:
 
 
 def _partitions() -> Iterator[Entry]:
-    docs, defaults = attributes(DataConfig), DataConfig()
+    docs, defaults = meanings(DataConfig), DataConfig()
     for name in partition.names():
-        keys = _PARTITION_KEYS.get(name, ())
+        keys = partition.keys(name)
         options = (Option(f"data.{key}", getattr(defaults, key), docs.get(key, "")) for key in keys)
         yield Entry(name, partition.describe(name), tuple(options))
 
@@ -176,7 +177,7 @@ def _keys() -> Iterator[Entry]:
         if not callable(field.default_factory):
             continue
         section = field.default_factory()
-        docs = attributes(type(section))
+        docs = meanings(type(section))
         options = tuple(
             Option(f"{field.name}.{item.name}", getattr(section, item.name), docs.get(item.name, ""))
             for item in dataclasses.fields(section)

@@ -36,8 +36,9 @@ def main() -> None:
       umbel list strategies                               all of them, with their options
 
     \b
-    Exit codes:
-      0 done    1 failed    2 refused before anything started    130 stopped; can be resumed
+    Exit statuses, the same on every engine:
+      0 done    1 failed    2 refused before anything started
+      3 incomplete: it could not go on, and is saved    130 stopped on request
     """  # noqa: D301 - click reads the backspace as "keep these lines"
 
 
@@ -85,7 +86,7 @@ def run(experiment: str, overrides: tuple[str, ...], quiet: bool, as_json: bool)
         check(composed.data)
         console = Console(stderr=True)
         shown = watcher(console, quiet, as_json)
-        with supervised(shown, stopper, fresh=True):
+        with supervised(shown, stopper):
             result = api.run(composed, listener=shown)
         if console.is_terminal and not quiet:
             say(f"Next: umbel report {result.path}")

@@ -1,12 +1,12 @@
 """Running under supervision: signals, errors, exit codes. Nothing heavy is imported before a command runs.
 
-Exit codes: 0 done; 1 a run that failed; 2 refused before anything started; 130 stopped on request.
+Exit statuses, the same on every engine: 0 done; 1 failed, by something that nobody foresaw; 2 refused before anything
+started; 3 incomplete, the run could not go on and is saved; 130 stopped on request.
 """
 
 from __future__ import annotations
 
 import functools
-import shutil
 import signal
 import sys
 import traceback
@@ -23,7 +23,7 @@ from umbel.core.refusal import Refusal
 if TYPE_CHECKING:
     from umbel.simulations.commands.watcher import Watcher
 
-FAILED, REFUSED, STOPPED = 1, 2, 130
+FAILED, REFUSED, INCOMPLETE, STOPPED = 1, 2, 3, 130
 REFUSALS = (Refusal, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError)
 _P = ParamSpec("_P")
 
@@ -98,14 +98,13 @@ def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
 
 
 @contextmanager
-def supervised(watcher: Watcher, stopper: Stopper, again: str = "", fresh: bool = False) -> Iterator[None]:
+def supervised(watcher: Watcher, stopper: Stopper, again: str = "") -> Iterator[None]:
     """Run what is inside; answer errors and signals with a message and an exit code.
 
     Args:
         watcher: Knows the run's folder and how far it has come.
         stopper: Its signals are ours from here.
         again: How to go on; empty is `umbel resume` with the run's folder.
-        fresh: The folder is a new run's, and goes when the run is refused.
     """
     from umbel.server.errors import RunStoppedError, StopRequested
 
@@ -118,13 +117,11 @@ def supervised(watcher: Watcher, stopper: Stopper, again: str = "", fresh: bool 
         sys.exit(STOPPED)
     except RunStoppedError as error:
         watcher.close()
-        fail(f"{error}\n{_stopped(watcher, again)}", FAILED)
+        fail(f"{error}\n{_stopped(watcher, again)}", INCOMPLETE)
     except REFUSALS as error:
         watcher.close()
         if watcher.started:
             _failed(error, watcher, again)
-        if fresh:
-            _discard(watcher)
         fail(_message(error), REFUSED)
     except Exception as error:  # noqa: BLE001 - whatever it is, say how to go on
         watcher.close()
@@ -134,7 +131,9 @@ def supervised(watcher: Watcher, stopper: Stopper, again: str = "", fresh: bool 
 
 
 def _failed(error: Exception, watcher: Watcher, again: str) -> NoReturn:
-    if not isinstance(error, OSError):
+    from umbel.server.errors import RunFailedError
+
+    if not isinstance(error, OSError | RunFailedError):
         traceback.print_exception(error)
     fail(f"{_message(error)}\n{_stopped(watcher, again)}", FAILED)
 
@@ -156,12 +155,3 @@ def _stopped(watcher: Watcher, again: str) -> str:
     (folder / "stop").unlink(missing_ok=True)
     after = f"after round {max(rounds)}" if rounds else "before the first checkpoint; it begins again"
     return f"Stopped {after}. Go on with: {again or f'umbel resume {folder}'}"
-
-
-def _discard(watcher: Watcher) -> None:
-    """Remove the folder of a run that was refused while it was being set up."""
-    if watcher.folder is None:
-        return
-    folder = Path(watcher.folder)
-    if not (folder / "checkpoints").exists() and not (folder / "summary.json").exists():
-        shutil.rmtree(folder, ignore_errors=True)

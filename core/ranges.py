@@ -1,0 +1,131 @@
+"""Ranges of configuration values: said by the annotations of a dataclass's fields, checked in one place.
+
+    mu: Annotated[float, Ge(0)] = 0.01
+    weighting: Annotated[str, OneOf("examples", "uniform")] = "examples"
+
+Bounds are those of annotated-types. NaN is refused everywhere, infinity where a field does not say `MayBeInfinite()`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache
+from typing import Any
+
+from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt, MinLen
+
+from umbel.core.names import nearest
+from umbel.core.refusal import Refusal
+
+
+class OneOf:
+    """A closed set of values.
+
+    Args:
+        *allowed: The values.
+
+    Attributes:
+        allowed: As given.
+    """
+
+    def __init__(self, *allowed: str | int) -> None:
+        self.allowed = allowed
+
+
+@dataclasses.dataclass(frozen=True)
+class MayBeInfinite:
+    """Infinity is a value, too."""
+
+
+Limit = Gt | Ge | Lt | Le | MinLen | OneOf | MayBeInfinite
+
+
+def check_ranges(config: Any, section: str) -> None:
+    """Refuse a value out of its range.
+
+    Args:
+        config: An instance of a dataclass; fields that are None are not looked at.
+        section: What stands before the fields' names in keys, such as `strategy`.
+
+    Raises:
+        Refusal: A value is out of its range, with its key.
+    """
+    kind: Any = type(config)
+    for name, limits in limits_of(kind).items():
+        value = getattr(config, name)
+        if value is not None:
+            _check(f"{section}.{name}", value, limits)
+
+
+@cache
+def limits_of(kind: type) -> Mapping[str, tuple[Limit, ...]]:
+    """Return what the annotations of each field of a dataclass allow; no limits where they say nothing."""
+    hints = typing.get_type_hints(kind, include_extras=True)
+    return {field.name: tuple(_limits(hints[field.name])) for field in dataclasses.fields(kind)}
+
+
+def describe(limits: tuple[Limit, ...]) -> str:
+    """Return limits in words, such as `at least 0 and below 1`; empty where there are none."""
+    parts = []
+    for limit in limits:
+        match limit:
+            case Gt():
+                parts.append(f"above {limit.gt}")
+            case Ge():
+                parts.append(f"at least {limit.ge}")
+            case Lt():
+                parts.append(f"below {limit.lt}")
+            case Le():
+                parts.append(f"at most {limit.le}")
+            case OneOf():
+                parts.append(f"one of {', '.join(map(str, limit.allowed))}")
+    return " and ".join(parts)
+
+
+def _limits(hint: Any) -> Iterator[Limit]:
+    for each in getattr(hint, "__metadata__", ()):
+        parts: Iterable[Any] = each if isinstance(each, GroupedMetadata) else (each,)
+        yield from (part for part in parts if isinstance(part, Limit))
+
+
+def _check(key: str, value: Any, limits: tuple[Limit, ...]) -> None:
+    for limit in limits:
+        if isinstance(limit, OneOf) and value not in limit.allowed:
+            guesses = nearest(str(value), map(str, limit.allowed))
+            hint = f"Did you mean {' or '.join(map(repr, guesses))}?" if guesses else ""
+            raise Refusal(f"{key} should be {describe((limit,))}, found {value!r}.", key=key, remedy=hint)
+        if isinstance(limit, MinLen) and len(value) < limit.min_length:
+            entries = "one entry" if limit.min_length == 1 else f"{limit.min_length} entries"
+            raise Refusal(f"{key} should have at least {entries}, found {value!r}.", key=key)
+    bounds = tuple(limit for limit in limits if isinstance(limit, Gt | Ge | Lt | Le))
+    if bounds and not isinstance(value, int | float):
+        raise Refusal(f"{key} should be a number, {describe(bounds)}, found {value!r}.", key=key)
+    word, wrong = "finite", _not_finite
+    if any(isinstance(limit, MayBeInfinite) for limit in limits):
+        word, wrong = "no NaN", math.isnan
+    odd = any(map(wrong, _floats(value)))
+    if odd or not all(_within(value, bound) for bound in bounds):
+        wanted = " and ".join(filter(None, [describe(bounds), word if odd else ""]))
+        raise Refusal(f"{key} should be {wanted}, found {value!r}.", key=key)
+
+
+def _not_finite(value: float) -> bool:
+    return not math.isfinite(value)
+
+
+def _floats(value: Any) -> list[float]:
+    return [each for each in (value if isinstance(value, list | tuple) else (value,)) if isinstance(each, float)]
+
+
+def _within(value: Any, bound: Gt | Ge | Lt | Le) -> bool:
+    match bound:
+        case Gt():
+            return bool(value > bound.gt)
+        case Ge():
+            return bool(value >= bound.ge)
+        case Lt():
+            return bool(value < bound.lt)
+    return bool(value <= bound.le)

@@ -242,7 +242,7 @@ def affnet_et(num_classes: int, image_size: int = 256, in_channels: int = 3, *, 
         drop_path: Stochastic depth of the last filter block; it rises linearly from 0.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     return _published("affnet_et", num_classes, image_size, in_channels, drop_path)
 
@@ -296,7 +296,7 @@ def affnet_tiny32(
         drop_path: Stochastic depth of the last filter block; it rises linearly from 0.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     check_image_size("affnet_tiny32", image_size, 1, least=4)
     dims = check_counts("model.sizes.dims", dims, 3, multiple=GROUPS)

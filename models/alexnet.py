@@ -14,7 +14,8 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from umbel.models.base import Model, check_count, check_fraction
+from umbel.core.refusal import Refusal
+from umbel.models.base import Model, check_count, check_flag, check_fraction
 
 KERNELS = (4, 3, 2)
 
@@ -85,18 +86,21 @@ def alexnet_small(
         bias: Whether layers, the head among them, have biases.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     if side_after(image_size) < 1:
-        raise ValueError(
+        raise Refusal(
             f"model.image_size: alexnet_small halves an image three times without padding and needs 19 px or more, "
-            f"found {image_size}; use 28 or 32"
+            f"found {image_size}.",
+            key="model.image_size",
+            remedy="Use 28 or 32.",
         )
     check_count("model.sizes.width", width)
     check_count("model.sizes.hidden", hidden)
     if not isinstance(dropout, Sequence) or len(dropout) != 2:
-        raise ValueError(f"model.sizes.dropout should be a list of 2 numbers, found {dropout!r}")
+        raise Refusal(
+            f"model.sizes.dropout should be a list of 2 numbers, found {dropout!r}.", key="model.sizes.dropout"
+        )
     light, heavy = (check_fraction("model.sizes.dropout", share) for share in dropout)
-    if not isinstance(bias, bool):
-        raise ValueError(f"model.sizes.bias should be true or false, found {bias!r}")
+    check_flag("model.sizes.bias", bias)
     return AlexNetSmall(num_classes, image_size, in_channels, width, hidden, (light, heavy), bias)

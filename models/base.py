@@ -15,6 +15,8 @@ from typing import Any, Self, TypeGuard
 import torch
 from torch import Tensor, nn
 
+from umbel.core.refusal import Refusal
+
 
 class Model(nn.Module):
     """A classifier `head(features(x))`.
@@ -78,23 +80,25 @@ def check_image_size(name: str, image_size: int, multiple: int, least: int | Non
     """Return `image_size` if it is a multiple of `multiple` and not below `least` (None: `multiple`).
 
     Raises:
-        ValueError: It is not; the message names the nearest size that is.
+        Refusal: It is not; the remedy names the nearest size that is.
     """
     smallest = multiple * -(-(least or multiple) // multiple)
     if image_size % multiple or image_size < smallest:
         works = max(smallest, multiple * round(image_size / multiple))
         needed = f"a multiple of {multiple} px" if multiple > 1 else "an image"
-        raise ValueError(
-            f"model.image_size: {name} needs {needed}, {smallest} px or more, found {image_size}; use {works}"
+        raise Refusal(
+            f"model.image_size: {name} needs {needed}, {smallest} px or more, found {image_size}.",
+            key="model.image_size",
+            remedy=f"Use {works}.",
         )
     return image_size
 
 
 def check_count(key: str, value: object) -> int:
-    """Return `value` if it is a whole number of at least one; raise `ValueError` naming the key otherwise."""
+    """Return `value` if it is a whole number of at least one; raise `Refusal` naming the key otherwise."""
     # bool is an int to Python, but `width: true` in a YAML file is a slip.
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"{key} should be a whole number of at least 1, found {value!r}")
+        raise Refusal(f"{key} should be a whole number of at least 1, found {value!r}.", key=key)
     return value
 
 
@@ -115,22 +119,22 @@ def check_counts(key: str, values: object, length: int | None = None, multiple: 
         multiple: What should divide each of them.
 
     Raises:
-        ValueError: They are not.
+        Refusal: They are not.
     """
     if not _is_list(values, length):
         expected = "whole numbers that is not empty" if length is None else f"{length} whole numbers"
-        raise ValueError(f"{key} should be a list of {expected}, found {values!r}")
+        raise Refusal(f"{key} should be a list of {expected}, found {values!r}.", key=key)
     counts = tuple(check_count(key, value) for value in values)
     if any(count % multiple for count in counts):
-        raise ValueError(f"{key} should be multiples of {multiple}, found {list(counts)}")
+        raise Refusal(f"{key} should be multiples of {multiple}, found {list(counts)}.", key=key)
     return counts
 
 
 def check_lists(key: str, values: object, length: int | None = None) -> list[tuple[int, ...]]:
-    """Return `values` as a list of `length` (None: any number of) tuples of counts; raise `ValueError` otherwise."""
+    """Return `values` as a list of `length` (None: any number of) tuples of counts; raise `Refusal` otherwise."""
     if not _is_list(values, length):
         expected = "a list of lists" if length is None else f"{length} lists"
-        raise ValueError(f"{key} should be {expected} of whole numbers, one a stage, found {values!r}")
+        raise Refusal(f"{key} should be {expected} of whole numbers, one a stage, found {values!r}.", key=key)
     return [check_counts(key, each) for each in values]
 
 
@@ -138,31 +142,31 @@ def check_divides(key: str, value: object, dims: Sequence[int], dims_key: str = 
     """Return `value` if it is a count that divides all of `dims`, the channels of key `dims_key`, as heads do.
 
     Raises:
-        ValueError: It is or does not; the message names both keys.
+        Refusal: It is or does not; the message names both keys.
     """
     count = check_count(key, value)
     for dim in dims:
         if dim % count:
-            raise ValueError(f"{key}: {count} does not divide {dim} channels ({dims_key})")
+            raise Refusal(f"{key}: {count} does not divide {dim} channels ({dims_key}).", key=key)
     return count
 
 
 def check_fraction(key: str, value: object) -> float:
-    """Return `value` if it lies in [0, 1); raise `ValueError` naming the key otherwise."""
+    """Return `value` if it lies in [0, 1); raise `Refusal` naming the key otherwise."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1:
-        raise ValueError(f"{key} should be a number from 0 to below 1, found {value!r}")
+        raise Refusal(f"{key} should be a number from 0 to below 1, found {value!r}.", key=key)
     return float(value)
 
 
 def check_positive(key: str, value: object) -> float:
-    """Return `value` if it is a number above 0; raise `ValueError` naming the key otherwise."""
+    """Return `value` if it is a number above 0; raise `Refusal` naming the key otherwise."""
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-        raise ValueError(f"{key} should be a number above 0, found {value!r}")
+        raise Refusal(f"{key} should be a number above 0, found {value!r}.", key=key)
     return float(value)
 
 
 def check_flag(key: str, value: object) -> bool:
-    """Return `value` if it is true or false; raise `ValueError` naming the key otherwise."""
+    """Return `value` if it is true or false; raise `Refusal` naming the key otherwise."""
     if not isinstance(value, bool):
-        raise ValueError(f"{key} should be true or false, found {value!r}")
+        raise Refusal(f"{key} should be true or false, found {value!r}.", key=key)
     return value

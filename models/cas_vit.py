@@ -189,7 +189,7 @@ def cas_vit_xs(
         drop_path: Stochastic depth of the last block; it rises linearly from 0.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     return _published("cas_vit_xs", num_classes, image_size, in_channels, second_head, drop_path)
 
@@ -249,7 +249,7 @@ def cas_vit_tiny32(
         drop_path: Stochastic depth of the last block; it rises linearly from 0.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     check_image_size("cas_vit_tiny32", image_size, 1, least=4)
     dims = check_counts("model.sizes.dims", dims, 4)

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
+from umbel.core.refusal import Refusal
 from umbel.models.base import Block, Model
 
 
@@ -25,7 +26,7 @@ def checkpoint_blocks(model: Model) -> Model:
     A block within a block is left to the outer one. Evaluation is not changed.
 
     Raises:
-        ValueError: The model has no blocks.
+        Refusal: The model has no blocks.
     """
     outer: list[Block] = []
 
@@ -38,8 +39,10 @@ def checkpoint_blocks(model: Model) -> Model:
 
     walk(model)
     if not outer:
-        raise ValueError(
-            f"model.checkpoint: {type(model).__name__} has no blocks (models.base.Block) to compute again; say false"
+        raise Refusal(
+            f"model.checkpoint: {type(model).__name__} has no blocks (models.base.Block) to compute again.",
+            key="model.checkpoint",
+            remedy="Say false.",
         )
     for block in {id(block): block for block in outer}.values():
         block.forward = partial(_recomputed, block, block.forward)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from umbel.core.refusal import Refusal
 from umbel.models.base import Model, check_count
 
 
@@ -26,8 +27,10 @@ class CNN(Model):
     ) -> None:
         super().__init__()
         if image_size < 4:
-            raise ValueError(
-                f"model.image_size: the cnn halves an image twice and needs 4 px or more, found {image_size}; use 28"
+            raise Refusal(
+                f"model.image_size: the cnn halves an image twice and needs 4 px or more, found {image_size}.",
+                key="model.image_size",
+                remedy="Use 28.",
             )
         self.num_features = hidden
         self.in_channels = in_channels
@@ -71,10 +74,10 @@ def cnn(
         norm: `none`, or `batch` for batch norm after each convolution and the first linear layer.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     check_count("model.sizes.width", width)
     check_count("model.sizes.hidden", hidden)
     if norm not in ("none", "batch"):
-        raise ValueError(f"model.sizes.norm should be none or batch, found {norm!r}")
+        raise Refusal(f"model.sizes.norm should be none or batch, found {norm!r}.", key="model.sizes.norm")
     return CNN(num_classes, image_size, in_channels, width, hidden, norm)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from umbel.core.refusal import Refusal
 from umbel.models.base import Block, Model, check_count, check_divides, check_fraction, check_image_size, check_positive
 from umbel.models.layers import (
     Mlp,
@@ -208,7 +209,7 @@ def convit_tiny(
         locality: How sharply a head looks at its place at the start (alpha of equation 6).
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     return _published("convit_tiny", num_classes, image_size, in_channels, 4, drop_path, locality)
 
@@ -267,17 +268,22 @@ def convit_tiny32(
         drop_path: Stochastic depth of the last block; it rises linearly from 0 at the first.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     check_count("model.sizes.patch", patch)
     check_image_size("convit_tiny32", image_size, patch, 2 * patch)
     check_count("model.sizes.dim", dim)
     if isqrt(check_count("model.sizes.heads", heads)) ** 2 != heads:
-        raise ValueError(f"model.sizes.heads should be the places of a square kernel, found {heads}; use 4 or 9")
+        raise Refusal(
+            f"model.sizes.heads should be the places of a square kernel, found {heads}.",
+            key="model.sizes.heads",
+            remedy="Use 4 or 9.",
+        )
     if check_count("model.sizes.local_depth", local_depth) >= check_count("model.sizes.depth", depth):
-        raise ValueError(
+        raise Refusal(
             f"model.sizes.local_depth should leave a block for the class token, found {local_depth} of {depth} blocks "
-            "(model.sizes.depth)"
+            "(model.sizes.depth).",
+            key="model.sizes.local_depth",
         )
     model = ConViT(
         num_classes,

@@ -24,6 +24,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
+from umbel.core.refusal import Refusal
 from umbel.models.base import Block, Model, check_count, check_counts, check_fraction, check_image_size, check_positive
 from umbel.models.layers import (
     LayerNorm2d,
@@ -158,7 +159,7 @@ class ConvNeXt(Model):
 
 def _check_choice(key: str, value: str, known: Sequence[str]) -> str:
     if value not in known:
-        raise ValueError(f"model.sizes.{key} should be {' or '.join(known)}, found {value!r}")
+        raise Refusal(f"model.sizes.{key} should be {' or '.join(known)}, found {value!r}.", key=f"model.sizes.{key}")
     return value
 
 
@@ -232,7 +233,7 @@ def convnext_dcls_tiny(
         drop_path: Stochastic depth of the last block; it rises linearly from 0.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     return _published(
         "convnext_dcls_tiny", num_classes, image_size, in_channels, mixer, version, layer_scale, drop_path
@@ -294,11 +295,15 @@ def convnext_dcls_tiny32(
         drop_path: Stochastic depth of the last block; it rises linearly from 0.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     check_image_size("convnext_dcls_tiny32", image_size, 1, least=4)
     if check_count("model.sizes.size", size) % 2 == 0 or size < 3:
-        raise ValueError(f"model.sizes.size should be odd, 3 or more, found {size}; use {max(3, size + 1)}")
+        raise Refusal(
+            f"model.sizes.size should be odd, 3 or more, found {size}.",
+            key="model.sizes.size",
+            remedy=f"Use {max(3, size + 1)}.",
+        )
     check_count("model.sizes.count", count)
     return ConvNeXt(
         num_classes,

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from umbel.core.refusal import Refusal
 from umbel.models.base import Block, Model, check_count, check_counts, check_divides, check_fraction
 from umbel.models.layers import drop_path, join_heads, quick_gelu, split_heads, to_map, to_tokens
 
@@ -200,9 +201,10 @@ def _published(num_classes: int, image_size: int, in_channels: int, depths: Sequ
     for stage in stages:
         side = stage.side_after(side)
     if side < 2:
-        raise ValueError(
-            f"model.image_size: the published CvT needs images of 19 px or more, found {image_size}; "
-            "use 224, or the model cvt_tiny32 for small images"
+        raise Refusal(
+            f"model.image_size: the published CvT needs images of 19 px or more, found {image_size}.",
+            key="model.image_size",
+            remedy="Use 224, or the model cvt_tiny32 for small images.",
         )
     check_fraction("model.sizes.drop_path", drop_rate)
     model = CvT(num_classes, image_size, in_channels, stages, mlp_ratio=4, drop_rate=drop_rate)
@@ -223,7 +225,7 @@ def cvt_13(num_classes: int, image_size: int = 224, in_channels: int = 3, *, dro
         drop_path: Stochastic depth of the last block; it rises linearly from 0 within the last stage.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     return _published(num_classes, image_size, in_channels, (1, 2, 10), drop_path)
 
@@ -280,10 +282,14 @@ def cvt_tiny32(
         drop_path: Stochastic depth of the last block; it rises linearly from 0 within the last stage.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     if image_size < 4:
-        raise ValueError(f"model.image_size: cvt_tiny32 needs images of 4 px or more, found {image_size}; use 28 or 32")
+        raise Refusal(
+            f"model.image_size: cvt_tiny32 needs images of 4 px or more, found {image_size}.",
+            key="model.image_size",
+            remedy="Use 28 or 32.",
+        )
     dims = check_counts("model.sizes.dims", dims, 3)
     depths = check_counts("model.sizes.depths", depths, 3)
     heads = check_counts("model.sizes.heads", heads, 3)

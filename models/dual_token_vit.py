@@ -29,6 +29,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from umbel.core.refusal import Refusal
 from umbel.models.base import Model, check_count, check_counts, check_divides, check_fraction, check_image_size
 from umbel.models.dual_token_blocks import DualTokenBlock, MergePatches, StageSizes
 from umbel.models.layers import drop_rates, initialise_linear, to_map, to_tokens
@@ -151,7 +152,7 @@ def dual_token_vit_s(
         drop_path: Stochastic depth of the last block; it rises linearly from 0 at the first.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     rows = zip((64, 128, 256), (2, 6, 6), (2, 4, 8), (8, 4, 4), (2, 1, 0), strict=True)
     model = DualTokenViT(
@@ -205,7 +206,7 @@ def dual_token_vit_tiny32(
         drop_path: Stochastic depth of the last block; it rises linearly from 0 at the first.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     check_image_size("dual_token_vit_tiny32", image_size, 1, least=4)
     dims = check_counts("model.sizes.dims", dims)
@@ -216,7 +217,9 @@ def dual_token_vit_tiny32(
     check_count("model.sizes.mlp_ratio", mlp_ratio)
     check_count("model.sizes.grid", grid)
     if check_count("model.sizes.kernel", kernel) % 2 == 0:
-        raise ValueError(f"model.sizes.kernel should be odd, found {kernel}; use {kernel + 1}")
+        raise Refusal(
+            f"model.sizes.kernel should be odd, found {kernel}.", key="model.sizes.kernel", remedy=f"Use {kernel + 1}."
+        )
     return DualTokenViT(
         num_classes,
         image_size,

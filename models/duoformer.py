@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from umbel.core.refusal import Refusal
 from umbel.models.base import (
     Block,
     Model,
@@ -166,9 +167,13 @@ class DuoFormer(Model):
 
 
 def _check_scales(scales: int, stages: int) -> int:
-    """Return `scales` if it is a number of the trunk's stages; raise `ValueError` otherwise."""
+    """Return `scales` if it is a number of the trunk's stages; raise `Refusal` otherwise."""
     if check_count("model.sizes.scales", scales) > stages:
-        raise ValueError(f"model.sizes.scales: the trunk has {stages} stages, found {scales}; use {stages}")
+        raise Refusal(
+            f"model.sizes.scales: the trunk has {stages} stages, found {scales}.",
+            key="model.sizes.scales",
+            remedy=f"Use {stages}.",
+        )
     return scales
 
 
@@ -230,7 +235,7 @@ def duoformer_r18(
         drop_path: Stochastic depth of the last block; it rises linearly from 0 at the first.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     dims, depths = (64, 128, 256, 512), (2, 2, 2, 2)
     return _published(
@@ -312,7 +317,7 @@ def duoformer_tiny32(
         drop_path: Stochastic depth of the last block; it rises linearly from 0 at the first.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     check_image_size("duoformer_tiny32", image_size, 1, least=4)
     dims = check_counts("model.sizes.dims", dims)

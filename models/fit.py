@@ -23,6 +23,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from umbel.core.refusal import Refusal
 from umbel.models.base import Block, Model, check_count, check_divides, check_fraction, check_image_size, check_lists
 from umbel.models.layers import (
     CrossAttention,
@@ -230,7 +231,7 @@ def fit_s(num_classes: int, image_size: int = 224, in_channels: int = 3, *, drop
         drop_path: Stochastic depth of the last layer; it rises linearly from 0 at the first.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     model = FIT(
         num_classes,
@@ -290,14 +291,15 @@ def fit_tiny32(
         drop_path: Stochastic depth of the last layer; it rises linearly from 0 at the first.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     check_image_size("fit_tiny32", image_size, 1, least=4)
     pairs = check_lists("model.sizes.layers", layers)
     if any(len(pair) != 2 for pair in pairs):
-        raise ValueError(
+        raise Refusal(
             "model.sizes.layers should have two numbers a super-block, local layers and global ones, found "
-            f"{[list(pair) for pair in pairs]}"
+            f"{[list(pair) for pair in pairs]}.",
+            key="model.sizes.layers",
         )
     check_count("model.sizes.dim", dim)
     check_count("model.sizes.latent_dim", latent_dim)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from umbel.core.refusal import Refusal
 from umbel.models.base import Block, Model, check_count, check_counts, check_divides, check_fraction, check_image_size
 from umbel.models.layers import (
     LayerNorm2d,
@@ -289,7 +290,7 @@ def gcvit_xxtiny(num_classes: int, image_size: int = 224, in_channels: int = 3, 
         drop_path: Stochastic depth of the last block; it rises linearly from 0 at the first.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     return _published("gcvit_xxtiny", num_classes, image_size, in_channels, drop_path)
 
@@ -348,7 +349,7 @@ def gcvit_tiny32(
         drop_path: Stochastic depth of the last block; it rises linearly from 0 at the first.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     check_image_size("gcvit_tiny32", image_size, 1, 8)
     dims = check_counts("model.sizes.dims", dims)
@@ -359,9 +360,15 @@ def gcvit_tiny32(
     check_fraction("model.sizes.drop_path", drop_path)
     for dim, depth, head in zip(dims, depths, heads, strict=True):
         if depth < 2:
-            raise ValueError(f"model.sizes.depths: a stage needs 2 blocks or more, one of each kind, found {depth}")
+            raise Refusal(
+                f"model.sizes.depths: a stage needs 2 blocks or more, one of each kind, found {depth}.",
+                key="model.sizes.depths",
+            )
         if dim < 4:
-            raise ValueError(f"model.sizes.dims: the excitation of a stage needs 4 channels or more, found {dim}")
+            raise Refusal(
+                f"model.sizes.dims: the excitation of a stage needs 4 channels or more, found {dim}.",
+                key="model.sizes.dims",
+            )
         check_divides("model.sizes.heads", head, [dim])
     # The side of the last map is that of the windows; 1 would leave a token alone.
     fraction = 2 ** (num_stages + 1)

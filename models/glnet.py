@@ -252,7 +252,7 @@ def glnet_4g(num_classes: int, image_size: int = 224, in_channels: int = 3, *, d
         drop_path: Stochastic depth of the last block; it rises linearly from 0.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     return _published("glnet_4g", num_classes, image_size, in_channels, 64, swin=False, drop_rate=drop_path)
 
@@ -305,7 +305,7 @@ def glnet_tiny32(
         drop_path: Stochastic depth of the last block; it rises linearly from 0.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     check_image_size("glnet_tiny32", image_size, 1, least=4)
     dims = check_counts("model.sizes.dims", dims, 4)

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from umbel.core.refusal import Refusal
 from umbel.models.base import Block, Model, check_count, check_counts, check_fraction, check_image_size, check_positive
 from umbel.models.layers import LayerScale, depthwise, drop_path, drop_rates, halving_strides, initialise_linear
 
@@ -173,7 +174,7 @@ def inception_next_atto(
         drop_path: Stochastic depth of the last block; it rises linearly from 0.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     return _published("inception_next_atto", num_classes, image_size, in_channels, layer_scale, drop_path)
 
@@ -231,18 +232,22 @@ def inception_next_tiny32(
         drop_path: Stochastic depth of the last block; it rises linearly from 0.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     check_image_size("inception_next_tiny32", image_size, 1, least=4)
     dims = check_counts("model.sizes.dims", dims, 3)
     if check_count("model.sizes.band", band) % 2 == 0:
-        raise ValueError(f"model.sizes.band should be odd, found {band}; use {band + 1}")
+        raise Refusal(
+            f"model.sizes.band should be odd, found {band}.", key="model.sizes.band", remedy=f"Use {band + 1}."
+        )
     check_fraction("model.sizes.ratio", ratio)
     branches = [int(dim * ratio) for dim in dims]
     if not all(0 < 3 * branch <= dim for branch, dim in zip(branches, dims, strict=True)):
-        raise ValueError(
+        raise Refusal(
             f"model.sizes.ratio: {ratio} of {list(dims)} channels (model.sizes.dims) gives convolutions {branches}; "
-            "each should have one or more, and three together no more than all; use 0.25"
+            "each should have one or more, and three together no more than all.",
+            key="model.sizes.ratio",
+            remedy="Use 0.25.",
         )
     return InceptionNeXt(
         num_classes,

@@ -247,7 +247,7 @@ def lsnet_t(num_classes: int, image_size: int = 224, in_channels: int = 3, *, dr
         drop_path: Stochastic depth of the last block's MLP; it rises linearly from 0. The paper has none.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     return _published("lsnet_t", num_classes, image_size, in_channels, drop_path)
 
@@ -299,7 +299,7 @@ def lsnet_tiny32(
         drop_path: Stochastic depth of the last block's MLP; it rises linearly from 0.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     check_image_size("lsnet_tiny32", image_size, 1, least=4)
     dims = check_counts("model.sizes.dims", dims, 4, multiple=CHANNELS_PER_GROUP)

@@ -30,6 +30,7 @@ import torch
 from torch import Tensor, nn
 
 from umbel.core.names import unknown
+from umbel.core.refusal import Refusal
 from umbel.models.base import Block, Model
 
 _BATCH = 11  # of the trial images: a number that heads, windows and groups seldom have, so that they are no batch
@@ -157,15 +158,17 @@ def last_map(model: Model, name: str = "", least: int = _SMALLEST, key: str | No
 
     Raises:
         umbel.core.names.UnknownNameError: No module of that name gives a map; the message says the nearest that does.
-        ValueError: No module gives a map of 2 x 2 or more, or `name` is no string.
+        Refusal: No module gives a map of 2 x 2 or more, or `name` is no string.
     """
     if not isinstance(name, str):
-        raise ValueError(f"{key or 'name'} should be the name of a layer, or '' for none, found {name!r}")
+        raise Refusal(f"{key or 'name'} should be the name of a layer, or '' for none, found {name!r}.", key=key or "")
     layers = map_layers(model)
     if not layers:
-        raise ValueError(
-            f"{type(model).__name__} has no layer that gives a map of {_SMALLEST} x {_SMALLEST} places or more; choose "
-            "a model with convolutions or attention, or larger images (keys model.name, model.image_size)"
+        raise Refusal(
+            f"{type(model).__name__} has no layer that gives a map of {_SMALLEST} x {_SMALLEST} places or more.",
+            key="model.name",
+            remedy="Choose a model with convolutions or attention, or larger images (keys model.name, "
+            "model.image_size).",
         )
     if name:
         known = {layer.name: layer for layer in layers}

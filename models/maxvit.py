@@ -269,7 +269,7 @@ def maxvit_tiny(num_classes: int, image_size: int = 224, in_channels: int = 3, *
         drop_path: Stochastic depth of the last block; it rises linearly from 0 at the first.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     return _published("maxvit_tiny", num_classes, image_size, in_channels, drop_path, (64, 128, 256, 512))
 
@@ -314,7 +314,7 @@ def maxvit_tiny32(
         drop_path: Stochastic depth of the last block; it rises linearly from 0 at the first.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     check_image_size("maxvit_tiny32", image_size, 1, 8)
     dims = check_counts("model.sizes.dims", dims)

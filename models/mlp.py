@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
+from umbel.core.refusal import Refusal
 from umbel.models.base import Model, check_count, check_fraction
 
 
@@ -60,14 +61,15 @@ def mlp(
         dropout: Share of the hidden units that are dropped in training; or a list, one a hidden layer.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     check_count("model.sizes.hidden", hidden)
     check_count("model.sizes.depth", depth)
     shares = [dropout] * depth if isinstance(dropout, int | float) else list(dropout)
     if len(shares) != depth:
-        raise ValueError(
-            f"model.sizes.dropout should be a number, or a list of {depth} (model.sizes.depth), found {dropout!r}"
+        raise Refusal(
+            f"model.sizes.dropout should be a number, or a list of {depth} (model.sizes.depth), found {dropout!r}.",
+            key="model.sizes.dropout",
         )
     shares = [check_fraction("model.sizes.dropout", share) for share in shares]
     return MLP(num_classes, image_size, in_channels, hidden, shares)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from umbel.core.refusal import Refusal
 from umbel.models.base import (
     Block,
     Model,
@@ -51,14 +52,15 @@ def group_sizes(dim: int, groups: int) -> list[int]:
     """Return the channels of each group: all of ceil(C / G) but the last, which has what is left.
 
     Raises:
-        ValueError: Nothing is left for the last groups.
+        Refusal: Nothing is left for the last groups.
     """
     size = -(-dim // groups)
     left = dim - size * (groups - 1)
     if left < 1:
-        raise ValueError(
-            f"model.sizes.dims: {dim} channels in groups of {size} do not make {groups} groups (model.sizes.kernels); "
-            f"use {size * groups}"
+        raise Refusal(
+            f"model.sizes.dims: {dim} channels in groups of {size} do not make {groups} groups (model.sizes.kernels).",
+            key="model.sizes.dims",
+            remedy=f"Use {size * groups}.",
         )
     return [size] * (groups - 1) + [left]
 
@@ -196,7 +198,7 @@ def ms_mlp_t(
         drop_path: Stochastic depth of the last block; it rises linearly from 0 at the first.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     return _published("ms_mlp_t", num_classes, image_size, in_channels, 9, layer_scale, drop_path)
 
@@ -242,14 +244,14 @@ def ms_mlp_tiny32(
         drop_path: Stochastic depth of the last block; it rises linearly from 0 at the first.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     check_count("model.sizes.patch", patch)
     check_image_size("ms_mlp_tiny32", image_size, patch, 8)
     stage_kernels = check_lists("model.sizes.kernels", kernels)
     for sides in stage_kernels:
         if any(kernel % 2 == 0 for kernel in sides):
-            raise ValueError(f"model.sizes.kernels should be odd numbers, found {list(sides)}")
+            raise Refusal(f"model.sizes.kernels should be odd numbers, found {list(sides)}.", key="model.sizes.kernels")
     dims = check_counts("model.sizes.dims", dims, len(stage_kernels))
     depths = check_counts("model.sizes.depths", depths, len(stage_kernels))
     check_count("model.sizes.mlp_ratio", mlp_ratio)

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from umbel.core.refusal import Refusal
 from umbel.models.base import (
     Block,
     Model,
@@ -198,7 +199,7 @@ def raftmlp_s(num_classes: int, image_size: int = 224, in_channels: int = 3, *, 
         drop_path: Stochastic depth of the last block; it rises linearly from 0 at the first.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     return _published("raftmlp_s", num_classes, image_size, in_channels, (64, 128, 256, 512), drop_path)
 
@@ -255,7 +256,7 @@ def raftmlp_tiny32(
         drop_path: Stochastic depth of the last block; it rises linearly from 0 at the first.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     dims = check_counts("model.sizes.dims", dims)
     depths = check_counts("model.sizes.depths", depths, len(dims))
@@ -264,9 +265,11 @@ def raftmlp_tiny32(
     level_kernels = check_lists("model.sizes.kernels", kernels, len(dims))
     for patch, sides in zip(patches, level_kernels, strict=True):
         if any(kernel < patch or (kernel - patch) % 2 for kernel in sides):
-            raise ValueError(
+            raise Refusal(
                 f"model.sizes.kernels should be the stride {patch} (model.sizes.patches) and an even number, found "
-                f"{sides!r}; use {patch} or {patch + 2}"
+                f"{sides!r}.",
+                key="model.sizes.kernels",
+                remedy=f"Use {patch} or {patch + 2}.",
             )
     return RaftMLP(
         num_classes,

@@ -16,6 +16,7 @@ from importlib import import_module
 from typing import Any
 
 from umbel.core.names import unknown
+from umbel.core.refusal import Refusal
 from umbel.models.base import Model, check_count
 
 Factory = Callable[..., Model]
@@ -120,15 +121,18 @@ def build(name: str, num_classes: int, image_size: int | None = None, in_channel
 
     Raises:
         umbel.core.names.UnknownNameError: An unknown model or size; the message says the nearest known.
-        ValueError: A value is out of range; the message names its key.
-        TypeError: A factory from outside does not have the signature, or does not return a `Model`.
+        Refusal: A value is out of range, or a factory from outside cannot be imported, does not have the signature, or
+            does not return a `Model`; the message names the key.
     """
     factory = _factory(name)
     known = _sizes(name, factory)
     if not _takes_any_keyword(factory):
         for keyword in sorted(sizes.keys() - known.keys()):
             if not known:
-                raise ValueError(f"Unknown size {keyword!r} (key model.sizes.{keyword}). Model {name!r} has no sizes.")
+                raise Refusal(
+                    f"Unknown size {keyword!r} (key model.sizes.{keyword}). Model {name!r} has no sizes.",
+                    key=f"model.sizes.{keyword}",
+                )
             raise unknown("size", keyword, known, key=f"model.sizes.{keyword}")
     check_count("model.num_classes", num_classes)
     check_count("model.in_channels", in_channels)
@@ -136,9 +140,10 @@ def build(name: str, num_classes: int, image_size: int | None = None, in_channel
     check_count("model.image_size", size)
     model = factory(num_classes, image_size=size, in_channels=in_channels, **sizes)
     if not isinstance(model, Model):
-        raise TypeError(
-            f"Model {name!r} (key model.name) should return an umbel.models.base.Model, found "
-            f"{type(model).__name__}; derive its class from Model, with `features` and `head`"
+        raise Refusal(
+            f"Model {name!r} (key model.name) should return an umbel.models.base.Model, found {type(model).__name__}.",
+            key="model.name",
+            remedy="Derive its class from Model, with `features` and `head`.",
         )
     return model
 
@@ -171,9 +176,10 @@ def _factory(name: str) -> Factory:
     try:
         factory = getattr(import_module(module_path), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"Cannot import model {name!r} (key model.name): {error}. It is looked up as "
-            "package.module:Factory and must be installed on the server and on every node."
+        raise Refusal(
+            f"Cannot import model {name!r} (key model.name): {error}.",
+            key="model.name",
+            remedy="It is looked up as package.module:Factory and must be installed on the server and on every node.",
         ) from error
     return factory
 
@@ -183,8 +189,9 @@ def _sizes(name: str, factory: Factory) -> dict[str, Any]:
     parameters = inspect.signature(factory).parameters
     missing = [common for common in _COMMON if common not in parameters]
     if missing:
-        raise TypeError(
-            f"Model {name!r} (key model.name) should take {', '.join(_COMMON)}; missing {', '.join(missing)}"
+        raise Refusal(
+            f"Model {name!r} (key model.name) should take {', '.join(_COMMON)}; missing {', '.join(missing)}.",
+            key="model.name",
         )
     return {
         key: None if parameter.default is inspect.Parameter.empty else parameter.default

@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from umbel.models.base import Block, Model, check_count
+from umbel.core.refusal import Refusal
+from umbel.models.base import Block, Model, check_count, check_flag
 
 NORMS: dict[str, Callable[[int], nn.Module]] = {
     "batch": nn.BatchNorm2d,
@@ -92,9 +93,8 @@ def _build(
     """Check the sizes and build."""
     check_count("model.sizes.width", width)
     if norm not in NORMS:
-        raise ValueError(f"model.sizes.norm should be one of {', '.join(NORMS)}, found {norm!r}")
-    if not isinstance(bias, bool):
-        raise ValueError(f"model.sizes.bias should be true or false, found {bias!r}")
+        raise Refusal(f"model.sizes.norm should be one of {', '.join(NORMS)}, found {norm!r}.", key="model.sizes.norm")
+    check_flag("model.sizes.bias", bias)
     return ResNet(num_classes, image_size, in_channels, depths, width, norm, bias)
 
 
@@ -121,7 +121,7 @@ def resnet18(
         bias: Whether convolutions have biases; the head has one always.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     return _build(num_classes, image_size, in_channels, (2, 2, 2, 2), width, norm, bias)
 

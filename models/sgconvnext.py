@@ -75,7 +75,7 @@ def sgconvnext_t(
         drop_path: Stochastic depth of the last block; it rises linearly from 0.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     check_image_size("sgconvnext_t", image_size, 32)
     check_count("model.sizes.scale_dim", scale_dim)
@@ -126,7 +126,7 @@ def sgconvnext_tiny32(
         drop_path: Stochastic depth of the last block; it rises linearly from 0.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     check_image_size("sgconvnext_tiny32", image_size, 1, least=4)
     check_count("model.sizes.scale_dim", scale_dim)

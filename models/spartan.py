@@ -222,7 +222,7 @@ def spartan(
         drop_path: Stochastic depth of the last block; it rises linearly from 0.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     model = Spartan(
         num_classes,
@@ -269,7 +269,7 @@ def spartan_tiny32(
         drop_path: Stochastic depth of the last block; it rises linearly from 0.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     return Spartan(
         num_classes,

@@ -25,7 +25,8 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from umbel.core.names import unknown
-from umbel.models.base import check_count, check_fraction
+from umbel.core.refusal import Refusal
+from umbel.models.base import check_count, check_fraction, check_positive
 
 PAD = 0
 
@@ -205,10 +206,10 @@ def gru(shape: TextShape, key: str, *, width: int = 64, layers: int = 1, dropout
         dropout: Share of each layer's inputs that is dropped in training.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     if check_count(f"{key}.width", width) % 2:
-        raise ValueError(f"{key}.width should be even, half of it each way, found {width}")
+        raise Refusal(f"{key}.width should be even, half of it each way, found {width}.", key=f"{key}.width")
     check_count(f"{key}.layers", layers)
     return GRU(shape, width, layers, check_fraction(f"{key}.dropout", dropout))
 
@@ -235,13 +236,12 @@ def transformer(
         dropout: Share of the tokens' features, and of what each branch adds to them, that is dropped in training.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     check_count(f"{key}.depth", depth)
     if check_count(f"{key}.width", width) % check_count(f"{key}.heads", heads):
-        raise ValueError(f"{key}.heads: {heads} heads do not divide a width of {width}")
-    if isinstance(mlp_ratio, bool) or not isinstance(mlp_ratio, int | float) or not 0 < mlp_ratio < float("inf"):
-        raise ValueError(f"{key}.mlp_ratio should be a number above 0, found {mlp_ratio!r}")
+        raise Refusal(f"{key}.heads: {heads} heads do not divide a width of {width}.", key=f"{key}.heads")
+    check_positive(f"{key}.mlp_ratio", mlp_ratio)
     return Transformer(shape, width, depth, heads, mlp_ratio, check_fraction(f"{key}.dropout", dropout))
 
 
@@ -258,7 +258,7 @@ def embedding_mlp(
         dropout: Share of the hidden units that is dropped in training.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     check_count(f"{key}.width", width)
     check_count(f"{key}.hidden", hidden)
@@ -286,7 +286,7 @@ def build_text(name: str, shape: TextShape, *, key: str = "strategy.text", **siz
 
     Raises:
         umbel.core.names.UnknownNameError: An unknown encoder or size; the message says the nearest known.
-        ValueError: A value is out of range, or the encoder does not read such texts; the message names the key.
+        Refusal: A value is out of range, or the encoder does not read such texts; the message names the key.
     """
     known = text_options(name, key=key)
     for size in sorted(sizes.keys() - known.keys()):
@@ -296,7 +296,9 @@ def build_text(name: str, shape: TextShape, *, key: str = "strategy.text", **siz
     if reads_tokens != (shape.vocabulary != 0):
         fitting = sorted(other for other, (_, tokens) in TABLE.items() if tokens != reads_tokens)
         wanted, found = ("tokens", "embeddings") if reads_tokens else ("embeddings", "tokens")
-        raise ValueError(f"{key}={name} reads {wanted}, found {found}; set {key} to {' or '.join(fitting)}")
+        raise Refusal(
+            f"{key}={name} reads {wanted}, found {found}.", key=key, remedy=f"Set {key} to {' or '.join(fitting)}."
+        )
     if reads_tokens:
         check_count(f"{key}_vocabulary", shape.vocabulary)
     return factory(shape, f"{key}_sizes", **sizes)

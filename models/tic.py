@@ -24,6 +24,7 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from umbel.core.refusal import Refusal
 from umbel.models.base import (
     Block,
     Model,
@@ -199,12 +200,14 @@ def tic_tiny32(
         drop_path: Stochastic depth of the last block; it rises linearly from 0.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     check_image_size("tic_tiny32", image_size, 1, least=4)
     dims = check_counts("model.sizes.dims", dims)
     if check_count("model.sizes.kernel", kernel) % 2 == 0:
-        raise ValueError(f"model.sizes.kernel should be odd, found {kernel}; use {kernel + 1}")
+        raise Refusal(
+            f"model.sizes.kernel should be odd, found {kernel}.", key="model.sizes.kernel", remedy=f"Use {kernel + 1}."
+        )
     sizes = Sizes(
         dims=dims,
         depths=check_counts("model.sizes.depths", depths, len(dims)),

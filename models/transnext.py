@@ -363,7 +363,7 @@ def transnext_micro(
         drop_path: Stochastic depth of the last block; it rises linearly from 0.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     return _published("transnext_micro", num_classes, image_size, in_channels, drop_path)
 
@@ -421,7 +421,7 @@ def transnext_tiny32(
         drop_path: Stochastic depth of the last block; it rises linearly from 0.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     check_image_size("transnext_tiny32", image_size, 1, least=4)
     dims = check_counts("model.sizes.dims", dims, 4)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from umbel.core.refusal import Refusal
 from umbel.models.base import (
     Block,
     Model,
@@ -258,7 +259,7 @@ def uniformer_s(num_classes: int, image_size: int = 224, in_channels: int = 3, *
         drop_path: Stochastic depth of the last block; it rises linearly from 0 at the first.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     return _published("uniformer_s", num_classes, image_size, in_channels, (3, 4, 8, 3), drop_path)
 
@@ -293,11 +294,13 @@ def uniformer_xxs(
         drop_path: Stochastic depth of the last block; it rises linearly from 0 at the first.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     check_image_size("uniformer_xxs", image_size, 32, 64)
     if isinstance(keep, bool) or not isinstance(keep, int | float) or not 0 < keep <= 1:
-        raise ValueError(f"model.sizes.keep should be a number above 0 and up to 1, found {keep!r}")
+        raise Refusal(
+            f"model.sizes.keep should be a number above 0 and up to 1, found {keep!r}.", key="model.sizes.keep"
+        )
     model = HourglassUniFormer(
         num_classes,
         image_size,
@@ -342,7 +345,7 @@ def uniformer_tiny32(
         drop_path: Stochastic depth of the last block; it rises linearly from 0 at the first.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     check_image_size("uniformer_tiny32", image_size, 1, least=4)
     dims = check_counts("model.sizes.dims", dims, 4)

@@ -152,7 +152,7 @@ def uniformer3d_s(
         drop_path: Stochastic depth of the last block; it rises linearly from 0 at the first.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     return _published("uniformer3d_s", num_classes, image_size, in_channels, num_frames, (3, 4, 8, 3), drop_path)
 
@@ -198,7 +198,7 @@ def uniformer3d_tiny32(
         drop_path: Stochastic depth of the last block; it rises linearly from 0 at the first.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     check_image_size("uniformer3d_tiny32", image_size, 1, least=4)
     dims = check_counts("model.sizes.dims", dims, 4)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from umbel.core.refusal import Refusal
 from umbel.models.base import Block, Model, check_count, check_counts, check_fraction, check_image_size, check_positive
 from umbel.models.layers import (
     LayerNorm2d,
@@ -298,7 +299,7 @@ def unireplknet_a(
         drop_path: Stochastic depth of the last block; it rises linearly from 0.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     return _published("unireplknet_a", num_classes, image_size, in_channels, layer_scale, drop_path)
 
@@ -373,15 +374,20 @@ def unireplknet_tiny32(
         drop_path: Stochastic depth of the last block; it rises linearly from 0.
 
     Raises:
-        ValueError: A size is out of range; the message names its key.
+        Refusal: A size is out of range; the message names its key.
     """
     check_image_size("unireplknet_tiny32", image_size, 1, least=4)
     dims = check_counts("model.sizes.dims", dims, 4)
     if min(dims) < 4:
-        raise ValueError(f"model.sizes.dims: the excitation of a block needs 4 channels or more, found {list(dims)}")
+        raise Refusal(
+            f"model.sizes.dims: the excitation of a block needs 4 channels or more, found {list(dims)}.",
+            key="model.sizes.dims",
+        )
     depths = check_counts("model.sizes.depths", depths, 4)
     if kernel not in DILATED:
-        raise ValueError(f"model.sizes.kernel should be one of {sorted(DILATED)}, found {kernel!r}")
+        raise Refusal(
+            f"model.sizes.kernel should be one of {sorted(DILATED)}, found {kernel!r}.", key="model.sizes.kernel"
+        )
     return UniRepLKNet(
         num_classes,
         image_size,

@@ -49,7 +49,7 @@ def load_state(model: Model, tree: Tree, *, partial: bool = False) -> None:
     state = model.state_dict()
     extra = sorted(tree.keys() - state.keys())
     if extra:
-        hint = str(unknown("name", extra[0], state)).partition(". ")[2]
+        hint = unknown("name", extra[0], state).remedy
         raise TreeMismatchError(
             f"{type(model).__name__}: {len(extra)} unexpected names, the first {extra[0]!r}. {hint}"
         )

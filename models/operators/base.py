@@ -82,9 +82,11 @@ def refuse(site: Site, operator: str, needed: str, found: object) -> UnfitError:
         needed: What it would have to be, such as "a depthwise convolution".
         found: What it is.
     """
+    key = f"model.operators.{operator}.layers"
     return UnfitError(
-        f"model.operators.{operator}: layer {site.name!r} should be {needed}, found {found}; leave it out (key "
-        f"model.operators.{operator}.layers)"
+        f"model.operators.{operator}: layer {site.name!r} should be {needed}, found {found}.",
+        key=key,
+        remedy=f"Leave it out (key {key}).",
     )
 
 

@@ -33,6 +33,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from umbel.core.refusal import Refusal
 from umbel.core.training import Constrained
 from umbel.models.base import check_count
 from umbel.models.layers import no_autocast
@@ -148,15 +149,22 @@ def dcls(
 
     Raises:
         UnfitError: The kernel is even or not square, or the convolution shrinks its map by more than S x S does.
-        ValueError: An option is out of range; the message names its key.
+        Refusal: An option is out of range; the message names its key.
     """
     if size is not None and (check_count("model.operators.dcls.size", size) % 2 == 0 or size < 3):
-        raise ValueError(f"model.operators.dcls.size should be odd, 3 or more, found {size}; use {max(3, size + 1)}")
+        raise Refusal(
+            f"model.operators.dcls.size should be odd, 3 or more, found {size}.",
+            key="model.operators.dcls.size",
+            remedy=f"Use {max(3, size + 1)}.",
+        )
     if count is not None:
         check_count("model.operators.dcls.count", count)
     for key, value, known in (("version", version, VERSIONS), ("share", share, SHARES)):
         if value not in known:
-            raise ValueError(f"model.operators.dcls.{key} should be {' or '.join(known)}, found {value!r}")
+            raise Refusal(
+                f"model.operators.dcls.{key} should be {' or '.join(known)}, found {value!r}.",
+                key=f"model.operators.dcls.{key}",
+            )
     check_odd_square(site, "dcls")
     conv = site.conv
     side = 2 * site.kernel + 1 if size is None else size

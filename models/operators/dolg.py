@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from umbel.core.refusal import Refusal
 from umbel.models.base import Model, check_count, check_counts
 from umbel.models.layers import no_autocast
 from umbel.models.maps import MapLayer, blocks_of, last_map, map_layers
@@ -170,12 +171,12 @@ def dolg(
 
     Raises:
         umbel.core.names.UnknownNameError: There is no such layer with a map.
-        ValueError: An option is out of range, or no layer gives a map of 2 x 2 places.
+        Refusal: An option is out of range, or no layer gives a map of 2 x 2 places.
     """
     width = model.num_features if width is None else check_count(f"{_KEY}.width", width)
     spread = check_counts(f"{_KEY}.dilations", dilations, 3)
     if pool not in POOLS:
-        raise ValueError(f"{_KEY}.pool should be one of {', '.join(POOLS)}, found {pool!r}")
+        raise Refusal(f"{_KEY}.pool should be one of {', '.join(POOLS)}, found {pool!r}.", key=f"{_KEY}.pool")
     last = last_map(model)
     local = earlier_map(model, last) if layer == "" else last_map(model, layer, key=f"{_KEY}.layer")
     made = DOLG(model, local, last if pool == "gem" else None, width, spread)

@@ -33,7 +33,7 @@ def e2gc(site: Site, *, group_size: int = 8) -> GroupSizeConv:
 
     Raises:
         UnfitError: It is such a layer.
-        ValueError: `group_size` is no whole number of at least 1.
+        Refusal: `group_size` is no whole number of at least 1.
     """
     check_count("model.operators.e2gc.group_size", group_size)
     check_zero_padded(site, "e2gc")

@@ -182,7 +182,7 @@ def glsim(
 
     Raises:
         umbel.core.names.UnknownNameError: There is no such layer with a map.
-        ValueError: An option is out of range, or no layer gives a map of 2 x 2 places.
+        Refusal: An option is out of range, or no layer gives a map of 2 x 2 places.
     """
     check_count(f"{_KEY}.num_top", num_top)
     check_count(f"{_KEY}.depth", depth)

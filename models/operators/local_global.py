@@ -101,7 +101,7 @@ def local_global(site: Site, *, heads: int = 8, reduction: int = 4) -> nn.Module
         reduction: By how much the branch's channels for its weights are fewer than the input channels.
 
     Raises:
-        ValueError: An option is out of range.
+        Refusal: An option is out of range.
         UnfitError: The convolution loses places at the border or gives a map of one place, or `heads` do not divide
             its channels.
     """

@@ -143,7 +143,7 @@ def msa_conv(site: Site, *, heads: int = 1, mask: bool = False, dropout: float =
         dropout: Probability that a weight of the attention is dropped; the authors' default is 0.1.
 
     Raises:
-        ValueError: An option is out of range.
+        Refusal: An option is out of range.
         UnfitError: The convolution has groups or an even side, is 1 x 1, or has channels that `heads` do not divide.
     """
     check_count("model.operators.msa_conv.heads", heads)

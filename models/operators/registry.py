@@ -26,6 +26,7 @@ from typing import Any
 from torch import nn
 
 from umbel.core.names import unknown
+from umbel.core.refusal import Refusal
 from umbel.models.base import Model
 from umbel.models.maps import calls
 from umbel.models.operators.base import Site, UnfitError
@@ -119,9 +120,9 @@ def replace(model: Model, layers: str | Sequence[str], operator: str, **given: A
 
     Raises:
         umbel.core.names.UnknownNameError: There is no such operator or option.
-        ValueError: An option is out of range, no layer is meant, or a layer that is named cannot be replaced: the
-            model is then as it was.
-        TypeError: The model lacks what `umbel.models.base.Model` lists.
+        Refusal: An option is out of range, no layer is meant, a layer that is named cannot be replaced, or the model
+            lacks what `umbel.models.base.Model` lists: the model is then as it was.
+        ValueError: `layers` is not `head`, for an operator that goes around the model.
     """
     check(operator, given)
     _check_model(model)
@@ -133,7 +134,7 @@ def replace(model: Model, layers: str | Sequence[str], operator: str, **given: A
         return made
     key = f"model.operators.{operator}.layers"
     if not isinstance(layers, str | Sequence):
-        raise ValueError(f"{key} should be one of {', '.join(KINDS)}, or names of layers, found {layers!r}")
+        raise Refusal(f"{key} should be one of {', '.join(KINDS)}, or names of layers, found {layers!r}.", key=key)
     patterns = [layers] if isinstance(layers, str) else list(layers)
     by_kind = len(patterns) == 1 and patterns[0] in KINDS
     sites = [site for site in _sites(model) if _is_kind(site, patterns[0])] if by_kind else _named(model, patterns, key)
@@ -145,14 +146,16 @@ def replace(model: Model, layers: str | Sequence[str], operator: str, **given: A
         except UnfitError as error:
             if not by_kind:
                 raise
-            reason = str(error)
+            reason = error.reason
     # Not before all are made: a layer that is refused leaves the model as it was.
     for site, module in made_for:
         _put(model, site.conv, module.train(site.conv.training))
     if not made_for:
-        raise ValueError(
+        raise Refusal(
             f"{key}: {type(model).__name__} has no layer of {patterns[0] if by_kind else patterns} for the operator "
-            f"{operator}; choose others, or another model" + (f". The last that was tried: {reason}" if reason else "")
+            f"{operator}." + (f" The last that was tried: {reason}" if reason else ""),
+            key=key,
+            remedy="Choose other layers, or another model.",
         )
     return model
 
@@ -162,7 +165,7 @@ def apply(model: Model, operators: Mapping[str, Mapping[str, Any] | None]) -> Mo
 
     Raises:
         umbel.core.names.UnknownNameError: There is no such operator or option; the model is then as it was.
-        ValueError: See `replace`.
+        Refusal: See `replace`.
     """
     for name, chosen in operators.items():
         check(name, chosen or {})
@@ -174,14 +177,15 @@ def apply(model: Model, operators: Mapping[str, Mapping[str, Any] | None]) -> Mo
 
 
 def _check_model(model: nn.Module) -> None:
-    """Raise `TypeError` for a user's model without what operators ask of it."""
+    """Raise `Refusal` for a user's model without what operators ask of it."""
     needed = ("features", "num_features", "in_channels", "image_size", "head")
     missing = [name for name in needed if not hasattr(model, name)]
     if missing or not isinstance(model.head, nn.Linear):
         found = f"no {', '.join(missing)}" if missing else f"a head that is a {type(model.head).__name__}"
-        raise TypeError(
+        raise Refusal(
             f"Operators need a model with {', '.join(needed)}, the last a linear layer, as models.base.Model says; "
-            f"{type(model).__name__} has {found}"
+            f"{type(model).__name__} has {found}.",
+            key="model.name",
         )
 
 
@@ -224,9 +228,10 @@ def _named(model: Model, patterns: Sequence[object], key: str) -> list[Site]:
     for pattern in patterns:
         if not isinstance(pattern, str) or not any(fnmatchcase(site.name, pattern) for site in sites):
             found = ", ".join(site.name for site in sites) or "none"
-            raise ValueError(
+            raise Refusal(
                 f"{key} should be one of {', '.join(KINDS)} alone, or names of convolutions of {type(model).__name__}, "
-                f"found {pattern!r}; these are: {found}"
+                f"found {pattern!r}; these are: {found}.",
+                key=key,
             )
     return [site for site in sites if any(fnmatchcase(site.name, str(pattern)) for pattern in patterns)]
 

@@ -182,7 +182,7 @@ def sgconv(site: Site, *, scale_dim: int = 16, decay: float = 0.5, project: bool
         project: Whether GELU and a linear layer follow, as in the published module for sequences.
 
     Raises:
-        ValueError: An option is out of range.
+        Refusal: An option is out of range.
         UnfitError: The convolution has groups and is not depthwise, does not keep the map at stride 1, or pads it with
             anything but zeros.
     """

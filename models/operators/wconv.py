@@ -22,6 +22,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from umbel.core.refusal import Refusal
 from umbel.models.base import check_flag, check_positive
 from umbel.models.operators.base import Site, refuse, same_bias
 from umbel.models.operators.kernels import Convolution, check_odd_square
@@ -53,7 +54,7 @@ def density_for(kernel: int, given: object) -> tuple[float, ...] | None:
             to any of these two.
 
     Raises:
-        ValueError: It is none of these, or a number is not above 0.
+        Refusal: It is none of these, or a number is not above 0.
     """
     if given is None:
         return SUGGESTED.get(kernel)
@@ -61,16 +62,20 @@ def density_for(kernel: int, given: object) -> tuple[float, ...] | None:
         sides = {_side(side): value for side, value in given.items()}
         for side, value in sides.items():
             if isinstance(value, Mapping) or value is None or density_for(side, value) is None:
-                raise ValueError(f"{_KEY}.{side} should be a number or a list of {side // 2} numbers, found {value!r}")
+                raise Refusal(
+                    f"{_KEY}.{side} should be a number or a list of {side // 2} numbers, found {value!r}.",
+                    key=f"{_KEY}.{side}",
+                )
         return density_for(kernel, sides[kernel]) if kernel in sides else None
     if isinstance(given, Sequence) and not isinstance(given, str) and given:
         numbers = tuple(check_positive(_KEY, number) for number in given)
         return numbers if len(numbers) == kernel // 2 else None
     if isinstance(given, int | float) and not isinstance(given, bool):
         return ramp(check_positive(_KEY, given), kernel)
-    raise ValueError(
+    raise Refusal(
         f"{_KEY} should be a number at the kernel's border, a list of numbers from the border inwards, or a mapping "
-        f"from sides of kernels to these, found {given!r}"
+        f"from sides of kernels to these, found {given!r}.",
+        key=_KEY,
     )
 
 
@@ -78,7 +83,7 @@ def _side(side: object) -> int:
     """Return a key of a mapping as the side of a kernel; a file's keys may be strings."""
     number = int(side) if isinstance(side, str) and side.isdigit() else side
     if isinstance(number, bool) or not isinstance(number, int) or number < 3 or number % 2 == 0:
-        raise ValueError(f"{_KEY} should map odd sides of kernels, 3 or more, found {side!r}")
+        raise Refusal(f"{_KEY} should map odd sides of kernels, 3 or more, found {side!r}.", key=_KEY)
     return number
 
 
@@ -119,11 +124,12 @@ def wconv(site: Site, *, density: object = None, trainable: bool = False, start:
 
     Raises:
         UnfitError: The kernel is even or not square, or there is no density for it.
-        ValueError: An option is out of range; the message names its key.
+        Refusal: An option is out of range; the message names its key.
     """
     check_flag("model.operators.wconv.trainable", trainable)
     if start not in ("conv", "kaiming"):
-        raise ValueError(f"model.operators.wconv.start should be conv or kaiming, found {start!r}")
+        key = "model.operators.wconv.start"
+        raise Refusal(f"{key} should be conv or kaiming, found {start!r}.", key=key)
     numbers = density_for(3, density)  # a value that is wrong is wrong for every layer
     check_odd_square(site, "wconv")
     numbers = density_for(site.kernel, density)

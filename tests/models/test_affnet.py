@@ -155,7 +155,7 @@ def test_a_stage_fuses_its_input_before_its_output():
         ({"head_ratio": 0}, "model.sizes.head_ratio"),
         ({"filter_std": 0}, "model.sizes.filter_std"),
         ({"drop_path": 1}, "model.sizes.drop_path"),
-        ({"image_size": 3}, "model.image_size.*use 4"),
+        ({"image_size": 3}, "model.image_size.*Use 4"),
     ],
 )
 def test_errors_name_the_key(sizes, match):
@@ -164,5 +164,5 @@ def test_errors_name_the_key(sizes, match):
 
 
 def test_a_published_model_needs_32_px():
-    with pytest.raises(ValueError, match=r"model.image_size.*use 32"):
+    with pytest.raises(ValueError, match=r"model.image_size.*Use 32"):
         build("affnet_et", 10, 28)

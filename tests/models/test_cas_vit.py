@@ -177,10 +177,10 @@ def test_logits_of_one_head(name, sizes):
 @pytest.mark.parametrize(
     ("name", "sizes", "message"),
     [
-        ("cas_vit_xs", {"image_size": 100}, r"model\.image_size.*use 96"),
+        ("cas_vit_xs", {"image_size": 100}, r"model\.image_size.*Use 96"),
         ("cas_vit_t", {"drop_path": -0.1}, r"model\.sizes\.drop_path"),
         ("cas_vit_s", {"second_head": 1}, r"model\.sizes\.second_head"),
-        ("cas_vit_tiny32", {"image_size": 3}, r"model\.image_size.*use 4"),
+        ("cas_vit_tiny32", {"image_size": 3}, r"model\.image_size.*Use 4"),
         ("cas_vit_tiny32", {"dims": [32, 48, 96]}, r"model\.sizes\.dims"),
         ("cas_vit_tiny32", {"depths": [1, 1, 0, 1]}, r"model\.sizes\.depths"),
         ("cas_vit_tiny32", {"mlp_ratio": 0}, r"model\.sizes\.mlp_ratio"),

@@ -174,7 +174,7 @@ def test_class_token_joins_behind_the_local_blocks():
 @pytest.mark.parametrize(
     ("name", "size", "sizes", "message"),
     [
-        ("convit_tiny", 230, {}, r"model\.image_size.*multiple of 16.*use 224"),
+        ("convit_tiny", 230, {}, r"model\.image_size.*multiple of 16.*Use 224"),
         ("convit_base", 224, {"locality": 0}, r"model\.sizes\.locality.*found 0"),
         ("convit_small", 224, {"drop_path": 1.0}, r"model\.sizes\.drop_path.*found 1\.0"),
         ("convit_tiny32", 30, {}, r"model\.image_size.*multiple of 4.*found 30"),

@@ -222,9 +222,9 @@ def test_other_sizes(sizes):
 @pytest.mark.parametrize(
     ("name", "arguments", "key"),
     [
-        ("fit_s", {"image_size": 100}, "model.image_size.*use 112"),
+        ("fit_s", {"image_size": 100}, "model.image_size.*Use 112"),
         ("fit_s", {"drop_path": 1.0}, "model.sizes.drop_path"),
-        ("fit_tiny32", {"image_size": 3}, "model.image_size.*use 4"),
+        ("fit_tiny32", {"image_size": 3}, "model.image_size.*Use 4"),
         ("fit_tiny32", {"patch": 0}, "model.sizes.patch"),
         ("fit_tiny32", {"group": 1.5}, "model.sizes.group"),
         ("fit_tiny32", {"latents": True}, "model.sizes.latents"),

@@ -201,10 +201,10 @@ def test_no_batch_norm_to_replace():
 @pytest.mark.parametrize(
     ("name", "arguments", "key"),
     [
-        ("gcvit_xxtiny", {"image_size": 100}, "model.image_size.*use 96"),
-        ("gcvit_xxtiny", {"image_size": 32}, "model.image_size.*use 64"),
+        ("gcvit_xxtiny", {"image_size": 100}, "model.image_size.*Use 96"),
+        ("gcvit_xxtiny", {"image_size": 32}, "model.image_size.*Use 64"),
         ("gcvit_tiny", {"drop_path": 1.0}, "model.sizes.drop_path"),
-        ("gcvit_tiny32", {"image_size": 7}, "model.image_size.*use 8"),
+        ("gcvit_tiny32", {"image_size": 7}, "model.image_size.*Use 8"),
         ("gcvit_tiny32", {"dims": (48,)}, "model.sizes.depths"),
         ("gcvit_tiny32", {"dims": ()}, "model.sizes.dims"),
         ("gcvit_tiny32", {"depths": (1, 2)}, "model.sizes.depths"),

@@ -226,9 +226,9 @@ def test_logits_are_the_head_of_the_normed_mean():
 @pytest.mark.parametrize(
     ("name", "sizes", "message"),
     [
-        ("glnet_4g", {"image_size": 100}, r"model\.image_size.*use 96"),
+        ("glnet_4g", {"image_size": 100}, r"model\.image_size.*Use 96"),
         ("glnet_stl", {"drop_path": -0.1}, r"model\.sizes\.drop_path"),
-        ("glnet_tiny32", {"image_size": 3}, r"model\.image_size.*use 4"),
+        ("glnet_tiny32", {"image_size": 3}, r"model\.image_size.*Use 4"),
         ("glnet_tiny32", {"dims": [32, 48, 96]}, r"model\.sizes\.dims"),
         ("glnet_tiny32", {"depths": 3}, r"model\.sizes\.depths"),
         ("glnet_tiny32", {"head_dim": 32}, r"model\.sizes\.head_dim: 32 does not divide 48"),

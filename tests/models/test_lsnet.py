@@ -213,9 +213,9 @@ def test_logits_are_the_head_of_the_normed_mean(name):
 @pytest.mark.parametrize(
     ("name", "sizes", "message"),
     [
-        ("lsnet_t", {"image_size": 100}, r"model\.image_size.*use 96"),
+        ("lsnet_t", {"image_size": 100}, r"model\.image_size.*Use 96"),
         ("lsnet_b", {"drop_path": -0.1}, r"model\.sizes\.drop_path"),
-        ("lsnet_tiny32", {"image_size": 3}, r"model\.image_size.*use 4"),
+        ("lsnet_tiny32", {"image_size": 3}, r"model\.image_size.*Use 4"),
         ("lsnet_tiny32", {"dims": [32, 48, 96]}, r"model\.sizes\.dims"),
         ("lsnet_tiny32", {"dims": [32, 50, 96, 128]}, r"model\.sizes\.dims.*multiples of 8, found \[32, 50"),
         ("lsnet_tiny32", {"depths": 3}, r"model\.sizes\.depths"),

@@ -190,10 +190,10 @@ def test_tiny_count():
 @pytest.mark.parametrize(
     ("name", "arguments", "key"),
     [
-        ("maxvit_tiny", {"image_size": 100}, "model.image_size.*use 96"),
-        ("maxvit_small", {"image_size": 32}, "model.image_size.*use 64"),
+        ("maxvit_tiny", {"image_size": 100}, "model.image_size.*Use 96"),
+        ("maxvit_small", {"image_size": 32}, "model.image_size.*Use 64"),
         ("maxvit_tiny", {"drop_path": 1.0}, "model.sizes.drop_path"),
-        ("maxvit_tiny32", {"image_size": 7}, "model.image_size.*use 8"),
+        ("maxvit_tiny32", {"image_size": 7}, "model.image_size.*Use 8"),
         ("maxvit_tiny32", {"dims": ()}, "model.sizes.dims"),
         ("maxvit_tiny32", {"depths": (1,)}, "model.sizes.depths"),
         ("maxvit_tiny32", {"stem": 0}, "model.sizes.stem"),

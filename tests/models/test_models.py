@@ -12,6 +12,7 @@ from torch import nn
 
 from tests.models_helpers import count, num_parameters, seeded_with
 from umbel.core.names import UnknownNameError
+from umbel.core.refusal import Refusal
 from umbel.core.tree import TreeMismatchError
 from umbel.models import Model, build, describe, names, options
 from umbel.models.cvt import Attention, CvT
@@ -398,12 +399,12 @@ def test_sizes_reach_the_model():
         (("cnn", 10), {"width": 0}, r"model\.sizes\.width should be a whole number of at least 1, found 0"),
         (("cnn", 10), {"hidden": True}, r"model\.sizes\.hidden .* found True"),
         (("cnn", 0), {}, r"model\.num_classes .* found 0"),
-        (("cnn", 10, 3), {}, r"model\.image_size: .* 4 px or more, found 3; use 28"),
+        (("cnn", 10, 3), {}, r"model\.image_size: .* 4 px or more, found 3\. Use 28"),
         (("cnn", 10, -1), {}, r"model\.image_size .* found -1"),
         (("cnn", 10, 28, 0), {}, r"model\.in_channels .* found 0"),
-        (("cvt_13", 10, 18), {}, r"model\.image_size: .* 19 px or more, found 18; use 224"),
+        (("cvt_13", 10, 18), {}, r"model\.image_size: .* 19 px or more, found 18\. Use 224"),
         (("cvt_13", 10), {"drop_path": 1}, r"model\.sizes\.drop_path should be a number from 0 to below 1"),
-        (("cvt_tiny32", 10, 3), {}, r"model\.image_size: .* 4 px or more, found 3; use 28 or 32"),
+        (("cvt_tiny32", 10, 3), {}, r"model\.image_size: .* 4 px or more, found 3\. Use 28 or 32"),
         (("cvt_tiny32", 10), {"dims": (8, 8)}, r"model\.sizes\.dims should be a list of 3 whole numbers"),
         (("cvt_tiny32", 10), {"dims": "888"}, r"model\.sizes\.dims should be a list of 3 whole numbers"),
         (("cvt_tiny32", 10), {"heads": (1, 2, 7)}, r"model\.sizes\.heads: 7 does not divide 96 channels"),
@@ -448,7 +449,7 @@ def test_models_from_outside(outside):
         build("outside_zoo:unsized", 3)
     with pytest.raises(ValueError, match=r"'depth' \(key model\.sizes\.depth\).*has no sizes"):
         build("outside_zoo:Tied", 3, depth=2)
-    with pytest.raises(TypeError, match=r"should return an umbel\.models\.base\.Model, found Linear"):
+    with pytest.raises(Refusal, match=r"should return an umbel\.models\.base\.Model, found Linear"):
         build("outside_zoo:plain", 3, anything=1)
-    with pytest.raises(TypeError, match="missing image_size, in_channels"):
+    with pytest.raises(Refusal, match="missing image_size, in_channels"):
         build("outside_zoo:short", 3)

@@ -148,7 +148,7 @@ def test_state_round_trip(name):
         (("resnet34", 10), {"width": 0}, r"model\.sizes\.width should be a whole number"),
         (("resnet18", 10), {"bias": 1}, r"model\.sizes\.bias should be true or false, found 1"),
         (("resnet18", 10), {"widht": 3}, r"Did you mean 'width'"),
-        (("alexnet_small", 10, 18), {}, r"model\.image_size: .* 19 px or more, found 18; use 28 or 32"),
+        (("alexnet_small", 10, 18), {}, r"model\.image_size: .* 19 px or more, found 18\. Use 28 or 32"),
         (("alexnet_small", 10), {"dropout": 0.5}, r"model\.sizes\.dropout should be a list of 2 numbers"),
         (("alexnet_small", 10), {"dropout": [0.5, 1.0]}, r"model\.sizes\.dropout should be a number from 0"),
         (("alexnet_small", 10), {"bias": "no"}, r"model\.sizes\.bias should be true or false"),

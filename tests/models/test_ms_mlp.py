@@ -170,13 +170,13 @@ def test_no_batch_norm_to_replace():
 @pytest.mark.parametrize(
     ("name", "arguments", "key"),
     [
-        ("ms_mlp_t", {"image_size": 223}, "model.image_size.*use 224"),
-        ("ms_mlp_s", {"image_size": 28}, "model.image_size.*use 32"),
+        ("ms_mlp_t", {"image_size": 223}, "model.image_size.*Use 224"),
+        ("ms_mlp_s", {"image_size": 28}, "model.image_size.*Use 32"),
         ("ms_mlp_t", {"drop_path": 1.0}, "model.sizes.drop_path"),
-        ("ms_mlp_tiny32", {"image_size": 4}, "model.image_size.*use 8"),
-        ("ms_mlp_tiny32", {"image_size": 30, "patch": 4}, "model.image_size.*use"),
+        ("ms_mlp_tiny32", {"image_size": 4}, "model.image_size.*Use 8"),
+        ("ms_mlp_tiny32", {"image_size": 30, "patch": 4}, "model.image_size.*Use"),
         ("ms_mlp_tiny32", {"dims": (40, 80)}, "model.sizes.dims"),
-        ("ms_mlp_tiny32", {"dims": (6, 80, 160)}, "model.sizes.dims.*use 10"),
+        ("ms_mlp_tiny32", {"dims": (6, 80, 160)}, "model.sizes.dims.*Use 10"),
         ("ms_mlp_tiny32", {"depths": (1, 1, 0)}, "model.sizes.depths"),
         ("ms_mlp_tiny32", {"kernels": 3}, "model.sizes.kernels"),
         ("ms_mlp_tiny32", {"kernels": (3, 3, 3)}, "model.sizes.kernels"),

@@ -153,7 +153,7 @@ def test_embedding_starts_as_one_linear_layer():
 @pytest.mark.parametrize(
     ("name", "size", "sizes", "message"),
     [
-        ("raftmlp_s", 230, {}, r"model\.image_size.*multiple of 32.*use 224"),
+        ("raftmlp_s", 230, {}, r"model\.image_size.*multiple of 32.*Use 224"),
         ("raftmlp_m", 224, {"drop_path": -0.1}, r"model\.sizes\.drop_path.*found -0\.1"),
         ("raftmlp_tiny32", 30, {}, r"model\.image_size.*multiple of 4.*found 30"),
         ("raftmlp_tiny32", 32, {"dims": ()}, r"model\.sizes\.dims.*not empty"),
@@ -162,8 +162,8 @@ def test_embedding_starts_as_one_linear_layer():
         ("raftmlp_tiny32", 32, {"patches": (4, 0)}, r"model\.sizes\.patches.*found 0"),
         ("raftmlp_tiny32", 32, {"kernels": ((4, 8),)}, r"model\.sizes\.kernels.*2 lists"),
         ("raftmlp_tiny32", 32, {"kernels": ((4, 8), ())}, r"model\.sizes\.kernels.*not empty"),
-        ("raftmlp_tiny32", 32, {"kernels": ((4, 7), (2,))}, r"model\.sizes\.kernels.*\(4, 7\); use 4 or 6"),
-        ("raftmlp_tiny32", 32, {"kernels": ((2,), (2,))}, r"model\.sizes\.kernels.*\(2,\); use 4 or 6"),
+        ("raftmlp_tiny32", 32, {"kernels": ((4, 7), (2,))}, r"model\.sizes\.kernels.*\(4, 7\)\. Use 4 or 6"),
+        ("raftmlp_tiny32", 32, {"kernels": ((2,), (2,))}, r"model\.sizes\.kernels.*\(2,\)\. Use 4 or 6"),
         ("raftmlp_tiny32", 32, {"rafts": 3}, r"model\.sizes\.rafts: 3 does not divide 64"),
         ("raftmlp_tiny32", 32, {"token_expansion": 0}, r"model\.sizes\.token_expansion.*found 0"),
         ("raftmlp_tiny32", 32, {"channel_expansion": 0}, r"model\.sizes\.channel_expansion.*found 0"),

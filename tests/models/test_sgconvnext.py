@@ -73,11 +73,11 @@ def test_t_at_32_px():
 @pytest.mark.parametrize(
     ("name", "sizes", "message"),
     [
-        ("sgconvnext_t", {"image_size": 100}, r"model\.image_size.*use 96"),
+        ("sgconvnext_t", {"image_size": 100}, r"model\.image_size.*Use 96"),
         ("sgconvnext_t", {"scale_dim": 0}, r"model\.sizes\.scale_dim"),
         ("sgconvnext_t", {"layer_scale": 0}, r"model\.sizes\.layer_scale"),
         ("sgconvnext_t", {"drop_path": 1.0}, r"model\.sizes\.drop_path"),
-        ("sgconvnext_tiny32", {"image_size": 3}, r"model\.image_size.*use 4"),
+        ("sgconvnext_tiny32", {"image_size": 3}, r"model\.image_size.*Use 4"),
         ("sgconvnext_tiny32", {"dims": []}, r"model\.sizes\.dims"),
         ("sgconvnext_tiny32", {"depths": [1, 0, 1]}, r"model\.sizes\.depths"),
         ("sgconvnext_tiny32", {"mlp_ratio": 1.5}, r"model\.sizes\.mlp_ratio"),

@@ -147,7 +147,7 @@ def test_the_contrast_starts_at_a_hundred_thousandth():
         ({"ratios": (2, 2)}, "model.sizes.ratios"),
         ({"layer_scale": 0}, "model.sizes.layer_scale"),
         ({"drop_path": 1}, "model.sizes.drop_path"),
-        ({"image_size": 3}, "model.image_size.*use 4"),
+        ({"image_size": 3}, "model.image_size.*Use 4"),
     ],
 )
 def test_errors_name_the_key(sizes, match):
@@ -156,5 +156,5 @@ def test_errors_name_the_key(sizes, match):
 
 
 def test_the_published_model_needs_multiples_of_32_px():
-    with pytest.raises(ValueError, match=r"model.image_size.*use 224"):
+    with pytest.raises(ValueError, match=r"model.image_size.*Use 224"):
         build("spartan", 10, 220)

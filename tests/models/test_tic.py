@@ -129,11 +129,11 @@ def test_other_windows(kernel):
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ({"image_size": 3}, r"model\.image_size.*use 4"),
+        ({"image_size": 3}, r"model\.image_size.*Use 4"),
         ({"dims": []}, r"model\.sizes\.dims"),
         ({"depths": [1]}, r"model\.sizes\.depths"),
         ({"heads": 3}, r"model\.sizes\.heads"),
-        ({"kernel": 4}, r"model\.sizes\.kernel.*use 5"),
+        ({"kernel": 4}, r"model\.sizes\.kernel.*Use 5"),
         ({"dilations": 2}, r"model\.sizes\.dilations"),
         ({"shift": 1}, r"model\.sizes\.shift"),
         ({"pooling": "no"}, r"model\.sizes\.pooling"),

@@ -258,10 +258,10 @@ def test_drop_path_rises_over_all_blocks():
 @pytest.mark.parametrize(
     ("name", "sizes", "message"),
     [
-        ("transnext_micro", {"image_size": 32}, r"model\.image_size.*use 64"),
-        ("transnext_tiny", {"image_size": 100}, r"model\.image_size.*use 96"),
+        ("transnext_micro", {"image_size": 32}, r"model\.image_size.*Use 64"),
+        ("transnext_tiny", {"image_size": 100}, r"model\.image_size.*Use 96"),
         ("transnext_small", {"drop_path": 1}, r"model\.sizes\.drop_path"),
-        ("transnext_tiny32", {"image_size": 3}, r"model\.image_size.*use 4"),
+        ("transnext_tiny32", {"image_size": 3}, r"model\.image_size.*Use 4"),
         ("transnext_tiny32", {"dims": [24, 48, 96]}, r"model\.sizes\.dims"),
         ("transnext_tiny32", {"depths": [1, 1, 1, 0]}, r"model\.sizes\.depths"),
         ("transnext_tiny32", {"heads": [1, 5, 4, 4]}, r"model\.sizes\.heads: 5 does not divide 48"),

@@ -279,8 +279,8 @@ def test_drop_path_rises_over_all_blocks():
 @pytest.mark.parametrize(
     ("name", "size", "sizes", "message"),
     [
-        ("uniformer_s", 225, {}, r"model\.image_size.*multiple of 32.*use 224"),
-        ("uniformer_xxs", 32, {}, r"model\.image_size.*64 px or more.*use 64"),
+        ("uniformer_s", 225, {}, r"model\.image_size.*multiple of 32.*Use 224"),
+        ("uniformer_xxs", 32, {}, r"model\.image_size.*64 px or more.*Use 64"),
         ("uniformer_xxs", 128, {"keep": 0}, r"model\.sizes\.keep.*found 0"),
         ("uniformer_xxs", 128, {"keep": 1.5}, r"model\.sizes\.keep.*found 1\.5"),
         ("uniformer_xxs", 128, {"class_head": 1}, r"model\.sizes\.class_head.*found 1"),

@@ -344,8 +344,8 @@ def test_other_inputs(shape):
 @pytest.mark.parametrize(
     ("name", "size", "sizes", "message"),
     [
-        ("uniformer3d_s", 225, {}, r"model\.image_size.*multiple of 32.*use 224"),
-        ("uniformer3d_b", 32, {}, r"model\.image_size.*64 px or more.*use 64"),
+        ("uniformer3d_s", 225, {}, r"model\.image_size.*multiple of 32.*Use 224"),
+        ("uniformer3d_b", 32, {}, r"model\.image_size.*64 px or more.*Use 64"),
         ("uniformer3d_b", 224, {"drop_path": 1}, r"model\.sizes\.drop_path.*found 1"),
         ("uniformer3d_s", 224, {"num_frames": 0}, r"model\.sizes\.num_frames.*found 0"),
         ("uniformer3d_tiny32", 32, {"num_frames": 2.0}, r"model\.sizes\.num_frames.*found 2\.0"),

@@ -192,7 +192,7 @@ def test_fold_refuses_what_it_cannot_fold():
         ({"mlp_ratio": 0}, "model.sizes.mlp_ratio"),
         ({"layer_scale": 0}, "model.sizes.layer_scale"),
         ({"drop_path": 1}, "model.sizes.drop_path"),
-        ({"image_size": 3}, "model.image_size.*use 4"),
+        ({"image_size": 3}, "model.image_size.*Use 4"),
     ],
 )
 def test_errors_name_the_key(sizes, match):
@@ -201,5 +201,5 @@ def test_errors_name_the_key(sizes, match):
 
 
 def test_a_published_model_needs_32_px():
-    with pytest.raises(ValueError, match=r"model.image_size.*use 32"):
+    with pytest.raises(ValueError, match=r"model.image_size.*Use 32"):
         build("unireplknet_a", 10, 28)

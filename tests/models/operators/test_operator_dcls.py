@@ -252,8 +252,8 @@ def test_models_with_it_learn(options):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"size": 6}, r"model\.operators\.dcls\.size should be odd, 3 or more, found 6; use 7"),
-        ({"size": 1}, r"model\.operators\.dcls\.size should be odd, 3 or more, found 1; use 3"),
+        ({"size": 6}, r"model\.operators\.dcls\.size should be odd, 3 or more, found 6\. Use 7"),
+        ({"size": 1}, r"model\.operators\.dcls\.size should be odd, 3 or more, found 1\. Use 3"),
         ({"size": 7.0}, r"model\.operators\.dcls\.size should be a whole number"),
         ({"count": 0}, r"model\.operators\.dcls\.count"),
         ({"version": "v0"}, r"model\.operators\.dcls\.version should be v1 or gauss, found 'v0'"),

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from tests.models_helpers import num_parameters, seeded_with
 from umbel.core.names import UnknownNameError
+from umbel.core.refusal import Refusal
 from umbel.models import build, operators
 from umbel.models.base import Model
 from umbel.models.operators import registry
@@ -192,7 +193,7 @@ def test_a_kind_passes_over_what_an_operator_refuses_and_a_name_does_not():
     model = operators.replace(Own(), "conv", "fake", least=3)
     assert placed(model) == ["again", "inner.2", "alone", "grouped"]
     with pytest.raises(
-        UnfitError, match=r"model\.operators\.fake: layer 'first' should be of 3 inputs, found 2; leave"
+        UnfitError, match=r"model\.operators\.fake: layer 'first' should be of 3 inputs, found 2\. Leave"
     ):
         operators.replace(Own(), ["first"], "fake", least=3)
     with pytest.raises(UnfitError, match="layer 'first'"):
@@ -280,7 +281,7 @@ def test_errors_say_what_there_is(layers, operator, options, message):
 
 
 def test_a_model_without_convolutions_is_refused():
-    with pytest.raises(ValueError, match=r"MLP has no layer of conv for the operator fake; choose others, or another"):
+    with pytest.raises(ValueError, match=r"MLP has no layer of conv for the operator fake\. Choose other layers"):
         operators.replace(build("mlp", 3, 8), "conv", "fake")
     with pytest.raises(ValueError, match="these are: none"):
         operators.replace(build("mlp", 3, 8), "fc*", "fake")
@@ -329,9 +330,9 @@ def test_a_layer_that_is_refused_leaves_the_model_as_it_was():
 
 
 def test_a_model_that_lacks_what_operators_ask_for():
-    with pytest.raises(TypeError, match=r"Sequential has no features, num_features, in_channels, image_size, head"):
+    with pytest.raises(Refusal, match=r"Sequential has no features, num_features, in_channels, image_size, head"):
         operators.replace(nn.Sequential(nn.Conv2d(3, 4, 3)), "conv", "fake")
     model = Own()
     model.head = nn.Sequential(model.head)
-    with pytest.raises(TypeError, match="Own has a head that is a Sequential"):
+    with pytest.raises(Refusal, match="Own has a head that is a Sequential"):
         operators.replace(model, "head", "around")

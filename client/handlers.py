@@ -14,13 +14,35 @@ from umbel.core.messages import decode_work, encode_json, encode_outcome
 from umbel.core.work import held_by
 
 STATE_FOLDER = "UMBEL_STATE"  # where a site keeps its clients' memory
-_workers: dict[tuple[str, ...], Worker] = {}
-_progress: list[Callable[[int], None]] = []
 
 
-def on_client(listener: Callable[[int], None] | None) -> None:
-    """Call `listener` after each client that runs in this process; None stops that."""
-    _progress[:] = [listener] if listener is not None else []
+class Process:
+    """What this process keeps between messages: the worker of the run that it serves, and who follows its clients.
+
+    Attributes:
+        on_client: Called after each client that runs in this process.
+    """
+
+    def __init__(self) -> None:
+        self.on_client: Callable[[int], None] | None = None
+        self._key: tuple[str, ...] = ()
+        self._worker: Worker | None = None
+
+    def worker(self, context: Context) -> Worker:
+        """Return the worker for a run's experiment; it is made once, and anew for another run's."""
+        config = context.run_config
+        experiment, overrides = str(config["experiment"]), str(config.get("overrides", ""))
+        text = str(config.get("experiment-yaml", ""))
+        folder, site = state_folder(context), site_overrides(context)
+        key = (experiment, overrides, text, str(folder), *site)
+        if self._worker is None or key != self._key:
+            self._worker = None  # its model and data go before others come
+            composed = load(experiment, [*split_overrides(overrides), *site], text or None)
+            self._key, self._worker = key, Worker(composed, folder)
+        return self._worker
+
+
+process = Process()
 
 
 def state_folder(context: Context) -> Path:
@@ -33,20 +55,6 @@ def site_overrides(context: Context) -> list[str]:
     """Return what a site decides for itself, out of its node's configuration: `device` and `data-path`."""
     keys = {"device": "client.device", "data-path": "data.path"}
     return [f"{key}={context.node_config[name]}" for name, key in keys.items() if name in context.node_config]
-
-
-def worker_for(context: Context) -> Worker:
-    """Return this process's worker for the run's experiment; it is made once."""
-    config = context.run_config
-    experiment, overrides = str(config["experiment"]), str(config.get("overrides", ""))
-    text = str(config.get("experiment-yaml", ""))
-    folder, site = state_folder(context), site_overrides(context)
-    key = (experiment, overrides, text, str(folder), *site)
-    if key not in _workers:
-        _workers.clear()
-        composed = load(experiment, [*split_overrides(overrides), *site], text or None)
-        _workers[key] = Worker(composed, folder)
-    return _workers[key]
 
 
 def partitions_of(context: Context, num_clients: int) -> list[int]:
@@ -68,7 +76,7 @@ def partitions_of(context: Context, num_clients: int) -> list[int]:
 
 def hello(message: Message, context: Context) -> Message:
     """Say which clients this node holds and what it composed."""
-    worker = worker_for(context)
+    worker = process.worker(context)
     answer = {
         "partitions": partitions_of(context, worker.experiment.data.num_clients),
         "config_hash": worker.config_hash,
@@ -79,5 +87,5 @@ def hello(message: Message, context: Context) -> Message:
 def phase(message: Message, context: Context) -> Message:
     """Run a phase of a round for the clients that the message names; `evaluate` is one of them."""
     work, payload = decode_work(message.content)
-    outcome = worker_for(context).run(work, payload, _progress[0] if _progress else None)
+    outcome = process.worker(context).run(work, payload, process.on_client)
     return Message(encode_outcome(outcome), reply_to=message)

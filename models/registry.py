@@ -138,7 +138,19 @@ def build(name: str, num_classes: int, image_size: int | None = None, in_channel
     check_count("model.in_channels", in_channels)
     size = _published_image_size(factory) if image_size is None else image_size
     check_count("model.image_size", size)
-    model = factory(num_classes, image_size=size, in_channels=in_channels, **sizes)
+    try:
+        model = factory(num_classes, image_size=size, in_channels=in_channels, **sizes)
+    except Refusal:
+        raise
+    except Exception as error:
+        if name in TABLE and not sizes:
+            raise  # a fault of ours: there is nothing that the user could change
+        said = ", ".join(f"{key}={value!r}" for key, value in sizes.items()) or "no sizes"
+        raise Refusal(
+            f"Model {name!r} cannot be built with {said}: {type(error).__name__}: {error}.",
+            key="model.sizes",
+            remedy=f"Known: {', '.join(known) or 'none'}.",
+        ) from error
     if not isinstance(model, Model):
         raise Refusal(
             f"Model {name!r} (key model.name) should return an umbel.models.base.Model, found {type(model).__name__}.",
@@ -175,12 +187,17 @@ def _factory(name: str) -> Factory:
         raise unknown("model", name, names(), key="model.name")
     try:
         factory = getattr(import_module(module_path), attribute)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # a module of somebody else's can raise anything
         raise Refusal(
             f"Cannot import model {name!r} (key model.name): {error}.",
             key="model.name",
             remedy="It is looked up as package.module:Factory and must be installed on the server and on every node.",
         ) from error
+    if not callable(factory):
+        raise Refusal(
+            f"Model {name!r} (key model.name) should be a class or a function, found {type(factory).__name__}.",
+            key="model.name",
+        )
     return factory
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from flwr.app import Message
 
-from umbel.client import handlers
 from umbel.client.app import app
+from umbel.client.handlers import process
 from umbel.server.port import OnWait
 from umbel.simulations.engines.flower_internals import error_reply, make_context
 from umbel.simulations.engines.local import LocalPort
@@ -41,7 +41,7 @@ class InlinePort(LocalPort):
             done += 1
             self._on_clients(done)
 
-        handlers.on_client(count)
+        process.on_client = count
         try:
             for message in messages:
                 try:
@@ -50,4 +50,4 @@ class InlinePort(LocalPort):
                     reply = error_reply(message, error)
                 yield reply
         finally:
-            handlers.on_client(None)
+            process.on_client = None

@@ -60,9 +60,9 @@ class RayWorker:
         self._context = make_context(run_config, node_config)
         experiment = load(str(run_config["experiment"]), (), str(run_config["experiment-yaml"]))
         adopt(experiment, Federation.from_arrays(arrays, meta))
-        from umbel.client.handlers import worker_for
+        from umbel.client.handlers import process
 
-        worker_for(self._context)  # model and device are ready before the first block comes
+        process.worker(self._context)  # model and device are ready before the first block comes
 
     def run(self, arrays: dict[str, ArrayRecord], head: str, kind: str) -> RecordDict:
         """Run one block.

@@ -37,9 +37,9 @@ def test_every_client_is_held_once(num_nodes: int) -> None:
 
 def test_a_site_sets_its_own_device_and_path(tmp_path: Path) -> None:
     """They are not part of what server and clients must agree on."""
-    plain = handlers.worker_for(make_context(RUN, {"state-folder": str(tmp_path)}))
+    plain = handlers.process.worker(make_context(RUN, {"state-folder": str(tmp_path)}))
     site = {"state-folder": str(tmp_path), "device": "cpu", "data-path": "/site/data"}
-    own = handlers.worker_for(make_context(RUN, site))
+    own = handlers.process.worker(make_context(RUN, site))
     assert (own.experiment.client.device, own.experiment.data.path) == ("cpu", "/site/data")
     assert own.config_hash == plain.config_hash == portable_hash(plain.experiment)
 

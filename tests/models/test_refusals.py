@@ -53,6 +53,12 @@ REFUSED: list[tuple[Callable[[], object], str, bool]] = [
     (made("cvt_tiny"), "model.name", True),
     (made("no_such_package.module:Net"), "model.name", True),
     (made("own_models:Missing"), "model.name", True),
+    (made("math:pi"), "model.name", False),
+    (made("..x:Y"), "model.name", True),
+    # values of a kind that nobody foresaw
+    (made("mlp", dropout=None), "model.sizes", True),
+    (made("resnet18", norm=[1]), "model.sizes", True),
+    (made("unireplknet_tiny32", kernel=13.0), "model.sizes", True),
     (made("cnn", widht=3), "model.sizes.widht", True),
     (made("linear", depth=2), "model.sizes.depth", False),
     # models of one's own

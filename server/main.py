@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +45,9 @@ def execute(
     flower.check(experiment)
     set_threads(experiment.run.threads)  # before anything is written down about this process
     path = folder or new_folder(experiment)
-    with exclusive(path):
-        _execute(experiment, port, listener, path, resume)
-    return path
-
-
-def _execute(experiment: Experiment, port: Port, listener: Listener, path: Path, resume: bool) -> None:
     told = Both(listener, FileListener(path))
     run_folder = RunFolder(path, experiment)
-    try:
+    with exclusive(path), _told_of_its_end(told):
         found = None
         if resume:
             found = checkpoint.latest(run_folder.checkpoints)
@@ -66,10 +61,18 @@ def _execute(experiment: Experiment, port: Port, listener: Listener, path: Path,
         run = FederatedRun(Session(experiment), run_folder, told, found)
         run.start(port)
         _finish(run, run_folder)
+    return path
+
+
+@contextmanager
+def _told_of_its_end(listener: Listener) -> Iterator[None]:
+    """Tell a listener how what is inside ended, whatever that was."""
+    try:
+        yield
     except BaseException as error:
-        told.end(error)
+        listener.end(error)
         raise
-    told.end(None)
+    listener.end(None)
 
 
 def other_arithmetic(folder: Path) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from umbel.core.refusal import Refusal
 from umbel.server.flower import strategies as flower
 from umbel.server.listener import Listener, has_begun
 from umbel.server.main import execute, summary
+from umbel.server.port import Port
 from umbel.server.results import new_folder
 from umbel.simulations.engines.inline import InlinePort
 
@@ -111,8 +113,13 @@ def _start(experiment: Experiment, listener: Listener, folder: Path, resuming: b
     absolute = replace(experiment.run, results=str(folder.parent))
     experiment = replace(experiment, run=absolute)
     _check_memory_place(experiment, folder, resuming)
-    start = _STARTERS[experiment.engine.name]
-    start(experiment, listener, folder, resuming)
+    if experiment.engine.name == "grpc":
+        from umbel.simulations.engines.grpc_engine import submit
+
+        submit(experiment, listener, folder, resuming)  # the round loop runs where Flower starts it
+    else:
+        with _port(experiment, listener, folder) as port:
+            execute(experiment, port, listener, folder, resuming)
     return RunResult(folder)
 
 
@@ -142,32 +149,11 @@ def _check_memory_place(experiment: Experiment, folder: Path, resuming: bool) ->
     )
 
 
-def _inline(experiment: Experiment, listener: Listener, folder: Path, resuming: bool) -> None:
-    node_config = {"state-folder": str(folder / "memory")}
-    execute(
-        experiment,
-        InlinePort(run_config(experiment), node_config, listener.clients_done),
-        listener,
-        folder,
-        resuming,
-    )
-
-
-def _ray(experiment: Experiment, listener: Listener, folder: Path, resuming: bool) -> None:
+def _port(experiment: Experiment, listener: Listener, folder: Path) -> AbstractContextManager[Port]:
+    """Return how the server reaches nodes on this machine."""
+    config, memory = run_config(experiment), folder / "memory"
+    if experiment.engine.name == "inline":
+        return nullcontext(InlinePort(config, {"state-folder": str(memory)}, listener.clients_done))
     from umbel.simulations.engines.ray_engine import RayPort
 
-    with RayPort(experiment, run_config(experiment), folder / "memory") as port:
-        execute(experiment, port, listener, folder, resuming)
-
-
-def _grpc(experiment: Experiment, listener: Listener, folder: Path, resuming: bool) -> None:
-    from umbel.simulations.engines.grpc_engine import submit
-
-    submit(experiment, listener, folder, resuming)
-
-
-_STARTERS: dict[str, Callable[[Experiment, Listener, Path, bool], None]] = {
-    "inline": _inline,
-    "ray": _ray,
-    "grpc": _grpc,
-}
+    return RayPort(experiment, config, memory)

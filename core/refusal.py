@@ -37,4 +37,8 @@ class Refusal(ValueError):  # noqa: N818 - it is no fault of the program
         return Refusal(content["reason"], key=content["key"], remedy=content["remedy"])
 
     def __reduce__(self) -> tuple[object, ...]:
-        return type(self).again, (self.as_dict(),)
+        return _made, (type(self), self.reason, self.key, self.remedy)
+
+
+def _made(kind: type[Refusal], reason: str, key: str, remedy: str) -> Refusal:
+    return kind(reason, key=key, remedy=remedy)

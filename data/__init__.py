@@ -5,7 +5,8 @@ from __future__ import annotations
 from umbel.data import encoders, partition, public
 from umbel.data.config import DataConfig
 from umbel.data.errors import DamagedDataError, DataError, MissingDataError, PartitionError
-from umbel.data.federation import ClientData, Federation, ServerData, check_fractions
+from umbel.data.federation import ClientData, Federation, ServerData
+from umbel.data.holdout import check_fractions
 from umbel.data.partition import Partition
 from umbel.data.sets import registry
 from umbel.data.sets.registry import describe, load, names, options

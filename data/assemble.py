@@ -46,7 +46,7 @@ def flag(options: dict[str, Any], name: str) -> bool:
     """
     value = options[name]
     if not isinstance(value, bool):
-        raise DataError(f"data.options.{name} must be true or false, found {value!r}.")
+        raise DataError(f"data.options.{name} must be true or false, found {value!r}.", key=f"data.options.{name}")
     return value
 
 
@@ -58,7 +58,10 @@ def at_least(options: dict[str, Any], name: str, lowest: int) -> int:
     """
     value = options[name]
     if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
-        raise DataError(f"data.options.{name} must be a whole number of at least {lowest}, found {value!r}.")
+        raise DataError(
+            f"data.options.{name} must be a whole number of at least {lowest}, found {value!r}.",
+            key=f"data.options.{name}",
+        )
     return value
 
 
@@ -107,8 +110,9 @@ def data_set(
         kept = np.flatnonzero((in_test == test) & (labels >= 0))
         if not len(kept):
             raise DataError(
-                f"data.name={name}: no example is left for {'test' if test else 'training'} out of {len(keys)}. "
-                f"Lower data.options.min_examples={min_examples} where the set has it, or get all of the data."
+                f"data.name={name}: no example is left for {'test' if test else 'training'} out of {len(keys)}.",
+                key="data.options.min_examples" if min_examples > 1 else "data.name",
+                remedy=f"Lower data.options.min_examples={min_examples} where the set has it, or get all of the data.",
             )
         return Examples(
             images=torch.zeros(len(kept), 0) if images is None else torch.from_numpy(images[picture[kept]]),

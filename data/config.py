@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
+
+from annotated_types import Ge, Gt, Interval
+
+from umbel.core.ranges import OneOf
+
+SEQUENCES = ("split_tasks", "permuted_tasks")  # partitions into tasks, one after the other
 
 
 @dataclass(frozen=True)
@@ -18,7 +24,7 @@ class DataConfig:
         alpha: Concentration of the Dirichlet partitions; smaller is more skewed.
         classes_per_client: Classes that a client holds under `pathological`.
         shards_per_client: Shards that a client holds under `shards`.
-        imbalance: Largest over smallest class under `long_tail` (the field's imbalance factor, at least 1).
+        imbalance: Largest over smallest class under `long_tail` (the field's imbalance factor).
         num_tasks: Number of tasks in a sequence under `split_tasks` and `permuted_tasks`.
         rounds_per_task: Rounds that each task of a sequence lasts, one task after the other; 0 trains on all tasks at
             once.
@@ -51,29 +57,29 @@ class DataConfig:
 
     name: str = "digits"
     path: str | None = None
-    num_clients: int = 10
+    num_clients: Annotated[int, Ge(1)] = 10
     partition: str = "iid"
-    alpha: float = 0.5
-    classes_per_client: int = 2
-    shards_per_client: int = 2
-    imbalance: float = 1.0
-    num_tasks: int = 5
-    rounds_per_task: int = 0
-    heads: str = "shared"
-    min_examples: int = 1
+    alpha: Annotated[float, Gt(0)] = 0.5
+    classes_per_client: Annotated[int, Ge(1)] = 2
+    shards_per_client: Annotated[int, Ge(1)] = 2
+    imbalance: Annotated[float, Ge(1)] = 1.0
+    num_tasks: Annotated[int, Ge(1)] = 5
+    rounds_per_task: Annotated[int, Ge(0)] = 0
+    heads: Annotated[str, OneOf("shared", "per_task")] = "shared"
+    min_examples: Annotated[int, Ge(1)] = 1
     top_up: bool = False
-    server_validation: float = 0.1
-    client_validation: float = 0.0
-    client_test: float = 0.2
-    max_train: int = 0
-    max_test: int = 0
+    server_validation: Annotated[float, Interval(ge=0, lt=1)] = 0.1
+    client_validation: Annotated[float, Interval(ge=0, lt=1)] = 0.0
+    client_test: Annotated[float, Interval(ge=0, lt=1)] = 0.2
+    max_train: Annotated[int, Ge(0)] = 0
+    max_test: Annotated[int, Ge(0)] = 0
     augment: str = "none"
     encoder: str = ""
-    encoder_size: int = 0
+    encoder_size: Annotated[int, Ge(0)] = 0
     text_encoder: str = ""
-    vocabulary: int = 2000
-    text_length: int = 32
-    public: float = 0.0
-    num_shuffled: int = 0
+    vocabulary: Annotated[int, Ge(1)] = 2000
+    text_length: Annotated[int, Ge(1)] = 32
+    public: Annotated[float, Interval(ge=0, lt=1)] = 0.0
+    num_shuffled: Annotated[int, Ge(0)] = 0
     seed: int | None = None
     options: dict[str, Any] = field(default_factory=dict)

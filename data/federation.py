@@ -10,13 +10,11 @@ Shapes: N examples of the pool, K clients.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -25,17 +23,16 @@ from umbel.core.rng import generator
 from umbel.data import encoders
 from umbel.data import partition as partitions
 from umbel.data import public as common
+from umbel.data.arrays import columns_of, examples_of, shared
 from umbel.data.config import DataConfig
 from umbel.data.errors import DataError
+from umbel.data.holdout import TEST, TRAIN, VALIDATION, check_fractions, held_out, roles_of, split_server
 from umbel.data.partition import Partition
 from umbel.data.sets import registry
-from umbel.data.split import stratified, stratified_concepts, subset
-from umbel.data.texts import Texts
+from umbel.data.shuffled import drawn_clients, with_shuffled_labels
+from umbel.data.split import subset
 from umbel.data.transforms import permute_pixels
 from umbel.data.types import DataSet, Examples
-
-_COLUMNS = ("images", "labels", "domains", "tasks", "concepts", "tokens")
-_TRAIN, _VALIDATION, _TEST = 0, 1, 2
 
 
 @dataclass(frozen=True)
@@ -96,7 +93,11 @@ class Federation:
         if config.encoder:
             data_set = encoders.encode(data_set, config.encoder, config.encoder_size)
         elif data_set.train.images.shape[1] == 0:
-            raise DataError(f"{data_set.name} has texts and no images: set data.encoder to an encoder of texts.")
+            raise DataError(
+                f"{data_set.name} has texts and no images.",
+                key="data.encoder",
+                remedy="Set data.encoder to an encoder of texts.",
+            )
         return cls.cut(data_set, config, seed)
 
     @classmethod
@@ -112,15 +113,7 @@ class Federation:
             test = test.take(subset(len(test), config.max_test, seed, "max_test"))
         test = common.caption_concepts_of_test(test, pool)
 
-        groups = pool.labels
-        if pool.domains is not None:
-            groups = groups + data_set.num_classes * pool.domains
-        if pool.concepts is None:
-            rest, held_out = stratified(groups, config.server_validation, seed, "server validation")
-        else:
-            rest, held_out = stratified_concepts(
-                pool.concepts, pool.labels, config.server_validation, seed, "server validation"
-            )
+        rest, validation = split_server(pool, data_set.num_classes, config.server_validation, seed)
         rest, public = common.split_public(pool, rest, config.public, seed)
         vocabulary = 0
         if config.text_encoder == common.BPE:
@@ -134,7 +127,8 @@ class Federation:
             data_set.num_classes,
         )
         task_of_class = torch.zeros(data_set.num_classes, dtype=torch.int64)
-        if config.partition == "split_tasks":
+        apart = partitions.tasks(config.partition)
+        if apart == "classes":
             task_of_class = partitions.class_tasks(data_set.num_classes, config.num_tasks)
             pool, test = (
                 pool.with_tasks(task_of_class[pool.labels]),
@@ -150,21 +144,24 @@ class Federation:
             "attribution": data_set.attribution,
             "seed": seed,
             "partition": config.partition,
-            "num_tasks": config.num_tasks if config.partition in ("split_tasks", "permuted_tasks") else 1,
+            "num_tasks": 1 if apart == "none" else config.num_tasks,
             "repeats": found.repeats,
             "task_of_class": task_of_class.tolist(),
             "vocabulary": vocabulary,
             "client_validation": config.client_validation,
             "client_test": config.client_test,
-            "shuffled": _drawn(config.num_shuffled, found.num_clients, seed),
+            "shuffled": drawn_clients(config.num_shuffled, found.num_clients, seed),
         }
         mapped = Partition(rest[found.indices], found.offsets, found.tasks, found.repeats)
-        made = cls(pool, test, mapped, held_out, public, meta)
+        made = cls(pool, test, mapped, validation, public, meta)
         bare = ((made.num_train == 0) & (mapped.sizes > 0)).nonzero().flatten().tolist()
         if bare:
             raise DataError(
                 f"{len(bare)} clients (the first is {bare[0]}) have nothing to train on: all their concepts are held "
-                "out. Lower data.num_clients, data.client_test or data.client_validation, or raise data.min_examples."
+                "out.",
+                key="data.num_clients",
+                remedy="Lower data.num_clients, data.client_test or data.client_validation, or raise "
+                "data.min_examples.",
             )
         return made
 
@@ -173,13 +170,7 @@ class Federation:
         found = {"indices": self.partition.indices, "offsets": self.partition.offsets}
         found |= {"validation_index": self.validation_index, "public_index": self.public_index}
         for prefix, examples in (("pool", self.pool), ("test", self.test_pool)):
-            for column in _COLUMNS:
-                tensor = getattr(examples, column)
-                if tensor is not None:
-                    found[f"{prefix}_{column}"] = tensor
-            if examples.texts is not None:
-                found[f"{prefix}_texts"] = examples.texts.content
-                found[f"{prefix}_text_offsets"] = examples.texts.offsets
+            found |= {f"{prefix}_{name}": tensor for name, tensor in columns_of(examples).items()}
         return {name: tensor.numpy() for name, tensor in found.items()}
 
     @classmethod
@@ -188,8 +179,8 @@ class Federation:
 
         Arrays out of an object store are read-only; nothing here ever writes into them.
         """
-        tensors = {name: _share(array) for name, array in arrays.items()}
-        pool, test = (_examples(tensors, prefix) for prefix in ("pool", "test"))
+        tensors = {name: shared(array) for name, array in arrays.items()}
+        pool, test = (examples_of(tensors, f"{prefix}_") for prefix in ("pool", "test"))
         tasks = None if pool.tasks is None else pool.tasks[tensors["indices"]]
         partition = Partition(tensors["indices"], tensors["offsets"], tasks, int(meta["repeats"]))
         return cls(pool, test, partition, tensors["validation_index"], tensors["public_index"], dict(meta))
@@ -211,7 +202,7 @@ class Federation:
 
     @property
     def task_of_class(self) -> Tensor:
-        """The task of each class under `split_tasks`, [C] int64; else 0."""
+        """The task of each class where tasks have classes of their own, [C] int64; else 0."""
         return torch.tensor(self.meta["task_of_class"], dtype=torch.int64)
 
     @property
@@ -259,10 +250,10 @@ class Federation:
         """Training examples of each client, [K] int64, over all its tasks."""
         sizes = self.partition.sizes
         if self._roles is not None:
-            trained = self._roles[self.partition.indices] == _TRAIN
+            trained = self._roles[self.partition.indices] == TRAIN
             owners = self.partition.owners()[trained]
             return torch.bincount(owners, minlength=self.num_clients) * self.partition.repeats
-        validation, test = _held_out(sizes, self.meta["client_validation"], self.meta["client_test"])
+        validation, test = held_out(sizes, self.meta["client_validation"], self.meta["client_test"])
         return (sizes - validation - test) * self.partition.repeats
 
     @cached_property
@@ -270,14 +261,8 @@ class Federation:
         """What each example of the pool is for if a client has it, [N] int8, decided by its concept."""
         if self.pool.concepts is None:
             return None
-        random = generator(int(self.meta["seed"]), purpose="client split of concepts")
-        distinct, member = torch.unique(self.pool.concepts, return_inverse=True)
-        score = torch.rand(len(distinct), generator=random)[member]
-        test, validation = self.meta["client_test"], self.meta["client_validation"]
-        roles = torch.full((len(member),), _TRAIN, dtype=torch.int8)
-        roles[score < test + validation] = _VALIDATION
-        roles[score < test] = _TEST
-        return roles
+        validation, test = self.meta["client_validation"], self.meta["client_test"]
+        return roles_of(self.pool.concepts, validation, test, int(self.meta["seed"]))
 
     def num_examples(self, client: int) -> int:
         """Return the number of training examples of a client, without touching an image."""
@@ -292,10 +277,10 @@ class Federation:
         numbers = self.partition.client(client)
         if self._roles is not None:
             roles = self._roles[numbers]
-            found = [numbers[roles == role] for role in (_TRAIN, _VALIDATION, _TEST)]
+            found = [numbers[roles == role] for role in (TRAIN, VALIDATION, TEST)]
             return found[0], found[1], found[2]
         size = torch.tensor([len(numbers)])
-        validation, test = _held_out(size, self.meta["client_validation"], self.meta["client_test"])
+        validation, test = held_out(size, self.meta["client_validation"], self.meta["client_test"])
         random = generator(int(self.meta["seed"]), client=client, purpose="client split")
         numbers = numbers[torch.randperm(len(numbers), generator=random)]
         lengths = [len(numbers) - int(validation) - int(test), int(validation), int(test)]
@@ -310,8 +295,7 @@ class Federation:
         """
         parts = [self._examples(self.pool.take(index)) for index in self.client_indices(client)]
         if client in self.shuffled_clients:
-            source = generator(int(self.meta["seed"]), client=client, purpose="shuffled labels")
-            parts[0] = replace(parts[0], labels=parts[0].labels[torch.randperm(len(parts[0]), generator=source)])
+            parts[0] = with_shuffled_labels(parts[0], client, int(self.meta["seed"]))
         return ClientData(*parts)
 
     @cached_property
@@ -326,9 +310,9 @@ class Federation:
         return self._examples(self.pool.take(self.public_index))
 
     def _examples(self, found: Examples) -> Examples:
-        """Return examples as tasks show them: under `permuted_tasks` once in every task, task by task."""
+        """Return examples as tasks show them: once in every task, task by task, where their pixels are permuted."""
         repeats = self.partition.repeats
-        if self.meta["partition"] != "permuted_tasks":
+        if partitions.tasks(self.meta["partition"]) != "pixels":
             return found
         seed = int(self.meta["seed"])
         return replace(
@@ -341,53 +325,3 @@ class Federation:
             tokens=None,
             tasks=torch.arange(repeats).repeat_interleave(len(found)),
         )
-
-
-def check_fractions(config: DataConfig) -> None:
-    """Raise `DataError` for fractions to hold out that leave nothing to train on."""
-    for key in ("server_validation", "client_validation", "client_test"):
-        value = getattr(config, key)
-        if not 0 <= value < 1:
-            raise DataError(f"data.{key} must be at least 0 and less than 1, found {value}.")
-    both = config.client_validation + config.client_test
-    if both >= 1:
-        raise DataError(
-            f"data.client_validation + data.client_test must be less than 1, found {both:g}; "
-            f"a client must keep examples to train on."
-        )
-    for key in ("max_train", "max_test"):
-        if getattr(config, key) < 0:
-            raise DataError(f"data.{key} must be at least 0 (0 uses all), found {getattr(config, key)}.")
-
-
-def _examples(tensors: Mapping[str, Tensor], prefix: str) -> Examples:
-    found: dict[str, Any] = {column: tensors.get(f"{prefix}_{column}") for column in _COLUMNS}
-    if f"{prefix}_texts" in tensors:
-        found["texts"] = Texts(tensors[f"{prefix}_texts"], tensors[f"{prefix}_text_offsets"])
-    return Examples(**found)
-
-
-def _drawn(number: int, num_clients: int, seed: int) -> list[int]:
-    """Return so many clients, ascending."""
-    if not 0 <= number <= num_clients:
-        raise DataError(f"data.num_shuffled must be from 0 to data.num_clients={num_clients}, found {number}.")
-    source = generator(seed, purpose="shuffled clients")
-    return sorted(torch.randperm(num_clients, generator=source)[:number].tolist())
-
-
-def _held_out(sizes: Tensor, validation: float, test: float) -> tuple[Tensor, Tensor]:
-    """Return how many examples clients of `sizes` hold out for validation and test, rounded, [K] each.
-
-    One example always stays for training; where that binds, the test goes before the validation.
-    """
-    spare = (sizes - 1).clamp_min(0)
-    num_test = torch.minimum((sizes * test + 0.5).long(), spare)
-    num_validation = torch.minimum((sizes * validation + 0.5).long(), spare - num_test)
-    return num_validation, num_test
-
-
-def _share(array: NDArray[Any]) -> Tensor:
-    with warnings.catch_warnings():
-        # torch warns that one could write into a read-only array through the tensor; nobody here does.
-        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-        return torch.from_numpy(np.ascontiguousarray(array))

@@ -6,21 +6,30 @@ Shapes: N examples of the pool, M of them in the partition, K clients, C classes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from umbel.core.names import unknown
 from umbel.data.config import DataConfig
 from umbel.data.errors import PartitionError
-from umbel.data.partitions import flower_schemes, own_schemes
 from umbel.data.partitions.own_schemes import class_tasks, long_tail_counts
+from umbel.data.partitions.registry import Tasks, describe, find, keys, names, tasks
 from umbel.data.partitions.scheme import Assignment, Ints, Request
 
-__all__ = ["Partition", "build", "check", "class_tasks", "describe", "long_tail_counts", "names"]
+__all__ = [
+    "Partition",
+    "Tasks",
+    "build",
+    "check",
+    "class_tasks",
+    "describe",
+    "keys",
+    "long_tail_counts",
+    "names",
+    "tasks",
+]
 
 _ATTEMPTS = 10
 
@@ -77,83 +86,6 @@ class Partition:
         return torch.bincount(cell, minlength=self.num_clients * num_classes).view(-1, num_classes)
 
 
-@dataclass(frozen=True)
-class _Scheme:
-    """How to draw a partition.
-
-    Attributes:
-        draw: One draw.
-        description: One line.
-        random: Another draw may give clients other sizes, so that it is worth drawing again.
-        fills: Examples may move between any two clients, so that `top_up` breaks no promise.
-    """
-
-    draw: Callable[[Request], Assignment]
-    description: str
-    random: bool = True
-    fills: bool = False
-
-
-_SCHEMES: Mapping[str, _Scheme] = {
-    "iid": _Scheme(flower_schemes.iid, "equal parts of the shuffled pool (flwr-datasets)", random=False),
-    "dirichlet": _Scheme(
-        flower_schemes.dirichlet,
-        "each class over the clients by Dirichlet(alpha) (flwr-datasets)",
-        fills=True,
-    ),
-    "shards": _Scheme(
-        flower_schemes.shards,
-        "sorted by class, cut into equal shards, `shards_per_client` for each; a rest smaller than one "
-        "example a shard is left out (flwr-datasets)",
-        random=False,
-    ),
-    "pathological": _Scheme(
-        flower_schemes.pathological, "exactly `classes_per_client` classes for each client (flwr-datasets)"
-    ),
-    "quantity_skew": _Scheme(
-        flower_schemes.quantity_skew,
-        "IID in classes, sizes by Dirichlet(alpha) above `min_examples` (flwr-datasets)",
-        random=False,
-    ),
-    "natural_id": _Scheme(
-        flower_schemes.natural_id,
-        "by who made an example; several ids a client (flwr-datasets)",
-        random=False,
-    ),
-    "domain": _Scheme(flower_schemes.domain, "each client in one domain, IID inside it (flwr-datasets)", random=False),
-    "long_tail": _Scheme(
-        own_schemes.long_tail,
-        "exponential class profile of factor `imbalance`, then Dirichlet(alpha)",
-        fills=True,
-    ),
-    "split_tasks": _Scheme(
-        own_schemes.split_tasks,
-        "classes in order cut into `num_tasks` tasks, each IID over clients",
-        random=False,
-    ),
-    "permuted_tasks": _Scheme(
-        own_schemes.permuted_tasks,
-        "IID; every task has all examples in its own order of pixels",
-        random=False,
-    ),
-    "domain_label": _Scheme(
-        own_schemes.domain_label, "each client in one domain, classes by Dirichlet(alpha) inside it"
-    ),
-}
-
-
-def names() -> tuple[str, ...]:
-    """Return the names that `data.partition` takes."""
-    return tuple(_SCHEMES)
-
-
-def describe(name: str) -> str:
-    """Return one line about a partition."""
-    if name not in _SCHEMES:
-        raise unknown("partition", name, _SCHEMES, key="data.partition")
-    return _SCHEMES[name].description
-
-
 def check(config: DataConfig) -> None:
     """Raise for what can be refused without seeing the data.
 
@@ -161,25 +93,27 @@ def check(config: DataConfig) -> None:
         UnknownNameError: There is no such partition.
         PartitionError: A value that no data set could satisfy.
     """
-    describe(config.partition)
+    scheme = find(config.partition)
     for key, least in (("num_clients", 1), ("min_examples", 0), ("classes_per_client", 1)):
         _at_least(config, key, least)
     for key, least in (("shards_per_client", 1), ("num_tasks", 1), ("imbalance", 1)):
         _at_least(config, key, least)
     if not config.alpha > 0:
-        raise PartitionError(f"data.alpha must be greater than 0, found {config.alpha}.")
-    filling = [name for name, scheme in _SCHEMES.items() if scheme.fills]
-    if config.top_up and config.partition not in filling:
+        raise PartitionError(f"data.alpha must be greater than 0, found {config.alpha}.", key="data.alpha")
+    if config.top_up and not scheme.fills:
+        filling = [name for name in names() if find(name).fills]
         raise PartitionError(
             f"data.top_up=true works with data.partition={' or '.join(filling)}, found {config.partition}, "
-            f"which moved examples would make something else. Set data.top_up=false."
+            f"which moved examples would make something else.",
+            key="data.top_up",
+            remedy="Set data.top_up=false.",
         )
 
 
 def _at_least(config: DataConfig, key: str, least: int) -> None:
     value = getattr(config, key)
     if not value >= least:
-        raise PartitionError(f"data.{key} must be at least {least}, found {value}.")
+        raise PartitionError(f"data.{key} must be at least {least}, found {value}.", key=f"data.{key}")
 
 
 def build(
@@ -210,8 +144,9 @@ def build(
     if num < needed:
         raise PartitionError(
             f"data.num_clients={config.num_clients} with data.min_examples={config.min_examples} needs at "
-            f"least {needed} examples, but the training pool has {num}. Lower data.num_clients or "
-            f"data.min_examples, or raise data.max_train."
+            f"least {needed} examples, but the training pool has {num}.",
+            key="data.num_clients",
+            remedy="Lower data.num_clients or data.min_examples, or raise data.max_train.",
         )
     request = Request(
         config=config,
@@ -227,17 +162,16 @@ def build(
     offsets = np.zeros(config.num_clients + 1, dtype=np.int64)
     np.cumsum(np.bincount(owner, minlength=config.num_clients), out=offsets[1:])
     indices = torch.from_numpy(rows[order])
-    tasks = None
-    if config.partition == "split_tasks":
-        tasks = class_tasks(request.num_classes, config.num_tasks)[labels[indices]]
-    repeats = config.num_tasks if config.partition == "permuted_tasks" else 1
-    return Partition(indices, torch.from_numpy(offsets), tasks, repeats)
+    apart = tasks(config.partition)
+    task = class_tasks(request.num_classes, config.num_tasks)[labels[indices]] if apart == "classes" else None
+    repeats = config.num_tasks if apart == "pixels" else 1
+    return Partition(indices, torch.from_numpy(offsets), task, repeats)
 
 
 def _draw(request: Request) -> Assignment:
     """Draw until every client has `min_examples`; then top up where that is wanted, or refuse."""
     config = request.config
-    scheme = _SCHEMES[config.partition]
+    scheme = find(config.partition)
     attempts = _ATTEMPTS if scheme.random and not config.top_up else 1
     for attempt in range(attempts):
         rows, owner = scheme.draw(replace(request, attempt=attempt))
@@ -249,14 +183,15 @@ def _draw(request: Request) -> Assignment:
     below = int((sizes < config.min_examples).sum())
     drawn = f" after {attempts} draws" if attempts > 1 else ""
     remedy = "Lower data.num_clients or data.min_examples"
-    if scheme.random and config.partition != "pathological":
+    if scheme.random and "alpha" in scheme.keys:
         remedy += ", raise data.alpha"
     if scheme.fills:
         remedy += ", or set data.top_up=true"
     raise PartitionError(
         f"data.partition={config.partition} left {below} of {config.num_clients} clients with fewer than "
-        f"data.min_examples={config.min_examples} examples{drawn} (the smallest has {sizes.min()}). "
-        f"{remedy}."
+        f"data.min_examples={config.min_examples} examples{drawn} (the smallest has {sizes.min()}).",
+        key="data.num_clients",
+        remedy=f"{remedy}.",
     )
 
 
@@ -282,7 +217,9 @@ def _top_up(owner: Ints, num_clients: int, min_examples: int) -> Ints:
     if len(givers) < len(receivers) or (len(givers) and rank[givers].min() < min_examples):
         raise PartitionError(
             f"The partition keeps {len(owner)} examples, fewer than data.num_clients={num_clients} times "
-            f"data.min_examples={min_examples}. Lower one of them."
+            f"data.min_examples={min_examples}.",
+            key="data.num_clients",
+            remedy="Lower one of them.",
         )
     moved = owner.copy()
     moved[givers] = receivers

@@ -21,14 +21,20 @@ _MODES = {1: "L", 3: "RGB"}
 def mode_of(channels: object) -> str:
     """Return PIL's mode for 1 or 3 channels."""
     if channels not in _MODES:
-        raise DataError(f"data.options.in_channels must be 1 (grey) or 3 (colour), found {channels!r}.")
+        raise DataError(
+            f"data.options.in_channels must be 1 (grey) or 3 (colour), found {channels!r}.",
+            key="data.options.in_channels",
+        )
     return _MODES[int(str(channels))]
 
 
 def as_size(value: object) -> int:
     """Return an image size in pixels, or refuse it with the key to change."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise DataError(f"data.options.image_size must be a whole number of at least 1, found {value!r}.")
+        raise DataError(
+            f"data.options.image_size must be a whole number of at least 1, found {value!r}.",
+            key="data.options.image_size",
+        )
     return value
 
 
@@ -65,6 +71,6 @@ def read(paths: Sequence[Path], size: int, mode: str) -> Tensor:
                 images[position] = to_array(picture, size, mode)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             raise DamagedDataError(
-                f"{path}: cannot be read as a picture ({error}). Mend the file or remove it."
+                f"{path}: cannot be read as a picture ({error}).", remedy="Mend the file or remove it."
             ) from error
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()

@@ -49,8 +49,9 @@ def split_public(pool: Examples, rest: Tensor, fraction: float, seed: int) -> tu
     if not len(public):
         held = f"{len(rest)} examples" if concepts is None else f"{len(torch.unique(concepts))} concepts"
         raise DataError(
-            f"data.public={fraction:g} of the {held} that data.server_validation leaves is none of any class: raise "
-            "data.public."
+            f"data.public={fraction:g} of the {held} that data.server_validation leaves is none of any class.",
+            key="data.public",
+            remedy="Raise data.public.",
         )
     if concepts is None:
         return rest[left], rest[public]
@@ -104,25 +105,33 @@ def check(config: DataConfig) -> None:
         DataError: A value is out of range, or the encoder is not here.
     """
     if not 0 <= config.public < 1:
-        raise DataError(f"data.public must be at least 0 and less than 1, found {config.public}.")
+        raise DataError(f"data.public must be at least 0 and less than 1, found {config.public}.", key="data.public")
     if config.text_encoder == BPE:
         for key, least in (("vocabulary", MIN_VOCABULARY), ("text_length", 1)):
             if (value := getattr(config, key)) < least:
-                raise DataError(f"data.{key} should be a whole number of at least {least} tokens, found {value}")
+                raise DataError(
+                    f"data.{key} should be a whole number of at least {least} tokens, found {value}", key=f"data.{key}"
+                )
         if not config.public:
             raise DataError(
-                "data.text_encoder=bpe learns its vocabulary from the public captions, which everybody has: set "
-                "data.public."
+                "data.text_encoder=bpe learns its vocabulary from the public captions, which everybody has, and there "
+                "are none.",
+                key="data.public",
+                remedy="Set data.public.",
             )
     elif config.text_encoder:
         encoders.check(config.text_encoder, 0)
 
 
 def embed_texts(data_set: DataSet, name: str) -> DataSet:
-    """Return the set with what a frozen encoder makes of its texts as `tokens`."""
+    """Return the set with what a frozen encoder makes of its texts as `tokens`.
+
+    Raises:
+        DataError: The set has no texts.
+    """
     train, test = data_set.train, data_set.test
     if train.texts is None or test.texts is None:
-        raise DataError(f"{data_set.name} has no texts: remove data.text_encoder={name}.")
+        raise _no_texts(data_set.name, name)
     made = [encoders.encode_texts(each.texts, name, data_set.name) for each in (train, test) if each.texts is not None]
     return replace(data_set, train=replace(train, tokens=made[0]), test=replace(test, tokens=made[1]))
 
@@ -140,7 +149,11 @@ def tokenize(pool: Examples, test: Examples, public: Tensor, config: DataConfig)
         DataError: The set has no texts.
     """
     if pool.texts is None or test.texts is None:
-        raise DataError(f"{config.name} has no texts: remove data.text_encoder={config.text_encoder}.")
+        raise _no_texts(config.name, config.text_encoder)
     tokenizer = Tokenizer.train(pool.texts.take(public), config.vocabulary, config.text_length)
     pool, test = replace(pool, tokens=tokenizer.encode(pool.texts)), replace(test, tokens=tokenizer.encode(test.texts))
     return pool, test, tokenizer.vocabulary
+
+
+def _no_texts(name: str, encoder: str) -> DataError:
+    return DataError(f"{name} has no texts.", key="data.text_encoder", remedy=f"Remove data.text_encoder={encoder}.")

@@ -75,7 +75,8 @@ class Tokenizer:
             characters.update(tokenizer.normalizer.normalize_str(caption))
         if not characters:
             raise DataError(
-                f"Expected captions to learn a vocabulary from, found {len(captions)} of them without a character."
+                f"Expected captions to learn a vocabulary from, found {len(captions)} of them without a character.",
+                key="data.public",
             )
         frequent = sorted(characters, key=lambda character: (-characters[character], character))
         alphabet = frequent[: (vocabulary - len(_SPECIAL)) // 2]
@@ -119,8 +120,8 @@ def _library() -> Any:
     """Import the library, or say how to install it."""
     if not installed("tokenizers"):
         raise MissingDataError(
-            "Texts are cut into tokens by the Python module tokenizers, and it is not installed. Install with\n"
-            "    pip install tokenizers"
+            "Texts are cut into tokens by the Python module tokenizers, and it is not installed.",
+            remedy="Install with\n    pip install tokenizers",
         )
     return imported("tokenizers")
 
@@ -151,4 +152,4 @@ def _opened(definition: str, length: int) -> Any:
 def _check(key: str, unit: str, value: object, least: int) -> None:
     # bool is an int to Python, but `true` in a YAML file is a slip.
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise DataError(f"{key} should be a whole number of at least {least} {unit}, found {value!r}")
+        raise DataError(f"{key} should be a whole number of at least {least} {unit}, found {value!r}", key=key)

@@ -111,7 +111,7 @@ class Examples:
             DataError: There are none.
         """
         if self.tokens is None:
-            raise DataError("These examples have no tokens: set data.text_encoder.")
+            raise DataError("These examples have no tokens.", key="data.text_encoder", remedy="Set data.text_encoder.")
         found = self.tokens.to(device)
         return found.to(dtype) if found.is_floating_point() else found
 
@@ -158,7 +158,9 @@ class DataSet:
         channels, height, width = images.shape[1:] if images.ndim == 4 else (0, 0, 0)
         if height != width:
             raise DataError(
-                f"{self.name}: expected square images, found {height} x {width}; set data.options.image_size."
+                f"{self.name}: expected square images, found {height} x {width}.",
+                key="data.options.image_size",
+                remedy="Set data.options.image_size.",
             )
         if self.test.images.shape[1:] != self.train.images.shape[1:]:
             raise DataError(

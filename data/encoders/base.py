@@ -67,21 +67,30 @@ class Encoder(Protocol):
 
 def no_images(name: str) -> DataError:
     """Make the error of an encoder of texts that was given images."""
-    return DataError(f"data.encoder={name} takes texts and was given images. Set data.encoder to one of images: lite0.")
+    return DataError(
+        f"data.encoder={name} takes texts and was given images.",
+        key="data.encoder",
+        remedy="Set data.encoder to one of images: lite0.",
+    )
 
 
 def no_texts(name: str) -> DataError:
     """Make the error of an encoder of images that was given texts."""
     return DataError(
-        f"data.encoder={name} takes images and was given texts. Set data.encoder to one of texts: minilm, or "
-        "clip:<name or folder>."
+        f"data.encoder={name} takes images and was given texts.",
+        key="data.encoder",
+        remedy="Set data.encoder to one of texts: minilm, or clip:<name or folder>.",
     )
 
 
 def no_argument(name: str, argument: str) -> None:
     """Raise where a name takes nothing after a colon and has something there."""
     if argument:
-        raise DataError(f"data.encoder={name}:{argument}: {name} takes nothing after a colon. Set data.encoder={name}.")
+        raise DataError(
+            f"data.encoder={name}:{argument}: {name} takes nothing after a colon.",
+            key="data.encoder",
+            remedy=f"Set data.encoder={name}.",
+        )
 
 
 def imported(module: str) -> Any:
@@ -100,7 +109,9 @@ def need(name: str, modules: Sequence[str], command: str) -> None:
     if lacking:
         raise MissingDataError(
             f"data.encoder={name}: expected the Python modules {', '.join(modules)}, and {', '.join(lacking)} "
-            f"{'is' if len(lacking) == 1 else 'are'} not installed. Install with\n    {command}"
+            f"{'is' if len(lacking) == 1 else 'are'} not installed.",
+            key="data.encoder",
+            remedy=f"Install with\n    {command}",
         )
 
 
@@ -128,7 +139,9 @@ def file_hash(path: Path) -> str:
             while chunk := file.read(_CHUNK_BYTES):
                 digest.update(chunk)
     except FileNotFoundError as error:
-        raise MissingDataError(f"{path}: expected a file of weights, and it is not there. Install it again.") from error
+        raise MissingDataError(
+            f"{path}: expected a file of weights, and it is not there.", remedy="Install it again."
+        ) from error
     return digest.hexdigest()
 
 
@@ -165,7 +178,9 @@ def as_colour(images: Tensor, name: str) -> Tensor:
         DataError: There are neither 1 nor 3 channels.
     """
     if images.shape[1] not in (1, 3):
-        raise DataError(f"data.encoder={name}: expected images of 1 or 3 channels, found {images.shape[1]}.")
+        raise DataError(
+            f"data.encoder={name}: expected images of 1 or 3 channels, found {images.shape[1]}.", key="data.encoder"
+        )
     return images.expand(-1, 3, -1, -1)
 
 

@@ -51,14 +51,22 @@ class Clip:
     def check(self, argument: str, size: int) -> None:
         """Raise for no name, no folder, a size, or without transformers; the network is not asked."""
         if not argument or argument.startswith("<"):
-            raise DataError(f"data.encoder=clip:{argument}: expected clip:<name on the hub> or clip:<folder>.")
+            raise DataError(
+                f"data.encoder=clip:{argument}: expected clip:<name on the hub> or clip:<folder>.", key="data.encoder"
+            )
         if size:
-            raise DataError(f"data.encoder_size: a CLIP model has a size of its own; leave it at 0, found {size}.")
+            raise DataError(
+                f"data.encoder_size={size}: a CLIP model has a size of its own.",
+                key="data.encoder_size",
+                remedy="Leave it at 0.",
+            )
         need("clip", ("transformers",), "pip install transformers")
         if argument.startswith((".", "/", "~")) and not (Path(argument).expanduser() / "config.json").is_file():
             raise MissingDataError(
                 f"data.encoder=clip:{argument}: expected a folder with config.json, weights and "
-                "preprocessor_config.json, as transformers saves them, and there is none. Set data.encoder=clip:FOLDER."
+                "preprocessor_config.json, as transformers saves them, and there is none.",
+                key="data.encoder",
+                remedy="Set data.encoder=clip:FOLDER.",
             )
 
     def images(self, argument: str, size: int, images: Tensor, fit: Tensor) -> Plan:
@@ -71,7 +79,9 @@ class Clip:
         def opened() -> Callable[[Tensor], Tensor]:
             model = _model(folder)
             if not hasattr(model, "visual_projection"):
-                raise DataError(f"data.encoder=clip:{argument} has no image tower: give it texts.")
+                raise DataError(
+                    f"data.encoder=clip:{argument} has no image tower.", key="data.encoder", remedy="Give it texts."
+                )
 
             def encode(batch: Tensor) -> Tensor:
                 with torch.inference_mode(), threads(1):
@@ -90,7 +100,9 @@ class Clip:
         def opened() -> Callable[[Sequence[str]], Tensor]:
             model = _model(folder)
             if not hasattr(model, "text_projection"):
-                raise DataError(f"data.encoder=clip:{argument} has no text tower: give it images.")
+                raise DataError(
+                    f"data.encoder=clip:{argument} has no text tower.", key="data.encoder", remedy="Give it images."
+                )
             with quiet_transformers():
                 tokenizer: Any = imported("transformers").CLIPTokenizer.from_pretrained(folder)
             longest = int(_part(_config(folder), "text_config", folder)["max_position_embeddings"])
@@ -133,8 +145,10 @@ def _folder(source: str) -> Path:
     except (OSError, ValueError) as error:
         raise MissingDataError(
             f"data.encoder=clip:{source} cannot be fetched ({error}). Expected a folder, or a model of the Hugging "
-            f"Face hub and a network. Behind a firewall, fetch it elsewhere with\n    hf download {source} --local-dir "
-            "FOLDER\nand set data.encoder=clip:FOLDER."
+            "Face hub and a network.",
+            key="data.encoder",
+            remedy=f"Behind a firewall, fetch it elsewhere with\n    hf download {source} --local-dir FOLDER\n"
+            "and set data.encoder=clip:FOLDER.",
         ) from error
 
 
@@ -146,11 +160,15 @@ def _read(file: Path) -> dict[str, Any]:
     try:
         found = read_json(file)
     except FileNotFoundError as error:
-        raise MissingDataError(f"{file}: expected this file of a CLIP model, and it is not there. Add it.") from error
+        raise MissingDataError(
+            f"{file}: expected this file of a CLIP model, and it is not there.", remedy="Add it."
+        ) from error
     except ValueError as error:
-        raise DamagedDataError(f"{file}: cannot be read as JSON ({error}). Fetch it again.") from error
+        raise DamagedDataError(f"{file}: cannot be read as JSON ({error}).", remedy="Fetch it again.") from error
     if not isinstance(found, dict):
-        raise DamagedDataError(f"{file}: expected a JSON object, found {type(found).__name__}. Fetch it again.")
+        raise DamagedDataError(
+            f"{file}: expected a JSON object, found {type(found).__name__}.", remedy="Fetch it again."
+        )
     return found
 
 
@@ -159,7 +177,9 @@ def _config(folder: Path) -> dict[str, Any]:
     if config.get("model_type") not in _KINDS:
         raise DataError(
             f"{folder / 'config.json'}: expected model_type to be one of {', '.join(_KINDS)}, found "
-            f"{config.get('model_type')!r}. Set data.encoder to a CLIP model."
+            f"{config.get('model_type')!r}.",
+            key="data.encoder",
+            remedy="Set data.encoder to a CLIP model.",
         )
     return config
 
@@ -187,7 +207,9 @@ def _num_features(folder: Path) -> int:
 def _identity(folder: Path, what: str) -> dict[str, Any]:
     weights = _weight_files(folder)
     if not weights:
-        raise MissingDataError(f"{folder}: expected model.safetensors or pytorch_model.bin, found neither. Add one.")
+        raise MissingDataError(
+            f"{folder}: expected model.safetensors or pytorch_model.bin, found neither.", remedy="Add one."
+        )
     files = [*weights, *sorted(file for file in folder.iterdir() if file.suffix in (".json", ".txt"))]
     return {
         "encoder": "clip",

@@ -60,18 +60,24 @@ class Preprocess:
         if not settings.get("do_resize", True):
             shortest, exact = 0, None
         elif bool(shortest) == (exact is not None):
-            raise DataError(f"preprocessor_config.json: expected size with shortest_edge, or height and width; {size}.")
+            raise DataError(
+                f"preprocessor_config.json: expected size with shortest_edge, or height and width; {size}.",
+                key="data.encoder",
+            )
         crop = settings.get("crop_size", side)
         crop = (crop, crop) if isinstance(crop, int) else _pair(dict(crop))
         crop = crop if settings.get("do_center_crop", True) else None
         resample = settings.get("resample", 3)
         if resample not in _MODES:
-            raise DataError(f"preprocessor_config.json: expected resample to be 2 or 3, found {resample!r}.")
+            raise DataError(
+                f"preprocessor_config.json: expected resample to be 2 or 3, found {resample!r}.", key="data.encoder"
+            )
         result = crop or exact
         if result is not None and result != (side, side):
             raise DataError(
                 f"preprocessor_config.json makes images of {result[0]} x {result[1]} pixels, and config.json says that "
-                f"the model takes {side} x {side}. They are not of one model."
+                f"the model takes {side} x {side}. They are not of one model.",
+                key="data.encoder",
             )
         normalises = settings.get("do_normalize", True)
         return cls(
@@ -104,7 +110,9 @@ class Preprocess:
             if top < 0 or left < 0:
                 raise DataError(
                     f"The CLIP model cuts {self.crop[0]} x {self.crop[1]} pixels out of images that are {height} x "
-                    f"{width}: preprocessor_config.json must resize them to more, or data.options.image_size be larger."
+                    f"{width}.",
+                    key="data.options.image_size",
+                    remedy="preprocessor_config.json must resize them to more, or data.options.image_size be larger.",
                 )
             x = x[..., top : top + self.crop[0], left : left + self.crop[1]]
         mean, std = (torch.tensor(values).view(3, 1, 1) for values in (self.mean, self.std))

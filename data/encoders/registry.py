@@ -76,14 +76,17 @@ def encode(data_set: DataSet, name: str, image_size: int, progress: Progress | N
     encoder.check(argument, image_size)
     has_images = data_set.train.images.ndim == 4
     if not has_images and data_set.train.images.shape[1]:
-        raise DataError(f"{data_set.name} holds embeddings already: remove data.encoder={name}.")
+        raise DataError(
+            f"{data_set.name} holds embeddings already.", key="data.encoder", remedy=f"Remove data.encoder={name}."
+        )
     has_texts = data_set.train.texts is not None and data_set.test.texts is not None
     if not (has_images and "images" in encoder.takes) and not (has_texts and "texts" in encoder.takes):
         found = " and ".join(what for what, has in (("images", has_images), ("texts", has_texts)) if has)
         fitting = [other for other in _TABLE if any(_takes(other, what) for what in found.split(" and "))]
         raise DataError(
-            f"data.encoder={name} takes {' or '.join(sorted(encoder.takes))}, and {data_set.name} has {found}. Set "
-            f"data.encoder to one of {', '.join(fitting)}, or data.name to another set."
+            f"data.encoder={name} takes {' or '.join(sorted(encoder.takes))}, and {data_set.name} has {found}.",
+            key="data.encoder",
+            remedy=f"Set data.encoder to one of {', '.join(fitting)}, or data.name to another set.",
         )
 
     def embedded(examples: Examples, split: str) -> Examples:

@@ -69,7 +69,9 @@ def shards(request: Request) -> Assignment:
     if wanted > len(request.labels):
         raise PartitionError(
             f"data.num_clients={config.num_clients} times data.shards_per_client={config.shards_per_client} "
-            f"asks for {wanted} shards out of {len(request.labels)} examples. Lower one of them."
+            f"asks for {wanted} shards out of {len(request.labels)} examples.",
+            key="data.shards_per_client",
+            remedy="Lower one of them.",
         )
     partitioner = ShardPartitioner(
         num_partitions=config.num_clients,
@@ -95,7 +97,9 @@ def pathological(request: Request) -> Assignment:
     if config.classes_per_client > num_present:
         raise PartitionError(
             f"data.classes_per_client={config.classes_per_client} is more than the {num_present} classes of "
-            f"the training pool. Lower data.classes_per_client."
+            f"the training pool.",
+            key="data.classes_per_client",
+            remedy="Lower data.classes_per_client.",
         )
     partitioner = PathologicalPartitioner(
         num_partitions=config.num_clients,
@@ -113,14 +117,16 @@ def natural_id(request: Request) -> Assignment:
     ids, num_clients = request.natural_ids, request.config.num_clients
     if ids is None:
         raise PartitionError(
-            f"data.partition=natural_id needs a data set with natural ids, and {request.config.name} has "
-            f"none. Set data.partition to one that uses labels only, such as dirichlet."
+            f"data.partition=natural_id needs a data set with natural ids, and {request.config.name} has none.",
+            key="data.partition",
+            remedy="Set data.partition to one that uses labels only, such as dirichlet.",
         )
     found, position = np.unique(ids, return_inverse=True)
     if num_clients > len(found):
         raise PartitionError(
-            f"data.num_clients={num_clients} is more than the {len(found)} natural ids of "
-            f"{request.config.name}. Set data.num_clients to at most {len(found)}."
+            f"data.num_clients={num_clients} is more than the {len(found)} natural ids of {request.config.name}.",
+            key="data.num_clients",
+            remedy=f"Set data.num_clients to at most {len(found)}.",
         )
     client_of_id = np.arange(len(found)) * num_clients // len(found)
     if num_clients < len(found):
@@ -133,8 +139,9 @@ def domain(request: Request) -> Assignment:
     domains, num_clients = request.domains, request.config.num_clients
     if domains is None:
         raise PartitionError(
-            f"data.partition=domain needs a data set with domains, and {request.config.name} has "
-            f"none. Set data.partition to one that uses labels only, such as dirichlet."
+            f"data.partition=domain needs a data set with domains, and {request.config.name} has none.",
+            key="data.partition",
+            remedy="Set data.partition to one that uses labels only, such as dirichlet.",
         )
     found, position = np.unique(domains, return_inverse=True)
     client = position % num_clients
@@ -155,7 +162,9 @@ def _by_column(request: Request, client: Ints) -> Assignment:
     if found < request.config.num_clients:
         raise PartitionError(
             f"data.partition={request.config.partition} leaves {request.config.num_clients - found} of "
-            f"data.num_clients={request.config.num_clients} clients without examples. Lower data.num_clients."
+            f"data.num_clients={request.config.num_clients} clients without examples.",
+            key="data.num_clients",
+            remedy="Lower data.num_clients.",
         )
     return _run(partitioner, request, client)
 
@@ -187,7 +196,8 @@ def _run(partitioner: Any, request: Request, column: Ints) -> Assignment:
             raise PartitionError(
                 f"data.partition={request.config.partition} with data.num_clients="
                 f"{request.config.num_clients} is refused by flwr-datasets for these "
-                f"{len(order)} examples: {error}"
+                f"{len(order)} examples: {error}",
+                key="data.partition",
             ) from error
     owner = np.repeat(np.arange(len(tables)), [len(table) for table in tables])
     return np.concatenate(tables), owner

@@ -52,7 +52,9 @@ def class_tasks(num_classes: int, num_tasks: int) -> Tensor:
     if num_tasks > num_classes:
         raise PartitionError(
             f"data.num_tasks={num_tasks} is more than the {num_classes} classes, and under "
-            f"data.partition=split_tasks a task has at least one class. Lower data.num_tasks."
+            f"data.partition=split_tasks a task has at least one class.",
+            key="data.num_tasks",
+            remedy="Lower data.num_tasks.",
         )
     runs = np.array_split(np.arange(num_classes), num_tasks)
     return torch.from_numpy(np.repeat(np.arange(num_tasks), [len(run) for run in runs]))
@@ -68,8 +70,9 @@ def split_tasks(request: Request) -> Assignment:
     if per_task.min() < num_clients:
         raise PartitionError(
             f"Task {int(per_task.argmin())} has {int(per_task.min())} examples, fewer than "
-            f"data.num_clients={num_clients}; every client needs some of each task. Lower data.num_clients "
-            f"or data.num_tasks."
+            f"data.num_clients={num_clients}; every client needs some of each task.",
+            key="data.num_clients",
+            remedy="Lower data.num_clients or data.num_tasks.",
         )
     # Dealing on from where the last task stopped keeps both the shares of a task and the sums within one.
     owner = np.empty(len(rows), dtype=np.int64)
@@ -90,15 +93,17 @@ def domain_label(request: Request) -> Assignment:
     """
     if request.domains is None:
         raise PartitionError(
-            f"data.partition=domain_label needs a data set with domains, and {request.config.name} has none. "
-            f"Set data.partition to one that uses labels only, such as dirichlet."
+            f"data.partition=domain_label needs a data set with domains, and {request.config.name} has none.",
+            key="data.partition",
+            remedy="Set data.partition to one that uses labels only, such as dirichlet.",
         )
     found = np.unique(request.domains)
     num_clients = request.config.num_clients
     if num_clients < len(found):
         raise PartitionError(
-            f"data.num_clients={num_clients} is fewer than the {len(found)} domains, and a client belongs to "
-            f"one. Raise data.num_clients to at least {len(found)}."
+            f"data.num_clients={num_clients} is fewer than the {len(found)} domains, and a client belongs to one.",
+            key="data.num_clients",
+            remedy=f"Raise data.num_clients to at least {len(found)}.",
         )
     rows = request.shuffled()
     owner = np.empty(len(rows), dtype=np.int64)

@@ -36,7 +36,7 @@ def read(path: Path, size: int) -> NDArray[np.uint8]:
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, MissingDataError):
             raise
-        raise DamagedDataError(f"{path}: cannot be read as a picture ({error}). Install it again.") from error
+        raise DamagedDataError(f"{path}: cannot be read as a picture ({error}).", remedy="Install it again.") from error
 
 
 def on_white(picture: Image.Image, size: int) -> NDArray[np.uint8]:
@@ -61,21 +61,26 @@ def pixels(path: Path) -> int:
     return int(width * height)
 
 
-def check_renderer(instead: str) -> None:
+def check_renderer(instead: str = "", key: str = "") -> None:
     """Raise `MissingDataError` when nothing can draw SVG.
 
     Args:
         instead: What the user may do in place of installing it.
+        key: The configuration key to change for that.
     """
     from importlib.util import find_spec
 
     if find_spec("resvg_py") is None:
-        raise MissingDataError(f"Drawings in SVG need resvg-py. Install it with\n    pip install resvg-py\n{instead}")
+        raise MissingDataError(
+            "Drawings in SVG need resvg-py.",
+            key=key,
+            remedy=f"Install it with\n    pip install resvg-py\n{instead}".strip(),
+        )
 
 
 def _rendered(path: Path, size: int) -> bytes:
     """Return an SVG as PNG, its longer side twice the size asked for: what is left is the same filter for all."""
-    check_renderer("")
+    check_renderer()
     import resvg_py
 
     content = path.read_text(encoding="utf-8", errors="replace")

@@ -157,8 +157,8 @@ def _described(drawing: Path) -> tuple[str, list[str], bool]:
         root = ElementTree.fromstring(drawing.read_bytes())  # noqa: S314  a signed package; expat limits expansion
     except (OSError, ElementTree.ParseError) as error:
         raise DamagedDataError(
-            f"{drawing}: cannot be read ({error}). Install it again with\n"
-            "    sudo apt-get install --reinstall openclipart-svg"
+            f"{drawing}: cannot be read ({error}).",
+            remedy="Install it again with\n    sudo apt-get install --reinstall openclipart-svg",
         ) from error
     title = ""
     keywords: list[str] = []

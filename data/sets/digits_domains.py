@@ -95,7 +95,9 @@ def load(config: DataConfig, _seed: int) -> DataSet:
     if not 0 < held_out.sum() < len(names):
         raise DataError(
             f"data.options.fonts={options['fonts']}: expected fonts of at least two names, some for training and some "
-            f"for the test, found {', '.join(names)}. Name a folder with more."
+            f"for the test, found {', '.join(names)}.",
+            key="data.options.fonts",
+            remedy="Name a folder with more.",
         )
     in_test = held_out[entry["rendered_concepts"]]
     splits = {}
@@ -185,8 +187,9 @@ def _make(maker: Maker, fonts: list[Path], options: Mapping[str, Any]) -> None:
                 names.append(_SLANTED.sub("", font.stem))
     if not drawn:
         raise MissingDataError(
-            f"data.options.fonts={options['fonts']}: none of {len(fonts)} font files has digits. Take matplotlib's "
-            "with data.options.fonts=matplotlib, or name a folder with others."
+            f"data.options.fonts={options['fonts']}: none of {len(fonts)} font files has digits.",
+            key="data.options.fonts",
+            remedy="Take matplotlib's with data.options.fonts=matplotlib, or name a folder with others.",
         )
     concepts = sorted(set(names))
     maker.put("rendered_images", np.stack(drawn)[:, None])
@@ -216,8 +219,8 @@ def _fonts(choice: str) -> list[Path]:
         lost = [file.name for file in found if not file.is_file()]
         if lost:
             raise MissingDataError(
-                f"{folder}: expected {len(found)} fonts, {', '.join(lost)} are not there. Install them again with\n"
-                "    pip install --force-reinstall --no-deps matplotlib"
+                f"{folder}: expected {len(found)} fonts, {', '.join(lost)} are not there.",
+                remedy="Install them again with\n    pip install --force-reinstall --no-deps matplotlib",
             )
         return found
     folder = SYSTEM if choice == "system" else Path(choice).expanduser()
@@ -225,9 +228,10 @@ def _fonts(choice: str) -> list[Path]:
     by_name = {file.name: file for file in sorted(folder.rglob("*"), reverse=True) if file.suffix in (".ttf", ".otf")}
     if not by_name:
         raise MissingDataError(
-            f"data.options.fonts={choice}: expected fonts (*.ttf, *.otf) below {folder}, found none. Take matplotlib's "
-            "with data.options.fonts=matplotlib, name another folder, or install some with\n"
-            "    sudo apt-get install fonts-liberation fonts-freefont-ttf"
+            f"data.options.fonts={choice}: expected fonts (*.ttf, *.otf) below {folder}, found none.",
+            key="data.options.fonts",
+            remedy="Take matplotlib's with data.options.fonts=matplotlib, name another folder, or install some with\n"
+            "    sudo apt-get install fonts-liberation fonts-freefont-ttf",
         )
     return [by_name[name] for name in sorted(by_name)]
 
@@ -235,7 +239,10 @@ def _fonts(choice: str) -> list[Path]:
 def _options(config: DataConfig) -> dict[str, Any]:
     options = OPTIONS | config.options
     if not isinstance(options["fonts"], str) or not options["fonts"]:
-        raise DataError(f"data.options.fonts must be matplotlib, system or a folder, found {options['fonts']!r}.")
+        raise DataError(
+            f"data.options.fonts must be matplotlib, system or a folder, found {options['fonts']!r}.",
+            key="data.options.fonts",
+        )
     assemble.at_least(options, "variants", 1)
     for name in ("domain_train", "domain_test"):
         assemble.at_least(options, name, 0)

@@ -48,7 +48,9 @@ def folders(config: DataConfig) -> list[Path]:
 def check(config: DataConfig) -> None:
     """Raise `MissingDataError` when the files are nowhere and the hub is not allowed."""
     if not isinstance(config.options.get("hub", False), bool):
-        raise DataError(f"data.options.hub must be true or false, found {config.options['hub']!r}.")
+        raise DataError(
+            f"data.options.hub must be true or false, found {config.options['hub']!r}.", key="data.options.hub"
+        )
     if not config.options.get("hub"):
         _find(config)
 
@@ -81,9 +83,11 @@ def _find(config: DataConfig) -> Path:
     if found is None:
         raise MissingDataError(
             f"data.name=fashion_mnist: expected the files {', '.join(idx.NAMES)} (each plain or .gz) in one of "
-            f"{', '.join(map(str, searched))}, and they are not there. Install them with\n"
+            f"{', '.join(map(str, searched))}, and they are not there.",
+            key="data.path",
+            remedy="Install them with\n"
             f"    sudo apt-get install dataset-fashion-mnist\n"
             f"or set data.path to a folder that has them, or data.options.hub=true to fetch {HUB_NAME} from the "
-            f"Hugging Face hub."
+            f"Hugging Face hub.",
         )
     return found

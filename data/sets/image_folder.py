@@ -35,14 +35,21 @@ def check(config: DataConfig) -> None:
     pictures.as_size(options["image_size"])
     pictures.mode_of(options["in_channels"])
     if not isinstance(options["domains"], bool):
-        raise DataError(f"data.options.domains must be true or false, found {options['domains']!r}.")
+        raise DataError(
+            f"data.options.domains must be true or false, found {options['domains']!r}.", key="data.options.domains"
+        )
     fraction = options["test_fraction"]
     if not isinstance(fraction, (int, float)) or not 0 < fraction < 1:
-        raise DataError(f"data.options.test_fraction must be between 0 and 1, found {fraction!r}.")
+        raise DataError(
+            f"data.options.test_fraction must be between 0 and 1, found {fraction!r}.",
+            key="data.options.test_fraction",
+        )
     if config.path is None:
-        raise MissingDataError("data.name=image_folder needs data.path, the folder with the pictures.")
+        raise MissingDataError("data.name=image_folder needs data.path, the folder with the pictures.", key="data.path")
     if not Path(config.path).expanduser().is_dir():
-        raise MissingDataError(f"data.path={config.path}: there is no such folder. Set data.path to one.")
+        raise MissingDataError(
+            f"data.path={config.path}: there is no such folder.", key="data.path", remedy="Set data.path to one."
+        )
 
 
 def load(config: DataConfig, _seed: int) -> DataSet:
@@ -76,8 +83,9 @@ def load(config: DataConfig, _seed: int) -> DataSet:
         entries = found[split]
         if not entries:
             raise DataError(
-                f"data.path={root}: no picture is left for {split}. Add pictures, or change "
-                f"data.options.test_fraction={options['test_fraction']}."
+                f"data.path={root}: no picture is left for {split}.",
+                key="data.options.test_fraction",
+                remedy=f"Add pictures, or change data.options.test_fraction={options['test_fraction']}.",
             )
         return Examples(
             images=pictures.read([path for _, _, path in entries], size, mode),
@@ -116,8 +124,9 @@ def _walk(root: Path, domains: bool) -> list[Entry]:
         layout = "<domain>/<class>/*" if domains else "<class>/*"
         hint = "" if domains else ", or data.options.domains=true where folders are <domain>/<class>/*"
         raise DataError(
-            f"{root}: expected pictures as {layout} ({', '.join(sorted(_SUFFIXES))}), found none. Set "
-            f"data.path to the folder above them{hint}."
+            f"{root}: expected pictures as {layout} ({', '.join(sorted(_SUFFIXES))}), found none.",
+            key="data.path",
+            remedy=f"Set data.path to the folder above them{hint}.",
         )
     return entries
 

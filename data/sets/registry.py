@@ -114,7 +114,11 @@ def load(config: DataConfig, seed: int) -> DataSet:
     function = _function(config.name) if _is_path(config.name) else _module(config.name).load
     found = function(config, seed)
     if not isinstance(found, DataSet):
-        raise DataError(f"data.name={config.name}: expected a data.DataSet, found {type(found).__name__}.")
+        raise DataError(
+            f"data.name={config.name}: expected a data.DataSet, found {type(found).__name__}.",
+            key="data.name",
+            remedy="Let the function return one.",
+        )
     return found
 
 
@@ -139,10 +143,11 @@ def _function(path: str) -> Callable[[DataConfig, int], DataSet]:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise DataError(
-            f"data.name={path}: module {error.name!r} is not installed. On a real federation it must be "
-            f"installed on every node."
+            f"data.name={path}: module {error.name!r} is not installed.",
+            key="data.name",
+            remedy="On a real federation it must be installed on every node.",
         ) from error
     function = getattr(module, attribute, None)
     if not callable(function):
-        raise DataError(f"data.name={path}: {module_name} has no function {attribute!r}.")
+        raise DataError(f"data.name={path}: {module_name} has no function {attribute!r}.", key="data.name")
     return cast(Callable[[DataConfig, int], DataSet], function)

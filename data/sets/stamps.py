@@ -39,7 +39,9 @@ def check(config: DataConfig) -> None:
     _, _, _, vectors = _options(config)
     debian.folders([PACKAGE], config.path, config.name)
     if vectors:
-        artwork.check_renderer("or leave out the stamps without PNG with data.options.vectors=false.")
+        artwork.check_renderer(
+            "or leave out the stamps without PNG with data.options.vectors=false.", key="data.options.vectors"
+        )
 
 
 def fetch(config: DataConfig, say: Callable[[str], None]) -> None:
@@ -94,7 +96,8 @@ def _make(maker: Maker, root: Path, found: list[Path], size: int, vectors: bool)
     if not pairs:
         raise DataError(
             f"{root}: expected pictures with captions beside them (frog.png and frog.txt), found none in {len(found)} "
-            f"files. Install the package again with\n{_REINSTALL}"
+            f"files.",
+            remedy=f"Install the package again with\n{_REINSTALL}",
         )
     images = maker.empty("images", (len(pairs), 3, size, size), np.uint8)
     for row, (picture, _) in enumerate(pairs):
@@ -131,11 +134,14 @@ def _caption(file: Path) -> str:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DamagedDataError(f"{file}: cannot be read ({error}). Install it again with\n{_REINSTALL}") from error
+        raise DamagedDataError(
+            f"{file}: cannot be read ({error}).", remedy=f"Install it again with\n{_REINSTALL}"
+        ) from error
     caption = " ".join(lines[0].split()) if lines else ""
     if not caption or ".utf8=" in caption:
         raise DamagedDataError(
-            f"{file}: expected a caption in its first line, found {caption!r}. Install it again with\n{_REINSTALL}"
+            f"{file}: expected a caption in its first line, found {caption!r}.",
+            remedy=f"Install it again with\n{_REINSTALL}",
         )
     return caption
 

@@ -40,14 +40,22 @@ def check(config: DataConfig) -> None:
     for name in ("num_examples", "num_test", "num_classes", "image_size", "in_channels"):
         value = options[name]
         if not isinstance(value, int) or value < 1:
-            raise DataError(f"data.options.{name} must be a whole number of at least 1, found {value!r}.")
+            raise DataError(
+                f"data.options.{name} must be a whole number of at least 1, found {value!r}.",
+                key=f"data.options.{name}",
+            )
     noise = options["noise"]
     if not isinstance(noise, (int, float)) or noise < 0:
-        raise DataError(f"data.options.noise must be a number of at least 0, found {noise!r}.")
+        raise DataError(
+            f"data.options.noise must be a number of at least 0, found {noise!r}.", key="data.options.noise"
+        )
     for name in ("num_domains", "attributes"):
         value = options[name]
         if not isinstance(value, int) or value < 0:
-            raise DataError(f"data.options.{name} must be a whole number of at least 0, found {value!r}.")
+            raise DataError(
+                f"data.options.{name} must be a whole number of at least 0, found {value!r}.",
+                key=f"data.options.{name}",
+            )
 
 
 def load(config: DataConfig, seed: int) -> DataSet:

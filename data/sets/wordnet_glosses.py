@@ -93,7 +93,7 @@ def _files(config: DataConfig) -> list[Path]:
     found = [folder / name for name in _FILES]
     for file in found:
         if not file.is_file():
-            raise MissingDataError(f"{file}: expected this file of WordNet, and it is not there. {_REINSTALL}")
+            raise MissingDataError(f"{file}: expected this file of WordNet, and it is not there.", remedy=_REINSTALL)
     return found
 
 
@@ -102,7 +102,7 @@ def _read(file: Path) -> list[tuple[int, str]]:
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise DamagedDataError(f"{file}: cannot be read ({error}). {_REINSTALL}") from error
+        raise DamagedDataError(f"{file}: cannot be read ({error}).", remedy=_REINSTALL) from error
     rows = []
     for number, line in enumerate(lines, start=1):
         if line.startswith("  "):  # the licence at the top
@@ -111,9 +111,10 @@ def _read(file: Path) -> list[tuple[int, str]]:
         if found is None or int(found[2]) >= len(CLASSES):
             raise DamagedDataError(
                 f"{file}, line {number}: expected `offset class ... | gloss` with a class of 0..{len(CLASSES) - 1}, "
-                f"found {line[:60]!r}. {_REINSTALL}"
+                f"found {line[:60]!r}.",
+                remedy=_REINSTALL,
             )
         rows.append((int(found[2]), definition(found[3].strip())))
     if not rows:
-        raise DamagedDataError(f"{file}: expected definitions, found none in {len(lines)} lines. {_REINSTALL}")
+        raise DamagedDataError(f"{file}: expected definitions, found none in {len(lines)} lines.", remedy=_REINSTALL)
     return rows

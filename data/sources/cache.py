@@ -121,7 +121,7 @@ def cached(kind: str, name: str, key: Mapping[str, Any], make: Callable[[Maker],
     made_once(path, lambda: _open(path) is not None, lambda part: _fill(part, json.loads(text), make))
     entry = _open(path)
     if entry is None:
-        raise DataError(f"{path} was written and cannot be read: is the disk all right?")
+        raise DataError(f"{path} was written and cannot be read.", remedy="Is the disk all right?")
     return entry
 
 
@@ -149,8 +149,8 @@ def made_once(path: Path, is_whole: Callable[[], bool], fill: Callable[[Path], N
         if not full and not str(error.filename or path).startswith(str(folder())):
             raise
         raise DataError(
-            f"The cache {path.parent} cannot be written ({error}). Free some space, or set the environment "
-            "variable UMBEL_CACHE to another folder."
+            f"The cache {path.parent} cannot be written ({error}).",
+            remedy="Free some space, or set the environment variable UMBEL_CACHE to another folder.",
         ) from error
 
 

@@ -69,12 +69,14 @@ def _folder(package: Package, packages: Sequence[Package], path: str | None, dat
     looked = ", ".join(map(str, searched if path is None else [path]))
     raise MissingDataError(
         f"data.name={data_name}: expected the folder {package.where} of the Debian package {package.name}, looked in "
-        f"{looked}, and it is not there. Install it with\n"
+        f"{looked}, and it is not there.",
+        key="data.path",
+        remedy="Install it with\n"
         f"    sudo apt-get install --no-install-recommends {names}\n"
         f"or, without a password, into the cache with\n"
         f"    umbel data fetch {data_name}\n"
         f"On another system unpack the packages (`ar x X.deb`, then `tar -xf data.tar.*`) into one folder and set "
-        f"data.path to it."
+        f"data.path to it.",
     )
 
 
@@ -135,8 +137,8 @@ def _run(command: list[str], folder: Path, package: Package) -> None:
     if done.returncode != 0:
         said = "\n".join(f"    {line}" for line in done.stderr.strip().splitlines()[-_TAIL_LINES:])
         raise MissingDataError(
-            f"`{Path(command[0]).name} {command[1]}` ended with status {done.returncode} for {package.name}. Refresh "
-            f"apt's lists with\n    sudo apt-get update\nand try again. It said:\n{said}"
+            f"`{Path(command[0]).name} {command[1]}` ended with status {done.returncode} for {package.name}.",
+            remedy=f"Refresh apt's lists with\n    sudo apt-get update\nand try again. It said:\n{said}",
         )
 
 
@@ -172,8 +174,8 @@ def fingerprint(package: Package, folder: Path, found: Sequence[Path]) -> dict[s
             info = file.stat()
         except OSError as error:
             raise DamagedDataError(
-                f"{file}: cannot be read ({error}). Install it again with\n"
-                f"    sudo apt-get install --reinstall {package.name}"
+                f"{file}: cannot be read ({error}).",
+                remedy=f"Install it again with\n    sudo apt-get install --reinstall {package.name}",
             ) from error
         digest.update(os.fsencode(file.relative_to(folder)) + f"\0{info.st_size}\0{info.st_mtime_ns}\0".encode())
         total += info.st_size

@@ -70,9 +70,11 @@ def check(config: DataConfig) -> None:
     """Raise for what is wrong without asking the network: no name, no such folder, impossible options."""
     name = config.name.removeprefix("hub:")
     if not name or name.startswith("<"):
-        raise DataError(f"data.name={config.name}: expected hub:<owner/name> or hub:<folder>.")
+        raise DataError(f"data.name={config.name}: expected hub:<owner/name> or hub:<folder>.", key="data.name")
     if name.startswith((".", "/", "~")) and not Path(name).expanduser().is_dir():
-        raise MissingDataError(f"data.name={config.name}: there is no folder {name}. Set data.name to one.")
+        raise MissingDataError(
+            f"data.name={config.name}: there is no folder {name}.", key="data.name", remedy="Set data.name to one."
+        )
     check_options(OPTIONS | config.options)
 
 
@@ -84,13 +86,19 @@ def check_options(options: Mapping[str, Any]) -> None:
         pictures.mode_of(options["in_channels"])
     limit = options.get("limit", 0)
     if not isinstance(limit, int) or isinstance(limit, bool) or limit < 0:
-        raise DataError(f"data.options.limit must be a whole number of at least 0 (0 is all), found {limit!r}.")
+        raise DataError(
+            f"data.options.limit must be a whole number of at least 0 (0 is all), found {limit!r}.",
+            key="data.options.limit",
+        )
     if options.get("captions", "first") not in ("first", "all"):
-        raise DataError(f"data.options.captions must be first or all, found {options['captions']!r}.")
+        raise DataError(
+            f"data.options.captions must be first or all, found {options['captions']!r}.", key="data.options.captions"
+        )
     if options.get("text_column") and options.get("caption_column"):
         raise DataError(
-            "data.options.text_column is for texts without images and data.options.caption_column for texts of "
-            "images; set one of them."
+            "data.options.text_column is for texts without images and data.options.caption_column for texts of images.",
+            key="data.options.text_column",
+            remedy="Set one of them.",
         )
 
 
@@ -144,7 +152,8 @@ def fetch(
     splits = _cut(splits, columns, options, classes, domains)
     empty = [key for key, split in splits.items() if not len(split)]
     if empty:
-        raise DataError(f"{source}: no examples are left for {empty[0]}. Check data.options.{empty[0]}_split.")
+        option = f"data.options.{empty[0]}_split"
+        raise DataError(f"{source}: no examples are left for {empty[0]}.", key=option, remedy=f"Check {option}.")
     pairs: dict[str, Pairs] = {}
     if options["caption_column"]:
         pairing = Pairing(options["captions"] == "all")
@@ -255,8 +264,9 @@ class _Decoder:
         if there and needed > _MEMORY_SHARE * there:
             raise DataError(
                 f"{self._source}: {count:,} pictures of {self.size} x {self.size} pixels need {needed / 1e9:.1f} GB, "
-                f"and this machine has {there / 1e9:.1f} GB. Lower data.options.image_size, or set "
-                f"data.options.limit to the number of examples to keep."
+                f"and this machine has {there / 1e9:.1f} GB.",
+                key="data.options.image_size",
+                remedy="Lower data.options.image_size, or set data.options.limit to the number of examples to keep.",
             )
 
     def images(self, split: Any, rows: Sequence[int]) -> Tensor:
@@ -297,7 +307,9 @@ class _Decoder:
         try:
             yield
         except (OSError, SyntaxError) as error:
-            raise DamagedDataError(f"{self._source}: a picture cannot be decoded ({error}). Fetch it again.") from error
+            raise DamagedDataError(
+                f"{self._source}: a picture cannot be decoded ({error}).", remedy="Fetch it again."
+            ) from error
 
 
 def _whole(maker: Maker, shape: tuple[int, ...]) -> NDArray[np.uint8]:
@@ -316,6 +328,8 @@ def _square(size: tuple[int, int], source: str) -> int:
     width, height = size
     if width != height:
         raise DataError(
-            f"{source}: the first picture has {width} x {height} pixels and is not square. Set data.options.image_size."
+            f"{source}: the first picture has {width} x {height} pixels and is not square.",
+            key="data.options.image_size",
+            remedy="Set data.options.image_size.",
         )
     return width

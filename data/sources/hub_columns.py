@@ -48,7 +48,11 @@ class Columns:
         if not options["text_column"]:
             image = cls._one(source, features, options["image_column"], "image_column", Image)
             if not isinstance(features[image], Image):
-                raise DataError(f"{source}: column {image!r} holds no images; set data.options.image_column.")
+                raise DataError(
+                    f"{source}: column {image!r} holds no images.",
+                    key="data.options.image_column",
+                    remedy="Set data.options.image_column.",
+                )
         if options["caption_column"] and not options["label_column"]:
             return cls(image, "", (_NO_CLASS,))
         label = cls._one(source, features, options["label_column"], "label_column", ClassLabel)
@@ -65,7 +69,9 @@ class Columns:
         if len(found) != 1:
             raise DataError(
                 f"{source}: expected one column of type {kind.__name__}, found {found or 'none'} among "
-                f"{', '.join(features)}. Set data.options.{option}."
+                f"{', '.join(features)}.",
+                key=f"data.options.{option}",
+                remedy=f"Set data.options.{option}.",
             )
         return found[0]
 
@@ -88,7 +94,10 @@ def named(source: str, features: Mapping[str, Any], wanted: str, option: str) ->
     """Return a column that an option names, or refuse it with those that are there."""
     if wanted not in features:
         known = ", ".join(features)
-        raise DataError(f"{source} has no column {wanted!r} (data.options.{option}); it has {known}.")
+        raise DataError(
+            f"{source} has no column {wanted!r} (data.options.{option}); it has {known}.",
+            key=f"data.options.{option}",
+        )
     return wanted
 
 

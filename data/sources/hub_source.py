@@ -39,15 +39,17 @@ def open_splits(source: str, options: Mapping[str, str], remedy: str) -> tuple[d
         except OSError as error:
             raise MissingDataError(
                 f"hub:{source} cannot be fetched ({error}). Expected a set of the Hugging Face hub and a "
-                f"network (or its files in the cache), or a folder of parquet files. Check data.name; behind "
-                f"a firewall, fetch it elsewhere with\n"
+                f"network (or its files in the cache), or a folder of parquet files.",
+                key=remedy.partition("=")[0],
+                remedy="Check data.name; behind a firewall, fetch it elsewhere with\n"
                 f"    {download(source)}\n"
-                f"and set {remedy}."
+                f"and set {remedy}.",
             ) from error
         except ValueError as error:
             raise DataError(
-                f"hub:{source}: {error} Check data.options.train_split={options['train_split']} and "
-                f"data.options.subset."
+                f"hub:{source}: {error}",
+                key="data.options.train_split",
+                remedy=f"Check data.options.train_split={options['train_split']} and data.options.subset.",
             ) from error
         splits = {"train": train}
         if options["test_split"]:
@@ -55,8 +57,10 @@ def open_splits(source: str, options: Mapping[str, str], remedy: str) -> tuple[d
                 splits["test"] = federated.load_split(options["test_split"])
             except ValueError as error:
                 raise DataError(
-                    f"hub:{source}: {error} Set data.options.test_split; an empty one holds a fifth of each "
-                    f"class of {options['train_split']} out."
+                    f"hub:{source}: {error}",
+                    key="data.options.test_split",
+                    remedy="Set data.options.test_split; an empty one holds a fifth of each class of "
+                    f"{options['train_split']} out.",
                 ) from error
     return splits, str(train.info.license or "")
 

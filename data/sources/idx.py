@@ -27,6 +27,7 @@ _FILES = {
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
 NAMES = tuple(name for pair in _FILES.values() for name in pair)
+_AGAIN = "Fetch it again."
 
 
 def find(folders: Sequence[Path]) -> Path | None:
@@ -53,12 +54,13 @@ def read_split(folder: Path, split: str, num_classes: int) -> Examples:
     images, labels = read_idx(image_file, dimensions=3), read_idx(label_file, dimensions=1).long()
     if len(images) != len(labels):
         raise DamagedDataError(
-            f"{image_file} has {len(images)} images and {label_file} has {len(labels)} labels; expected as "
-            f"many. Fetch both again."
+            f"{image_file} has {len(images)} images and {label_file} has {len(labels)} labels; expected as many.",
+            remedy="Fetch both again.",
         )
     if len(labels) and int(labels.max()) >= num_classes:
         raise DamagedDataError(
-            f"{label_file}: expected labels 0..{num_classes - 1}, found {int(labels.max())}. Fetch it again."
+            f"{label_file}: expected labels 0..{num_classes - 1}, found {int(labels.max())}.",
+            remedy=_AGAIN,
         )
     return Examples(images.unsqueeze(1), labels)
 
@@ -84,20 +86,21 @@ def read_idx(path: Path, dimensions: int) -> Tensor:
     try:
         raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise DamagedDataError(f"{path}: cannot be read ({error}). Fetch it again.") from error
+        raise DamagedDataError(f"{path}: cannot be read ({error}).", remedy=_AGAIN) from error
     expected = bytes([0, 0, 8, dimensions])
     if raw[:4] != expected:
         raise DamagedDataError(
             f"{path}: expected the IDX magic {expected.hex()} (bytes in {dimensions} dimensions), found "
-            f"{raw[:4].hex() or 'nothing'}. Fetch it again."
+            f"{raw[:4].hex() or 'nothing'}.",
+            remedy=_AGAIN,
         )
     header = 4 + 4 * dimensions
     if len(raw) < header:
-        raise DamagedDataError(f"{path}: ends inside its header of {header} bytes. Fetch it again.")
+        raise DamagedDataError(f"{path}: ends inside its header of {header} bytes.", remedy=_AGAIN)
     shape = struct.unpack(f">{dimensions}I", raw[4:header])
     if len(raw) - header != math.prod(shape):
         raise DamagedDataError(
-            f"{path}: its header states {shape}, which is {math.prod(shape)} bytes, and {len(raw) - header} "
-            f"follow. Fetch it again."
+            f"{path}: its header states {shape}, which is {math.prod(shape)} bytes, and {len(raw) - header} follow.",
+            remedy=_AGAIN,
         )
     return torch.from_numpy(np.frombuffer(raw, np.uint8, offset=header).reshape(shape).copy())

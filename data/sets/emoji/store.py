@@ -48,15 +48,19 @@ def styles_of(value: object) -> tuple[str, ...]:
     """
     names = value.split(",") if isinstance(value, str) else value
     if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
-        raise DataError(f"data.options.domains must be names with commas between them, found {value!r}.")
+        raise DataError(
+            f"data.options.domains must be names with commas between them, found {value!r}.",
+            key="data.options.domains",
+        )
     found = tuple(name.strip() for name in names if name.strip())
     for name in found:
         if name not in STYLES:
             raise unknown("style of emoji", name, STYLES, key="data.options.domains")
     if not found or len(set(found)) < len(found):
         raise DataError(
-            f"data.options.domains must name at least one style, and none twice, found {value!r}. "
-            f"Known: {', '.join(STYLES)}."
+            f"data.options.domains must name at least one style, and none twice, found {value!r}.",
+            key="data.options.domains",
+            remedy=f"Known: {', '.join(STYLES)}.",
         )
     return found
 
@@ -75,7 +79,9 @@ def choice(options: Mapping[str, Any], name: str, known: Iterable[str]) -> str:
 def flag(options: Mapping[str, Any], name: str) -> bool:
     """Return an option that is true or false; raise `DataError` where it is neither."""
     if not isinstance(options[name], bool):
-        raise DataError(f"data.options.{name} must be true or false, found {options[name]!r}.")
+        raise DataError(
+            f"data.options.{name} must be true or false, found {options[name]!r}.", key=f"data.options.{name}"
+        )
     return bool(options[name])
 
 

@@ -287,6 +287,37 @@ def test_partitions_that_need_more_than_labels_say_so(name: str) -> None:
         build(DataConfig(partition=name), LABELS, None, None, 0)
 
 
+@pytest.mark.parametrize("name", names())
+def test_a_partition_reads_the_keys_that_it_states_and_no_other(name: str) -> None:
+    usual = {"partition": name, "imbalance": 2.0}  # without an imbalance a long tail is flat
+    others = {"alpha": 5.0, "classes_per_client": 3, "shards_per_client": 3, "imbalance": 9.0, "num_tasks": 2}
+    before = cut(**usual)
+    read = {key for key, value in others.items() if not same(before, cut(**usual | {key: value}))}
+    try:
+        partition.check(DataConfig(partition=name, top_up=True))
+        read.add("top_up")
+    except PartitionError as error:
+        assert error.key == "data.top_up" and error.remedy == "Set data.top_up=false."
+    assert read == set(partition.keys(name)) and len(partition.keys(name)) == len(read)
+
+
+def same(one: Partition, other: Partition) -> bool:
+    if one.repeats != other.repeats or not torch.equal(one.offsets, other.offsets):
+        return False
+    tasks = (torch.zeros(0) if each.tasks is None else each.tasks for each in (one, other))
+    return torch.equal(one.indices, other.indices) and torch.equal(*tasks)
+
+
+def test_what_sets_tasks_apart() -> None:
+    apart = {name: partition.tasks(name) for name in names() if partition.tasks(name) != "none"}
+    assert apart == {"split_tasks": "classes", "permuted_tasks": "pixels"}
+    assert all("num_tasks" in partition.keys(name) for name in apart)
+    for ask in (partition.keys, partition.tasks):
+        with pytest.raises(UnknownNameError, match=r"data\.partition.*'dirichlet'") as caught:
+            ask("dirichle")
+        assert caught.value.key == "data.partition"
+
+
 def test_unknown_name() -> None:
     with pytest.raises(UnknownNameError, match=r"Unknown partition 'dirichle' \(key data\.partition\).*'dirichlet'"):
         cut(partition="dirichle")

@@ -314,7 +314,7 @@ def test_ag_news_is_texts_without_images(tmp_path: Path) -> None:
     found = load("ag_news", write(tmp_path, features, train=rows, test=others))
     assert found.train.images.shape == (4, 0) and found.mean == () and found.train.texts is not None
     assert list(found.train.texts) == rows["text"] and found.train.labels.tolist() == rows["label"]
-    with pytest.raises(data.DataError, match=r"set data\.encoder"):
+    with pytest.raises(data.DataError, match=r"Set data\.encoder"):
         data.Federation.build(DataConfig(name="ag_news", path=str(tmp_path)), 0)
 
 
@@ -470,7 +470,7 @@ def test_the_same_text_is_never_on_two_sides(tmp_path: Path) -> None:
 
 
 def test_digits_are_told_by_their_names() -> None:
-    from umbel.data.sets.papers_made import _as_digits
+    from umbel.data.sets.papers.digits4 import _as_digits
     from umbel.data.types import DataSet, Examples
 
     names = ("1", "2", "3", "4", "5", "6", "7", "8", "9", "10")

@@ -98,7 +98,7 @@ def test_wordnet_drops_small_classes(wordnet: Path) -> None:
 
 
 def test_texts_ask_for_an_encoder(wordnet: Path) -> None:
-    with pytest.raises(data.DataError, match=r"texts and no images: set data\.encoder"):
+    with pytest.raises(data.DataError, match=r"texts and no images\. Set data\.encoder"):
         data.Federation.build(DataConfig(name="wordnet_glosses", path=str(wordnet), num_clients=2), 0)
 
 

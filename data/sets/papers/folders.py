@@ -43,8 +43,9 @@ def read_domains(folder: Path, size: int, channels: int, limit: int = 0) -> Data
     paths = [path for path in sorted(folder.glob("*/*/*")) if path.suffix.lower() in _SUFFIXES and path.is_file()]
     if not paths:
         raise DataError(
-            f"{folder}: expected pictures as <domain>/<class>/* ({', '.join(sorted(_SUFFIXES))}), found none. Set "
-            f"data.path to the folder above them."
+            f"{folder}: expected pictures as <domain>/<class>/* ({', '.join(sorted(_SUFFIXES))}), found none.",
+            key="data.path",
+            remedy="Set data.path to the folder above them.",
         )
     paths = [paths[index] for index in subset(len(paths), limit, _SPLIT_SEED, "limit").tolist()]
     domains = sorted({path.parent.parent.name for path in paths})
@@ -73,7 +74,8 @@ def join(found: Mapping[str, DataSet]) -> DataSet:
         if one.class_names != sets[0].class_names:
             raise DataError(
                 f"{name} has the classes {', '.join(one.class_names)} and {names[0]} has "
-                f"{', '.join(sets[0].class_names)}; domains must share theirs."
+                f"{', '.join(sets[0].class_names)}; domains must share theirs.",
+                key="data.options.domains",
             )
 
     def joined(parts: Sequence[Examples]) -> Examples:

@@ -6,7 +6,8 @@ import dataclasses
 import hashlib
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+import typing
+from collections.abc import Container, Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,25 +16,14 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from umbel.conf.check import check
+from umbel.conf.check import check, strategy_of
 from umbel.conf.errors import ExperimentError
-from umbel.conf.schema import Experiment
+from umbel.conf.schema import Experiment, StrategyConfig
 from umbel.core.names import nearest, unknown
 from umbel.strategies import registry
 from umbel.strategies.base import Strategy
-from umbel.strategies.collected import Collected
-from umbel.strategies.collected import Config as CollectedConfig
 
 FOLDER = Path(__file__).parent / "experiments"
-_FREE = (
-    "data.options",
-    "model.sizes",
-    "model.operators",
-    "strategy.base_options",
-    "strategy.image_sizes",
-    "strategy.text_sizes",
-    "strategy.server_text_sizes",
-)  # mappings whose keys depend on the data set or the model
 
 
 def experiment_names() -> tuple[str, ...]:
@@ -55,10 +45,10 @@ def read(experiment: str) -> tuple[str, str]:
     path = Path(experiment)
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
-            raise ExperimentError(f"There is no experiment file {experiment!r}.")
+            raise ExperimentError(f"There is no experiment file {experiment!r}.", remedy="Give the path of one.")
         return path.stem, path.read_text(encoding="utf-8")
     if experiment not in experiment_names():
-        raise ExperimentError(str(unknown("experiment", experiment, experiment_names())))
+        raise ExperimentError.of(unknown("experiment", experiment, experiment_names()))
     return experiment, (FOLDER / f"{experiment}.yaml").read_text(encoding="utf-8")
 
 
@@ -88,7 +78,9 @@ def split_overrides(overrides: str) -> list[str]:
     try:
         return shlex.split(overrides)
     except ValueError as error:
-        raise ExperimentError(f"The overrides {overrides!r} cannot be split: {error}.") from error
+        raise ExperimentError(
+            f"The overrides {overrides!r} cannot be split: {error}.", remedy="Quote them as in a shell."
+        ) from error
 
 
 def compose(given: dict[str, Any], name: str) -> Experiment:
@@ -96,16 +88,16 @@ def compose(given: dict[str, Any], name: str) -> Experiment:
     given = {**given, "name": given.get("name") or name}
     section = given.get("strategy") or {}
     if not isinstance(section, Mapping):
-        raise ExperimentError(f"strategy is a section; set strategy.name={section}.")
+        raise ExperimentError("strategy is a section.", key="strategy.name", remedy=f"Set strategy.name={section}.")
     strategy = dict(section)
-    strategy_name = str(strategy.pop("name", "fedavg"))
+    strategy_name = str(strategy.pop("name", StrategyConfig.name))
     options = {**strategy.pop("options", {}), **strategy}
     given = {**given, "strategy": {"name": strategy_name, "options": options}}
     try:
         if _ours(strategy_name):
             registry.find(strategy_name)
     except ValueError as error:
-        raise ExperimentError(str(error)) from error
+        raise ExperimentError.of(error) from error
     _check_keys(given, strategy_name)
     options = (
         _typed(registry.find(strategy_name).config_class, options, "strategy") if _ours(strategy_name) else options
@@ -116,12 +108,7 @@ def compose(given: dict[str, Any], name: str) -> Experiment:
 
 def build_strategy(experiment: Experiment) -> Strategy[Any]:
     """Make the experiment's strategy; of Flower's own, the part that knows no Flower."""
-    if not _ours(experiment.strategy.name):
-        return Collected(CollectedConfig(experiment.strategy.name, experiment.strategy.options))
-    kind = registry.find(experiment.strategy.name)
-    strategy = kind(kind.config_class(**experiment.strategy.options))
-    strategy.check(experiment.client)
-    return strategy
+    return strategy_of(experiment)
 
 
 def as_dict(experiment: Experiment) -> dict[str, Any]:
@@ -160,9 +147,12 @@ def _parse_yaml(text: str, name: str) -> dict[str, Any]:
     try:
         content = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ExperimentError(f"{name}: this is not valid YAML: {error}") from error
+        raise ExperimentError(f"{name}: this is not valid YAML: {error}", remedy="Put it right there.") from error
     if not isinstance(content, dict):
-        raise ExperimentError(f"{name}: an experiment is a mapping of sections, found {type(content).__name__}.")
+        raise ExperimentError(
+            f"{name}: an experiment is a mapping of sections, found {type(content).__name__}.",
+            remedy="Write it as `run: {rounds: 20}`.",
+        )
     for section, value in content.items():
         if value is None:
             content[section] = {}
@@ -172,14 +162,16 @@ def _parse_yaml(text: str, name: str) -> dict[str, Any]:
 def _parse_override(override: str) -> tuple[str, Any]:
     key, separator, value = override.partition("=")
     if not separator or not key:
-        raise ExperimentError(f"An override is key=value, such as run.rounds=20; found {override!r}.")
+        raise ExperimentError(f"An override is key=value, found {override!r}.", remedy="Write run.rounds=20.")
     if key in _text_keys():
         return key, value  # a name stays as it was written: 07 is no number, and nothing is no null
     try:
         # OmegaConf's grammar, so that 1e-3 is a number and [1,2] a list.
         parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
     except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise ExperimentError(f"The value of {key} cannot be read: {error}") from error
+        raise ExperimentError(
+            f"The value of {key} cannot be read: {error}", key=key, remedy="Write it as in YAML."
+        ) from error
     return key, parsed["value"]  # type: ignore[index, call-overload]
 
 
@@ -188,25 +180,35 @@ def _set(given: dict[str, Any], key: str, value: Any) -> None:
     for section in sections:
         given = given.setdefault(section, {})
         if not isinstance(given, dict):
-            raise ExperimentError(f"{key}: {section} is a value, not a section.")
+            raise ExperimentError(
+                f"{key}: {section} is a value, not a section.", key=key, remedy="Set it without what comes after."
+            )
     given[last] = value
 
 
-def _leaves(kind: type, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield the dotted keys of a dataclass of sections, each with its declared type."""
+def _leaves(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted keys of a dataclass of sections, each with its declared type, without its range."""
+    hints = typing.get_type_hints(kind)
     for field in dataclasses.fields(kind):
-        key = f"{prefix}{field.name}"
-        default = field.default_factory() if callable(field.default_factory) else field.default
-        if dataclasses.is_dataclass(default) and not isinstance(default, type):
-            yield from _leaves(type(default), f"{key}.")
+        key, hint = f"{prefix}{field.name}", hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            yield from _leaves(hint, f"{key}.")  # type: ignore[arg-type]
         else:
-            yield key, str(field.type)
+            yield key, hint
 
 
 @cache
 def _text_keys() -> frozenset[str]:
     """Return the keys whose values are text."""
-    return frozenset(key for key, kind in _leaves(Experiment) if kind == "str")
+    return frozenset(key for key, kind in _leaves(Experiment) if kind is str)
+
+
+def _free_keys(strategy_name: str) -> frozenset[str]:
+    """Return the keys of mappings whose own keys depend on the data set, the model or another strategy."""
+    leaves = [*_leaves(Experiment)]
+    if _ours(strategy_name):
+        leaves.extend(_leaves(registry.find(strategy_name).config_class, "strategy."))
+    return frozenset(key for key, kind in leaves if typing.get_origin(kind) is dict)
 
 
 def known_keys(strategy_name: str) -> list[str]:
@@ -216,11 +218,11 @@ def known_keys(strategy_name: str) -> list[str]:
     return [*keys, "strategy.name", *(f"strategy.{option}" for option in options)]
 
 
-def _given_keys(given: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def _given_keys(given: Mapping[str, Any], free: Container[str], prefix: str = "") -> Iterator[str]:
     for key, value in given.items():
         path = f"{prefix}{key}"
-        if isinstance(value, Mapping) and path not in _FREE:
-            yield from _given_keys(value, f"{path}.")
+        if isinstance(value, Mapping) and path not in free:
+            yield from _given_keys(value, free, f"{path}.")
         else:
             yield path
 
@@ -228,14 +230,15 @@ def _given_keys(given: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
 def _check_keys(given: Mapping[str, Any], strategy_name: str) -> None:
     sections = {field.name for field in dataclasses.fields(Experiment)}
     known = known_keys(strategy_name)
-    for path in _given_keys({**given, "strategy": given["strategy"]["options"]}):
+    free = _free_keys(strategy_name)
+    for path in _given_keys({**given, "strategy": given["strategy"]["options"]}, free):
         if path in known or (path.startswith("strategy.") and not _ours(strategy_name)):
             continue
         if path in sections:
-            raise ExperimentError(f"{path} is a section; set a key in it, such as {path}.name=...")
+            raise ExperimentError(f"{path} is a section.", key=path, remedy=f"Set a key in it, such as {path}.name=...")
         guesses = nearest(path, known)
         hint = f"Did you mean {' or '.join(guesses)}?" if guesses else "See `umbel run --help` for the sections."
-        raise ExperimentError(f"Unknown key {path!r}. {hint}")
+        raise ExperimentError(f"Unknown key {path!r}.", key=path, remedy=hint)
 
 
 def _typed(kind: type, values: Mapping[str, Any], section: str) -> dict[str, Any]:
@@ -249,4 +252,4 @@ def _typed_section(kind: type, values: Mapping[str, Any], section: str) -> Any:
     except OmegaConfBaseException as error:
         key = ".".join(filter(None, [section, str(getattr(error, "full_key", "") or "")]))
         reason = str(error).split("\n", maxsplit=1)[0]
-        raise ExperimentError(f"{key}: {reason}.") from error
+        raise ExperimentError(f"{key}: {reason}.", key=key) from error

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
+from annotated_types import Ge, Gt, Interval
+
+from umbel.core.ranges import OneOf
 from umbel.core.schedule import Schedule
 from umbel.core.training import LocalConfig
-from umbel.data.config import DataConfig
-
-SEQUENCES = ("split_tasks", "permuted_tasks")
+from umbel.data.config import SEQUENCES, DataConfig
+from umbel.models.norm import GROUPS
+from umbel.strategies import registry as strategies
 
 
 @dataclass(frozen=True)
@@ -28,7 +31,7 @@ class ModelConfig:
     """
 
     name: str = "cnn"
-    norm: str = "average"
+    norm: Annotated[str, OneOf("average", "local", *GROUPS)] = "average"
     checkpoint: bool = False
     sizes: dict[str, Any] = field(default_factory=dict)
     operators: dict[str, Any] = field(default_factory=dict)
@@ -43,7 +46,7 @@ class StrategyConfig:
         options: Its hyper-parameters. In YAML and overrides they stand beside the name: `strategy.mu=0.1`.
     """
 
-    name: str = "fedavg"
+    name: str = strategies.DEFAULT
     options: dict[str, Any] = field(default_factory=dict)
 
 
@@ -54,7 +57,7 @@ class RunConfig:
     Attributes:
         rounds: Number of rounds.
         seed: Seed of everything random.
-        participation: Fraction of the clients that a round selects, at least one.
+        participation: Fraction of the clients that a round selects, which is one client or more.
         clients_per_round: Number of clients that a round selects; 0 takes `participation`.
         min_replies: A phase with fewer good replies than this ends the run, with everything saved.
         fold_block: Clients whose replies are added up together (see `umbel.core.blocks`); part of what fixes the bits.
@@ -63,13 +66,13 @@ class RunConfig:
         name: Name of the run's folder; empty makes one of experiment, strategy, seed and time.
     """
 
-    rounds: int = 10
+    rounds: Annotated[int, Ge(1)] = 10
     seed: int = 0
-    participation: float = 1.0
-    clients_per_round: int = 0
-    min_replies: int = 1
-    fold_block: int = 4
-    threads: int = 1
+    participation: Annotated[float, Interval(gt=0, le=1)] = 1.0
+    clients_per_round: Annotated[int, Ge(0)] = 0
+    min_replies: Annotated[int, Ge(1)] = 1
+    fold_block: Annotated[int, Ge(1)] = 4
+    threads: Annotated[int, Ge(1)] = 1
     results: str = "results"
     name: str = ""
 
@@ -89,14 +92,14 @@ class EngineConfig:
         memory_bytes: Memory for partial sums that wait for their turn; beyond it they wait on disk.
     """
 
-    name: str = "inline"
-    workers: int = 0
-    gpus_per_worker: float = 0.0
+    name: Annotated[str, OneOf("inline", "ray", "grpc")] = "inline"
+    workers: Annotated[int, Ge(0)] = 0
+    gpus_per_worker: Annotated[float, Ge(0)] = 0.0
     ray_address: str = ""
-    nodes: int = 4
-    node_timeout_seconds: float = 120.0
-    deadline_seconds: float = 3600.0
-    memory_bytes: int = 1 << 30
+    nodes: Annotated[int, Ge(1)] = 4
+    node_timeout_seconds: Annotated[float, Gt(0)] = 120.0
+    deadline_seconds: Annotated[float, Gt(0)] = 3600.0
+    memory_bytes: Annotated[int, Ge(0)] = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -112,10 +115,10 @@ class EvaluateConfig:
             the server's validation examples, or its test examples where it has none.
     """
 
-    every: int = 1
+    every: Annotated[int, Ge(0)] = 1
     server: bool = True
-    clients: int = -1
-    batch_size: int = 512
+    clients: Annotated[int, Ge(-1)] = -1
+    batch_size: Annotated[int, Ge(1)] = 512
     collapse: bool = False
 
 
@@ -127,7 +130,7 @@ class CheckpointConfig:
         every: Write a checkpoint after every so many rounds; 0 only when the run is stopped.
     """
 
-    every: int = 5
+    every: Annotated[int, Ge(0)] = 5
 
 
 @dataclass(frozen=True)

@@ -103,17 +103,12 @@ def _check(key: str, value: Any, limits: tuple[Limit, ...]) -> None:
     bounds = tuple(limit for limit in limits if isinstance(limit, Gt | Ge | Lt | Le))
     if bounds and not isinstance(value, int | float):
         raise Refusal(f"{key} should be a number, {describe(bounds)}, found {value!r}.", key=key)
-    word, wrong = "finite", _not_finite
-    if any(isinstance(limit, MayBeInfinite) for limit in limits):
-        word, wrong = "no NaN", math.isnan
-    odd = any(map(wrong, _floats(value)))
+    unbounded = any(isinstance(limit, MayBeInfinite) for limit in limits)
+    word = "no NaN" if unbounded else "finite"
+    odd = any(math.isnan(each) or not (unbounded or math.isfinite(each)) for each in _floats(value))
     if odd or not all(_within(value, bound) for bound in bounds):
         wanted = " and ".join(filter(None, [describe(bounds), word if odd else ""]))
         raise Refusal(f"{key} should be {wanted}, found {value!r}.", key=key)
-
-
-def _not_finite(value: float) -> bool:
-    return not math.isfinite(value)
 
 
 def _floats(value: Any) -> list[float]:

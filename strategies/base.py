@@ -20,14 +20,21 @@ from umbel.core import training
 from umbel.core.folds import Folded, Product
 from umbel.core.memory import MemoryRecord
 from umbel.core.metrics import Predict
+from umbel.core.ranges import check_ranges
 from umbel.core.records import Payload, Reply
 from umbel.core.rng import generator
 from umbel.core.schedule import Schedule
 from umbel.core.training import LocalConfig, TrainReport
-from umbel.core.tree import Tree, subtract
+from umbel.core.tree import Tree
+from umbel.data.federation import Federation
 from umbel.data.types import Examples
 from umbel.models.base import Model
-from umbel.models.weights import load_state, parameter_names, shared_state
+from umbel.models.weights import load_state
+from umbel.strategies.setting import Setting as Setting
+from umbel.strategies.steps import initial_model as initial_model
+from umbel.strategies.steps import server_step as server_step
+from umbel.strategies.steps import split_buffers as split_buffers
+from umbel.strategies.steps import train_and_subtract as train_and_subtract
 
 S = TypeVar("S")
 
@@ -244,17 +251,24 @@ class Strategy(ABC, Generic[S]):
         own_model: Whether `model` gives all of a model that is not the experiment's alone, as a pair of encoders.
 
     Args:
-        config: An instance of `Config`.
+        config: An instance of `config_class`.
+
+    Raises:
+        Refusal: A hyper-parameter is out of the range that its annotation says (`umbel.core.ranges`).
     """
 
     config_class: ClassVar[type]
     own_model: ClassVar[bool] = False
 
     def __init__(self, config: Any) -> None:
+        check_ranges(config, "strategy")
         self.config = config
 
-    def check(self, local: LocalConfig) -> None:
-        """Raise `ValueError` when the method does not go with this local training."""
+    def check(self, setting: Setting) -> None:
+        """Raise a `Refusal` when the method does not go with this experiment; asked before anything starts."""
+
+    def check_data(self, federation: Federation) -> None:
+        """Raise a `Refusal` when these data lack what the method needs; asked when they are loaded."""
 
     @abstractmethod
     def initial(self, server: ServerContext) -> S:
@@ -306,44 +320,3 @@ class Strategy(ABC, Generic[S]):
     def personal(self, payload: Payload, client: ClientContext) -> Mapping[str, Predictor]:
         """Return what a client evaluates on its own data; by default the generic model."""
         return {"model": Predictor(client.model(payload.trees["model"]).eval())}
-
-
-def train_and_subtract(payload: Payload, client: ClientContext, correct: training.Correction | None = None) -> Reply:
-    """Train from the payload's `model` and reply with the change as the tree `delta`, and the mean loss.
-
-    Args:
-        payload: Has the tree `model`, the global model's shared state.
-        client: The client.
-        correct: Changes the gradients of each step, if given.
-    """
-    model = client.model(payload.trees["model"])
-    report = client.train(model, correct)
-    delta = subtract(client.weights(model), payload.trees["model"])
-    return Reply({"delta": delta}, {"loss": report.loss}, client.num_examples)
-
-
-def server_step(model: Tree, delta: Tree, lr: float = 1.0) -> dict[str, Tensor]:
-    """Return w + lr * delta, the mean change cast to the parameter's dtype once and then added.
-
-    Args:
-        model: w, shared state of the global model.
-        delta: Mean change of the clients in float64, same names and shapes.
-        lr: Server learning rate (eta_g).
-    """
-    return {
-        name: torch.add(weight, delta[name].to(weight.dtype).to(weight.device), alpha=lr)
-        for name, weight in model.items()
-    }
-
-
-def initial_model(server: ServerContext) -> dict[str, Tensor]:
-    """Return the shared state of the freshly initialised global model, on the CPU."""
-    state = shared_state(server.build_model())
-    return {name: tensor.cpu() for name, tensor in state.items() if name in server.shared_names}
-
-
-def split_buffers(model: Model, tree: Tree) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Split a model's shared state into parameters and floating-point buffers."""
-    names = parameter_names(model)
-    parameters = {name: tensor for name, tensor in tree.items() if name in names}
-    return parameters, {name: tensor for name, tensor in tree.items() if name not in names}

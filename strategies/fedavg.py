@@ -18,10 +18,13 @@ clients send the change of the model, which a server learning rate may scale (1 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
+from annotated_types import Ge
 from torch import Tensor
 
 from umbel.core.folds import Fold, Folded, Product, UniformMean, WeightedMean, product
+from umbel.core.ranges import OneOf
 from umbel.core.records import Payload, Reply
 from umbel.core.tree import Tree
 from umbel.strategies.base import (
@@ -46,8 +49,8 @@ class Config:
         weighting: `examples` weighs a client by n_k as the paper does, `uniform` gives every client the same.
     """
 
-    server_lr: float = 1.0
-    weighting: str = "examples"
+    server_lr: Annotated[float, Ge(0)] = 1.0
+    weighting: Annotated[str, OneOf(*WEIGHTINGS)] = "examples"
 
 
 @dataclass(frozen=True)
@@ -66,12 +69,6 @@ def mean_fold(weighting: str, like: str) -> Fold:
     return WeightedMean(like) if weighting == "examples" else UniformMean(like)
 
 
-def check_weighting(weighting: str) -> None:
-    """Raise `ValueError` for an unknown weighting."""
-    if weighting not in WEIGHTINGS:
-        raise ValueError(f"strategy.weighting should be one of {', '.join(WEIGHTINGS)}, found {weighting!r}")
-
-
 def step(model: Tree, mean_delta: Tree, server_lr: float) -> dict[str, Tensor]:
     """Return w_{t+1} = w_t + eta_g * mean delta.
 
@@ -88,10 +85,6 @@ class FedAvg(Strategy[State]):
 
     config_class = Config
     config: Config
-
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        check_weighting(config.weighting)
 
     def initial(self, server: ServerContext) -> State:
         return State(initial_model(server))

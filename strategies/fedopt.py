@@ -27,13 +27,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
 from umbel.core.folds import Folded, Product, product
+from umbel.core.ranges import OneOf
 from umbel.core.records import Payload, Reply
+from umbel.core.refusal import Refusal
 from umbel.core.tree import Tree
 from umbel.strategies.base import (
     ClientContext,
@@ -45,9 +48,7 @@ from umbel.strategies.base import (
     split_buffers,
     train_and_subtract,
 )
-from umbel.strategies.fedavg import check_weighting, mean_fold
-
-OPTIMIZERS = ("sgd", "adam", "yogi")
+from umbel.strategies.fedavg import WEIGHTINGS, mean_fold
 
 
 @dataclass(frozen=True)
@@ -57,20 +58,20 @@ class Config:
     Attributes:
         optimizer: sgd, adam or yogi.
         lr: Server learning rate eta; the paper's grid has 0.001 to 10, 1 with sgd and momentum 0 is FedAvg.
-        momentum: Decay beta_1 of the first moment, in [0, 1).
-        beta2: Decay beta_2 of the second moment (adam, yogi), in [0, 1).
-        tau: Degree of adaptivity tau (adam, yogi), above 0, in units of the change.
+        momentum: Decay beta_1 of the first moment.
+        beta2: Decay beta_2 of the second moment (adam, yogi).
+        tau: Degree of adaptivity tau (adam, yogi), in units of the change.
         bias_correction: Use torch's Adam with its bias correction in place of the paper's form.
         weighting: `examples` or `uniform`.
     """
 
-    optimizer: str = "sgd"
-    lr: float = 1.0
-    momentum: float = 0.0
-    beta2: float = 0.99
-    tau: float = 1e-3
+    optimizer: Annotated[str, OneOf("sgd", "adam", "yogi")] = "sgd"
+    lr: Annotated[float, Ge(0)] = 1.0
+    momentum: Annotated[float, Interval(ge=0, lt=1)] = 0.0
+    beta2: Annotated[float, Interval(ge=0, lt=1)] = 0.99
+    tau: Annotated[float, Gt(0)] = 1e-3
     bias_correction: bool = False
-    weighting: str = "examples"
+    weighting: Annotated[str, OneOf(*WEIGHTINGS)] = "examples"
 
 
 @dataclass(frozen=True)
@@ -171,15 +172,12 @@ class FedOpt(Strategy[State]):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        check_weighting(config.weighting)
-        if config.optimizer not in OPTIMIZERS:
-            raise ValueError(f"strategy.optimizer should be one of {', '.join(OPTIMIZERS)}, found {config.optimizer!r}")
-        if not 0 <= config.momentum < 1 or not 0 <= config.beta2 < 1:
-            raise ValueError("strategy.momentum and strategy.beta2 should be in [0, 1)")
-        if config.tau <= 0:
-            raise ValueError(f"strategy.tau should be above 0, found {config.tau}")
         if config.bias_correction and config.optimizer != "adam":
-            raise ValueError("strategy.bias_correction goes with strategy.optimizer=adam only")
+            raise Refusal(
+                f"strategy.bias_correction=true goes with strategy.optimizer=adam only, found {config.optimizer}.",
+                key="strategy.bias_correction",
+                remedy="Set strategy.bias_correction=false.",
+            )
 
     def initial(self, server: ServerContext) -> State:
         model = initial_model(server)

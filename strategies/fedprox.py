@@ -19,10 +19,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
+from annotated_types import Ge
 from torch import Tensor
 
 from umbel.core.folds import Folded, Product, product
+from umbel.core.ranges import OneOf
 from umbel.core.records import Payload, Reply
 from umbel.strategies.base import (
     ClientContext,
@@ -33,7 +36,7 @@ from umbel.strategies.base import (
     server_step,
     train_and_subtract,
 )
-from umbel.strategies.fedavg import check_weighting, mean_fold
+from umbel.strategies.fedavg import WEIGHTINGS, mean_fold
 
 
 @dataclass(frozen=True)
@@ -41,14 +44,14 @@ class Config:
     """Hyper-parameters of FedProx.
 
     Attributes:
-        mu: Strength mu of the proximal term, at least 0, in units of the loss over squared weights.
+        mu: Strength mu of the proximal term, in units of the loss over squared weights.
         server_lr: Server learning rate eta_g; 1 is the paper.
         weighting: `examples` or `uniform`.
     """
 
-    mu: float = 0.01
-    server_lr: float = 1.0
-    weighting: str = "examples"
+    mu: Annotated[float, Ge(0)] = 0.01
+    server_lr: Annotated[float, Ge(0)] = 1.0
+    weighting: Annotated[str, OneOf(*WEIGHTINGS)] = "examples"
 
 
 @dataclass(frozen=True)
@@ -82,12 +85,6 @@ class FedProx(Strategy[State]):
 
     config_class = Config
     config: Config
-
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        check_weighting(config.weighting)
-        if config.mu < 0:
-            raise ValueError(f"strategy.mu should be at least 0, found {config.mu}")
 
     def initial(self, server: ServerContext) -> State:
         return State(initial_model(server))

@@ -8,9 +8,11 @@ import inspect
 from typing import Any
 
 from umbel.core.names import unknown
+from umbel.core.refusal import Refusal
 from umbel.strategies.base import Strategy
 
 FLOWER_PREFIX = "flwr:"
+DEFAULT = "fedavg"
 
 # name -> (import path, one line)
 _TABLE: dict[str, tuple[str, str]] = {
@@ -38,30 +40,36 @@ def describe(name: str) -> str:
     return _TABLE[name][1]
 
 
-def find(name: str) -> type[Strategy[Any]]:
+def find(name: str, key: str = "strategy.name") -> type[Strategy[Any]]:
     """Return the class of a strategy.
 
     Args:
         name: A name of the table, or `package.module:Class` as it stands. Over gRPC such a package must be
             installed on the server and on every node: only this project's own code travels in the bundle.
+        key: The configuration key that says it.
 
     Raises:
         UnknownNameError: No such name; the message says the nearest.
-        ValueError: The module or class is not there, or is no strategy.
+        Refusal: The module or class is not there, or is no strategy.
     """
     if name not in _TABLE and ":" not in name:
-        raise unknown("strategy", name, [*_TABLE, "flwr:<Flower strategy>"], key="strategy.name")
+        raise unknown("strategy", name, [*_TABLE, "flwr:<Flower strategy>"], key=key)
     path = _TABLE[name][0] if name in _TABLE else name
     module_name, _, class_name = path.partition(":")
     try:
         found = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as error:
-        raise ValueError(
-            f"strategy.name={name}: {error}. The package must be installed here and, for a real federation, on "
-            "every node."
+        raise Refusal(
+            f"{key}={name}: {error}.",
+            key=key,
+            remedy="The package must be installed here and, for a real federation, on every node.",
         ) from error
     if not (inspect.isclass(found) and issubclass(found, Strategy)):
-        raise ValueError(f"strategy.name={name}: {class_name} is no subclass of umbel.strategies.base.Strategy")
+        raise Refusal(
+            f"{key}={name}: {class_name} is no subclass of umbel.strategies.base.Strategy.",
+            key=key,
+            remedy="Name a class that is.",
+        )
     return found
 
 

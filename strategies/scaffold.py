@@ -30,25 +30,29 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
 from umbel.core.folds import Folded, Product, product
 from umbel.core.memory import MemoryRecord
+from umbel.core.ranges import OneOf
 from umbel.core.records import Payload, Reply
-from umbel.core.training import LocalConfig
+from umbel.core.refusal import Refusal
 from umbel.core.tree import Tree, map_tree, subtract, zeros_like
 from umbel.strategies.base import (
     ClientContext,
     Phase,
     ServerContext,
+    Setting,
     Strategy,
     initial_model,
     server_step,
     split_buffers,
 )
-from umbel.strategies.fedavg import check_weighting, mean_fold
+from umbel.strategies.fedavg import WEIGHTINGS, mean_fold
 
 
 @dataclass(frozen=True)
@@ -62,9 +66,9 @@ class Config:
         weighting: `uniform` as in the paper, or `examples` for both means.
     """
 
-    option: str = "II"
-    server_lr: float = 1.0
-    weighting: str = "uniform"
+    option: Annotated[str, OneOf("I", "II")] = "II"
+    server_lr: Annotated[float, Ge(0)] = 1.0
+    weighting: Annotated[str, OneOf(*WEIGHTINGS)] = "uniform"
 
 
 @dataclass(frozen=True)
@@ -115,19 +119,16 @@ class Scaffold(Strategy[State]):
     config_class = Config
     config: Config
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        check_weighting(config.weighting)
-        if config.option not in ("I", "II"):
-            raise ValueError(f"strategy.option should be I or II, found {config.option!r}")
-
-    def check(self, local: LocalConfig) -> None:
+    def check(self, setting: Setting) -> None:
+        local = setting.client
         plain = local.optimizer == "sgd" and not (local.momentum or local.weight_decay or local.clip_norm)
         if self.config.option == "II" and not plain:
-            raise ValueError(
+            raise Refusal(
                 "SCAFFOLD's option II reads the mean gradient off (x - y_i) / (K eta_l), which holds for plain SGD "
-                "only. Set client.optimizer=sgd, client.momentum=0, client.weight_decay=0 and client.clip_norm=0, "
-                "or strategy.option=I."
+                "only.",
+                key="strategy.option",
+                remedy="Set client.optimizer=sgd, client.momentum=0, client.weight_decay=0 and client.clip_norm=0, or "
+                "strategy.option=I.",
             )
 
     def initial(self, server: ServerContext) -> State:

@@ -33,19 +33,21 @@ Legend: B batch, D features, C classes.
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
+from annotated_types import Ge, Gt, Interval
 from torch import Tensor, nn
 
 from umbel.core.folds import Folded, Product, Sum, product
 from umbel.core.memory import MemoryRecord
-from umbel.core.metrics import Predict, collapse
+from umbel.core.metrics import collapse
+from umbel.core.ranges import OneOf
 from umbel.core.records import Payload, Reply
-from umbel.core.training import LocalConfig
+from umbel.core.refusal import Refusal
 from umbel.core.tree import Tree, subtract
 from umbel.models.base import Model
 from umbel.strategies import neural_collapse
@@ -55,12 +57,35 @@ from umbel.strategies.base import (
     Phase,
     Predictor,
     ServerContext,
+    Setting,
     Strategy,
     initial_model,
     server_step,
 )
-from umbel.strategies.fedavg import check_weighting, mean_fold
+from umbel.strategies.fedavg import WEIGHTINGS, mean_fold
+from umbel.strategies.fedloge.frames import make_frame, pack_frame, simplex_etf, sparse_etf, unpack_frame
+from umbel.strategies.fedloge.heads import (
+    Heads,
+    bias_of,
+    headed,
+    personal_logits,
+    realign_global,
+    realign_personal,
+    split_at,
+    sum_of_losses,
+)
 from umbel.strategies.neural_collapse import FEATURES, NEAREST
+
+__all__ = [
+    "Config",
+    "FedLoGe",
+    "State",
+    "personal_logits",
+    "realign_global",
+    "realign_personal",
+    "simplex_etf",
+    "sparse_etf",
+]
 
 CLASSES = Phase("classes", "everyone")
 
@@ -86,19 +111,19 @@ class Config:
         server_lr: Learning rate of the server's step.
     """
 
-    frame: str = "sparse"
-    sparsity: float = 0.6
-    norm: float = 0.1
+    frame: Annotated[str, OneOf("sparse", "etf", "none")] = "sparse"
+    sparsity: Annotated[float, Interval(ge=0, lt=1)] = 0.6
+    norm: Annotated[float, Gt(0)] = 0.1
     balanced_mask: bool = False
     bias: bool = True
     align: bool = True
-    scale: float = 1.0
+    scale: Annotated[float, Gt(0)] = 1.0
     personal: bool = True
     align_personal: bool = True
-    personal_form: str = "phi"
-    collapse: int = 0
-    weighting: str = "examples"
-    server_lr: float = 1.0
+    personal_form: Annotated[str, OneOf("phi", "psi")] = "phi"
+    collapse: Annotated[int, Ge(0)] = 0
+    weighting: Annotated[str, OneOf(*WEIGHTINGS)] = "examples"
+    server_lr: Annotated[float, Gt(0)] = 1.0
 
 
 @dataclass(frozen=True)
@@ -126,268 +151,9 @@ class State:
     collapse: dict[str, float] = field(default_factory=dict)
 
 
-_ITERATIONS = 2000
-_COSINE_TOLERANCE = 0.2  # a random mask now and then leaves two classes nothing in common, so that their cosine is 0
-
-
-def simplex_etf(num_features: int, num_classes: int, generator: torch.Generator) -> Tensor:
-    """Return a simplex equiangular tight frame: C unit vectors, each two at the cosine -1 / (C - 1).
-
-    M = sqrt(C / (C - 1)) P (I - 1 1' / C), with the orthonormal columns of P from a QR decomposition.
-
-    Args:
-        num_features: D, at least C.
-        num_classes: C, at least 2.
-        generator: Of the uniform numbers that P is made of.
-
-    Returns:
-        [D, C], its Gram matrix is C / (C - 1) (I - 1 1' / C).
-
-    Raises:
-        ValueError: There are fewer features than classes, or fewer than two classes.
-    """
-    if num_classes < 2 or num_features < num_classes:
-        raise ValueError(
-            f"Expected at least 2 classes and as many features as classes, found {num_classes} classes and "
-            f"{num_features} features."
-        )
-    uniform = torch.rand(num_features, num_classes, generator=generator, dtype=torch.float64)
-    p, _ = torch.linalg.qr(uniform)
-    centred = torch.eye(num_classes, dtype=torch.float64) - 1 / num_classes
-    frame: Tensor = math.sqrt(num_classes / (num_classes - 1)) * p @ centred
-    return frame.to(torch.get_default_dtype())
-
-
-def sparse_etf(etf_DC: Tensor, keep_mask_DC: Tensor, norm: float = 0.1) -> Tensor:
-    """Return the frame nearest to equiangular that uses the kept entries only (SSE-C).
-
-    The paper runs 10,000 steps of Adam on the largest cosine of each vector. Here all cosines are fitted to
-    -1 / (C - 1) in the least-squares sense by L-BFGS over the directions, with the lengths exact.
-
-    Args:
-        etf_DC: [D, C], where to begin.
-        keep_mask_DC: [D, C] bool, entries that may differ from 0.
-        norm: Length gamma of each vector.
-
-    Returns:
-        [D, C] in the dtype of `etf_DC`.
-
-    Raises:
-        ValueError: Shapes differ, or a class keeps no entry.
-    """
-    if keep_mask_DC.shape != etf_DC.shape or keep_mask_DC.dtype != torch.bool:
-        raise ValueError(
-            f"Expected a bool mask of shape {list(etf_DC.shape)}, found {keep_mask_DC.dtype} of shape "
-            f"{list(keep_mask_DC.shape)}."
-        )
-    bare = (~keep_mask_DC.any(0)).nonzero().flatten().tolist()
-    if bare:
-        raise ValueError(f"The mask keeps nothing of the classes {bare}: their vectors would be zero.")
-    num_classes = etf_DC.shape[1]
-    if num_classes < 2:
-        raise ValueError("Expected at least two classes: one vector has no angle to another.")
-    rows, columns = keep_mask_DC.nonzero(as_tuple=True)
-    start = etf_DC.detach().to(torch.float64)[rows, columns]
-    lone = torch.zeros(num_classes, dtype=torch.float64).index_add_(0, columns.cpu(), start.abs().cpu()) == 0
-    start = torch.where(lone.to(columns.device)[columns], torch.ones_like(start), start)  # nothing to begin from
-    free = start.clone().requires_grad_(True)
-    target = -1 / (num_classes - 1)
-    others = ~torch.eye(num_classes, dtype=torch.bool, device=etf_DC.device)
-
-    def directions() -> Tensor:
-        whole = torch.zeros(etf_DC.shape, dtype=torch.float64, device=etf_DC.device)
-        whole = whole.index_put((rows, columns), free)
-        lengths: Tensor = torch.linalg.norm(whole, dim=0)
-        return whole / lengths
-
-    optimizer = torch.optim.LBFGS(
-        [free],
-        max_iter=_ITERATIONS,
-        max_eval=2 * _ITERATIONS,
-        tolerance_grad=1e-12,
-        tolerance_change=1e-18,
-        history_size=20,
-        line_search_fn="strong_wolfe",
-    )
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        unit = directions()
-        loss = ((unit.T @ unit)[others] - target).square().sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
-
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
-    with torch.no_grad():
-        frame: Tensor = (norm * directions()).to(etf_DC.dtype)
-    return frame
-
-
-def realign_global(weight_CD: Tensor, scale: float = 1.0) -> Tensor:
-    """Return GA-FR: the rows of the global head at one length, psi'_c = scale * psi_c / ||psi_c||.
-
-    Args:
-        weight_CD: psi, [C, D].
-        scale: The length; the authors' code takes 1.7, which matters only beside a bias.
-    """
-    lengths: Tensor = torch.linalg.norm(weight_CD, dim=1, keepdim=True)
-    return scale * weight_CD / torch.where(lengths > 0, lengths, torch.ones_like(lengths))
-
-
-def realign_personal(global_weight_CD: Tensor, personal_weight_CD: Tensor) -> Tensor:
-    """Return LA-FR: phi'_c = psi_c ||phi_c||, the global directions at the personal lengths.
-
-    Args:
-        global_weight_CD: psi, [C, D]; not normalised before.
-        personal_weight_CD: phi, [C, D].
-    """
-    lengths: Tensor = torch.linalg.norm(personal_weight_CD, dim=1, keepdim=True)
-    return global_weight_CD * lengths
-
-
-def personal_logits(
-    features_BD: Tensor,
-    personal_weight_CD: Tensor,
-    realigned_weight_CD: Tensor,
-    present_C: Tensor,
-    personal_bias_C: Tensor | None = None,
-    realigned_bias_C: Tensor | None = None,
-) -> Tensor:
-    """Return phi(f) + phi'(f) of the classes that a client has, minus infinity for the others.
-
-    Args:
-        features_BD: f, [B, D].
-        personal_weight_CD: phi, [C, D].
-        realigned_weight_CD: phi', [C, D].
-        present_C: [C] bool, classes among the client's training labels.
-        personal_bias_C: [C], or none.
-        realigned_bias_C: [C], or none.
-    """
-    logits = features_BD @ (personal_weight_CD + realigned_weight_CD).T
-    for bias in (personal_bias_C, realigned_bias_C):
-        if bias is not None:
-            logits = logits + bias
-    return logits.masked_fill(~present_C, -math.inf)
-
-
-def make_frame(config: Config, num_features: int, num_classes: int, generator: torch.Generator) -> dict[str, Tensor]:
-    """Return psi_SSE as `weight` [C, D]; nothing with `frame=none`.
-
-    Raises:
-        ValueError: There are fewer features than classes, or the entries that are kept are too few for the cosines.
-    """
-    if config.frame == "none":
-        return {}
-    if num_features < num_classes:
-        raise ValueError(
-            f"strategy.frame={config.frame} needs at least as many features as classes, and the model has "
-            f"{num_features} features for {num_classes} classes. Widen it (model.sizes), or set strategy.frame=none."
-        )
-    etf = simplex_etf(num_features, num_classes, generator)
-    if config.frame == "etf":
-        return {"weight": (config.norm * etf).T.contiguous()}
-    scores = torch.rand(num_features, num_classes, generator=generator)
-    if config.balanced_mask:
-        dropped = min(round(config.sparsity * num_features), num_features - 1)
-        keep = scores.argsort(0).argsort(0) >= dropped
-    else:
-        ranks = scores.flatten().argsort().argsort().view_as(scores)
-        keep = ranks >= round(config.sparsity * scores.numel())
-        keep |= (scores == scores.amax(0)) & ~keep.any(0)  # a class keeps one entry at least
-    frame = sparse_etf(etf, keep, config.norm).T.contiguous()
-    missed = cosine_error(frame)
-    if not missed <= _COSINE_TOLERANCE:
-        raise ValueError(
-            f"strategy.sparsity={config.sparsity} leaves a frame of {num_classes} classes and {num_features} features "
-            f"too few entries: two classes miss their cosine of {-1 / (num_classes - 1):.3f} by {missed:.3f}, and "
-            f"{_COSINE_TOLERANCE} is allowed. Lower strategy.sparsity, widen the model (model.sizes), or set "
-            "strategy.frame=none."
-        )
-    return {"weight": frame}
-
-
-def cosine_error(weight_CD: Tensor) -> float:
-    """Return how far the cosines of the rows of a frame are from -1 / (C - 1), at most."""
-    unit = F.normalize(weight_CD.to(torch.float64), dim=1)
-    missed = unit @ unit.T + 1 / (len(unit) - 1)
-    return float(missed.fill_diagonal_(0).abs().max())
-
-
-def pack_frame(weight_CD: Tensor) -> dict[str, Tensor]:
-    """Return a frame as it travels: its entries that are not 0 and one bit an entry that says where they are.
-
-    Args:
-        weight_CD: [C, D].
-
-    Returns:
-        `values` [nnz] in the frame's dtype, `mask` [ceil(C D / 8)] uint8, `shape` [2] int32.
-    """
-    kept = weight_CD != 0
-    bits = F.pad(kept.flatten().to(torch.uint8), (0, -kept.numel() % 8)).view(-1, 8)
-    powers = 2 ** torch.arange(8, dtype=torch.uint8)
-    mask = (bits * powers).sum(1).to(torch.uint8)
-    return {"values": weight_CD[kept], "mask": mask, "shape": torch.tensor(kept.shape, dtype=torch.int32)}
-
-
-def unpack_frame(packed: Mapping[str, Tensor]) -> Tensor:
-    """Return the frame [C, D] of `pack_frame`, bit for bit."""
-    num_classes, width = packed["shape"].tolist()
-    bits = packed["mask"][:, None] >> torch.arange(8, dtype=torch.uint8) & 1
-    kept = bits.flatten()[: num_classes * width].bool().view(num_classes, width)
-    frame = packed["values"].new_zeros(num_classes, width)
-    frame[kept] = packed["values"]
-    return frame
-
-
 def counts_like(num_classes: int) -> dict[str, Tensor]:
     """Return what a client sends of its classes, without content."""
     return {"examples": torch.empty(num_classes, device="meta")}
-
-
-class _Heads(Model):
-    """The trunk under up to three heads; heads other than the trunk's own see features without a gradient."""
-
-    def __init__(self, model: Model, frame: Tensor | None, personal: nn.Linear | None, bias: bool = True) -> None:
-        super().__init__()
-        self.num_features, self.in_channels, self.image_size = model.num_features, model.in_channels, model.image_size
-        self.model, self.personal, self.frame, self.bias = model, personal, frame, bias
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return logits [H, B, C] of the heads psi_SSE (if there is one), psi and phi_k (if there is one)."""
-        f = self.model.features(x)
-        still = f.detach()
-        heads = [] if self.frame is None else [F.linear(f, self.frame)]
-        heads.append(self._logits(self.model.head, f if self.frame is None else still))
-        if self.personal is not None:
-            heads.append(self._logits(self.personal, still))
-        return torch.stack(heads)
-
-    def _logits(self, head: nn.Linear, f: Tensor) -> Tensor:
-        # A bias that is not used gets no gradient, so that it stays at 0.
-        return F.linear(f, head.weight, head.bias if self.bias else None)
-
-
-def sum_of_losses(logits_HBC: Tensor, labels_B: Tensor) -> Tensor:
-    """Return the sum of the heads' cross-entropies, each a mean over B."""
-    losses = [F.cross_entropy(logits, labels_B) for logits in logits_HBC]
-    return torch.stack(losses).sum()
-
-
-def split_at(counts_C: Tensor, shares: tuple[float, float] = (0.75, 0.95)) -> Tensor:
-    """Return 0 (head), 1 (middle) or 2 (tail) for each class, [C] int64.
-
-    Classes are taken from the largest on; a class is in the group in which the examples before it end.
-
-    Args:
-        counts_C: [C], examples of each class.
-        shares: Shares of all examples at which the head and the middle end.
-    """
-    order = counts_C.argsort(descending=True, stable=True)
-    before = counts_C[order].to(torch.float64).cumsum(0) - counts_C[order]
-    share = before / counts_C.sum()
-    groups = torch.empty_like(order)
-    groups[order] = (share >= shares[0]).long() + (share >= shares[1]).long()
-    return groups
 
 
 class FedLoGe(Strategy[State]):
@@ -398,29 +164,27 @@ class FedLoGe(Strategy[State]):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        check_weighting(config.weighting)
-        if config.frame not in ("sparse", "etf", "none"):
-            raise ValueError(f"strategy.frame should be sparse, etf or none, found {config.frame!r}")
-        if not 0 <= config.sparsity < 1:
-            raise ValueError(f"strategy.sparsity should be in [0, 1), found {config.sparsity}")
-        for key in ("norm", "scale", "server_lr"):
-            if not 0 < getattr(config, key) < math.inf:
-                raise ValueError(f"strategy.{key} should be a finite number above 0, found {getattr(config, key)}")
-        if config.personal_form not in ("phi", "psi"):
-            raise ValueError(f"strategy.personal_form should be phi or psi, found {config.personal_form!r}")
         if config.personal_form == "psi" and not config.align_personal:
-            raise ValueError(
+            raise Refusal(
                 "strategy.personal_form=psi adds phi' to psi, and strategy.align_personal=false leaves phi' out, which "
-                "would be no personal predictor. Set strategy.personal_form=phi or strategy.align_personal=true."
+                "would be no personal predictor.",
+                key="strategy.personal_form",
+                remedy="Set strategy.personal_form=phi or strategy.align_personal=true.",
             )
-        if config.collapse < 0:
-            raise ValueError(f"strategy.collapse should be at least 0 (0 never measures), found {config.collapse}")
 
-    def check(self, local: LocalConfig) -> None:
-        if local.clip_norm:
-            raise ValueError(
-                "FedLoGe's three losses are three optimisations, which one gradient norm would tie together. Set "
-                "client.clip_norm=0."
+    def check(self, setting: Setting) -> None:
+        if setting.schedule.is_sequence:
+            raise Refusal(
+                "FedLoGe takes what it knows of the classes once, in the first round, and does not go "
+                "with a sequence of tasks.",
+                key="data.rounds_per_task",
+                remedy="Set data.rounds_per_task=0.",
+            )
+        if setting.client.clip_norm:
+            raise Refusal(
+                "FedLoGe's three losses are three optimisations, which one gradient norm would tie together.",
+                key="client.clip_norm",
+                remedy="Set client.clip_norm=0.",
             )
 
     # ---- server ----------------------------------------------------------------------------------------------
@@ -493,14 +257,14 @@ class FedLoGe(Strategy[State]):
     def predictors(self, state: State, server: ServerContext) -> Mapping[str, Predictor]:
         groups = split_at(state.counts["examples"]) if state.counts else None
         model = server.model(state.model)  # one trunk under all heads
-        bias = _bias(model.head)
+        bias = bias_of(model.head)
         heads = {"model": (self.model(state)["head.weight"], bias)}
         if self.config.align:
             heads["psi"] = (state.model["head.weight"], bias)
         if state.frame:
             heads["frame"] = (state.frame["weight"], None)
         return {
-            name: Predictor(_headed(model, weight.to(model.head.weight), own), groups=groups)
+            name: Predictor(headed(model, weight.to(model.head.weight), own), groups=groups)
             for name, (weight, own) in heads.items()
         }
 
@@ -515,7 +279,7 @@ class FedLoGe(Strategy[State]):
         frame = self._frame(client)
         head = self._personal_head(model, client) if self.config.personal else None
         frame = None if frame is None else frame.to(client.device, model.head.weight.dtype)
-        heads = _Heads(model, frame, head, self.config.bias)
+        heads = Heads(model, frame, head, self.config.bias)
         report = replace(client, loss=sum_of_losses).train(heads)
         if head is not None:
             own = {name: tensor.detach().cpu().clone() for name, tensor in head.state_dict().items()}
@@ -552,7 +316,7 @@ class FedLoGe(Strategy[State]):
 
     def personal(self, payload: Payload, client: ClientContext) -> Mapping[str, Predictor]:
         model = client.model(payload.trees["model"]).eval()
-        psi, shared_bias = model.head.weight.detach(), _bias(model.head)
+        psi, shared_bias = model.head.weight.detach(), bias_of(model.head)
         generic = realign_global(psi, self.config.scale) if self.config.align else psi
         found = {"generic": Predictor(lambda x: F.linear(model.features(x), generic, shared_bias))}
         if self.config.align:
@@ -560,7 +324,7 @@ class FedLoGe(Strategy[State]):
         if not self.config.personal:
             return {"model": found.pop("generic"), **found}
         head = self._personal_head(model, client)
-        phi, own_bias = head.weight.detach(), _bias(head)
+        phi, own_bias = head.weight.detach(), bias_of(head)
         present = torch.bincount(client.train_data.labels, minlength=client.num_classes).to(psi.device) > 0
         nothing = torch.zeros_like(phi)
 
@@ -576,15 +340,6 @@ class FedLoGe(Strategy[State]):
             return personal_logits(model.features(x), first, aligned, present, bias, shared_bias)
 
         return {"model": Predictor(both), "phi": Predictor(alone), **found}
-
-
-def _headed(model: Model, weight_CD: Tensor, bias_C: Tensor | None) -> Predict:
-    """Return a model's trunk under another head."""
-    return lambda x: F.linear(model.features(x), weight_CD, bias_C)
-
-
-def _bias(head: nn.Linear) -> Tensor | None:
-    return None if head.bias is None else head.bias.detach()
 
 
 def _remembered(client: ClientContext) -> dict[str, Tree]:

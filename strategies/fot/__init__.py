@@ -1,4 +1,4 @@
-"""FOT: `method` reads like the paper; `subspace` is its mathematics, inputs of layers are in `umbel.models.inputs`."""
+"""FOT: `method` reads like the paper; `subspace` is its mathematics, `layers` takes it to the layers of a model."""
 
 from umbel.models.inputs import layer_inputs
 from umbel.strategies.fot.method import FOT, Config, State

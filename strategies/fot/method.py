@@ -35,30 +35,36 @@ Legend: D inputs of a layer, N columns, M sketch columns, R basis directions, G 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import torch
+from annotated_types import Ge, Gt, Interval
 from torch import Tensor
 
 from umbel.core.folds import Folded, Product, Sum, WeightedMean, product
+from umbel.core.ranges import OneOf
 from umbel.core.records import Payload, Reply
+from umbel.core.refusal import Refusal
 from umbel.core.tree import Tree
+from umbel.models import operators
 from umbel.models.inputs import layer_inputs, stream_inputs
 from umbel.strategies.base import (
     TRAIN,
     ClientContext,
     Phase,
     ServerContext,
+    Setting,
     Strategy,
     initial_model,
     server_step,
     train_and_subtract,
 )
-from umbel.strategies.fedavg import check_weighting, mean_fold
-from umbel.strategies.fot.subspace import Sketches, expand_basis, project_update, residual_sketch, unexplained
+from umbel.strategies.fedavg import WEIGHTINGS, mean_fold
+from umbel.strategies.fot.layers import bias_name, grow, layers_of, project_layer, shapes
+from umbel.strategies.fot.subspace import Sketches, expand_basis, project_update, residual_sketch
 
-__all__ = ["FOT", "Config", "State", "expand_basis", "layer_inputs", "project_update", "residual_sketch"]
+__all__ = ["FOT", "Config", "State", "expand_basis", "grow", "layer_inputs", "project_update", "residual_sketch"]
 
 SKETCH = Phase("sketch", "same:train")
 TRAIN_AND_SKETCH = Phase("train_and_sketch")
@@ -70,7 +76,7 @@ class Config:
     """Hyper-parameters of FOT.
 
     Attributes:
-        threshold: epsilon, share of the energy of each layer's inputs to protect after the first task, in (0, 1].
+        threshold: epsilon, share of the energy of each layer's inputs to protect after the first task.
         increment: Added to epsilon after each task.
         width: Columns M of a sketch, as a multiple of D; 0 sends the Gram matrix R R' (D x D), which is exact.
         residual: Who takes away what U explains: `client`, which gets the bases for it, as in the paper; `server`,
@@ -92,21 +98,21 @@ class Config:
             can rebuild a client's inputs by, where they are no more than M. Two runs then differ in their bits.
     """
 
-    threshold: float = 0.95
-    increment: float = 0.0
-    width: float = 1.0
-    residual: str = "client"
-    sketched: str = "global"
-    ratio_power: int = 2
-    min_directions: int = 0
-    bias: str = "augment"
-    rest: str = "freeze"
+    threshold: Annotated[float, Interval(gt=0, le=1)] = 0.95
+    increment: Annotated[float, Ge(0)] = 0.0
+    width: Annotated[float, Ge(0)] = 1.0
+    residual: Annotated[str, OneOf("client", "server")] = "client"
+    sketched: Annotated[str, OneOf("global", "local")] = "global"
+    ratio_power: Annotated[int, OneOf(1, 2)] = 2
+    min_directions: Annotated[int, Ge(0)] = 0
+    bias: Annotated[str, OneOf("augment", "freeze", "free")] = "augment"
+    rest: Annotated[str, OneOf("freeze", "free")] = "freeze"
     skip: tuple[str, ...] = ()
     project: bool = True
-    weighting: str = "uniform"
-    server_lr: float = 1.0
-    server_momentum: float = 0.0
-    sample_limit: int = 0
+    weighting: Annotated[str, OneOf(*WEIGHTINGS)] = "uniform"
+    server_lr: Annotated[float, Gt(0)] = 1.0
+    server_momentum: Annotated[float, Interval(ge=0, lt=1)] = 0.0
+    sample_limit: Annotated[int, Ge(0)] = 0
     secret_omega: bool = False
 
 
@@ -131,70 +137,6 @@ class State:
     velocity: dict[str, Tensor]
 
 
-def bias_name(weight_name: str) -> str:
-    """Return the name of the bias beside a weight: `a.weight` -> `a.bias`, `in_proj_weight` -> `in_proj_bias`."""
-    return weight_name.removesuffix("weight") + "bias"
-
-
-def project_layer(weight: Tensor, bias: Tensor | None, basis: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return the projected updates of a layer's weight and bias.
-
-    Args:
-        weight: Delta W, [out, ...].
-        bias: Delta b, [out], which is projected as one more column; or None where the basis is of the weight alone.
-        basis: [D, R] or [G, D, R], with D one more than the weight's inputs when there is a bias.
-    """
-    if bias is None:
-        return project_update(weight, basis), None
-    whole = project_update(torch.cat([weight.flatten(1), bias[:, None]], dim=1), basis)
-    return whole[:, :-1].reshape(weight.shape), whole[:, -1].clone()
-
-
-def layers_of(payload: Payload) -> dict[str, tuple[int, int]]:
-    """Return groups and inputs of each projected layer, as the server said."""
-    names = [name.removeprefix("groups/") for name in payload.numbers if name.startswith("groups/")]
-    return {name: (int(payload.numbers[f"groups/{name}"]), int(payload.numbers[f"inputs/{name}"])) for name in names}
-
-
-def shapes(payload: Payload, shape: Callable[[int], tuple[int, ...]]) -> dict[str, Tensor]:
-    """Return what a client should send for each layer of D inputs, without content; groups go in front."""
-    return {
-        name: torch.empty((*([groups] if groups > 1 else []), *shape(inputs)), device="meta")
-        for name, (groups, inputs) in layers_of(payload).items()
-    }
-
-
-def grow(basis: Tensor | None, sketch: Tensor, rho: Tensor, config: Config, threshold: float) -> Tensor:
-    """Return a layer's basis with the directions of a task added, for one group or several.
-
-    Args:
-        basis: [D, R] or [G, D, R], or None.
-        sketch: [D, M] or [G, D, M]; with `width=0` the Gram matrix R R'.
-        rho: [] or [G], ||R|| / ||A||.
-        config: Hyper-parameters.
-        threshold: epsilon of this task.
-    """
-    if sketch.ndim == 3:
-        parts = [
-            grow(None if basis is None else basis[g], sketch[g], rho[g], config, threshold) for g in range(len(sketch))
-        ]
-        most = max(part.shape[1] for part in parts)
-        return torch.stack([torch.nn.functional.pad(part, (0, most - part.shape[1])) for part in parts])
-    if basis is not None:
-        basis = basis[:, basis.abs().sum(0) > 0]  # columns of zeros fill a group up
-        if config.residual == "server":
-            sketch, rho = unexplained(basis, sketch, gram=not config.width)
-    factor = sketch.to(torch.float64)
-    if not config.width:
-        values, vectors = torch.linalg.eigh((factor + factor.T) / 2)
-        # The Gram matrix came in float32: smaller eigenvalues than its rounding are noise.
-        floor = len(values) * torch.finfo(torch.float32).eps * values[-1:]
-        factor = vectors * torch.where(values > floor, values, 0.0).clamp_min(0).sqrt()
-    return expand_basis(
-        basis, factor.to(torch.float32), float(rho), threshold, config.ratio_power, config.min_directions
-    )
-
-
 class FOT(Strategy[State]):
     """FedAvg whose updates leave alone what earlier tasks use."""
 
@@ -203,31 +145,24 @@ class FOT(Strategy[State]):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        check_weighting(config.weighting)
-        if not 0 < config.threshold <= 1:
-            raise ValueError(f"strategy.threshold should be in (0, 1], found {config.threshold}")
-        for key in ("increment", "width", "sample_limit", "min_directions"):
-            if not 0 <= getattr(config, key) < math.inf:
-                raise ValueError(
-                    f"strategy.{key} should be a finite number of at least 0, found {getattr(config, key)}"
-                )
-        if not 0 < config.server_lr < math.inf:
-            raise ValueError(f"strategy.server_lr should be a finite number above 0, found {config.server_lr}")
-        for key, allowed in {
-            "residual": ("client", "server"),
-            "sketched": ("global", "local"),
-            "bias": ("augment", "freeze", "free"),
-            "rest": ("freeze", "free"),
-            "ratio_power": (1, 2),
-        }.items():
-            if getattr(config, key) not in allowed:
-                raise ValueError(f"strategy.{key} should be one of {allowed}, found {getattr(config, key)!r}")
-        if not 0 <= config.server_momentum < 1:
-            raise ValueError(f"strategy.server_momentum should be in [0, 1), found {config.server_momentum}")
         if config.secret_omega and not config.width:
-            raise ValueError(
-                "strategy.width=0 sends Gram matrices, which no Omega hides. Set strategy.secret_omega=false, or "
-                "strategy.width above 0."
+            raise Refusal(
+                "strategy.secret_omega=true keeps Omega from the server, and strategy.width=0 sends Gram matrices, "
+                "which no Omega hides.",
+                key="strategy.secret_omega",
+                remedy="Set strategy.secret_omega=false, or strategy.width above 0.",
+            )
+
+    def check(self, setting: Setting) -> None:
+        computed = [name for name in setting.model.operators if not operators.is_watched(name)]
+        if computed:
+            key = f"model.operators.{computed[0]}"
+            raise Refusal(
+                f"strategy.name=fot projects changes of the weights that it sees convolve, and {key} convolves with "
+                "kernels that are computed from its weights: after the first task these would stand still, or forget "
+                "(strategy.rest).",
+                key=key,
+                remedy="Leave it out, or choose another strategy.",
             )
 
     def initial(self, server: ServerContext) -> State:

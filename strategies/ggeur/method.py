@@ -37,41 +37,39 @@ Legend: N examples, D features, C classes, R kept directions, A anchors, K clien
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, Interval
 from torch import Tensor
 
 from umbel.core.folds import Folded, Product, Sum, product
-from umbel.core.gathered import Collect, Moments, collected
+from umbel.core.gathered import Collect, Moments
 from umbel.core.memory import MemoryRecord
-from umbel.core.names import unknown
+from umbel.core.ranges import OneOf
 from umbel.core.records import Payload, Reply
-from umbel.core.rng import generator
-from umbel.core.training import LocalConfig
+from umbel.core.refusal import Refusal
 from umbel.core.tree import Tree
+from umbel.data.federation import Federation
 from umbel.data.types import Examples
-from umbel.strategies.base import ClientContext, Phase, Predictor, ServerContext, Strategy
-from umbel.strategies.ggeur import noise as privacy
-from umbel.strategies.ggeur.completion import SCALES, completion, foreign_prototypes, num_drawn, sample
+from umbel.strategies.base import ClientContext, Phase, Predictor, ServerContext, Setting, Strategy
+from umbel.strategies.ggeur.bases import make_base
+from umbel.strategies.ggeur.combinations import check_combinations, check_setting
+from umbel.strategies.ggeur.completion import SCALES, completion, num_drawn, sample
 from umbel.strategies.ggeur.pooling import (
     ClassStatistics,
     Prototypes,
     class_statistics,
     counts_like,
-    covering_clients,
-    domain_means,
-    from_sums,
-    from_tree,
     pool_statistics,
     sizes,
-    statistics_tree,
     sums_like,
-    sums_tree,
 )
-from umbel.strategies.ggeur.shapes import Geometry, denoise, geometry, inflate_smallest
+from umbel.strategies.ggeur.releases import WIRES, gaussian_sigma, guided, pooled_geometry, release
+from umbel.strategies.ggeur.remembered import PREFIX, classes_of, complete, for_base, received
+from umbel.strategies.ggeur.shapes import Geometry, geometry
 from umbel.strategies.head_on_draws import head_on_draws
 
 __all__ = [
@@ -90,11 +88,8 @@ __all__ = [
 COUNTS = Phase("counts", "everyone")
 STATISTICS = Phase("statistics", "everyone")
 GEOMETRY = Phase("geometry", "everyone")
-_MEMORY = "ggeur:"  # trees of a client's memory that are not the base's
 _CHUNK = 512  # images whose features are computed at once
-RELEASES, NOISES = ("moments", "sums"), ("local", "distributed")
-WIRES = {"float32": torch.float32, "float64": torch.float64}
-REFRESHABLE = ("fedavg", "fedprox", "fedopt")
+NOISES = ("local", "distributed")
 
 
 @dataclass(frozen=True)
@@ -139,27 +134,27 @@ class Config:
     base: str = "fedavg"
     base_options: dict[str, Any] = field(default_factory=dict)
     augment: bool = True
-    target: int = 0
-    draws: int = 0
-    scale: str = "sqrt"
-    rank: int = 0
+    target: Annotated[int, Ge(0)] = 0
+    draws: Annotated[int, Ge(0)] = 0
+    scale: Annotated[str, OneOf(*SCALES)] = "sqrt"
+    rank: Annotated[int, Ge(0)] = 0
     within_only: bool = False
-    complete: str = "held"
+    complete: Annotated[str, OneOf("held", "all")] = "held"
     domains: bool = False
-    draws_per_prototype: int = 50
-    keep_own: int = 0
-    min_count: int = 1
-    release: str = "moments"
-    wire: str = "float32"
-    guide: float = 0.0
+    draws_per_prototype: Annotated[int, Ge(0)] = 50
+    keep_own: Annotated[int, Ge(0)] = 0
+    min_count: Annotated[int, Ge(1)] = 1
+    release: Annotated[str, OneOf("moments", "sums")] = "moments"
+    wire: Annotated[str, OneOf(*WIRES)] = "float32"
+    guide: Annotated[float, Interval(ge=0, le=1)] = 0.0
     legacy_small_eig_scale: bool = False
-    clip: float = 0.0
-    epsilon: float = 0.0
-    delta: float = 1e-5
-    unit: float = 0.0
-    noise: str = "local"
+    clip: Annotated[float, Ge(0)] = 0.0
+    epsilon: Annotated[float, Ge(0)] = 0.0
+    delta: Annotated[float, Interval(gt=0, lt=1)] = 1e-5
+    unit: Annotated[float, Ge(0)] = 0.0
+    noise: Annotated[str, OneOf(*NOISES)] = "local"
     secret_noise: bool = False
-    refresh: int = 0
+    refresh: Annotated[int, Ge(0)] = 0
 
 
 @dataclass(frozen=True)
@@ -195,33 +190,30 @@ class GGEUR(Strategy[State]):
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
-        from umbel.strategies import registry
-
-        check_config(config)
-        if config.base.startswith(registry.FLOWER_PREFIX):
-            raise ValueError(f"strategy.base={config.base}: Flower's own cannot be a base; choose one of ours")
-        kind = registry.find(config.base)
-        known = registry.options(config.base)
-        for key in config.base_options.keys() - known.keys():
-            raise unknown(f"option of {config.base}", key, known, key=f"strategy.base_options.{key}")
-        if kind is GGEUR:
-            raise ValueError("strategy.base=ggeur: GGEUR goes over another strategy, not over itself")
-        if kind.own_model:
-            raise ValueError(
-                f"strategy.base={config.base} trains models of its own, and GGEUR completes what goes into the "
-                "experiment's linear head: choose a strategy.base that trains model.name, such as fedavg"
-            )
-        self.base: Strategy[Any] = kind(kind.config_class(**config.base_options))
+        check_combinations(config)
+        self.base: Strategy[Any] = make_base(config, GGEUR)
         self.sigma = gaussian_sigma(config)
 
-    def check(self, local: LocalConfig) -> None:
-        self.base.check(local)
+    def check(self, setting: Setting) -> None:
+        check_setting(self.config, setting)
+        self.base.check(setting)
+
+    def check_data(self, federation: Federation) -> None:
+        if self.config.augment and self.config.domains and federation.pool.domains is None:
+            raise Refusal(
+                "strategy.domains=true draws around prototypes of other domains, and these data have none.",
+                key="strategy.domains",
+                remedy="Set strategy.domains=false, or choose a data.name with domains.",
+            )
+        self.base.check_data(federation)
 
     def initial(self, server: ServerContext) -> State:
         state = State(self.base.initial(server), {}, {}, (), {}, 0)
         if self.config.augment and self.config.rank and self.config.rank > (width := self._width(state, server)):
-            raise ValueError(
-                f"strategy.rank={self.config.rank} is more than the {width} directions that there are; 0 sends all"
+            raise Refusal(
+                f"strategy.rank={self.config.rank} is more than the {width} directions that there are.",
+                key="strategy.rank",
+                remedy="Set it to at most that; 0 sends all.",
             )
         return state
 
@@ -259,13 +251,13 @@ class GGEUR(Strategy[State]):
         if phase.name == STATISTICS.name:
             return self._statistics(payload, client)
         if phase.name == GEOMETRY.name:
-            trees = {f"{_MEMORY}{name}": tree for name, tree in payload.trees.items()}
-            numbers = {"round": float(client.round), **payload.numbers}
-            record = MemoryRecord(trees, {f"{_MEMORY}{name}": value for name, value in numbers.items()})
+            record = received(payload, client.round)
             client.remember(record)
             drawn = 0
             if not self.config.refresh:
-                drawn = sum(num_drawn(len(own), target, **more) for own, target, more in self._classes(client, record))
+                drawn = sum(
+                    num_drawn(len(own), target, **more) for own, target, more in classes_of(self.config, client, record)
+                )
             return Reply({}, {}, client.num_examples + drawn)
         return self.base.local(phase, payload, self._completed(payload, client) if self.config.augment else client)
 
@@ -308,7 +300,7 @@ class GGEUR(Strategy[State]):
         return self.base.predictors(state.base, server)
 
     def personal(self, payload: Payload, client: ClientContext) -> Mapping[str, Predictor]:
-        return self.base.personal(payload, self._of_base(client))
+        return self.base.personal(payload, for_base(client))
 
     def _features(self, payload: Payload, client: ClientContext) -> tuple[Tensor, Tensor]:
         """Return the features and labels of a client's examples: its embeddings, or those of the global model."""
@@ -320,42 +312,14 @@ class GGEUR(Strategy[State]):
             return torch.cat([model.features(chunk) for chunk in torch.split(images, _CHUNK)]), labels
 
     def _statistics(self, payload: Payload, client: ClientContext) -> Reply:
-        config = self.config
-        features, labels = self._features(payload, client)
-        taken = privacy.clip_rows(features, config.clip) if config.clip else features
-        found = class_statistics(taken, labels, client.num_classes)
-        found = ClassStatistics(*(part.cpu() for part in found.parts))
-        if config.release == "moments":
-            tree = statistics_tree(found, config.min_count, WIRES[config.wire])
-            if guide := payload.trees["guide"]:
-                tree = {label: row for label, row in tree.items() if client.id in guide[label].tolist()}
-        else:
-            tree = sums_tree(found, config.min_count)
-        trees: dict[str, Tree] = {"statistics": tree}
-        if config.domains:
-            domains = client.train_data.domains
-            trees["prototypes"] = domain_means(taken.cpu(), client.train_data.labels, domains, config.min_count)
-        if not config.epsilon:
-            return Reply(trees, {}, client.num_examples)
-        sigma = self.sigma / math.sqrt(payload.numbers["clients"] if config.noise == "distributed" else 1.0)
-        source = None if config.secret_noise else client.rng("privacy")
-        noised = privacy.add_noise(tree["sums"], sigma, config.unit or config.clip, source)
-        numbers = {"epsilon": config.epsilon, "delta": config.delta, "sigma": sigma}
-        return Reply({"statistics": {"sums": noised}}, numbers, 1)  # not num_examples: it would be exact
+        return release(self.config, self.sigma, payload, client, *self._features(payload, client))
 
     def _shape(self, state: State, folded: Folded, server: ServerContext) -> State:
         """Turn the pooled statistics into the geometry that is sent."""
         config, tree = self.config, folded.trees["statistics"]
         num_classes = len(self.base.model(state.base)["head.weight"])
         replies = folded.num_replies / (server.num_clients if config.noise == "distributed" else 1)
-        sigma = self.sigma * math.sqrt(replies)  # of the sum
-        sums = config.release == "sums"
-        pooled = from_sums(tree["sums"], least=3 * sigma) if sums else from_tree(tree, num_classes)
-        found = geometry(pooled, config.rank or None)
-        if config.epsilon:
-            found = denoise(found, sigma, config.unit or config.clip)
-        if config.legacy_small_eig_scale:
-            found = inflate_smallest(found)
+        found = pooled_geometry(config, self.sigma * math.sqrt(replies), tree, num_classes)
         directions = {"eigenvalues": found.eigenvalues_CR.float(), "eigenvectors": found.eigenvectors_CDR.float()}
         means = {"mean": found.mean_CD.float()} if config.complete == "all" else {}
         prototypes = {
@@ -366,147 +330,19 @@ class GGEUR(Strategy[State]):
             counts = tuple(every if guiding else 0.0 for every, guiding in zip(state.counts, counts, strict=True))
         return replace(state, geometry=directions, means=means, counts=counts, prototypes=prototypes)
 
-    def _of_base(self, client: ClientContext) -> ClientContext:
-        """Return the client as its base sees it: without GGEUR's part of the memory, which stays."""
-        memory = client.memory
-        if memory is None:
-            return client
-        own_trees = {name: tree for name, tree in memory.trees.items() if name.startswith(_MEMORY)}
-        own_numbers = {name: value for name, value in memory.numbers.items() if name.startswith(_MEMORY)}
-        trees = {name: tree for name, tree in memory.trees.items() if name not in own_trees}
-        numbers = {name: value for name, value in memory.numbers.items() if name not in own_numbers}
-
-        def remember(record: MemoryRecord) -> None:
-            client.remember(MemoryRecord({**record.trees, **own_trees}, {**record.numbers, **own_numbers}))
-
-        return replace(client, memory=MemoryRecord(trees, numbers) if trees or numbers else None, remember=remember)
-
     def _completed(self, payload: Payload, client: ClientContext) -> ClientContext:
         """Return the client with its classes completed."""
         memory = client.memory
-        if memory is None or f"{_MEMORY}geometry" not in memory.trees:
-            return self._of_base(client)  # it failed when the geometry was sent: it trains on what it has
+        if memory is None or f"{PREFIX}geometry" not in memory.trees:
+            return for_base(client)  # it failed when the geometry was sent: it trains on what it has
         if not self.config.refresh:
-            came = memory.numbers.get(f"{_MEMORY}round", 0.0)
+            came = memory.numbers.get(f"{PREFIX}round", 0.0)
             completed = client.keep("ggeur", came, lambda: self._complete(client, memory))
-            return self._of_base(client).with_data(completed)
+            return for_base(client).with_data(completed)
         features, labels = self._features(payload, client)
         seen = replace(client.train_data, images=features.float().cpu(), labels=labels.cpu())
         completed = self._complete(client.with_data(seen), memory)
-        return head_on_draws(self._of_base(client), completed)
-
-    def _classes(self, client: ClientContext, memory: MemoryRecord) -> Iterator[tuple[Tensor, int, dict[str, Any]]]:
-        """Yield for each class the client's embeddings [N, D], T, and what else there is to draw around."""
-        prototypes = memory.trees.get(f"{_MEMORY}prototypes", {})
-        means = memory.trees.get(f"{_MEMORY}means", {}).get("mean")
-        data = client.train_data
-        features = data.images.flatten(1)
-        own_domains = set() if data.domains is None else set(data.domains.tolist())
-        num_classes = len(memory.trees[f"{_MEMORY}geometry"]["eigenvalues"])
-        counts = torch.tensor([memory.numbers[f"{_MEMORY}count/{label}"] for label in range(num_classes)])
-        for label, count in enumerate(counts.tolist()):
-            # A class that nobody described has no shape, and draws would be copies of their anchors.
-            target = (self.config.target or round(count)) if count > 0 else 0
-            more = {
-                "foreign_AD": foreign_prototypes(prototypes, label, own_domains),
-                "per_prototype": self.config.draws_per_prototype,
-                "keep_own": self.config.keep_own,
-                "mean_D": None if means is None else means[label],
-            }
-            yield features[data.labels == label], target, more
+        return head_on_draws(for_base(client), completed)
 
     def _complete(self, client: ClientContext, memory: MemoryRecord) -> Examples:
-        """Return the client's embeddings, and what is drawn to complete each class."""
-        sent = memory.trees[f"{_MEMORY}geometry"]
-        unused = torch.empty(0)  # draws need neither means nor counts
-        shape = Geometry(sent["eigenvalues"], sent["eigenvectors"], unused, unused)
-        drawn, labels = [client.train_data.images.flatten(1)], [client.train_data.labels]
-        for label, (own, target, more) in enumerate(self._classes(client, memory)):
-            source, scale, draws = self._source(client, label), self.config.scale, self.config.draws
-            new = completion(shape, label, own, target, source, scale=scale, draws=draws, **more)
-            drawn.append(new)
-            labels.append(torch.full((len(new),), label, dtype=torch.int64))
-        return Examples(torch.cat(drawn), torch.cat(labels))
-
-    def _source(self, client: ClientContext, label: int) -> torch.Generator:
-        """Return the generator of a class's draws: the same in every round where the features are."""
-        round_ = client.round if self.config.refresh else 0
-        return generator(client.seed, round_, "ggeur", client.id, f"class {label}")
-
-
-def guided(folded: Folded, share: float) -> dict[str, Any]:
-    """Return the State's `guide` and `counts` out of the counts [C] that each client sent."""
-    replies = collected(folded.trees["counts"])
-    counts_KC = torch.stack([tree["count"] for _, _, tree in replies]).to(torch.int64)
-    numbers = torch.tensor([client for client, _, _ in replies])
-    needed = covering_clients(counts_KC, share)
-    guide = {str(label): numbers[needed[:, label]] for label in range(counts_KC.shape[1])}
-    return {"guide": guide, "counts": tuple(float(count) for count in counts_KC.sum(0).tolist())}
-
-
-def gaussian_sigma(config: Config) -> float:
-    """Return the deviation of the noise that makes one release of sums (epsilon, delta)-private; 0 without.
-
-    In the unit of the embeddings that `config` chooses; the sensitivity is that of B in the same unit.
-    """
-    if not config.epsilon:
-        return 0.0
-    bound = config.clip / (config.unit or config.clip)
-    return privacy.sensitivity(bound) * privacy.noise_multiplier(config.epsilon, config.delta)
-
-
-def check_config(config: Config) -> None:
-    """Raise `ValueError` for values and combinations that cannot be."""
-    choices = {
-        "scale": SCALES,
-        "complete": ("held", "all"),
-        "release": RELEASES,
-        "wire": tuple(WIRES),
-        "noise": NOISES,
-    }
-    for key, allowed in choices.items():
-        if getattr(config, key) not in allowed:
-            raise ValueError(f"strategy.{key} should be one of {', '.join(allowed)}, found {getattr(config, key)!r}")
-    for key in ("target", "draws", "rank", "draws_per_prototype", "keep_own", "clip", "epsilon", "unit", "refresh"):
-        if not 0 <= getattr(config, key) < math.inf:
-            raise ValueError(f"strategy.{key} should be at least 0 and finite, found {getattr(config, key)}")
-    if config.min_count < 1:
-        raise ValueError(f"strategy.min_count should be at least 1, found {config.min_count}")
-    if not 0 < config.delta < 1:
-        raise ValueError(f"strategy.delta should be above 0 and below 1, found {config.delta}")
-    if not 0 <= config.guide <= 1:
-        raise ValueError(f"strategy.guide is a share in [0, 1], found {config.guide}")
-    if config.keep_own and not config.domains:
-        raise ValueError("strategy.keep_own is for mixtures with other domains' prototypes: set strategy.domains=true")
-    if config.release == "sums":
-        for key in ("within_only", "guide"):
-            if getattr(config, key):
-                raise ValueError(f"strategy.{key} needs each client's own statistics: set strategy.release=moments")
-        if config.wire != "float32":
-            raise ValueError("strategy.wire is for strategy.release=moments; sums always travel in float64")
-    if config.legacy_small_eig_scale and config.rank:
-        raise ValueError("strategy.legacy_small_eig_scale changes the smallest directions: set strategy.rank=0")
-    if config.refresh and config.base not in REFRESHABLE:
-        raise ValueError(
-            f"strategy.refresh={config.refresh} trains head and trunk apart, which works with strategy.base="
-            f"{', '.join(REFRESHABLE)}, found {config.base}"
-        )
-    if config.epsilon:
-        _check_privacy(config)
-
-
-def _check_privacy(config: Config) -> None:
-    """Raise `ValueError` for what would break the stated (epsilon, delta)."""
-    if config.release != "sums":
-        raise ValueError("strategy.epsilon is for sums: set strategy.release=sums")
-    if not config.clip:
-        raise ValueError("strategy.epsilon needs strategy.clip, the largest length of an embedding that counts")
-    reasons = {
-        "domains": "prototypes would travel without noise: set strategy.domains=false",
-        "refresh": "it is spent in one release: set strategy.refresh=0",
-    }
-    for key, reason in reasons.items():
-        if getattr(config, key):
-            raise ValueError(f"strategy.epsilon does not go with strategy.{key}: {reason}")
-    if config.min_count > 1:
-        raise ValueError("strategy.epsilon does not go with strategy.min_count above 1: whether a class is there tells")
+        return complete(self.config, client, memory)

@@ -42,8 +42,9 @@ def noise_multiplier(epsilon: float, delta: float) -> float:
         from dp_accounting.pld.common import DifferentialPrivacyParameters
     except ImportError as error:
         raise MissingAccountantError(
-            "the noise for strategy.epsilon is computed by dp-accounting, which is not installed here. Install it on "
-            "the server and on every client: pip install dp-accounting"
+            "The noise for strategy.epsilon is computed by dp-accounting, which is not installed here.",
+            key="strategy.epsilon",
+            remedy="Install it on the server and on every client: pip install dp-accounting",
         ) from error
     return float(get_smallest_gaussian_noise(DifferentialPrivacyParameters(epsilon, delta), 1, 1.0))
 

@@ -7,6 +7,7 @@ import torch
 
 from tests.helpers import Quadratics, unequal
 from tests.helpers import tree as T
+from umbel.conf.schema import Experiment
 from umbel.core.folds import Folded
 from umbel.core.names import UnknownNameError
 from umbel.core.training import LocalConfig
@@ -140,7 +141,7 @@ def test_scaffolds_renewed_control():
         (lambda: fedavg.FedAvg(fedavg.Config(weighting="batches")), "strategy.weighting"),
         (lambda: fedprox.FedProx(fedprox.Config(weighting="batches")), "strategy.weighting"),
         (lambda: fedprox.FedProx(fedprox.Config(mu=-0.1)), "strategy.mu"),
-        (lambda: scaffold.Scaffold(scaffold.Config(option="III")), "strategy.option should be I or II"),
+        (lambda: scaffold.Scaffold(scaffold.Config(option="III")), "strategy.option should be one of I, II"),
         (lambda: fedopt.FedOpt(fedopt.Config(optimizer="adagrad")), "strategy.optimizer"),
         (lambda: fedopt.FedOpt(fedopt.Config(momentum=1.0)), "strategy.momentum"),
         (lambda: fedopt.FedOpt(fedopt.Config(beta2=-0.5)), "strategy.beta2"),
@@ -163,10 +164,10 @@ def test_values_that_cannot_be(make, message):
     ],
 )
 def test_scaffolds_option_two_wants_plain_sgd(local):
-    scaffold.Scaffold(scaffold.Config(option="I")).check(local)
-    scaffold.Scaffold(scaffold.Config(option="II")).check(LocalConfig())
+    scaffold.Scaffold(scaffold.Config(option="I")).check(Experiment(client=local))
+    scaffold.Scaffold(scaffold.Config(option="II")).check(Experiment())
     with pytest.raises(ValueError, match=r"strategy\.option=I"):
-        scaffold.Scaffold(scaffold.Config(option="II")).check(local)
+        scaffold.Scaffold(scaffold.Config(option="II")).check(Experiment(client=local))
 
 
 @pytest.mark.parametrize("name", registry.names())

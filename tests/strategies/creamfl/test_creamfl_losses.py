@@ -9,6 +9,9 @@ import torch
 
 from tests.strategies.creamfl.test_creamfl_wiring import DIMENSION, MODALITIES, PUBLIC, Halves, read, unit
 from umbel.core import training
+from umbel.strategies.creamfl import method as creamfl
+from umbel.strategies.creamfl.architectures import client_model
+from umbel.strategies.creamfl.contrasts import contrast_loss
 
 GAMMA, TAU = 0.7, 0.3
 SHARP = (f"strategy.contrast={GAMMA}", f"strategy.temperature={TAU}")
@@ -44,7 +47,7 @@ def intra_by_hand(local: torch.Tensor, same: torch.Tensor, before: torch.Tensor)
 @pytest.mark.parametrize(("inter", "intra"), [(True, True), (True, False), (False, True)])
 def test_the_contrast_of_each_kind_of_client(tmp_path, client, kinds, inter, intra):
     halves = Halves(tmp_path, *SHARP, f"strategy.inter={inter}", f"strategy.intra={intra}")
-    model = halves.strategy._client_model(halves.client(client))
+    model = client_model(halves.strategy.config, halves.client(client))
     assert model.modalities == kinds
     shared = {name: unit(PUBLIC, seed) for seed, name in enumerate(MODALITIES)}
     before = {name: unit(PUBLIC, 10 + seed) for seed, name in enumerate(kinds)}
@@ -54,15 +57,15 @@ def test_the_contrast_of_each_kind_of_client(tmp_path, client, kinds, inter, int
         expected += sum(inter_by_hand(local[name], shared[OTHER[name]]) for name in kinds)
     if intra:
         expected += sum(intra_by_hand(local[name], shared[name], before[name]) for name in kinds) / len(kinds)
-    loss = halves.strategy._contrast(model, before, shared)
+    loss = contrast_loss(halves.strategy.config, model, before, shared)
     assert float(loss(torch.stack(list(local.values())), INDEX)) == pytest.approx(GAMMA * expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("options", [("strategy.contrast=0",), ("strategy.inter=false", "strategy.intra=false")])
 def test_without_weight_or_parts_there_is_no_contrast(tmp_path, options):
     halves = Halves(tmp_path, *options)
-    model = halves.strategy._client_model(halves.client(4))
-    assert halves.strategy._contrast(model, {}, {}) is None
+    model = client_model(halves.strategy.config, halves.client(4))
+    assert contrast_loss(halves.strategy.config, model, {}, {}) is None
 
 
 # ---- distillation --------------------------------------------------------------------------------------------
@@ -147,10 +150,10 @@ def test_what_a_client_trains_on_is_its_own_row(tmp_path, monkeypatch):
     """In training, row i of the round is compared with row i of what came and of what the client said before."""
     halves = Halves(tmp_path, "strategy.public_per_round=40", "client.lr=1e-12", "client.batch_size=16")
     strategy = halves.strategy
-    made, seen = strategy._contrast, []
+    made, seen = contrast_loss, []
 
-    def watched(model, before, shared):
-        inner = made(model, before, shared)
+    def watched(config, model, before, shared):
+        inner = made(config, model, before, shared)
 
         def loss(found_MBD, index_B):
             seen.append((found_MBD.detach(), index_B, before))
@@ -158,7 +161,7 @@ def test_what_a_client_trains_on_is_its_own_row(tmp_path, monkeypatch):
 
         return loss
 
-    monkeypatch.setattr(strategy, "_contrast", watched)
+    monkeypatch.setattr(creamfl, "contrast_loss", watched)
     strategy.local(halves.phase, halves.payload(halves.said()), halves.client(4))
     assert seen
     for found_MBD, index_B, before in seen:

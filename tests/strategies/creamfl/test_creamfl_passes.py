@@ -17,7 +17,11 @@ from umbel.core import training
 from umbel.core.folds import Folded
 from umbel.core.records import Payload, Reply
 from umbel.models.pair import class_logits, margin_loss, pair_contrast
+from umbel.strategies.creamfl import ensemble as ensembles
 from umbel.strategies.creamfl import method as creamfl
+from umbel.strategies.creamfl.architectures import client_model, server_model
+from umbel.strategies.creamfl.contrasts import pair_loss
+from umbel.strategies.creamfl.ensemble import combine
 from umbel.strategies.creamfl.method import LEARN, Config, CreamFL, aggregate
 from umbel.strategies.creamfl.representations import from_wire, to_wire
 
@@ -81,7 +85,7 @@ def test_noise_is_the_same_in_each_round_and_of_each_client(tmp_path):
     first = sent(0, 1)
     assert torch.equal(first, sent(0, 2)) and not torch.allclose(first, sent(1, 1), atol=0.1)
     torch.testing.assert_close(torch.linalg.norm(first, dim=1), torch.ones(PUBLIC))
-    said = read(halves.strategy._client_model(halves.client(0, 3)), halves.tables())["image"]
+    said = read(client_model(halves.strategy.config, halves.client(0, 3)), halves.tables())["image"]
     assert not torch.allclose(first, said, atol=0.1) and 0 in halves.remembered
 
 
@@ -95,20 +99,20 @@ def test_without_stratify_anyone_is_drawn(tmp_path):
 def test_the_pair_loss_has_its_temperature_and_its_identities(tmp_path, monkeypatch):
     halves = Halves(tmp_path, "strategy.pair_temperature=0.3")
     strategy, server, client = halves.strategy, halves.session.context(1), halves.client(4)
-    model, ids, index = strategy._client_model(client), torch.arange(PUBLIC) // 2, torch.arange(9)
+    model, ids, index = client_model(strategy.config, client), torch.arange(PUBLIC) // 2, torch.arange(9)
     image, text = unit(9), unit(9, 1)
     own = ids[index]
     expected = pair_contrast(image, text, own[:, None] == own[None], 0.3)
-    torch.testing.assert_close(strategy._pair_loss(model, ids)(torch.stack([image, text]), index), expected)
-    asked, made = [], strategy._pair_loss
+    torch.testing.assert_close(pair_loss(strategy.config, model, ids)(torch.stack([image, text]), index), expected)
+    asked, made = [], pair_loss
 
-    def watched(model, ids):
+    def watched(config, model, ids):
         asked.append(ids)
-        return made(model, ids)
+        return made(config, model, ids)
 
-    monkeypatch.setattr(strategy, "_pair_loss", watched)
+    monkeypatch.setattr(creamfl, "pair_loss", watched)
     strategy._private(model, client)
-    strategy._learn(strategy._server_model(server), {}, server)
+    strategy._learn(server_model(strategy.config, server), {}, server)
     for ids, data in zip(asked, (client.train_data, halves.session.data.public), strict=True):
         assert torch.equal(ids, data.identities())
     assert not torch.equal(asked[0], torch.arange(len(client.train_data)))
@@ -118,7 +122,7 @@ def test_the_pair_loss_has_its_temperature_and_its_identities(tmp_path, monkeypa
 def test_the_class_loss_and_its_sharpness(tmp_path, kind):
     halves = Halves(tmp_path, *NOISY, f"strategy.class_loss={kind}", "strategy.class_sharpness=7")
     client = halves.client(0)
-    model = halves.strategy._client_model(client)
+    model = client_model(halves.strategy.config, client)
     z, y = unit(4), torch.tensor([0, 1, 2, 3])
     found = halves.strategy._private(model, client)[2](z[None], y)
     plain = F.cross_entropy(class_logits(z, model.classes, 7.0), y)
@@ -156,8 +160,8 @@ def test_replies_are_read_one_by_one_into_one_table(monkeypatch, ensemble, wire)
         alive.append(weakref.ref(made))
         return made
 
-    monkeypatch.setattr(creamfl, "from_wire", watched)
-    found = CreamFL(Config(ensemble=ensemble, ensemble_temperature=0.2))._combine(sent, across)
+    monkeypatch.setattr(ensembles, "from_wire", watched)
+    found = combine(Config(ensemble=ensemble, ensemble_temperature=0.2), sent, across)
     assert torch.equal(found, expected)
     assert len(most) == 20 and max(most) == 0
 

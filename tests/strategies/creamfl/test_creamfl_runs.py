@@ -22,6 +22,7 @@ from umbel.server.errors import RunStoppedError
 from umbel.server.listener import Listener
 from umbel.server.session import Session, quotas
 from umbel.strategies.base import Phase
+from umbel.strategies.creamfl.contrasts import pair_loss
 from umbel.strategies.creamfl.method import Config, CreamFL, fingerprint, modality
 from umbel.strategies.creamfl.representations import Representations, from_wire, to_wire
 
@@ -277,16 +278,16 @@ def test_no_kind_is_shut_out_when_a_round_has_fewer_clients_than_kinds():
 def test_noise_hardly_counts_under_contrast(tmp_path, monkeypatch):
     """Weights of the clients with images, one of which sends noise, beside the third of the mean."""
     found: list[torch.Tensor] = []
-    from umbel.strategies.creamfl import method as creamfl
+    from umbel.strategies.creamfl import ensemble
 
-    original = creamfl.aggregate
+    original = ensemble.aggregate
 
     def watched(*arguments):
         made = original(*arguments)
         found.append(made[1].mean(1))
         return made
 
-    monkeypatch.setattr(creamfl, "aggregate", watched)
+    monkeypatch.setattr(ensemble, "aggregate", watched)
     options = ("strategy.noise_clients=[0]", "strategy.ensemble_temperature=0.05", "strategy.server_epochs=3")
     go(tmp_path, *options, "run.rounds=6", "client.epochs=2", "evaluate.every=6")
     image = found[-2]  # text comes last
@@ -347,7 +348,8 @@ def test_losses_are_not_rounded_under_autocast(tmp_path):
     strategy, server = session.strategy, session.context(1)
     model = strategy._load(strategy.initial(session.context(0)), server)
     with torch.autocast("cpu", torch.bfloat16):
-        found = strategy._pair_loss(model, torch.arange(PUBLIC))(torch.stack([unit(9), unit(9, 1)]), torch.arange(9))
+        loss = pair_loss(strategy.config, model, torch.arange(PUBLIC))
+        found = loss(torch.stack([unit(9), unit(9, 1)]), torch.arange(9))
         image = model.encode_image(torch.rand(2, 1, 8, 8))
     assert found.dtype == torch.float32
     torch.testing.assert_close(torch.linalg.norm(image, dim=1), torch.ones(2), rtol=0, atol=1e-6)

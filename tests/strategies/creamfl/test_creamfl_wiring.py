@@ -20,6 +20,9 @@ from umbel.models import registry
 from umbel.models.pair import Encoders, Reader
 from umbel.models.text import TextShape, build_text
 from umbel.server.session import Session
+from umbel.strategies.creamfl import method as creamfl
+from umbel.strategies.creamfl.architectures import client_model, fresh_encoders, server_model
+from umbel.strategies.creamfl.contrasts import contrast_loss
 from umbel.strategies.creamfl.method import LEARN, State, aggregate
 from umbel.strategies.creamfl.representations import from_wire, to_wire
 
@@ -100,7 +103,7 @@ def test_sizes_in_a_list_are_taken_by_turns(tmp_path):
         *("strategy.text_models=[gru]", "strategy.text_sizes={gru: [{width: 4}, {width: 6}]}"),
     )
     halves.said()  # each is tried
-    models = [halves.strategy._client_model(halves.client(number)) for number in range(6)]
+    models = [client_model(halves.strategy.config, halves.client(number)) for number in range(6)]
     assert [each.image and each.image.num_features for each in models] == [3, 5, None, None, 5, 7]
     assert [each.text and each.text.num_features for each in models] == [None, None, 4, 6, 4, 6]
 
@@ -171,9 +174,9 @@ def test_a_client_sends_what_its_trained_encoders_say_of_the_rows_that_came(tmp_
     halves = Halves(tmp_path, *NOISY, f"strategy.public_per_round={part}")
     payload = halves.payload(halves.said())
     client = halves.client(number)
-    start = read(halves.strategy._client_model(client), halves.tables())
+    start = read(client_model(halves.strategy.config, client), halves.tables())
     reply = halves.strategy.local(halves.phase, payload, client)
-    model = halves.strategy._make(number, client.public, client.vocabulary, client.num_classes)
+    model = fresh_encoders(halves.strategy.config, number, client.public, client.vocabulary, client.num_classes)
     model.load_state_dict(dict(halves.remembered[number].trees["encoders"]))
     rows = payload.trees["index"]["rows"].long()
     sent = reply.trees["representations"]
@@ -188,18 +191,18 @@ def test_a_client_is_held_to_what_came_and_to_what_it_said_at_the_start(tmp_path
     """And at the start of its second round it says what it remembers of the first."""
     halves = Halves(tmp_path, *NOISY, "strategy.public_per_round=40", "client.epochs=2")
     strategy, tables, calls = halves.strategy, halves.tables(), []
-    made = strategy._contrast
+    made = contrast_loss
 
-    def watched(model, before, shared):
+    def watched(config, model, before, shared):
         calls.append(({**before}, {**shared}))
-        return made(model, before, shared)
+        return made(config, model, before, shared)
 
-    monkeypatch.setattr(strategy, "_contrast", watched)
+    monkeypatch.setattr(creamfl, "contrast_loss", watched)
     starts = []
     for round_ in (1, 2):
         payload = halves.payload(halves.said(50 + round_), round_)
         client = halves.client(number, round_)
-        model = strategy._client_model(replace(client, memory=None))
+        model = client_model(strategy.config, replace(client, memory=None))
         if round_ == 2:
             model.load_state_dict(dict(halves.remembered[number].trees["encoders"]))
         starts.append(read(model, tables))
@@ -218,10 +221,10 @@ def test_a_client_is_held_to_what_came_and_to_what_it_said_at_the_start(tmp_path
 @pytest.mark.parametrize("number", range(6))
 def test_a_client_goes_on_from_what_it_remembers(tmp_path, number):
     halves = Halves(tmp_path, *NOISY)
-    fresh = halves.strategy._client_model(halves.client(number)).state_dict()
+    fresh = client_model(halves.strategy.config, halves.client(number)).state_dict()
     halves.strategy.local(halves.phase, halves.payload(halves.said()), halves.client(number))
     kept = halves.remembered[number].trees["encoders"]
-    loaded = halves.strategy._client_model(halves.client(number, 2)).state_dict()
+    loaded = client_model(halves.strategy.config, halves.client(number, 2)).state_dict()
     assert loaded.keys() == kept.keys() == fresh.keys()
     for name, tensor in loaded.items():
         assert torch.equal(tensor, kept[name])
@@ -281,7 +284,7 @@ def test_a_rounds_representations_are_of_one_snapshot_and_the_last_are_read_agai
 
 def check(halves: Halves, state: State) -> None:
     """The state's representations are what its model says of the whole public set."""
-    model = halves.strategy._server_model(halves.session.context(1))
+    model = server_model(halves.strategy.config, halves.session.context(1))
     model.load_state_dict(state.model)
     for name, expected in read(model, halves.tables()).items():
         torch.testing.assert_close(state.representations[name], expected)

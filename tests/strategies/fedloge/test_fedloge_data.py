@@ -19,7 +19,8 @@ from umbel.core.records import Payload
 from umbel.core.rng import generator
 from umbel.data.types import Examples
 from umbel.server.session import Session
-from umbel.strategies.fedloge.method import CLASSES, Config, FedLoGe, State, cosine_error, make_frame, simplex_etf
+from umbel.strategies.fedloge.frames import cosine_error, make_frame, simplex_etf
+from umbel.strategies.fedloge.method import CLASSES, Config, FedLoGe, State
 
 # ---- the frame ---------------------------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from tests.helpers import SMALL_FEDLOGE as SMALL
 from umbel import models, run
 from umbel.conf.load import load
+from umbel.conf.schema import Experiment
 from umbel.core.metrics import collapse
 from umbel.core.rng import generator
 from umbel.core.training import LocalConfig
@@ -23,7 +24,7 @@ from umbel.strategies.fedloge import method as fedloge
 from umbel.strategies.fedloge.method import (
     Config,
     FedLoGe,
-    _Heads,
+    Heads,
     make_frame,
     pack_frame,
     realign_global,
@@ -33,13 +34,13 @@ from umbel.strategies.fedloge.method import (
 )
 
 
-def heads(frame: torch.Tensor | None, personal: torch.nn.Linear | None) -> _Heads:
+def heads(frame: torch.Tensor | None, personal: torch.nn.Linear | None) -> Heads:
     torch.manual_seed(0)
     model = models.build("cnn", 5, 8, 1, width=2, hidden=6)
-    return _Heads(model, frame, personal)
+    return Heads(model, frame, personal)
 
 
-def gradients(module: _Heads) -> dict[str, torch.Tensor]:
+def gradients(module: Heads) -> dict[str, torch.Tensor]:
     module.zero_grad()
     images = torch.randn(7, 1, 8, 8, generator=generator(1))
     labels = torch.tensor([0, 1, 2, 3, 4, 0, 1])
@@ -112,7 +113,7 @@ def test_options_that_cannot_be():
         with pytest.raises(ValueError, match=rf"strategy\.{next(iter(wrong))}\b"):
             FedLoGe(Config(**wrong))
     with pytest.raises(ValueError, match=r"client\.clip_norm=0"):
-        FedLoGe(Config()).check(LocalConfig(clip_norm=1.0))
+        FedLoGe(Config()).check(Experiment(client=LocalConfig(clip_norm=1.0)))
 
 
 def test_the_frame_stays_the_personal_head_stays_at_home_and_the_model_is_realigned(tmp_path, monkeypatch):

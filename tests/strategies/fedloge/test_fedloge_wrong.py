@@ -17,7 +17,7 @@ from umbel.core.rng import generator
 from umbel.strategies.fedloge import method as fedloge
 from umbel.strategies.fedloge.method import (
     Config,
-    _Heads,
+    Heads,
     make_frame,
     personal_logits,
     realign_global,
@@ -29,20 +29,20 @@ IMAGES = torch.randn(7, 1, 8, 8, generator=generator(1))
 LABELS = torch.tensor([0, 1, 2, 3, 4, 0, 1])
 
 
-def made(kind: type[_Heads]) -> _Heads:
+def made(kind: type[Heads]) -> Heads:
     torch.manual_seed(0)
     model = models.build("cnn", NUM_CLASSES, 8, 1, width=2, hidden=WIDTH)
     frame = make_frame(Config(norm=1.0, sparsity=0.3), WIDTH, NUM_CLASSES, generator(0))["weight"]
     return kind(model, frame, torch.nn.Linear(WIDTH, NUM_CLASSES))
 
 
-def trunk_gradients(heads: _Heads) -> list[Tensor]:
+def trunk_gradients(heads: Heads) -> list[Tensor]:
     heads.zero_grad()
     fedloge.sum_of_losses(heads(IMAGES), LABELS).backward()
     return [p.grad.clone() for name, p in heads.model.named_parameters() if not name.startswith("head")]
 
 
-class WithoutStop(_Heads):
+class WithoutStop(Heads):
     """psi and phi see features with their gradient."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -50,7 +50,7 @@ class WithoutStop(_Heads):
         return torch.stack([F.linear(f, self.frame), self.model.head(f), self.personal(f)])
 
 
-class FrameWithBias(_Heads):
+class FrameWithBias(Heads):
     """The frame as an nn.Linear keeps its random bias."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ class FrameWithBias(_Heads):
         return torch.stack([F.linear(f, self.frame, bias), self.model.head(f.detach()), self.personal(f.detach())])
 
 
-def trunk_sees_only_the_frame(kind: type[_Heads]) -> None:
+def trunk_sees_only_the_frame(kind: type[Heads]) -> None:
     heads = made(kind)
     before = trunk_gradients(heads)
     with torch.no_grad():
@@ -68,7 +68,7 @@ def trunk_sees_only_the_frame(kind: type[_Heads]) -> None:
     assert all(torch.equal(a, b) for a, b in zip(before, trunk_gradients(heads), strict=True))
 
 
-def no_features_no_preference(kind: type[_Heads]) -> None:
+def no_features_no_preference(kind: type[Heads]) -> None:
     heads = made(kind)
     heads.model.features = lambda x: torch.zeros(len(x), WIDTH)  # type: ignore[method-assign]
     assert not heads(IMAGES)[0].any()
@@ -78,7 +78,7 @@ def no_features_no_preference(kind: type[_Heads]) -> None:
     ("check", "wrong"), [(trunk_sees_only_the_frame, WithoutStop), (no_features_no_preference, FrameWithBias)]
 )
 def test_heads(check, wrong):
-    check(_Heads)
+    check(Heads)
     with pytest.raises(AssertionError):
         check(wrong)
 

@@ -8,9 +8,11 @@ import torch
 from umbel import run
 from umbel.conf.errors import ExperimentError
 from umbel.conf.load import load
+from umbel.conf.schema import Experiment
 from umbel.core.records import BadReplyError, Payload, Reply
 from umbel.core.rng import generator
 from umbel.core.training import LocalConfig
+from umbel.data.config import DataConfig
 from umbel.data.types import Examples
 from umbel.strategies.ggeur.method import GGEUR, Config, class_statistics, completion, geometry, pool_statistics
 from umbel.strategies.ggeur.pooling import Prototypes, domain_means, from_sums, statistics_tree, sums_tree
@@ -96,7 +98,9 @@ def test_options_that_cannot_be():
     with pytest.raises(ValueError, match="Did you mean 'fedavg'"):
         GGEUR(Config(base="fedavgg"))
     with pytest.raises(ValueError, match="plain SGD"):
-        GGEUR(Config(base="scaffold")).check(LocalConfig(momentum=0.9))
+        GGEUR(Config(base="scaffold")).check(
+            Experiment(data=DataConfig(encoder="pixels"), client=LocalConfig(momentum=0.9))
+        )
 
 
 ASKED = Payload({}, {"classes": 3.0, "features": 2.0})
@@ -175,7 +179,7 @@ def test_the_bases_options_are_set_and_checked(tmp_path):
     assert weak.summary["weights_sha256"] != strong.summary["weights_sha256"]
     with pytest.raises(ExperimentError, match=r"strategy\.base_options\.nu.*Did you mean 'mu'"):
         load("digits", [*SMALL, *over, "strategy.base_options={nu: 1}"])
-    with pytest.raises(ExperimentError, match=r"set data\.encoder"):
+    with pytest.raises(ExperimentError, match=r"Set data\.encoder"):
         load("digits", ["strategy.name=ggeur", "model.name=linear"])
 
 

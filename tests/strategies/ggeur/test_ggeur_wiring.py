@@ -163,8 +163,8 @@ def remembered(counts: tuple[float, float, float], prototypes: bool = False) -> 
         "means": {"mean": torch.ones(3, D) * there[:, None]},
         "prototypes": {f"1/{label}": torch.full((D,), 9.0) for label in range(3)} if prototypes else {},
     }
-    numbers = {f"{ggeur._MEMORY}count/{label}": count for label, count in enumerate(counts)}
-    return MemoryRecord({f"{ggeur._MEMORY}{name}": tree for name, tree in trees.items()}, numbers)
+    numbers = {f"{ggeur.PREFIX}count/{label}": count for label, count in enumerate(counts)}
+    return MemoryRecord({f"{ggeur.PREFIX}{name}": tree for name, tree in trees.items()}, numbers)
 
 
 def same(left: Examples, right: Examples) -> bool:

@@ -168,7 +168,7 @@ def test_without_the_library_the_error_says_what_to_install(monkeypatch):
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["strategy.release=moments"], "set strategy.release=sums"),
+        (["strategy.release=moments"], "Set strategy.release=sums"),
         (["strategy.clip=0"], "needs strategy.clip"),
         (["strategy.delta=0"], "strategy.delta should be above 0"),
         (["strategy.domains=true"], "prototypes would travel without noise"),

@@ -1,0 +1,82 @@
+"""What a strategy may look at when it is asked whether it goes with an experiment: its sections, read only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from umbel.core.schedule import Schedule
+from umbel.core.training import LocalConfig
+from umbel.data.config import DataConfig
+
+
+class ModelSetting(Protocol):
+    """The section `model`; its keys are in docs/configuration.md."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def norm(self) -> str: ...
+    @property
+    def checkpoint(self) -> bool: ...
+    @property
+    def sizes(self) -> Mapping[str, Any]: ...
+    @property
+    def operators(self) -> Mapping[str, Any]: ...
+
+
+class RunSetting(Protocol):
+    """The section `run`, as far as it says what is computed."""
+
+    @property
+    def rounds(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def participation(self) -> float: ...
+    @property
+    def clients_per_round(self) -> int: ...
+    @property
+    def min_replies(self) -> int: ...
+
+
+class EvaluateSetting(Protocol):
+    """The section `evaluate`."""
+
+    @property
+    def every(self) -> int: ...
+    @property
+    def server(self) -> bool: ...
+    @property
+    def clients(self) -> int: ...
+    @property
+    def collapse(self) -> bool: ...
+
+
+class Setting(Protocol):
+    """An experiment, as a strategy sees it before anything starts; an `Experiment` is one.
+
+    Attributes:
+        data: The section `data`.
+        model: The section `model`.
+        client: How clients train.
+        run: The section `run`.
+        evaluate: The section `evaluate`.
+        schedule: When the sequence of tasks moves on.
+        num_sampled: Clients that a `sample` phase selects.
+    """
+
+    @property
+    def data(self) -> DataConfig: ...
+    @property
+    def model(self) -> ModelSetting: ...
+    @property
+    def client(self) -> LocalConfig: ...
+    @property
+    def run(self) -> RunSetting: ...
+    @property
+    def evaluate(self) -> EvaluateSetting: ...
+    @property
+    def schedule(self) -> Schedule: ...
+    @property
+    def num_sampled(self) -> int: ...

@@ -1,0 +1,58 @@
+"""Steps that many methods have in common: a client's training, the server's step, where a model begins."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from umbel.core import training
+from umbel.core.records import Payload, Reply
+from umbel.core.tree import Tree, subtract
+from umbel.models.base import Model
+from umbel.models.weights import parameter_names, shared_state
+
+if TYPE_CHECKING:
+    from umbel.strategies.base import ClientContext, ServerContext
+
+
+def train_and_subtract(payload: Payload, client: ClientContext, correct: training.Correction | None = None) -> Reply:
+    """Train from the payload's `model` and reply with the change as the tree `delta`, and the mean loss.
+
+    Args:
+        payload: Has the tree `model`, the global model's shared state.
+        client: The client.
+        correct: Changes the gradients of each step, if given.
+    """
+    model = client.model(payload.trees["model"])
+    report = client.train(model, correct)
+    delta = subtract(client.weights(model), payload.trees["model"])
+    return Reply({"delta": delta}, {"loss": report.loss}, client.num_examples)
+
+
+def server_step(model: Tree, delta: Tree, lr: float = 1.0) -> dict[str, Tensor]:
+    """Return w + lr * delta, the mean change cast to the parameter's dtype once and then added.
+
+    Args:
+        model: w, shared state of the global model.
+        delta: Mean change of the clients in float64, same names and shapes.
+        lr: Server learning rate (eta_g).
+    """
+    return {
+        name: torch.add(weight, delta[name].to(weight.dtype).to(weight.device), alpha=lr)
+        for name, weight in model.items()
+    }
+
+
+def initial_model(server: ServerContext) -> dict[str, Tensor]:
+    """Return the shared state of the freshly initialised global model, on the CPU."""
+    state = shared_state(server.build_model())
+    return {name: tensor.cpu() for name, tensor in state.items() if name in server.shared_names}
+
+
+def split_buffers(model: Model, tree: Tree) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Split a model's shared state into parameters and floating-point buffers."""
+    names = parameter_names(model)
+    parameters = {name: tensor for name, tensor in tree.items() if name in names}
+    return parameters, {name: tensor for name, tensor in tree.items() if name not in names}

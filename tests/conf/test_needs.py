@@ -1,0 +1,78 @@
+"""What strategies need of an experiment, and of its data: refused by name and by import path, with key and remedy."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.strategies.creamfl.test_creamfl_runs import PAIRS
+from umbel.conf.check import check_data
+from umbel.conf.errors import ExperimentError
+from umbel.conf.federation import federation
+from umbel.conf.load import load
+
+PATHS = {
+    "ggeur": "umbel.strategies.ggeur:GGEUR",
+    "fot": "umbel.strategies.fot.method:FOT",
+    "fedloge": "umbel.strategies.fedloge:FedLoGe",
+    "creamfl": "umbel.strategies.creamfl:CreamFL",
+    "scaffold": "umbel.strategies.scaffold:Scaffold",
+}
+TASKS = ("data.partition=split_tasks", "data.rounds_per_task=2", "run.rounds=10")
+EMBEDDED = ("model.name=linear", "data.encoder=pixels")
+WRONG = [
+    ("ggeur", ("model.name=linear",), "data.encoder"),
+    ("ggeur", ("model.name=linear", "strategy.base=umbel.strategies.fedavg:FedAvg"), "data.encoder"),
+    ("ggeur", (*EMBEDDED, *TASKS), "data.rounds_per_task"),
+    ("ggeur", (*EMBEDDED, "strategy.base=scaffold", "client.momentum=0.9"), "strategy.option"),
+    ("ggeur", (*EMBEDDED, "strategy.base=umbel.strategies.creamfl:CreamFL"), "strategy.base"),
+    ("ggeur", (*EMBEDDED, "strategy.base=umbel.strategies.ggeur:GGEUR"), "strategy.base"),
+    ("ggeur", (*EMBEDDED, "strategy.base=fedprox", "strategy.base_options={mu: -1}"), "strategy.base_options.mu"),
+    ("ggeur", (*EMBEDDED, "strategy.base=fedprox", "strategy.base_options={mu: fast}"), "strategy.base_options.mu"),
+    ("ggeur", ("strategy.refresh=2", "strategy.base=fot", "model.operators={dcls: {}}"), "strategy.refresh"),
+    ("ggeur", (*EMBEDDED, "strategy.augment=false", "strategy.base=fedloge", *TASKS), "data.rounds_per_task"),
+    ("fot", ("model.operators={dcls: {}}",), "model.operators.dcls"),
+    ("fedloge", TASKS, "data.rounds_per_task"),
+    ("fedloge", ("client.clip_norm=1",), "client.clip_norm"),
+    ("scaffold", ("client.weight_decay=0.1",), "strategy.option"),
+    ("creamfl", ("data.public=0",), "data.public"),
+    ("creamfl", ("data.text_encoder=",), "data.text_encoder"),
+    ("creamfl", ("strategy.num_both=1",), "data.num_clients"),
+    ("creamfl", ("data.augment=flip",), "data.augment"),
+    ("creamfl", ("data.partition=split_tasks",), "data.partition"),
+    ("creamfl", ("evaluate.collapse=true",), "evaluate.collapse"),
+    ("creamfl", ("model.norm=local",), "model.norm"),
+    ("creamfl", ("model.operators={wconv: {}}",), "model.operators"),
+]
+
+
+@pytest.mark.parametrize("by_path", [False, True], ids=["name", "path"])
+@pytest.mark.parametrize(("name", "overrides", "key"), WRONG, ids=[f"{n} {o[-1]}" for n, o, _ in WRONG])
+def test_what_a_strategy_does_not_go_with_is_refused(name, overrides, key, by_path):
+    rest = PAIRS if name == "creamfl" else ()
+    given = [*rest, f"strategy.name={PATHS[name] if by_path else name}", *overrides]
+    with pytest.raises(ExperimentError) as caught:
+        load("digits", given)
+    assert caught.value.key == key and key in str(caught.value)
+    assert caught.value.remedy or ".base_options." in key
+
+
+@pytest.mark.parametrize("by_path", [False, True], ids=["name", "path"])
+def test_what_a_strategy_does_not_find_in_the_data_is_refused(by_path):
+    name = f"strategy.name={PATHS['ggeur'] if by_path else 'ggeur'}"
+    wrong = load("digits", [name, *EMBEDDED, "strategy.domains=true"])
+    with pytest.raises(ExperimentError, match=r"other domains, and these data have none\. Set strategy\.domains=false"):
+        federation(wrong)
+    right = load("digits", [name, *EMBEDDED])
+    check_data(right, federation(right))
+
+
+def test_a_strategy_over_a_base_asks_it_about_the_data():
+    found = load("digits", ["strategy.name=ggeur", *EMBEDDED, "strategy.base=fedprox"])
+    data = federation(found)
+    from umbel.strategies.fedprox import FedProx
+
+    asked = []
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(FedProx, "check_data", lambda self, given: asked.append(given))
+        check_data(found, data)
+    assert asked == [data]

@@ -15,7 +15,6 @@ from umbel.core.device import DEVICES
 from umbel.core.names import unknown
 from umbel.core.ranges import check_ranges
 from umbel.data import partition, transforms
-from umbel.data.config import SEQUENCES
 from umbel.data.federation import Federation
 from umbel.data.sets import registry as data_sets
 from umbel.models import operators
@@ -142,22 +141,23 @@ def _federation(experiment: Experiment) -> None:
 def _sequence(experiment: Experiment) -> None:
     """Refuse a sequence of tasks that cannot be, and what does not go with one."""
     data, rounds = experiment.data, experiment.run.rounds
-    if data.num_shuffled and data.partition in SEQUENCES:
+    if data.num_shuffled and partition.tasks(data.partition) != "none":
         raise ExperimentError(
             f"data.num_shuffled={data.num_shuffled} mixes the labels of tasks.",
             key="data.num_shuffled",
             remedy="Choose a data.partition without tasks.",
         )
-    if data.rounds_per_task and data.partition not in SEQUENCES:
+    if data.rounds_per_task and partition.tasks(data.partition) == "none":
         raise ExperimentError(
-            f"data.rounds_per_task={data.rounds_per_task} needs data.partition={' or '.join(SEQUENCES)}, found "
-            f"{data.partition}.",
+            f"data.rounds_per_task={data.rounds_per_task} needs "
+            f"data.partition={' or '.join(partition.sequences())}, found {data.partition}.",
             key="data.rounds_per_task",
             remedy="Choose one of these, or set data.rounds_per_task=0.",
         )
-    if data.heads == "per_task" and data.partition != "split_tasks":
+    by_classes = " or ".join(each for each in partition.sequences() if partition.tasks(each) == "classes")
+    if data.heads == "per_task" and partition.tasks(data.partition) != "classes":
         raise ExperimentError(
-            f"data.heads=per_task needs data.partition=split_tasks, found {data.partition}.",
+            f"data.heads=per_task needs data.partition={by_classes}, found {data.partition}.",
             key="data.heads",
             remedy="Choose it, or set data.heads=shared.",
         )
@@ -173,7 +173,7 @@ def _sequence(experiment: Experiment) -> None:
 def _training(experiment: Experiment) -> None:
     """Refuse settings of data, model and local training that do not go together."""
     data, client = experiment.data, experiment.client
-    if data.encoder and (data.augment != "none" or data.partition == "permuted_tasks"):
+    if data.encoder and (data.augment != "none" or partition.tasks(data.partition) == "pixels"):
         key, value = ("augment", data.augment) if data.augment != "none" else ("partition", data.partition)
         raise ExperimentError(
             f"data.{key}={value} changes images, and with data.encoder={data.encoder} there are embeddings in their "

@@ -10,7 +10,8 @@ from annotated_types import Ge, Gt, Interval
 from umbel.core.ranges import OneOf
 from umbel.core.schedule import Schedule
 from umbel.core.training import LocalConfig
-from umbel.data.config import SEQUENCES, DataConfig
+from umbel.data import partition
+from umbel.data.config import DataConfig
 from umbel.models.norm import GROUPS
 from umbel.strategies import registry as strategies
 
@@ -169,7 +170,7 @@ class Experiment:
     @property
     def schedule(self) -> Schedule:
         """When the sequence of tasks moves on."""
-        tasks = self.data.num_tasks if self.data.partition in SEQUENCES else 1
+        tasks = self.data.num_tasks if partition.tasks(self.data.partition) != "none" else 1
         return Schedule(tasks, self.data.rounds_per_task)
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from umbel.core.ranges import check_ranges
 from umbel.data import encoders, partition, public
 from umbel.data.config import DataConfig
 from umbel.data.errors import DamagedDataError, DataError, MissingDataError, PartitionError
@@ -44,6 +45,7 @@ def check(config: DataConfig) -> None:
         UnknownNameError: A data set, option, partition or augmentation that is in no table.
         DataError: A value that cannot be; `MissingDataError` when the set is not on this machine.
     """
+    check_ranges(config, "data")
     check_augmentation(config.augment)
     if config.encoder:
         encoders.check(config.encoder, config.encoder_size)

@@ -9,8 +9,6 @@ from annotated_types import Ge, Gt, Interval
 
 from umbel.core.ranges import OneOf
 
-SEQUENCES = ("split_tasks", "permuted_tasks")  # partitions into tasks, one after the other
-
 
 @dataclass(frozen=True)
 class DataConfig:

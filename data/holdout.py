@@ -19,10 +19,6 @@ TRAIN, VALIDATION, TEST = 0, 1, 2
 
 def check_fractions(config: DataConfig) -> None:
     """Raise `DataError` for fractions to hold out that leave nothing to train on."""
-    for key in ("server_validation", "client_validation", "client_test"):
-        value = getattr(config, key)
-        if not 0 <= value < 1:
-            raise DataError(f"data.{key} must be at least 0 and less than 1, found {value}.", key=f"data.{key}")
     both = config.client_validation + config.client_test
     if both >= 1:
         raise DataError(
@@ -30,11 +26,6 @@ def check_fractions(config: DataConfig) -> None:
             f"a client must keep examples to train on.",
             key="data.client_test",
         )
-    for key in ("max_train", "max_test"):
-        if getattr(config, key) < 0:
-            raise DataError(
-                f"data.{key} must be at least 0 (0 uses all), found {getattr(config, key)}.", key=f"data.{key}"
-            )
 
 
 def split_server(pool: Examples, num_classes: int, fraction: float, seed: int) -> tuple[Tensor, Tensor]:

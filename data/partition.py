@@ -15,7 +15,7 @@ from torch import Tensor
 from umbel.data.config import DataConfig
 from umbel.data.errors import PartitionError
 from umbel.data.partitions.own_schemes import class_tasks, long_tail_counts
-from umbel.data.partitions.registry import Tasks, describe, find, keys, names, tasks
+from umbel.data.partitions.registry import Tasks, describe, find, keys, names, sequences, tasks
 from umbel.data.partitions.scheme import Assignment, Ints, Request
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "keys",
     "long_tail_counts",
     "names",
+    "sequences",
     "tasks",
 ]
 
@@ -91,15 +92,9 @@ def check(config: DataConfig) -> None:
 
     Raises:
         UnknownNameError: There is no such partition.
-        PartitionError: A value that no data set could satisfy.
+        PartitionError: `data.top_up` with a partition that it would make something else of.
     """
     scheme = find(config.partition)
-    for key, least in (("num_clients", 1), ("min_examples", 0), ("classes_per_client", 1)):
-        _at_least(config, key, least)
-    for key, least in (("shards_per_client", 1), ("num_tasks", 1), ("imbalance", 1)):
-        _at_least(config, key, least)
-    if not config.alpha > 0:
-        raise PartitionError(f"data.alpha must be greater than 0, found {config.alpha}.", key="data.alpha")
     if config.top_up and not scheme.fills:
         filling = [name for name in names() if find(name).fills]
         raise PartitionError(
@@ -108,12 +103,6 @@ def check(config: DataConfig) -> None:
             key="data.top_up",
             remedy="Set data.top_up=false.",
         )
-
-
-def _at_least(config: DataConfig, key: str, least: int) -> None:
-    value = getattr(config, key)
-    if not value >= least:
-        raise PartitionError(f"data.{key} must be at least {least}, found {value}.", key=f"data.{key}")
 
 
 def build(

@@ -104,8 +104,6 @@ def check(config: DataConfig) -> None:
         UnknownNameError: There is no such encoder.
         DataError: A value is out of range, or the encoder is not here.
     """
-    if not 0 <= config.public < 1:
-        raise DataError(f"data.public must be at least 0 and less than 1, found {config.public}.", key="data.public")
     if config.text_encoder == BPE:
         for key, least in (("vocabulary", MIN_VOCABULARY), ("text_length", 1)):
             if (value := getattr(config, key)) < least:

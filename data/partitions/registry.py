@@ -116,6 +116,11 @@ def tasks(name: str) -> Tasks:
     return find(name).tasks
 
 
+def sequences() -> tuple[str, ...]:
+    """Return the names of the partitions that make tasks, one after the other."""
+    return tuple(name for name, scheme in _TABLE.items() if scheme.tasks != "none")
+
+
 def find(name: str) -> Scheme:
     """Return a partition by its name.
 

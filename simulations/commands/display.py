@@ -16,15 +16,16 @@ from rich.table import Table
 from rich.text import Text
 
 from umbel.conf.schema import Experiment
+from umbel.data import partition
 from umbel.simulations.commands.watcher import JsonLines, Watcher
-from umbel.simulations.report import measures
+from umbel.simulations.report import progress
+from umbel.simulations.report.measures import AFTER_TASKS, MEASURES
 from umbel.strategies import registry
 
 _SHOWN_FAILURES = 3
 _SHOWN_OPTIONS = 5
-SKEWED = ("dirichlet", "long_tail", "quantity_skew", "domain_label")  # partitions that data.alpha is for
 _BARS = "▁▂▃▄▅▆▇█"
-_OF_TASKS = ("test/acc", "test/forgetting", "validation/acc", "validation/forgetting")
+_OF_TASKS = tuple(MEASURES[key].of_split(split) for split in ("test", "validation") for key in AFTER_TASKS)
 
 
 class Display(Watcher):
@@ -110,15 +111,15 @@ class Display(Watcher):
             # What is measured after each task only is shown until the next one ends.
             kept = {key: self._metrics[key] for key in _OF_TASKS if key in self._metrics}
             self._metrics = kept | dict(metrics)
-            value = measures.course(metrics)
+            value = progress.course(metrics)
             if value is not None:
                 self._history.append(value)
         if self.complete:
             self._phase = "done"
             if self._transient and self._member:
-                found = measures.headline(self._metrics)
+                result = progress.headline(self._metrics)
                 self._stop()
-                self._console.print(Text(f"{self._member}: {found}{', ' if found else ''}{_clock(seconds)}"))
+                self._console.print(Text(f"{self._member}: {result}{', ' if result else ''}{_clock(seconds)}"))
 
     def close(self) -> None:
         """End the display; its last state stays unless it is transient."""
@@ -186,7 +187,7 @@ class Display(Watcher):
         schedule = self._experiment.schedule
         if schedule.is_sequence:
             rows.append(("task", f"{schedule.task(max(self._round, 1)) + 1} of {schedule.num_tasks}"))
-        for label, values in measures.lines(self._metrics):
+        for label, values in progress.lines(self._metrics):
             shown = [Text.assemble(f"{name} ", (value, "bold")) for name, value in values]
             rows.append((label, Columns(shown, padding=(0, 3, 0, 0))))
         if len(self._history) > 1:
@@ -202,7 +203,7 @@ class Display(Watcher):
 def describe(experiment: Experiment, with_strategy: bool = True) -> str:
     """Return one line: strategy with a few options that are not its defaults, model, data, clients, engine."""
     data = experiment.data
-    cut = f"{data.partition}({data.alpha:g})" if data.partition in SKEWED else data.partition
+    cut = f"{data.partition}({data.alpha:g})" if "alpha" in partition.keys(data.partition) else data.partition
     sampled = experiment.num_sampled < data.num_clients
     parts = [
         experiment.model.name,

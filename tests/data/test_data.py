@@ -17,6 +17,7 @@ from torch import Tensor
 
 from umbel import data
 from umbel.core.names import UnknownNameError
+from umbel.core.refusal import Refusal
 from umbel.core.rng import generator
 from umbel.data.config import DataConfig
 from umbel.data.sets import fashion_mnist
@@ -135,10 +136,10 @@ def test_a_function_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"client_test": 1.0}, r"data\.client_test must be at least 0 and less than 1, found 1\.0"),
+        ({"client_test": 1.0}, r"data\.client_test should be at least 0 and below 1, found 1\.0"),
         ({"client_test": 0.5, "client_validation": 0.5}, r"must be less than 1, found 1; a client must keep"),
-        ({"server_validation": -0.1}, r"data\.server_validation must be at least 0"),
-        ({"max_train": -1}, r"data\.max_train must be at least 0 \(0 uses all\), found -1"),
+        ({"server_validation": -0.1}, r"data\.server_validation should be at least 0"),
+        ({"max_train": -1}, r"data\.max_train should be at least 0, found -1"),
         (
             {"name": "synthetic", "options": {"noise": -1}},
             r"data\.options\.noise must be a number of at least 0",
@@ -155,7 +156,7 @@ def test_a_function_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, object], message: str) -> None:
-    with pytest.raises(data.DataError, match=message):
+    with pytest.raises(Refusal, match=message):
         data.check(DataConfig(**settings))  # type: ignore[arg-type]
 
 

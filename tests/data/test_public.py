@@ -137,8 +137,6 @@ def test_identities_are_concepts_or_numbers():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"public": 1.0}, r"data\.public must be at least 0 and less than 1"),
-        ({"public": -0.1}, r"data\.public"),
         ({"text_encoder": "bpe"}, r"Set data\.public"),
         ({"text_encoder": "minilmo", "public": 0.1}, "minilm"),
         ({"text_encoder": "bpe", "public": 0.1, "vocabulary": 63}, r"data\.vocabulary .* at least 64 tokens, found 63"),

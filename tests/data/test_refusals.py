@@ -84,7 +84,7 @@ def small(texts: bool = False, images: bool = True) -> DataSet:
     ],
 )
 def test_a_value_that_cannot_be_has_its_key(key: str, options: dict[str, Any]) -> None:
-    error = refused(DataError, data.check, settings(**options))
+    error = refused(Refusal, data.check, settings(**options))
     assert error.key == key and error.reason and not error.remedy
 
 

@@ -17,8 +17,9 @@ import argparse
 from pathlib import Path
 
 from umbel.server.results import environment
-from umbel.simulations.compare.runs import carry_out, prepare
-from umbel.simulations.compare.tables import Comparison
+from umbel.simulations.compare.carry_out import carry_out
+from umbel.simulations.compare.comparison import Comparison
+from umbel.simulations.compare.prepare import prepare
 
 TABLE = Path(__file__).parent / "results" / "fashion.md"
 PARTS = (

@@ -22,7 +22,7 @@ from umbel.core.training import LocalConfig
 from umbel.data.types import Examples
 from umbel.models.base import Model
 from umbel.server.listener import Listener
-from umbel.simulations.compare.tables import Comparison, Item, Member
+from umbel.simulations.compare.comparison import Comparison, Item, Member
 from umbel.simulations.report.measures import MEASURES
 from umbel.strategies.base import TRAIN, ClientContext, Phase, ServerContext, Strategy
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from umbel.conf.schema import Experiment
     from umbel.server.listener import Listener
     from umbel.simulations.api import RunResult, resume, run
-    from umbel.simulations.compare.runs import compare
+    from umbel.simulations.compare.carry_out import compare
     from umbel.simulations.explain.look import explain
     from umbel.simulations.report.page import report
     from umbel.strategies.base import Phase, Strategy
@@ -34,7 +34,7 @@ _PLACES = {
     "Phase": "umbel.strategies.base",
     "RunResult": "umbel.simulations.api",
     "Strategy": "umbel.strategies.base",
-    "compare": "umbel.simulations.compare.runs",
+    "compare": "umbel.simulations.compare.carry_out",
     "data": "",
     "explain": "umbel.simulations.explain.look",
     "load": "umbel.conf.load",

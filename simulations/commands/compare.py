@@ -15,9 +15,11 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-    from umbel.simulations.compare.tables import Comparison
+    from umbel.simulations.compare.comparison import Comparison
 
 _ANY_WIDTH = 10_000
+# What else to compare, by the measure that a comparison was judged by.
+OTHERS = {"acc": "fot,fedavg", "test_last": "fedavg,fedopt(optimizer=adam,lr=0.01)"}
 
 
 @click.command(short_help="Compare strategies over several seeds.")
@@ -66,10 +68,11 @@ def compare(
         from rich.console import Console
 
         from umbel.simulations.commands.display import watcher
-        from umbel.simulations.compare import runs as comparing
+        from umbel.simulations.compare.carry_out import carry_out
+        from umbel.simulations.compare.prepare import prepare
         from umbel.simulations.plots.runs import class_counts
 
-        prepared = comparing.prepare(experiment, strategies, seeds, overrides, output)
+        prepared = prepare(experiment, strategies, seeds, overrides, output)
         class_counts(prepared.members[0].experiment)  # refuses what cannot be cut, before anything starts
         console = Console(stderr=True, highlight=False)
         shown = watcher(console, quiet, as_json, transient=True)
@@ -77,22 +80,22 @@ def compare(
         words = ["umbel", "compare", experiment, *overrides, "--strategies", strategies, "--seeds", seeds]
         again = shlex.join([*words, *where])
         with supervised(shown, stopper, again=again):
-            found = comparing.carry_out(prepared, shown, fresh)
+            comparison = carry_out(prepared, shown, fresh)
     wide = console if console.is_terminal else Console(stderr=True, highlight=False, width=160)
-    _print(wide, found)
-    click.echo(str(found.path))
+    _print(wide, comparison)
+    click.echo(str(comparison.path))
 
 
-def _print(console: Console, found: Comparison) -> None:
+def _print(console: Console, comparison: Comparison) -> None:
     from rich.text import Text
 
     from umbel.simulations.compare.tables import footnote
 
     console.print()
-    table = _table(found)
+    table = _table(comparison)
     needed = console.measure(table, options=console.options.update_width(_ANY_WIDTH)).maximum
-    console.print(_upright(found) if needed > console.width else table)
-    console.print(Text(footnote(found), style="dim"))
+    console.print(_upright(comparison) if needed > console.width else table)
+    console.print(Text(footnote(comparison), style="dim"))
     console.print()
     for name, what in (
         ("table.md", "this table"),
@@ -100,33 +103,34 @@ def _print(console: Console, found: Comparison) -> None:
         ("partition.png", "who has which classes"),
         ("report.html", "all of it; open it in a browser"),
     ):
-        console.print(f"{found.path / name}", style="cyan", end="  ", soft_wrap=True)
+        console.print(f"{comparison.path / name}", style="cyan", end="  ", soft_wrap=True)
         console.print(what, style="dim", soft_wrap=True)
     console.print("\nWhat to try next:", style="bold")
-    for line in _next(found):
+    for line in _next(comparison):
         console.print(f"  {line}", soft_wrap=True, markup=False)
 
 
-def _next(found: Comparison) -> list[str]:
+def _next(comparison: Comparison) -> list[str]:
     """Return commands that make sense after this comparison."""
-    from umbel.simulations.commands.display import SKEWED
+    from umbel.data import partition
 
-    lines, first = [], found.members[0].experiment
-    if first.data.partition in SKEWED:
-        lines.append(f"umbel data show {found.source} data.alpha=0.1   # a harder partition, seen")
-    others = {"acc": "fot,fedavg", "test_last": "fedavg,fedopt(optimizer=adam,lr=0.01)"}
-    if found.main in others:
-        lines.append(f"umbel compare {found.source} -s '{others[found.main]}' --seeds {len(found.seeds)}")
+    lines, first = [], comparison.members[0].experiment
+    if "alpha" in partition.keys(first.data.partition):
+        lines.append(f"umbel data show {comparison.source} data.alpha=0.1   # a harder partition, seen")
+    if comparison.main in OTHERS:
+        lines.append(
+            f"umbel compare {comparison.source} -s '{OTHERS[comparison.main]}' --seeds {len(comparison.seeds)}"
+        )
     return [*lines, "umbel list strategies   # all of them, with their options"]
 
 
-def _table(found: Comparison) -> Table:
+def _table(comparison: Comparison) -> Table:
     from rich.table import Table
     from rich.text import Text
 
     from umbel.simulations.compare.tables import table
 
-    heads, rows = table(found)
+    heads, rows = table(comparison)
     drawn = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     drawn.add_column(heads[0], no_wrap=True)
     for head in heads[1:]:
@@ -143,14 +147,14 @@ def _mark(cell: str) -> Text:
     return Text(cell, style="bold green") if cell.endswith("*") else Text(f"{cell}  ")
 
 
-def _upright(found: Comparison) -> Table:
+def _upright(comparison: Comparison) -> Table:
     """Lay the table out with a strategy a column, for narrow terminals."""
     from rich.table import Table
     from rich.text import Text
 
     from umbel.simulations.compare.tables import table
 
-    heads, rows = table(found)
+    heads, rows = table(comparison)
     drawn = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     drawn.add_column("")
     for row in rows:

@@ -20,12 +20,13 @@ _WRITTEN_TASKS = 12
 _WRITTEN_BARS = 24
 
 
-def task_matrix(matrix: Sequence[Sequence[float]], title: str) -> Figure:
+def task_matrix(matrix: Sequence[Sequence[float]], title: str, what: str) -> Figure:
     """Draw the accuracy on each task after each task; tasks not trained on yet are pale.
 
     Args:
         matrix: Rows R[i][t] after task i, each over all T tasks, fractions; NaN is left white.
         title: Title.
+        what: What the values are.
     """
     values = 100 * np.asarray(matrix, dtype=float)
     num_rows, num_tasks = values.shape
@@ -37,7 +38,7 @@ def task_matrix(matrix: Sequence[Sequence[float]], title: str) -> Figure:
         np.ma.masked_invalid(values), aspect="auto", cmap=SHADES, norm=norm, alpha=np.where(trained > 0, 1.0, 0.35)
     )
     bar = figure.colorbar(image, ax=axes, pad=0.02)
-    bar.set_label("test accuracy, %")
+    bar.set_label(f"{what}, %")
     bar.outline.set_visible(False)
     every = int(np.ceil(num_tasks / 20))
     axes.set_xticks(range(0, num_tasks, every), list(map(str, range(0, num_tasks, every))))
@@ -55,12 +56,13 @@ def task_matrix(matrix: Sequence[Sequence[float]], title: str) -> Figure:
     return figure
 
 
-def grouped_bars(values: Mapping[str, Mapping[str, Sequence[float]]], title: str) -> Figure:
+def grouped_bars(values: Mapping[str, Mapping[str, Sequence[float]]], title: str, ylabel: str) -> Figure:
     """Draw accuracies side by side: a cluster for each group, in it a bar for each label.
 
     Args:
         values: For each label and group one fraction a seed; bars are means, whiskers sample standard deviations.
         title: Title.
+        ylabel: What is on the y axis.
     """
     groups = list(dict.fromkeys(group for one in values.values() for group in one))
     figure, axes = new_figure(float(np.clip(2.5 + 0.2 * len(groups) * (len(values) + 1), 7.2, 11.0)), 3.8)
@@ -79,7 +81,7 @@ def grouped_bars(values: Mapping[str, Mapping[str, Sequence[float]]], title: str
     turned = max((len(group) for group in groups), default=0) > 14 or len(groups) > 12
     axes.set_xticks(range(len(groups)), groups, rotation=60 if turned else 0, ha="right" if turned else "center")
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
-    axes.set_ylabel("test accuracy")
+    axes.set_ylabel(ylabel)
     axes.set_title(title, loc="left", fontsize=11)
     axes.margins(y=0.12)
     axes.grid(axis="y", alpha=0.3, linewidth=0.6)

@@ -69,7 +69,7 @@ def curves(
     ylabel: str,
     percent: bool = True,
     xlabel: str = "round",
-    num_colours: int = len(COLOURS),
+    num_colours: int | None = None,
 ) -> Figure:
     """Draw a line for each label: the mean over seeds, with a band of one sample standard deviation.
 
@@ -79,9 +79,10 @@ def curves(
         ylabel: What is on the y axis, with its unit.
         percent: Values are fractions, to be shown in per cent.
         xlabel: What is counted on the x axis.
-        num_colours: After so many lines colours begin again, with another dash.
+        num_colours: After so many lines colours begin again, with another dash; None for as many as there are.
     """
     figure, axes = new_figure(7.2, 4.2)
+    num_colours = num_colours or len(COLOURS)
     lowest = 0.0
     for index, (label, seeds) in enumerate(series.items()):
         rounds = sorted(set.intersection(*(set(one) for one in seeds))) if seeds else []
@@ -203,12 +204,13 @@ def _write_counts(axes: Axes, counts_KC: Counts, norm: Normalize) -> None:
             axes.text(column, row, str(count), ha="center", va="center", fontsize=7, color=colour)
 
 
-def clients(accuracies: Mapping[str, Sequence[float]], title: str) -> Figure:
+def clients(accuracies: Mapping[str, Sequence[float]], title: str, ylabel: str) -> Figure:
     """Draw clients' accuracies sorted from worst to best: a line a label, so that both tails can be read.
 
     Args:
         accuracies: For each label the clients' accuracies, fractions.
         title: Title.
+        ylabel: What is on the y axis.
     """
     figure, axes = new_figure(7.2, 3.6)
     for index, (label, values) in enumerate(accuracies.items()):
@@ -226,7 +228,7 @@ def clients(accuracies: Mapping[str, Sequence[float]], title: str) -> Figure:
     axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
     axes.set_xlabel("share of the clients, from the worst to the best")
-    axes.set_ylabel("accuracy on the client's own test")
+    axes.set_ylabel(ylabel)
     axes.set_title(title + " (dotted: mean)", loc="left", fontsize=11)
     axes.grid(axis="y", alpha=0.3, linewidth=0.6)
     if len(accuracies) > 1:

@@ -21,12 +21,13 @@ from umbel.data.errors import DataError
 from umbel.server.main import summary
 from umbel.simulations.commands.data_view import statistics, title
 from umbel.simulations.commands.display import describe
-from umbel.simulations.compare.tables import Comparison, Member, footnote, read_comparison, table
+from umbel.simulations.compare.comparison import Comparison, Member, read_comparison
+from umbel.simulations.compare.tables import footnote, table
 from umbel.simulations.plots import runs as plots
 from umbel.simulations.report import pictures
 from umbel.simulations.report import rows as report_rows
 from umbel.simulations.report import series as report_series
-from umbel.simulations.report.measures import MEASURES
+from umbel.simulations.report.measures import COLUMNS
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -132,15 +133,15 @@ def _inside(folder: Path) -> dict[str, Any] | None:
     path = folder / "explain" / "explain.json"
     if not path.is_file():
         return None
-    found = read_json(path)
-    if found.get("weights_sha256") != summary(folder)["weights_sha256"]:
+    content = read_json(path)
+    if content.get("weights_sha256") != summary(folder)["weights_sha256"]:
         return None
     pictures = [
         {"source": _embedded((path.parent / name).read_bytes()), "alternative": alternative}
-        for name, alternative in found["pictures"]
+        for name, alternative in content["pictures"]
         if name != "collapse.png" and (path.parent / name).is_file()  # the run's own curves have it
     ]
-    return {"pictures": pictures, "rows": report_rows.inside_rows(found["clients"]), "notes": found["notes"]}
+    return {"pictures": pictures, "rows": report_rows.inside_rows(content["clients"]), "notes": content["notes"]}
 
 
 def _embedded(content: bytes) -> str:
@@ -177,7 +178,7 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
         "heads": heads,
         "rows": rows,
         "footnote": footnote(comparison),
-        "main": MEASURES[main].title if main else "",
+        "main": COLUMNS[main].heading if main else "",
         "runs": [(m.item.label, m.seed, _main(m, main), m.path.name, _sha(m)) for m in comparison.members],
         "config": (comparison.members[0].path / "config.yaml").read_text(encoding="utf-8"),
         "environment": report_rows.flat(read_json(comparison.members[0].path / "env.json")),
@@ -188,7 +189,7 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
 def _main(member: Member, measure: str | None) -> str:
     """Return what a run is judged by, or a dash."""
     value = member.measures[measure] if measure else math.nan
-    return "–" if measure is None or math.isnan(value) else f"{value:.{MEASURES[measure].digits}f}"
+    return "–" if measure is None or math.isnan(value) else f"{value:.{COLUMNS[measure].unit.digits}f}"
 
 
 def _sha(member: Member) -> str:

@@ -9,44 +9,23 @@ from typing import Any
 
 import pandas as pd
 
-from umbel.core.metrics import GROUPS
-from umbel.simulations.report.measures import known, text
+from umbel.simulations.report import series as report_series
+from umbel.simulations.report.measures import MEASURES, NOT_OF_TASKS, known
+from umbel.simulations.report.progress import text
 
 _FAILURES = 20
 # The order of metrics: what people ask for first.
 _FIRST = ("test/", "validation/", "clients/", "best/")
 
-# Name, metric, what it is multiplied by, digits, unit.
-_TILES = (
-    ("test accuracy, last round", "test/accuracy", 100, 2, " %"),
-    ("test accuracy, best round", "best/test/accuracy", 100, 2, " %"),
-    ("mean over tasks (ACC)", "test/acc", 100, 2, " %"),
-    ("forgetting", "test/forgetting", 100, 2, " %"),
-    ("forward transfer", "test/fwt", 100, 2, " %"),
-    ("image→text, R@10", "test/i2t_recall@10", 1, 1, " %"),
-    ("text→image, R@10", "test/t2i_recall@10", 1, 1, " %"),
-    ("sum of recalls, of 600", "test/rsum", 1, 1, ""),
-    ("sum of recalls, best round", "best/test/rsum", 1, 1, ""),
-    *((f"{name} classes", f"test/accuracy_{name}", 100, 2, " %") for name in GROUPS),
-    ("mean over domains", "test/domains_mean", 100, 2, " %"),
-    ("worst domain", "test/domains_worst", 100, 2, " %"),
-    ("clients' mean", "clients/test/accuracy_mean", 100, 2, " %"),
-    ("worst 10 % of clients", "clients/test/accuracy_worst10", 100, 2, " %"),
-    ("image clients' mean", "clients/test/image/accuracy_mean", 100, 2, " %"),
-    ("text clients' mean", "clients/test/text/accuracy_mean", 100, 2, " %"),
-)
-# In a sequence of tasks ACC says it, and the best round may lie before the last task.
-_NOT_OF_TASKS = ("test/accuracy", "best/test/accuracy")
-
 
 def tiles(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return (name, value) of the numbers that a report begins with."""
     metrics = content["metrics"]
-    is_sequence = known(metrics.get("test/acc"))
+    is_sequence = known(metrics.get(MEASURES["acc"].metric))
     tiles = [
-        (name, f"{round(scale * metrics[key], digits) + 0.0:.{digits}f}{unit}")
-        for name, key, scale, digits, unit in _TILES
-        if known(metrics.get(key)) and not (is_sequence and key in _NOT_OF_TASKS)
+        (measure.tile, measure.unit.tile(metrics[measure.metric]))
+        for key, measure in MEASURES.items()
+        if measure.tile and known(metrics.get(measure.metric)) and not (is_sequence and key in NOT_OF_TASKS)
     ]
     best = f", the best is {content['best_round']}" if content["best_round"] and not is_sequence else ""
     tiles.append((f"rounds{best}", str(content["rounds"])))
@@ -62,16 +41,14 @@ def client_facts(spread: Mapping[str, list[float]]) -> tuple[list[str], list[lis
     rows = [["clients", *(f"{len(values):,}" for values in series.values())]]
     rows.append(["mean", *(f"{values.mean():.4f}" for values in series.values())])
     rows += [[name, *(f"{values.quantile(q):.4f}" for values in series.values())] for name, q in quantiles.items()]
-    heads = ["", *(name or "model" for name in series)] if set(series) != {""} else []
+    heads = ["", *(name or report_series.MODEL for name in series)] if set(series) != {""} else []
     return (heads, rows) if spread else ([], [])
 
 
 def class_rows(metrics: pd.DataFrame) -> list[tuple[str, str, float]]:
     """Return (class, accuracy as text, fraction) on the server's test set in the last evaluated round."""
-    rows = metrics[(metrics["side"] == "server") & (metrics["split"] == "test")]
-    rows = rows[rows["metric"].str.fullmatch(r"class/\d+/accuracy") & (rows["round"] == rows["round"].max())]
-    found = sorted((int(name.split("/")[1]), value) for name, value in zip(rows["metric"], rows["value"], strict=True))
-    return [(str(number), f"{100 * value:.1f} %", value) for number, value in found]
+    last = report_series.last_classes(metrics)
+    return [(name, f"{100 * value:.1f} %", value) for name, value in last.items()]
 
 
 def metric_rows(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
@@ -134,9 +111,9 @@ def inside_rows(clients: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """Return what `umbel explain` says of each client, a cell a column, the last one what stands out."""
     forms = {"accuracy": "{:.3f}", "drift": "{:.4f}", "drift_z": "{:+.1f}", "kernels": "{:.3f}", "kernels_z": "{:+.1f}"}
     forms |= {"update": "{:.3f}", "update_z": "{:+.1f}", "correlation": "{:.2f}", "iou": "{:.2f}"}
-    found = []
+    rows = []
     for row in clients:
         cells = ["–" if row[key] is None else form.format(row[key]) for key, form in forms.items()]
         words = [word for word, key in (("flagged", "flagged"), ("labels shuffled", "shuffled")) if row[key]]
-        found.append([str(row["client"]), *cells, ", ".join(words)])
-    return found
+        rows.append([str(row["client"]), *cells, ", ".join(words)])
+    return rows

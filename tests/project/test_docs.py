@@ -171,7 +171,7 @@ def assert_parses(words: list[str]) -> None:
     if "experiment" in parsed.params:
         load(parsed.params["experiment"], parsed.params["overrides"])
     if "strategies" in parsed.params:
-        from umbel.simulations.compare.runs import prepare
+        from umbel.simulations.compare.prepare import prepare
 
         given = parsed.params
         prepare(given["experiment"], given["strategies"], given["seeds"], given["overrides"], given["output"])

@@ -13,9 +13,10 @@ from tests.helpers import compared
 from umbel.conf.errors import ExperimentError
 from umbel.core.files import read_json
 from umbel.simulations.commands.main import main
-from umbel.simulations.compare import runs as comparing
-from umbel.simulations.compare.runs import compose, folder_name, parse_seeds, parse_strategies
-from umbel.simulations.compare.tables import Comparison, Item, cell, difference_cell, markdown, read_comparison
+from umbel.simulations.compare import carry_out
+from umbel.simulations.compare.comparison import Comparison, Item, read_comparison
+from umbel.simulations.compare.prepare import compose, folder_name, parse_seeds, parse_strategies
+from umbel.simulations.compare.tables import cell, difference_cell, markdown
 
 TINY = ("model.name=cnn", "run.rounds=2", "data.num_clients=4", "data.max_train=200", "client.epochs=1")
 
@@ -142,7 +143,7 @@ def test_a_comparison_is_written_and_its_runs_are_used_again(tmp_path: Path, mon
     assert [event["how"] for event in events if event["event"] == "member"] == ["resumed", "reused", "new"]
     assert read_json(stopped / "summary.json")["weights_sha256"] == runs["fedavg", 0]["weights_sha256"]
 
-    monkeypatch.setattr(comparing.api, "run", None)  # nothing would run
+    monkeypatch.setattr(carry_out.api, "run", None)  # nothing would run
     assert umbel(*arguments[:-4], "--strategies", "fedavg", "--seeds", "3", *output).exit_code == 0
 
 

@@ -17,14 +17,16 @@ from tests.strategies.creamfl.test_creamfl_runs import PAIRS
 from umbel import run
 from umbel.conf.load import load
 from umbel.simulations.commands import display
-from umbel.simulations.compare.tables import Comparison, cell, difference_cell, footnote, markdown, measures, table
+from umbel.simulations.compare.comparison import Comparison, measures
+from umbel.simulations.compare.tables import cell, difference_cell, footnote, markdown, table
 from umbel.simulations.plots import metrics as metric_plots
 from umbel.simulations.plots import runs as plots
-from umbel.simulations.report import pictures
+from umbel.simulations.report import charts, pictures
 from umbel.simulations.report import rows as report_rows
 from umbel.simulations.report import series as report_series
-from umbel.simulations.report.measures import MEASURES, course, headline, lines
+from umbel.simulations.report.measures import MEASURES
 from umbel.simulations.report.page import report
+from umbel.simulations.report.progress import course, headline, lines
 
 SEQUENCE = (
     *(
@@ -58,7 +60,7 @@ def test_a_line_for_each_kind_of_metric_and_none_for_what_is_not_there() -> None
         "rsum of 600": [("test", "320.0")],
         "clients": [("image", "0.2500")],
     }
-    assert headline(RETRIEVAL) == "R@10 image→text 100.0 %, text→image 100.0 %, rsum 320.0"
+    assert headline(RETRIEVAL) == "image→text R@10 100.0 %, text→image R@10 100.0 %, rsum 320.0"
     assert course(RETRIEVAL) == 320.0
 
 
@@ -171,7 +173,7 @@ def test_the_matrix_of_tasks_has_a_row_for_each_end_of_a_task() -> None:
     metrics = frame(*rows)
     assert report_series.task_matrix(metrics) == [[0.9, 0.1], [0.4, 0.8]]
     assert report_series.sequence(metrics) == {"mean accuracy (ACC)": [{1: 0.9, 2: 0.6}], "forgetting": [{2: 0.5}]}
-    axes = metric_plots.task_matrix([[0.9, math.nan], [0.4, 0.8]], "title").axes[0]
+    axes = metric_plots.task_matrix([[0.9, math.nan], [0.4, 0.8]], "title", "accuracy").axes[0]
     assert [text.get_text() for text in axes.texts] == ["90", "40", "80"]
     assert "matrix of tasks" in [what for _, what in pictures.of_run(metrics)]
 
@@ -184,8 +186,8 @@ def test_recalls_are_drawn_as_fractions_and_neural_collapse_in_panels() -> None:
         (2, "server", "train", "collapse/psi/nc3", 1.0),
         (2, "server", "train", "collapse/nc3", math.nan),
     )
-    assert report_series.recalls(metrics) == {"image→text, R@10": [{1: 0.4}]}
-    assert report_series.recalls(metrics, "clients") == {"text→image, R@1": [{1: 0.25}]}
+    assert report_series.curves(metrics, charts.RECALLS) == {"image→text R@10": [{1: 0.4}]}
+    assert report_series.curves(metrics, charts.CLIENTS_RECALLS) == {"text→image R@1": [{1: 0.25}]}
     assert [list(lines) for lines in report_series.collapse(metrics).values()] == [["model"], ["psi"]]
     shown = [what for _, what in pictures.of_run(metrics)]
     assert shown == ["recall on test pairs by round", "clients' recall on their own pairs", "neural collapse by round"]
@@ -203,10 +205,11 @@ def test_groups_domains_and_predictors_are_found_by_their_names() -> None:
         (2, "client", "test", "phi/accuracy", 0.8),
         (2, "clients", "test", "phi/accuracy_mean", 0.8),
     )
-    assert report_series.groups(metrics) == {"head": [{1: 0.5, 2: 0.6}]}
+    assert report_series.curves(metrics, charts.GROUPS) == {"head": [{1: 0.5, 2: 0.6}]}
     assert report_series.last_groups(metrics) == {"model": {"head": 0.6}, "psi": {"head": 0.2}}
     assert report_series.last_domains(metrics) == {"real world": 0.7}
-    assert list(report_series.predictors(metrics)) == ["test: model", "test: psi", "clients' own test: phi"]
+    names = list(report_series.curves(metrics, charts.PREDICTORS))
+    assert names == ["test: model", "test: psi", "clients' own test: phi"]
     assert report_series.of_clients(metrics) == {"phi": [0.8]}
     heads, rows = report_rows.client_facts(report_series.of_clients(metrics))
     assert heads == ["", "phi"] and rows[:2] == [["clients", "1"], ["mean", "0.8000"]]
@@ -214,7 +217,7 @@ def test_groups_domains_and_predictors_are_found_by_their_names() -> None:
 
 
 def test_bars_are_means_over_seeds() -> None:
-    figure = metric_plots.grouped_bars({"a": {"x": [0.2, 0.4], "y": [0.5]}, "b": {"x": [0.1]}}, "title")
+    figure = metric_plots.grouped_bars({"a": {"x": [0.2, 0.4], "y": [0.5]}, "b": {"x": [0.1]}}, "title", "accuracy")
     heights = [bar.get_height() for bar in figure.axes[0].patches if isinstance(bar, Rectangle)]
     np.testing.assert_allclose(heights, [0.3, 0.5, 0.1, np.nan])
     assert plots.png(figure).startswith(b"\x89PNG")
@@ -254,6 +257,6 @@ def test_the_report_of_domains_has_their_bars_only_where_there_are_domains(tmp_p
 def test_the_report_of_retrieval(tmp_path: Path) -> None:
     folder = run("digits", *PAIRS, "run.rounds=1", "evaluate.clients=1", f"run.results={tmp_path}").path
     page = report([folder]).read_text()
-    for text in ("image→text, R@10", "sum of recalls, of 600", "recall on test pairs by round"):
+    for text in ("image→text R@10", "sum of six recalls, of 600", "recall on test pairs by round"):
         assert text in page
     assert "test accuracy, last round" not in page and "Accuracy by round" not in page

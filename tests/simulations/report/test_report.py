@@ -115,7 +115,7 @@ def test_a_curve_shows_mean_and_deviation_over_seeds() -> None:
 def test_pictures_of_nothing_can_be_drawn() -> None:
     for figure in (
         plots.curves({"a": []}, "t", "y"),
-        plots.clients({"a": [float("nan")]}, "t"),
+        plots.clients({"a": [float("nan")]}, "t", "y"),
         plots.heat_map(np.zeros((2, 2), dtype=np.int64), ["a", "b"], "t"),
     ):
         assert plots.png(figure).startswith(b"\x89PNG")

@@ -1,21 +1,13 @@
-"""Compare strategies so that the comparison can be believed: several seeds, deviations, paired differences.
-
-Every strategy runs with the same seeds; a seed fixes the partition, the initial weights and the cohorts, so
-that differences between strategies are paired by seed. Finished runs of the same configuration are used
-again.
-"""
+"""What is to be compared: strategies and seeds are read, and every run is composed and checked before any starts."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
-import math
 import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -23,11 +15,8 @@ from umbel import data
 from umbel.conf.errors import ExperimentError
 from umbel.conf.load import as_dict, experiment_names, load, read
 from umbel.conf.schema import Experiment
-from umbel.core.files import write_json, write_text
 from umbel.server.flower import strategies as flower
-from umbel.simulations import api
-from umbel.simulations.commands.watcher import Watcher
-from umbel.simulations.compare.tables import Comparison, Item, Member, markdown
+from umbel.simulations.compare.comparison import Comparison, Item, Member
 
 _EXPECTED = "--strategies takes names, each with options in brackets: 'fedavg,fedprox(mu=0.1),scaffold'"
 
@@ -83,10 +72,10 @@ def parse_seeds(text: str, first: int) -> tuple[int, ...]:
         ExperimentError: This is neither, or no seed, or one twice.
     """
     try:
-        found = [int(part) for part in text.split(",") if part.strip()]
+        numbers = [int(part) for part in text.split(",") if part.strip()]
     except ValueError as error:
         raise ExperimentError(f"--seeds is a number such as 3, or a list such as 1,5,7; found {text!r}.") from error
-    seeds = tuple(found) if "," in text else tuple(range(first, first + found[0] if found else first))
+    seeds = tuple(numbers) if "," in text else tuple(range(first, first + numbers[0] if numbers else first))
     if not seeds or len(set(seeds)) < len(seeds):
         raise ExperimentError(f"--seeds needs at least one seed and none twice; found {text!r}.")
     return seeds
@@ -154,113 +143,3 @@ def prepare(
             members.append(Member(item, seed, composed, folder / run.name))
     source = experiment if experiment in experiment_names() else str(Path(experiment).expanduser().resolve())
     return Comparison(folder, items, chosen, tuple(members), source, tuple(overrides))
-
-
-def compare(
-    experiment: str,
-    *overrides: str,
-    strategies: str | Sequence[str],
-    seeds: int | Sequence[int] = 3,
-    output: str | Path | None = None,
-    listener: Watcher | None = None,
-    fresh: bool = False,
-) -> Comparison:
-    """Run an experiment with several strategies and seeds; the command line does the same.
-
-    Args:
-        experiment: Name of a shipped experiment, or path of a YAML file.
-        overrides: `key=value` each, for all runs.
-        strategies: Such as `fedavg,fedprox(mu=0.1),scaffold`, or a sequence of such names; the first is the reference.
-        seeds: How many, counted from `run.seed`, or the seeds themselves.
-        output: The comparison's folder; None is `compare-<experiment>` in `run.results`.
-        listener: Told of everything that happens.
-        fresh: Run everything anew, as after a change of code.
-
-    Raises:
-        ExperimentError: Something is refused; nothing has started.
-        RunStoppedError: A run could not go on; the same call goes on with it.
-    """
-    names = strategies if isinstance(strategies, str) else ",".join(strategies)
-    numbers = str(seeds) if isinstance(seeds, int) else "".join(f"{seed}," for seed in seeds)
-    return carry_out(prepare(experiment, names, numbers, overrides, output), listener, fresh)
-
-
-def carry_out(comparison: Comparison, listener: Watcher | None = None, fresh: bool = False) -> Comparison:
-    """Run a comparison's runs, one after the other, and write its table, pictures and report.
-
-    A run that is there with the same configuration is used again, or gone on with.
-
-    Args:
-        comparison: From `prepare`.
-        listener: Told of everything that happens.
-        fresh: Run everything anew, as after a change of code.
-
-    Raises:
-        RunStoppedError: A run could not go on; the same call goes on with it.
-    """
-    comparison.path.mkdir(parents=True, exist_ok=True)
-    for index, member in enumerate(comparison.members, start=1):
-        if fresh:
-            shutil.rmtree(member.path, ignore_errors=True)
-        _run(member, index, len(comparison.members), listener or Watcher())
-    write(comparison)
-    return comparison
-
-
-def _run(member: Member, index: int, total: int, listener: Watcher) -> None:
-    """Use the run that is there, go on with it, or start it."""
-    there = (member.path / "config.yaml").is_file()
-    finished = (member.path / "summary.json").is_file()
-    how = "reused" if finished else "resumed" if there else "new"
-    listener.member(index, total, member.item.label, member.seed, how)
-    if how == "new":
-        shutil.rmtree(member.path, ignore_errors=True)  # it was stopped before it wrote anything
-        api.run(member.experiment, listener=listener)
-    elif how == "resumed":
-        api.resume(member.path, listener=listener)
-
-
-def write(comparison: Comparison) -> None:
-    """Write comparison.json, table.md, curves.png, partition.png and report.html."""
-    from umbel.simulations.report.page import report, write_pictures
-
-    runs = [
-        {
-            "strategy": member.item.label,
-            "seed": member.seed,
-            "folder": member.path.name,
-            "weights_sha256": member.summary["weights_sha256"],
-            **_finite({measure: member.measures[measure] for measure in comparison.shown}),
-        }
-        for member in comparison.members
-    ]
-    reference = comparison.items[0].label
-    table = {}
-    for item in comparison.items:
-        row: dict[str, Any] = {}
-        for measure in comparison.shown:
-            mean, deviation = comparison.mean_and_deviation(item.label, measure)
-            difference, error = comparison.difference(item.label, reference, measure)
-            found = {"mean": mean, "deviation": deviation, "difference": difference, "standard_error": error}
-            row[measure] = _finite(found)
-        table[item.label] = row
-    content = {
-        "experiment": comparison.members[0].experiment.name,
-        "source": comparison.source,
-        "overrides": list(comparison.overrides),
-        "strategies": [dataclasses.asdict(item) for item in comparison.items],
-        "seeds": list(comparison.seeds),
-        "reference": reference,
-        "main": comparison.main,
-        "best": {measure: comparison.best(measure) for measure in comparison.shown},
-        "table": table,
-        "runs": runs,
-    }
-    write_json(comparison.path / "comparison.json", content)
-    write_text(comparison.path / "table.md", markdown(comparison))
-    write_pictures(comparison)
-    report([comparison.path])
-
-
-def _finite(values: dict[str, float]) -> dict[str, float | None]:
-    return {key: value if math.isfinite(value) else None for key, value in values.items()}

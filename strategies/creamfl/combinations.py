@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from umbel.core.refusal import Refusal
-from umbel.data.config import SEQUENCES
+from umbel.data import partition
 from umbel.strategies.base import Setting
 from umbel.strategies.creamfl.architectures import KINDS
 
@@ -47,7 +47,7 @@ def check_setting(config: Config, setting: Setting) -> None:
             key="data.num_clients",
             remedy=f"Set data.num_clients={sum(counts)}, or other numbers of each kind.",
         )
-    if data.augment != "none" or data.partition in SEQUENCES:
+    if data.augment != "none" or partition.tasks(data.partition) != "none":
         raise Refusal(
             "CreamFL reads images and texts as they are.",
             key="data.augment" if data.augment != "none" else "data.partition",

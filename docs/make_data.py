@@ -5,7 +5,7 @@
     python docs/make_data.py --pages      # writes the pages from what was counted before
     python docs/make_data.py --check      # exits with 1 if a page is out of date
 
-What was counted is in docs/data/<set>.json, what was probed in benchmarks/results/probe/<set>.json; pages are made of
+What was counted is in docs/data/counted/<set>.json, what was probed in benchmarks/results/probe/<set>.json; pages are made of
 these files, docs/data/about.yaml and the docstrings' lines, and of nothing else.
 """
 
@@ -32,6 +32,7 @@ from umbel.data.types import DataSet
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "data"
+COUNTED = PAGES / "counted"
 PROBES = ROOT / "benchmarks" / "results" / "probe"
 MARK = "<!-- Written by docs/make_data.py. Do not edit by hand. -->"
 MOST_ROWS, MOST_BARS, WIDTH = 24, 48, 120
@@ -267,7 +268,7 @@ def pages() -> dict[str, str]:
     """Return all pages by file name, from the files that are there."""
     entries, found, sets = about(), {}, {}
     for name, entry in entries.items():
-        counted = PAGES / f"{name}.json"
+        counted = COUNTED / f"{name}.json"
         if counted.is_file():
             sets[name] = json.loads(_read(counted))
             found[f"{name}.md"] = page(sets[name], entry, [json.loads(_read(path)) for path in probe_files(name)])
@@ -285,7 +286,7 @@ def count(names: Sequence[str]) -> None:
             continue
         found = facts(name, data_set, int(entries[name].get("examples", 0)))
         text = json.dumps(found, indent=1, ensure_ascii=False)
-        (PAGES / f"{name}.json").write_text(text + "\n", encoding="utf-8")
+        (COUNTED / f"{name}.json").write_text(text + "\n", encoding="utf-8")
         size = draw(entries[name], data_set, PAGES / f"{name}.png")
         print(f"{name}: {found['train']:,} + {found['test']:,} examples, a picture of {size / 1000:.0f} KB")
 

@@ -78,7 +78,7 @@ def test_workers_and_nodes(project: Path, engine: tuple[str, str]) -> None:
 
 def test_modules_of_the_user_come_by_the_name_that_the_experiment_gives(project: Path) -> None:
     (project / "my_strategy.py").write_text("from umbel.strategies.fedavg import FedAvg\n\nclass Mine(FedAvg): ...\n")
-    program = "import umbel; print(umbel.load('digits', ['strategy.name=my_strategy:Mine']).strategy['name'])"
+    program = "import umbel; print(umbel.load('digits', ['strategy.name=my_strategy:Mine']).strategy.name)"
     assert call(project, [sys.executable, "-c", program]).strip() == "my_strategy:Mine"
 
 

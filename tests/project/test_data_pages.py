@@ -23,6 +23,7 @@ from umbel.data.types import DataSet, Examples
 torch.set_num_threads(1)
 
 PAGES = ROOT / "docs" / "data"
+COUNTED = PAGES / "counted"
 PROBES = ROOT / "benchmarks" / "results" / "probe"
 MAKE = runpy.run_path(str(ROOT / "docs" / "make_data.py"))
 DRAW = runpy.run_path(str(PAGES / "draw.py"))
@@ -59,7 +60,7 @@ def test_pages_are_those_of_the_files(name: str) -> None:
 
 def test_a_changed_number_changes_its_page() -> None:
     name = "digits"
-    found, probe = read(PAGES / f"{name}.json"), read(PROBES / f"{name}.json")
+    found, probe = read(COUNTED / f"{name}.json"), read(PROBES / f"{name}.json")
     assert MAKE["page"](found, ABOUT[name], [probe]) == text_of(f"{name}.md")
     for change in ("train", "classes", "accuracy"):
         counted, probed = copy.deepcopy(found), copy.deepcopy(probe)
@@ -79,12 +80,12 @@ def test_counts_are_those_of_the_set(name: str) -> None:
     except MissingDataError as error:
         pytest.skip(f"{name} is not on this machine: {error}")
     found = MAKE["facts"](name, data_set, int(ABOUT[name].get("examples", 0)))
-    assert json.loads(json.dumps(found)) == read(PAGES / f"{name}.json"), f"run python docs/make_data.py {name}"
+    assert json.loads(json.dumps(found)) == read(COUNTED / f"{name}.json"), f"run python docs/make_data.py {name}"
 
 
 @pytest.mark.parametrize("name", ABOUT)
 def test_counts_add_up(name: str) -> None:
-    found = read(PAGES / f"{name}.json")
+    found = read(COUNTED / f"{name}.json")
     for column, split in ((1, "train"), (2, "test")):
         assert sum(row[column] for row in found["classes"]) == found[split] > 0
         assert not found["domains"] or sum(row[column] for row in found["domains"]) == found[split]
@@ -92,7 +93,7 @@ def test_counts_add_up(name: str) -> None:
 
 @pytest.mark.parametrize("name", ABOUT)
 def test_probes_are_of_these_sets(name: str) -> None:
-    found, files = read(PAGES / f"{name}.json"), MAKE["probe_files"](name)
+    found, files = read(COUNTED / f"{name}.json"), MAKE["probe_files"](name)
     assert files, f"run python benchmarks/probe.py --set {name} --json benchmarks/results/probe/{name}.json"
     for file in files:
         result = read(file)
@@ -112,7 +113,7 @@ def test_no_probe_is_without_a_page() -> None:
 
 @pytest.mark.parametrize("name", ABOUT)
 def test_pictures(name: str) -> None:
-    path, page, found = PAGES / f"{name}.png", text_of(f"{name}.md"), read(PAGES / f"{name}.json")
+    path, page, found = PAGES / f"{name}.png", text_of(f"{name}.md"), read(COUNTED / f"{name}.json")
     assert path.stat().st_size <= 160_000
     with Image.open(path) as picture:
         picture.verify()
@@ -129,13 +130,13 @@ def test_what_may_not_be_passed_on_is_not_shown() -> None:
         assert ABOUT[name]["picture"] == "counts" and ABOUT[name]["because"] and "examples" not in ABOUT[name]
     assert ABOUT["digits_domains"]["without"] == ["mnist"] and ABOUT["digits_domains"]["because"]
     for name, entry in ABOUT.items():
-        licence = read(PAGES / f"{name}.json")["licence"]
+        licence = read(COUNTED / f"{name}.json")["licence"]
         if re.search(r"GPL|none stated", licence):
             assert entry["picture"] == "counts" or entry["without"], f"{name} is under {licence}"
 
 
 def test_no_page_knows_the_machine() -> None:
-    for path in [*PAGES.glob("*.md"), *PAGES.glob("*.json"), *PROBES.glob("*.json")]:
+    for path in [*PAGES.glob("*.md"), *COUNTED.glob("*.json"), *PROBES.glob("*.json")]:
         assert not re.search(r"/home/|/root|/work/|/tmp/", path.read_text(encoding="utf-8")), path.name
 
 

@@ -5,8 +5,8 @@
     python docs/make_data.py --pages      # writes the pages from what was counted before
     python docs/make_data.py --check      # exits with 1 if a page is out of date
 
-What was counted is in docs/data/counted/<set>.json, what was probed in benchmarks/results/probe/<set>.json; pages are made of
-these files, docs/data/about.yaml and the docstrings' lines, and of nothing else.
+What was counted is in docs/data/counted/<set>.json, what was probed in benchmarks/results/probe/<set>.json; pages
+are made of these files, docs/data/about.yaml and the docstrings' lines, and of nothing else.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from umbel.data.types import DataSet
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = ROOT / "docs" / "data"
 COUNTED = PAGES / "counted"
+PICTURES = PAGES / "pictures"
 PROBES = ROOT / "benchmarks" / "results" / "probe"
 MARK = "<!-- Written by docs/make_data.py. Do not edit by hand. -->"
 MOST_ROWS, MOST_BARS, WIDTH = 24, 48, 120
@@ -133,9 +134,9 @@ def page(found: Facts, entry: dict[str, Any], probes: Sequence[dict[str, Any]]) 
     options = ", ".join(f"`{key}={json.dumps(value)}`" for key, value in found["options"].items())
     if options:
         parts.append(_prose(f"Options (`data.options`) with their defaults: {options}."))
-    if (PAGES / f"{name}.png").is_file():
+    if (PICTURES / f"{name}.png").is_file():
         shown = "training examples of each class" if entry["picture"] == "counts" else "some training examples"
-        parts.append(f"![{name}: {shown}]({name}.png)")
+        parts.append(f"![{name}: {shown}](pictures/{name}.png)")
         if entry.get("because"):
             parts.append(_prose(entry["because"]))
         if entry["picture"] != "counts":
@@ -287,7 +288,7 @@ def count(names: Sequence[str]) -> None:
         found = facts(name, data_set, int(entries[name].get("examples", 0)))
         text = json.dumps(found, indent=1, ensure_ascii=False)
         (COUNTED / f"{name}.json").write_text(text + "\n", encoding="utf-8")
-        size = draw(entries[name], data_set, PAGES / f"{name}.png")
+        size = draw(entries[name], data_set, PICTURES / f"{name}.png")
         print(f"{name}: {found['train']:,} + {found['test']:,} examples, a picture of {size / 1000:.0f} KB")
 
 

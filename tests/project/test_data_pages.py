@@ -24,6 +24,7 @@ torch.set_num_threads(1)
 
 PAGES = ROOT / "docs" / "data"
 COUNTED = PAGES / "counted"
+PICTURES = PAGES / "pictures"
 PROBES = ROOT / "benchmarks" / "results" / "probe"
 MAKE = runpy.run_path(str(ROOT / "docs" / "make_data.py"))
 DRAW = runpy.run_path(str(PAGES / "draw.py"))
@@ -113,11 +114,11 @@ def test_no_probe_is_without_a_page() -> None:
 
 @pytest.mark.parametrize("name", ABOUT)
 def test_pictures(name: str) -> None:
-    path, page, found = PAGES / f"{name}.png", text_of(f"{name}.md"), read(COUNTED / f"{name}.json")
+    path, page, found = PICTURES / f"{name}.png", text_of(f"{name}.md"), read(COUNTED / f"{name}.json")
     assert path.stat().st_size <= 160_000
     with Image.open(path) as picture:
         picture.verify()
-    shown = page.index(f"({name}.png)")
+    shown = page.index(f"(pictures/{name}.png)")
     below = " ".join(page[shown : page.index("## ", shown)].split("<br>"))
     if ABOUT[name]["picture"] == "counts":
         return

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from umbel.client.evaluation import evaluate_client
@@ -18,10 +19,25 @@ from umbel.core.memory import MemoryRecord, MemoryStore, Version
 from umbel.core.messages import encode_reply, framing_bytes
 from umbel.core.records import Payload, Reply
 from umbel.core.work import Outcome, Work
-from umbel.strategies.base import EVALUATE, Phase
+from umbel.strategies.base import EVALUATE, ClientContext
 
 OnClient = Callable[[int], None]
 _RUN = re.compile(r"\w[\w.-]*")
+
+
+@dataclass(frozen=True)
+class Part:
+    """A client's part of an exchange.
+
+    Attributes:
+        local: What it does with what it received.
+        fold: How the replies combine.
+        remembers: Whether its memory goes on from it; an evaluation changes nothing.
+    """
+
+    local: Callable[[Payload, ClientContext], Reply]
+    fold: Product
+    remembers: bool = True
 
 
 class ConfigMismatchError(RuntimeError):
@@ -72,64 +88,57 @@ class Worker:
 
         Raises:
             ConfigMismatchError: The server runs another experiment.
+            UnknownNameError: The strategy has no such phase.
         """
         clients = self._begin(work)
-        phase = Phase(work.phase)
-        evaluates = phase == EVALUATE
-        fold = evaluation_fold(self._host.data.num_classes) if evaluates else self.strategy.fold(phase)
+        part = self._part(work.phase)
         outcome = Outcome()
-        tree = BlockTree(fold, work.num_blocks)
+        tree = BlockTree(part.fold, work.num_blocks)
         for block in work.blocks:
             replies: dict[int, Reply | None] = {}
             for client in (client for client in block.clients if client in work.clients):
                 start = time.perf_counter()
-                replies[client] = self._run_client(clients, client, phase, work, payload, fold, outcome)
+                replies[client] = self._run_client(clients, client, part, work, payload, outcome)
                 outcome.seconds[client] = time.perf_counter() - start
                 if on_client is not None:
                     on_client(client)
             if work.clients.issuperset(block.clients):
-                tree.add(0, block.index, fold_block(fold, block, replies))
+                tree.add(0, block.index, fold_block(part.fold, block, replies))
             else:
                 outcome.singles |= {client: reply for client, reply in replies.items() if reply is not None}
         outcome.nodes = list(tree.nodes())
         return outcome
 
+    def _part(self, name: str) -> Part:
+        """Return the part of a client in the exchange of a name: a phase of the strategy, or the loop's own."""
+        if name == EVALUATE.name:
+            return Part(self._evaluate, evaluation_fold(self._host.data.num_classes), remembers=False)
+        phase = self.strategy.phase(name)
+        return Part(phase.local, phase.fold())
+
+    def _evaluate(self, payload: Payload, client: ClientContext) -> Reply:
+        size, schedule = self.experiment.evaluate.batch_size, self.experiment.schedule
+        return evaluate_client(self.strategy, payload, client, size, schedule, self._host.task_heads)
+
     def _run_client(
-        self,
-        clients: Clients,
-        client: int,
-        phase: Phase,
-        work: Work,
-        payload: Payload,
-        fold: Product,
-        outcome: Outcome,
+        self, clients: Clients, client: int, part: Part, work: Work, payload: Payload, outcome: Outcome
     ) -> Reply | None:
         remembered: list[MemoryRecord] = []
         try:
             version = work.memories.get(client)
             before = clients.memory.read(client, version) if version else None
-            context = clients.context(client, work.round, phase.name, before, remembered.append)
-            if phase == EVALUATE:
-                reply = evaluate_client(
-                    self.strategy,
-                    payload,
-                    context,
-                    self.experiment.evaluate.batch_size,
-                    self.experiment.schedule,
-                    self._host.task_heads,
-                )
-            else:
-                reply = self.strategy.local(phase, payload, context)
-            fold.check(reply, payload)
-            if phase != EVALUATE:
+            context = clients.context(client, work.round, work.phase, before, remembered.append)
+            reply = part.local(payload, context)
+            part.fold.check(reply, payload)
+            if part.remembers:
                 self._remember(clients, client, work, before, remembered, outcome)
         except Exception as error:  # noqa: BLE001 - a client may fail in any way; the federation must not
             outcome.failures[client] = f"{type(error).__name__}: {error}"
             return None
         outcome.bytes_up += reply.num_bytes
-        if phase.name not in self._framing:
-            self._framing[phase.name] = framing_bytes(encode_reply(reply))
-        outcome.framing_up += self._framing[phase.name]
+        if work.phase not in self._framing:
+            self._framing[work.phase] = framing_bytes(encode_reply(reply))
+        outcome.framing_up += self._framing[work.phase]
         return reply
 
     def _remember(

@@ -24,7 +24,7 @@ from umbel.server.nodes import Directory
 from umbel.server.port import Port
 from umbel.server.results import RunFolder
 from umbel.server.session import Session
-from umbel.strategies.base import EVALUATE, Phase
+from umbel.strategies.base import EVALUATE
 
 EVALUATION_STEP = 99  # sorts after every phase of a round
 
@@ -112,20 +112,20 @@ class FederatedRun:
         strategy, progress = self.session.strategy, _copy(self.progress)
         context, state = self.session.context(round_), self.state
         cohorts: dict[str, tuple[int, ...]] = {}
-        for step, phase in enumerate(strategy.phases(state)):
+        for step, phase in enumerate(self.session.phases(state)):
             self._look_for_stop()
             cohorts[phase.name] = cohort = self.session.cohort(phase, round_, cohorts)
             folded = Folded({}, {}, 0, 0)
             if phase.who != "server":
                 with self._stage(phase.name, progress):
-                    payload = strategy.broadcast(phase, state, context)
+                    payload = phase.broadcast(state, context)
                     self.listener.phase(round_, phase.name, len(cohort))
-                    work = self._work(phase, round_, step, cohort, progress)
-                    answer, report = exchange.run(work, payload, cohort, strategy.fold(phase))
+                    work = self._work(phase.name, round_, step, cohort, progress)
+                    answer, report = exchange.run(work, payload, cohort, phase.fold())
                 folded = self._enough(answer, report, work, progress)
             with self._stage("server", progress):
-                state = strategy.update(phase, state, folded, context)
-            if values := strategy.measured(phase, state):
+                state = phase.update(state, folded, context)
+            if values := phase.measured(state):
                 self.folder.add(round_, "server", "train", values, time.monotonic() - self._began)
         if round_ == total:
             with self._stage("server", progress):
@@ -149,7 +149,7 @@ class FederatedRun:
                 self._save()
         self.listener.round(round_, total, found, progress.seconds["total"])
 
-    def _work(self, phase: Phase, round_: int, step: int, cohort: tuple[int, ...], progress: Progress) -> Work:
+    def _work(self, phase: str, round_: int, step: int, cohort: tuple[int, ...], progress: Progress) -> Work:
         every = self.session.experiment.checkpoint.every
         # Without checkpoints only a stop can be resumed, which needs the last completed round.
         durable = self._older_checkpoint_round if every else self.progress.round
@@ -158,7 +158,7 @@ class FederatedRun:
             attempt=self._attempt,
             round=round_,
             step=step,
-            phase=phase.name,
+            phase=phase,
             config_hash=self.session.config_hash,
             checkpoint_round=durable,
             blocks=(),
@@ -218,9 +218,9 @@ class FederatedRun:
                     evaluation.neural_collapse(self.session, state, round_, self.folder, seconds)
             del predictors  # the models that they hold
             if cohort:
-                payload = self.session.strategy.broadcast(EVALUATE, state, self.session.context(round_))
+                payload = self.session.strategy.evaluated(state, self.session.context(round_))
                 self.listener.phase(round_, EVALUATE.name, len(cohort))
-                work = self._work(EVALUATE, round_, EVALUATION_STEP, cohort, progress)
+                work = self._work(EVALUATE.name, round_, EVALUATION_STEP, cohort, progress)
                 try:
                     fold = evaluation_fold(self.session.data.num_classes)
                     folded, report = exchange.run(work, payload, cohort, fold)

@@ -20,7 +20,7 @@ from umbel.data.types import Examples
 from umbel.models.base import Model
 from umbel.models.weights import shared_state
 from umbel.server.flower import strategies as flower
-from umbel.strategies.base import Phase, ServerContext, Strategy
+from umbel.strategies.base import Phase, ServerContext, Strategy, by_name
 from umbel.strategies.collected import Collected
 
 
@@ -36,6 +36,7 @@ class Session:
         self.experiment = experiment
         self.config_hash = portable_hash(experiment)
         self.strategy: Strategy[Any] = build_strategy(experiment)
+        by_name(self.strategy.every_phase())  # refuses names that are not distinct, before anything starts
         if isinstance(self.strategy, Collected):
             flower.bind(self.strategy)
         self.data = federation(experiment)
@@ -99,7 +100,15 @@ class Session:
         share = 1 / schedule.num_tasks if tasks is None else float((tasks == schedule.task(round_)).double().mean())
         return round(everything * share)
 
-    def cohort(self, phase: Phase, round_: int, earlier: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
+    def phases(self, state: Any) -> tuple[Phase[Any], ...]:
+        """Return the phases of the round that begins with a State.
+
+        Raises:
+            Refusal: Two have the same name, or one that of the evaluation.
+        """
+        return tuple(by_name(self.strategy.phases(state)).values())
+
+    def cohort(self, phase: Phase[Any], round_: int, earlier: dict[str, tuple[int, ...]]) -> tuple[int, ...]:
         """Return the clients of a phase in their fixed order, ascending.
 
         Args:

@@ -1,8 +1,8 @@
 """What a strategy is: both halves of a federated method on one page.
 
-A strategy answers the questions of `Strategy` and does nothing else. It imports no transport and no logger; it
-sees the server as a `ServerContext` and a client as a `ClientContext`, and runs unchanged wherever those come
-from.
+A strategy says which phases a round has (`umbel.strategies.phase`), answers the other questions of `Strategy`, and does
+nothing else. It imports no transport and no logger; it sees the server as a `ServerContext` and a client as a
+`ClientContext`, and runs unchanged wherever those come from.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from umbel.core import training
-from umbel.core.folds import Folded, Product
 from umbel.core.memory import MemoryRecord
 from umbel.core.metrics import Predict
+from umbel.core.names import UnknownNameError, nearest
 from umbel.core.ranges import check_ranges
-from umbel.core.records import Payload, Reply
+from umbel.core.records import Payload
 from umbel.core.rng import generator
 from umbel.core.schedule import Schedule
 from umbel.core.training import LocalConfig, TrainReport
@@ -30,6 +30,10 @@ from umbel.data.federation import Federation
 from umbel.data.types import Examples
 from umbel.models.base import Model
 from umbel.models.weights import load_state
+from umbel.strategies.phase import EVALUATE as EVALUATE
+from umbel.strategies.phase import Phase as Phase
+from umbel.strategies.phase import by_name as by_name
+from umbel.strategies.phase import over as over
 from umbel.strategies.setting import Setting as Setting
 from umbel.strategies.steps import initial_model as initial_model
 from umbel.strategies.steps import server_step as server_step
@@ -37,27 +41,6 @@ from umbel.strategies.steps import split_buffers as split_buffers
 from umbel.strategies.steps import train_and_subtract as train_and_subtract
 
 S = TypeVar("S")
-
-
-@dataclass(frozen=True)
-class Phase:
-    """One exchange of a round.
-
-    Attributes:
-        name: Travels in the message; unique within the round.
-        who: `sample` (the round's cohort), `everyone`, `same:<phase>` (the clients of an earlier phase of this
-            round), or `server` (nobody: a step of the server alone).
-        groups: The group of each client: a sample then takes from each group in proportion, at least one while there
-            are enough; empty draws from all alike.
-    """
-
-    name: str
-    who: str = "sample"
-    groups: tuple[int, ...] = ()
-
-
-TRAIN = Phase("train")
-EVALUATE = Phase("evaluate")
 
 
 @dataclass(frozen=True)
@@ -274,32 +257,32 @@ class Strategy(ABC, Generic[S]):
     def initial(self, server: ServerContext) -> S:
         """Return the State before the first round."""
 
-    def phases(self, state: S) -> tuple[Phase, ...]:
-        """Return the exchanges of this round, in order."""
-        return (TRAIN,)
+    @abstractmethod
+    def every_phase(self) -> tuple[Phase[S], ...]:
+        """Return all phases that a round of this method may have, in order; no State decides."""
 
-    def broadcast(self, phase: Phase, state: S, server: ServerContext) -> Payload:
-        """Return what every selected client receives, also for the loop's own phase `evaluate`.
+    def phases(self, state: S) -> tuple[Phase[S], ...]:
+        """Return the phases of this round, in order; by default all."""
+        return self.every_phase()
 
-        By default the generic model, as the tree `model`.
+    def phase(self, name: str) -> Phase[S]:
+        """Return the phase of a name.
+
+        Raises:
+            UnknownNameError: No round of this method has one; the message says which there are.
         """
+        known = by_name(self.every_phase())
+        if name not in known:
+            guesses = nearest(name, known)
+            raise UnknownNameError(
+                f"{type(self).__name__} has no phase {name!r}. Its phases are: {', '.join(known)}.",
+                remedy=f"Did you mean {' or '.join(map(repr, guesses))}?" if guesses else "",
+            )
+        return known[name]
+
+    def send_model(self, state: S, server: ServerContext) -> Payload:
+        """Return the model as the tree `model`, which is all that many phases send; by default the generic one."""
         return Payload({"model": self.model(state)})
-
-    @abstractmethod
-    def local(self, phase: Phase, payload: Payload, client: ClientContext) -> Reply:
-        """Do a client's part of a phase."""
-
-    @abstractmethod
-    def fold(self, phase: Phase) -> Product:
-        """Return how the replies of a phase combine."""
-
-    @abstractmethod
-    def update(self, phase: Phase, state: S, folded: Folded, server: ServerContext) -> S:
-        """Return the State after a phase."""
-
-    def measured(self, phase: Phase, state: S) -> Mapping[str, float]:
-        """Return numbers to report that `update` found in a phase, by name; they become rows of the metrics."""
-        return {}
 
     def finish(self, state: S, server: ServerContext) -> S:
         """Return the State after the last round."""
@@ -313,10 +296,14 @@ class Strategy(ABC, Generic[S]):
         """Return representations that are saved and hashed beside the model; by default none."""
         return {}
 
+    def evaluated(self, state: S, server: ServerContext) -> Payload:
+        """Return what clients receive to evaluate; by default the model."""
+        return self.send_model(state, server)
+
     def predictors(self, state: S, server: ServerContext) -> Mapping[str, Predictor]:
         """Return what the server evaluates; by default the generic model."""
         return {"model": Predictor(server.model(self.model(state)))}
 
     def personal(self, payload: Payload, client: ClientContext) -> Mapping[str, Predictor]:
-        """Return what a client evaluates on its own data; by default the generic model."""
+        """Return what a client evaluates on its own data, of what `evaluated` sent; by default the generic model."""
         return {"model": Predictor(client.model(payload.trees["model"]).eval())}

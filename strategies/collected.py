@@ -65,15 +65,18 @@ class Collected(Strategy[State]):
     def initial(self, server: ServerContext) -> State:
         return State(initial_model(server))
 
-    def local(self, phase: Phase, payload: Payload, client: ClientContext) -> Reply:
+    def every_phase(self) -> tuple[Phase[State], ...]:
+        return (Phase("train", self.send_model, self.local, self.fold, self.update),)
+
+    def local(self, payload: Payload, client: ClientContext) -> Reply:
         model = client.model(payload.trees["model"])
         report = client.train(model)
         return Reply({"arrays": client.weights(model)}, {"loss": report.loss}, client.num_examples)
 
-    def fold(self, phase: Phase) -> Product:
+    def fold(self) -> Product:
         return product({"arrays": Collect(like="model")}, numbers=["loss"])
 
-    def update(self, phase: Phase, state: State, folded: Folded, server: ServerContext) -> State:
+    def update(self, state: State, folded: Folded, server: ServerContext) -> State:
         if self.aggregate is None:
             raise RuntimeError("Only a server can aggregate with one of Flower's strategies.")
         new = self.aggregate(server.round, state, collected(folded.trees["arrays"]))

@@ -25,10 +25,8 @@ from torch import Tensor
 
 from umbel.core.folds import Fold, Folded, Product, UniformMean, WeightedMean, product
 from umbel.core.ranges import OneOf
-from umbel.core.records import Payload, Reply
 from umbel.core.tree import Tree
 from umbel.strategies.base import (
-    ClientContext,
     Phase,
     ServerContext,
     Strategy,
@@ -89,13 +87,13 @@ class FedAvg(Strategy[State]):
     def initial(self, server: ServerContext) -> State:
         return State(initial_model(server))
 
-    def local(self, phase: Phase, payload: Payload, client: ClientContext) -> Reply:
-        return train_and_subtract(payload, client)
+    def every_phase(self) -> tuple[Phase[State], ...]:
+        return (Phase("train", self.send_model, train_and_subtract, self.fold, self.update),)
 
-    def fold(self, phase: Phase) -> Product:
+    def fold(self) -> Product:
         return product({"delta": mean_fold(self.config.weighting, "model")}, numbers=["loss"])
 
-    def update(self, phase: Phase, state: State, folded: Folded, server: ServerContext) -> State:
+    def update(self, state: State, folded: Folded, server: ServerContext) -> State:
         return State(step(state.model, folded.trees["delta"], self.config.server_lr))
 
     def model(self, state: State) -> dict[str, Tensor]:

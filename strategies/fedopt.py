@@ -35,11 +35,9 @@ from torch import Tensor
 
 from umbel.core.folds import Folded, Product, product
 from umbel.core.ranges import OneOf
-from umbel.core.records import Payload, Reply
 from umbel.core.refusal import Refusal
 from umbel.core.tree import Tree
 from umbel.strategies.base import (
-    ClientContext,
     Phase,
     ServerContext,
     Strategy,
@@ -184,13 +182,13 @@ class FedOpt(Strategy[State]):
         _, buffers = split_buffers(server.build_model(), model)
         return State(model, tuple(buffers))
 
-    def local(self, phase: Phase, payload: Payload, client: ClientContext) -> Reply:
-        return train_and_subtract(payload, client)
+    def every_phase(self) -> tuple[Phase[State], ...]:
+        return (Phase("train", self.send_model, train_and_subtract, self.fold, self.update),)
 
-    def fold(self, phase: Phase) -> Product:
+    def fold(self) -> Product:
         return product({"delta": mean_fold(self.config.weighting, "model")}, numbers=["loss"])
 
-    def update(self, phase: Phase, state: State, folded: Folded, server: ServerContext) -> State:
+    def update(self, state: State, folded: Folded, server: ServerContext) -> State:
         delta = folded.trees["delta"]
         parameters = {name: tensor for name, tensor in state.model.items() if name not in state.buffers}
         buffers = {name: state.model[name] for name in state.buffers}

@@ -89,7 +89,10 @@ class FedProx(Strategy[State]):
     def initial(self, server: ServerContext) -> State:
         return State(initial_model(server))
 
-    def local(self, phase: Phase, payload: Payload, client: ClientContext) -> Reply:
+    def every_phase(self) -> tuple[Phase[State], ...]:
+        return (Phase("train", self.send_model, self.local, self.fold, self.update),)
+
+    def local(self, payload: Payload, client: ClientContext) -> Reply:
         model = client.model(payload.trees["model"])
         anchors = [p.detach().clone() for p in model.parameters() if p.requires_grad]
 
@@ -98,10 +101,10 @@ class FedProx(Strategy[State]):
 
         return train_and_subtract(payload, client, correct)
 
-    def fold(self, phase: Phase) -> Product:
+    def fold(self) -> Product:
         return product({"delta": mean_fold(self.config.weighting, "model")}, numbers=["loss"])
 
-    def update(self, phase: Phase, state: State, folded: Folded, server: ServerContext) -> State:
+    def update(self, state: State, folded: Folded, server: ServerContext) -> State:
         return State(server_step(state.model, folded.trees["delta"], self.config.server_lr))
 
     def model(self, state: State) -> dict[str, Tensor]:

@@ -49,16 +49,19 @@ class Local(Strategy[State]):
     def initial(self, server: ServerContext) -> State:
         return State(initial_model(server))
 
-    def local(self, phase: Phase, payload: Payload, client: ClientContext) -> Reply:
+    def every_phase(self) -> tuple[Phase[State], ...]:
+        return (Phase("train", self.send_model, self.local, self.fold, self.update),)
+
+    def local(self, payload: Payload, client: ClientContext) -> Reply:
         model = client.model(_own(payload, client))
         report = client.train(model)
         client.remember(MemoryRecord({"model": client.weights(model)}))
         return Reply({}, {"loss": report.loss}, client.num_examples)
 
-    def fold(self, phase: Phase) -> Product:
+    def fold(self) -> Product:
         return product({}, numbers=["loss"])
 
-    def update(self, phase: Phase, state: State, folded: Folded, server: ServerContext) -> State:
+    def update(self, state: State, folded: Folded, server: ServerContext) -> State:
         return state
 
     def model(self, state: State) -> dict[str, Tensor]:

@@ -11,6 +11,10 @@ Legend: N examples, C classes, D features.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TypeVar
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -22,53 +26,100 @@ from umbel.core.metrics import collapse
 from umbel.core.records import Payload, Reply
 from umbel.core.tree import Tree
 from umbel.models.base import Model
-from umbel.strategies.base import ClientContext, Phase
+from umbel.strategies.base import ClientContext, Phase, ServerContext
 
-FEATURES = Phase("features", "everyone")
-NEAREST = Phase("nearest", "same:features")
+S = TypeVar("S")
 _BATCH = 512
 
 
-def payload(phase: Phase, model: Tree, class_means: Tree) -> Payload:
-    """Return what clients receive: the model, and in the second phase what `means` returned."""
-    if phase.name == NEAREST.name:
-        return Payload({"model": model, "means": class_means})
-    num_classes, width = model["head.weight"].shape
-    return Payload({"model": model}, {"classes": float(num_classes), "width": float(width)})
+@dataclass(frozen=True)
+class Collapse:
+    """What a strategy's State keeps of it.
+
+    Attributes:
+        means: Between the two phases `mean` [C, D] float64, and `present` [C] int8, which classes have one; else empty.
+        values: What was measured last, by name: `nc1` to `nc4`, and `<head>/nc3` of other heads.
+    """
+
+    means: dict[str, Tensor] = field(default_factory=dict)
+    values: dict[str, float] = field(default_factory=dict)
 
 
-def fold(phase: Phase) -> Product:
-    """Return how the replies of a phase combine."""
-    if phase.name == NEAREST.name:
-        return product({}, numbers=["agreement"])
+def phases(
+    model: Callable[[S], Tree],
+    heads: Callable[[S], Mapping[str, Tensor]],
+    get: Callable[[S], Collapse],
+    put: Callable[[S, Collapse], S],
+) -> tuple[Phase[S], Phase[S]]:
+    """Return the two phases.
+
+    Args:
+        model: Returns the model that is measured, out of a State.
+        heads: Returns other heads [C, D] by name, whose alignment with the features is measured too.
+        get: Returns what the State keeps of it.
+        put: Returns the State that keeps another.
+    """
+
+    def send_model(state: S, server: ServerContext) -> Payload:
+        num_classes, width = model(state)["head.weight"].shape
+        return Payload({"model": model(state)}, {"classes": float(num_classes), "width": float(width)})
+
+    def after_features(state: S, folded: Folded, server: ServerContext) -> S:
+        sums = sums_of(folded)
+        means = {"mean": sums.means(), "present": sums.present().to(torch.int8)}
+        values = collapse.describe(sums, model(state)["head.weight"])
+        for name, weight in heads(state).items():
+            values |= {f"{name}/{key}": v for key, v in collapse.describe(sums, weight).items() if key == "nc3"}
+        return put(state, Collapse(means, values))
+
+    def send_means(state: S, server: ServerContext) -> Payload:
+        return Payload({"model": model(state), "means": get(state).means})
+
+    def after_nearest(state: S, folded: Folded, server: ServerContext) -> S:
+        return put(state, Collapse({}, get(state).values | {"nc4": folded.numbers["agreement"]}))
+
+    def measured(state: S) -> Mapping[str, float]:
+        return {f"collapse/{name}": value for name, value in get(state).values.items()}
+
+    return (
+        Phase("features", send_model, sum_features, fold_sums, after_features, "everyone"),
+        Phase("nearest", send_means, compare, fold_shares, after_nearest, "same:features", measured=measured),
+    )
+
+
+def sum_features(payload: Payload, client: ClientContext) -> Reply:
+    """Reply with the sums over a client's features."""
+    features, labels = features_of(client.model(payload.trees["model"]), client)
+    own = collapse.class_sums(features, labels, client.num_classes)
+    packed = moments.pack(*(part[0] for part in own.total))
+    trees = {"classes": {"count": own.count_C, "sum": own.sum_CD}, "total": {"0": packed}}
+    return Reply(trees, {}, client.num_examples)
+
+
+def fold_sums() -> Product:
+    """Return how sums over features combine."""
     return product({"classes": Sum(_classes_like), "total": Moments(bounds=lambda p: (1, int(p.numbers["width"])))})
 
 
-def sums(folded: Folded) -> collapse.ClassSums:
+def sums_of(folded: Folded) -> collapse.ClassSums:
     """Return the sums over all clients."""
     classes, (total,) = folded.trees["classes"], folded.trees["total"].values()
     return collapse.ClassSums(classes["count"], classes["sum"], moments.unpack(total[None]))
 
 
-def means(found: collapse.ClassSums) -> dict[str, Tensor]:
-    """Return what the second phase sends: `mean` [C, D] float64, and `present` [C] int8, which classes have one."""
-    return {"mean": found.means(), "present": found.present().to(torch.int8)}
+def compare(payload: Payload, client: ClientContext) -> Reply:
+    """Reply with the share of a client's examples that the head gives to the class of the nearest mean."""
+    model, known = client.model(payload.trees["model"]), payload.trees["means"]
+    features, _ = features_of(model, client)
+    bias = None if model.head.bias is None else model.head.bias.detach().double().cpu()
+    logits = F.linear(features, model.head.weight.detach().double().cpu(), bias)
+    agreeing = collapse.num_agreeing(features, logits, known["mean"], known["present"].bool())
+    return Reply({}, {"agreement": agreeing / client.num_examples}, client.num_examples)
 
 
-def local(phase: Phase, received: Payload, client: ClientContext) -> Reply:
-    """Do a client's part of a phase."""
-    model = client.model(received.trees["model"])
-    features, labels = features_of(model, client)
-    if phase.name == NEAREST.name:
-        bias = None if model.head.bias is None else model.head.bias.detach().double().cpu()
-        logits = F.linear(features, model.head.weight.detach().double().cpu(), bias)
-        known = received.trees["means"]
-        agreeing = collapse.num_agreeing(features, logits, known["mean"], known["present"].bool())
-        return Reply({}, {"agreement": agreeing / client.num_examples}, client.num_examples)
-    own = collapse.class_sums(features, labels, client.num_classes)
-    packed = moments.pack(*(part[0] for part in own.total))
-    trees = {"classes": {"count": own.count_C, "sum": own.sum_CD}, "total": {"0": packed}}
-    return Reply(trees, {}, client.num_examples)
+def fold_shares() -> Product:
+    """Return how shares of examples combine."""
+    return product({}, numbers=["agreement"])
 
 
 @torch.no_grad()

@@ -136,12 +136,13 @@ class Scaffold(Strategy[State]):
         parameters, _ = split_buffers(server.build_model(), model)
         return State(model, zeros_like(parameters))
 
-    def broadcast(self, phase: Phase, state: State, server: ServerContext) -> Payload:
-        if phase.name == "evaluate":
-            return Payload({"model": state.model})
+    def every_phase(self) -> tuple[Phase[State], ...]:
+        return (Phase("train", self.send_model_and_control, self.local, self.fold, self.update),)
+
+    def send_model_and_control(self, state: State, server: ServerContext) -> Payload:
         return Payload({"model": state.model, "control": state.control})
 
-    def local(self, phase: Phase, payload: Payload, client: ClientContext) -> Reply:
+    def local(self, payload: Payload, client: ClientContext) -> Reply:
         x, c = payload.trees["model"], payload.trees["control"]
         known = client.memory.trees if client.memory else {}
         c_i = known["control"] if "control" in known else zeros_like(c)
@@ -164,11 +165,11 @@ class Scaffold(Strategy[State]):
         trees = {"delta": subtract(y, x), "control": subtract(renewed, c_i)}
         return Reply(trees, {"loss": report.loss}, client.num_examples)
 
-    def fold(self, phase: Phase) -> Product:
+    def fold(self) -> Product:
         mean = self.config.weighting
         return product({"delta": mean_fold(mean, "model"), "control": mean_fold(mean, "control")}, numbers=["loss"])
 
-    def update(self, phase: Phase, state: State, folded: Folded, server: ServerContext) -> State:
+    def update(self, state: State, folded: Folded, server: ServerContext) -> State:
         model = server_step(state.model, folded.trees["delta"], self.config.server_lr)
         if self.config.weighting == "uniform":
             fraction = folded.num_replies / server.num_clients

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +26,7 @@ from umbel.models.base import Model
 from umbel.server.listener import Listener
 from umbel.simulations.compare.comparison import Comparison, Item, Member
 from umbel.simulations.report.measures import MEASURES
-from umbel.strategies.base import TRAIN, ClientContext, Phase, ServerContext, Strategy
+from umbel.strategies.base import ClientContext, Phase, ServerContext, Strategy
 
 CPU = torch.device("cpu")
 
@@ -106,11 +108,12 @@ class Quadratics:
             loss=lambda distance, _: (self.a[k] / 2 * distance**2).sum(1).mean(),
         )
 
-    def reply(self, strategy: Strategy[Any], state: Any, k: int, round_: int, phase: Phase = TRAIN) -> Reply:
-        payload = strategy.broadcast(phase, state, self.server(round_))
+    def reply(self, strategy: Strategy[Any], state: Any, k: int, round_: int) -> Reply:
+        phase = strategy.phase("train")
+        payload = phase.broadcast(state, self.server(round_))
         remembered: list[MemoryRecord] = []
-        reply = strategy.local(phase, payload, self.client(k, round_, remembered.append))
-        strategy.fold(phase).check(reply, payload)
+        reply = phase.local(payload, self.client(k, round_, remembered.append))
+        phase.fold().check(reply, payload)
         if remembered:
             self.memory[k] = remembered[-1]
         return reply
@@ -126,12 +129,13 @@ class Quadratics:
     ) -> Any:
         """Run one round; replies are handed over in the order `arrival`."""
         cohort = list(range(self.num_clients)) if cohort is None else list(cohort)
-        fold = strategy.fold(TRAIN)
+        train = strategy.phase("train")
+        fold = train.fold()
         assembler = Assembler(fold, cut(cohort, block_size))
         for k in cohort if arrival is None else arrival:
             assembler.add_client(k, self.reply(strategy, state, k, round_))
         folded: Folded = fold.finish(assembler.finish())
-        return strategy.update(TRAIN, state, folded, self.server(round_))
+        return train.update(state, folded, self.server(round_))
 
     def run(self, strategy: Strategy[Any], num_rounds: int, start: Tensor | None = None) -> Tensor:
         """Run rounds with all clients and return w."""
@@ -141,6 +145,21 @@ class Quadratics:
         for round_ in range(1, num_rounds + 1):
             state = self.round(strategy, state, round_)
         return strategy.model(state)["w"]
+
+
+def watch_phases(monkeypatch: pytest.MonkeyPatch, kind: type[Strategy[Any]], **parts: Callable[..., Any]) -> None:
+    """Put others in place of functions of all phases of a strategy; each gets the phase as it was, then what it takes.
+
+    `local` and `fold` take effect on clients, `broadcast`, `update` and `measured` on the server.
+    """
+    phase, phases = kind.phase, kind.phases
+
+    def watched(found: Phase[Any]) -> Phase[Any]:
+        changes: dict[str, Any] = {name: partial(part, found) for name, part in parts.items()}
+        return replace(found, **changes)
+
+    monkeypatch.setattr(kind, "phase", lambda self, name: watched(phase(self, name)))
+    monkeypatch.setattr(kind, "phases", lambda self, state: tuple(map(watched, phases(self, state))))
 
 
 def unequal() -> Quadratics:

@@ -27,8 +27,9 @@ from umbel.server import checkpoint
 from umbel.server.flower import strategies as flower
 from umbel.server.main import summary
 from umbel.server.session import Session
-from umbel.strategies.base import TRAIN
+from umbel.strategies.base import Phase, by_name
 
+_TRAIN = "train"  # the phase that is run again
 State = dict[str, Tensor]  # a model's whole state dict, on the CPU
 
 
@@ -93,14 +94,15 @@ class FinishedRun:
         remembered: list[MemoryRecord] = []
         versions = self._checkpoint.progress.memories if self._checkpoint else {}
         record = self._clients.memory.read(client, Version(*versions[str(client)])) if str(client) in versions else None
-        context = self._clients.context(client, self.rounds + 1, TRAIN.name, record, remembered.append)
-        if self._payload is None:
+        context = self._clients.context(client, self.rounds + 1, _TRAIN, record, remembered.append)
+        if self._exchange is None:
             model = context.model({name: self.state[name] for name in self.session.shared_names})
             context.train(model)
             return _copy(model)
-        reply = self.session.strategy.local(TRAIN, self._payload, context)
+        phase, payload = self._exchange
+        reply = phase.local(payload, context)
         state = _copy(self._host.model)
-        base = self._payload.trees["model"]
+        base = payload.trees["model"]
         return state | {name: base[name].cpu() + change.cpu() for name, change in reply.trees.get("delta", {}).items()}
 
     @cached_property
@@ -109,17 +111,18 @@ class FinishedRun:
         return found if found is not None and found.progress.round == self.rounds else None
 
     @cached_property
-    def _payload(self) -> Payload | None:
-        """What the phase `train` would send now; None without a checkpoint."""
+    def _exchange(self) -> tuple[Phase[Any], Payload] | None:
+        """The phase `train` of the next round and what it would send; None without a checkpoint."""
         if self._checkpoint is None:
             return None
         session = self.session
         state: Any = checkpoint.restore(self._checkpoint, session.strategy, lambda: session.context(0))
-        if TRAIN.name not in (phase.name for phase in session.strategy.phases(state)):
+        phase = by_name(session.strategy.phases(state)).get(_TRAIN)
+        if phase is None:
             raise ExperimentError(
                 f"Clients of strategy.name={self.experiment.strategy.name} train no shared model in a phase 'train'."
             )
-        return session.strategy.broadcast(TRAIN, state, session.context(self.rounds + 1))
+        return phase, phase.broadcast(state, session.context(self.rounds + 1))
 
     @cached_property
     def _host(self) -> Host:

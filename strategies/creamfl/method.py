@@ -71,8 +71,6 @@ from umbel.strategies.creamfl.representations import WIRES, Representations, fro
 
 __all__ = ["Config", "CreamFL", "State", "aggregate", "inter_contrast", "intra_contrast", "modality"]
 
-LEARN = Phase("learn", "server")
-
 
 @dataclass(frozen=True)
 class Config:
@@ -184,60 +182,30 @@ class CreamFL(Strategy[State]):
     def check(self, setting: Setting) -> None:
         check_setting(self.config, setting)
 
-    # ---- the server's half -----------------------------------------------------------------------------------
-
     def initial(self, server: ServerContext) -> State:
         try_models(self.config, server)
         return State(_state(server_model(self.config, server)), {}, {})
 
-    def phases(self, state: State) -> tuple[Phase, ...]:
+    def every_phase(self) -> tuple[Phase[State], ...]:
         config = self.config
         kinds = (0,) * config.num_image + (1,) * config.num_text + (2,) * config.num_both
-        return (LEARN, Phase("contrast", "sample", kinds if config.stratify else ()))
+        groups = kinds if config.stratify else ()
+        return (
+            Phase.of_server("learn", self.after_learn),
+            Phase("contrast", self.send, self.contrast, self.fold, self.after_contrast, groups=groups),
+        )
 
-    def broadcast(self, phase: Phase, state: State, server: ServerContext) -> Payload:
-        if phase.name != "contrast":
-            return Payload({})  # clients evaluate what they have
-        rows = rows_of(server, self.config.public_per_round)
-        sent = {name: to_wire(found[rows], self.config.wire) for name, found in state.representations.items()}
-        numbers = {"public": fingerprint(public_of(server))}
-        return Payload({"representations": sent, "index": {"rows": rows.to(torch.int32)}}, numbers)
+    # ---- learn: the server by itself, on the public pairs ----------------------------------------------------
 
-    def fold(self, phase: Phase) -> Product:
-        return product({"representations": Representations(self.config.wire)}, numbers=["loss"])
-
-    def update(self, phase: Phase, state: State, folded: Folded, server: ServerContext) -> State:
+    def after_learn(self, state: State, server: ServerContext) -> State:
         model = self._load(state, server)
-        if phase.name == LEARN.name:
-            moments = self._learn(model, state.moments, server)
-            return State(_state(model), self._read(model, server), moments)
-        if not self.config.distil:
-            return state
-        moments = self._distil(model, self.ensembles(folded, state, server), state.moments, server)
-        return State(_state(model), state.representations, moments)
-
-    def finish(self, state: State, server: ServerContext) -> State:
-        return replace(state, representations=self._read(self._load(state, server), server))
-
-    def ensembles(self, folded: Folded, state: State, server: ServerContext) -> dict[str, Tensor]:
-        """Return the ensemble [M, D] of each modality of which somebody replied."""
-        rows, found = rows_of(server, self.config.public_per_round), {}
-        replies = folded.trees["representations"]
-        for own, other in (MODALITIES, MODALITIES[::-1]):
-            if own in replies:
-                across = from_wire(to_wire(state.representations[other][rows], self.config.wire)).to(server.device)
-                found[own] = combine(self.config, replies[own], across)
-        return found
+        moments = self._learn(model, state.moments, server)
+        return State(_state(model), self._read(model, server), moments)
 
     def _load(self, state: State, server: ServerContext) -> Encoders:
         model = server_model(self.config, server)
         model.load_state_dict(state.model)
         return model
-
-    @staticmethod
-    def _read(model: Encoders, server: ServerContext) -> dict[str, Tensor]:
-        """Return a model's representations of the public set."""
-        return {name: found.float().cpu() for name, found in Reader(model, tables_of(server)).all().items()}
 
     def _learn(self, model: Encoders, moments: Tree, server: ServerContext) -> dict[str, Tensor]:
         """Train on the public pairs with the server's own loss; return the optimiser's moments."""
@@ -252,36 +220,20 @@ class CreamFL(Strategy[State]):
         done = training.train(reader, own, own, local, batches=source, noise=noise, loss=loss, moments=moments)
         return dict(done.moments)
 
-    def _distil(
-        self, model: Encoders, ensemble: Mapping[str, Tensor], moments: Tree, server: ServerContext
-    ) -> dict[str, Tensor]:
-        """Move the server's representations towards the ensembles; return the optimiser's moments.
+    @staticmethod
+    def _read(model: Encoders, server: ServerContext) -> dict[str, Tensor]:
+        """Return a model's representations of the public set."""
+        return {name: found.float().cpu() for name, found in Reader(model, tables_of(server)).all().items()}
 
-        A modality without an ensemble is not read, so that nothing moves it.
-        """
-        names = [name for name in MODALITIES if name in ensemble]
-        if not names:
-            return dict(moments)
-        reader = Reader(
-            model, tables_of(server), rows_of(server, self.config.public_per_round).to(server.device), names
-        )
-        targets = [ensemble[name].to(parameter_dtype(server.local.precision)) for name in names]
+    # ---- contrast: clients with what the server says of P, and back ------------------------------------------
 
-        def loss(found_MBD: Tensor, index_B: Tensor) -> Tensor:
-            pairs = zip(found_MBD, targets, strict=True)
-            return self.config.distil * torch.stack([F.mse_loss(own, to[index_B]) for own, to in pairs]).sum()
+    def send(self, state: State, server: ServerContext) -> Payload:
+        rows = rows_of(server, self.config.public_per_round)
+        sent = {name: to_wire(found[rows], self.config.wire) for name, found in state.representations.items()}
+        numbers = {"public": fingerprint(public_of(server))}
+        return Payload({"representations": sent, "index": {"rows": rows.to(torch.int32)}}, numbers)
 
-        local = replace(
-            server_training(self.config, server), epochs=self.config.distil_epochs or self.config.server_epochs
-        )
-        source, noise, own = server.rng("distil"), server.rng("distil noise"), reader.numbers
-        done = training.train(reader, own, own, local, batches=source, noise=noise, loss=exact(loss), moments=moments)
-        # Moments of what was not read are as they were.
-        return dict(moments) | dict(done.moments)
-
-    # ---- a client's half -------------------------------------------------------------------------------------
-
-    def local(self, phase: Phase, payload: Payload, client: ClientContext) -> Reply:
+    def contrast(self, payload: Payload, client: ClientContext) -> Reply:
         public = public_of(client)
         if payload.numbers["public"] != fingerprint(public):
             raise ValueError("This client has another public set than the server: data.public must be the same set.")
@@ -316,13 +268,66 @@ class CreamFL(Strategy[State]):
             return reader, reader.numbers, pair_loss(self.config, model, data.identities().to(client.device))
         return reader, data.labels.to(client.device), class_loss(self.config, model.classes)
 
+    def fold(self) -> Product:
+        return product({"representations": Representations(self.config.wire)}, numbers=["loss"])
+
+    def after_contrast(self, state: State, folded: Folded, server: ServerContext) -> State:
+        if not self.config.distil:
+            return state
+        model = self._load(state, server)
+        moments = self._distil(model, self.ensembles(folded, state, server), state.moments, server)
+        return State(_state(model), state.representations, moments)
+
+    def ensembles(self, folded: Folded, state: State, server: ServerContext) -> dict[str, Tensor]:
+        """Return the ensemble [M, D] of each modality of which somebody replied."""
+        rows, found = rows_of(server, self.config.public_per_round), {}
+        replies = folded.trees["representations"]
+        for own, other in (MODALITIES, MODALITIES[::-1]):
+            if own in replies:
+                across = from_wire(to_wire(state.representations[other][rows], self.config.wire)).to(server.device)
+                found[own] = combine(self.config, replies[own], across)
+        return found
+
+    def _distil(
+        self, model: Encoders, ensemble: Mapping[str, Tensor], moments: Tree, server: ServerContext
+    ) -> dict[str, Tensor]:
+        """Move the server's representations towards the ensembles; return the optimiser's moments.
+
+        A modality without an ensemble is not read, so that nothing moves it.
+        """
+        names = [name for name in MODALITIES if name in ensemble]
+        if not names:
+            return dict(moments)
+        reader = Reader(
+            model, tables_of(server), rows_of(server, self.config.public_per_round).to(server.device), names
+        )
+        targets = [ensemble[name].to(parameter_dtype(server.local.precision)) for name in names]
+
+        def loss(found_MBD: Tensor, index_B: Tensor) -> Tensor:
+            pairs = zip(found_MBD, targets, strict=True)
+            return self.config.distil * torch.stack([F.mse_loss(own, to[index_B]) for own, to in pairs]).sum()
+
+        local = replace(
+            server_training(self.config, server), epochs=self.config.distil_epochs or self.config.server_epochs
+        )
+        source, noise, own = server.rng("distil"), server.rng("distil noise"), reader.numbers
+        done = training.train(reader, own, own, local, batches=source, noise=noise, loss=exact(loss), moments=moments)
+        # Moments of what was not read are as they were.
+        return dict(moments) | dict(done.moments)
+
     # ---- what is evaluated -----------------------------------------------------------------------------------
+
+    def finish(self, state: State, server: ServerContext) -> State:
+        return replace(state, representations=self._read(self._load(state, server), server))
 
     def model(self, state: State) -> dict[str, Tensor]:
         return state.model
 
     def representations(self, state: State) -> dict[str, Tensor]:
         return state.representations
+
+    def evaluated(self, state: State, server: ServerContext) -> Payload:
+        return Payload({})  # clients evaluate what they have
 
     def predictors(self, state: State, server: ServerContext) -> Mapping[str, Predictor]:
         return {"model": _retrieval(self._load(state, server).eval())}

@@ -44,7 +44,6 @@ from torch import Tensor, nn
 
 from umbel.core.folds import Folded, Product, Sum, product
 from umbel.core.memory import MemoryRecord
-from umbel.core.metrics import collapse
 from umbel.core.ranges import OneOf
 from umbel.core.records import Payload, Reply
 from umbel.core.refusal import Refusal
@@ -52,7 +51,6 @@ from umbel.core.tree import Tree, subtract
 from umbel.models.base import Model
 from umbel.strategies import neural_collapse
 from umbel.strategies.base import (
-    TRAIN,
     ClientContext,
     Phase,
     Predictor,
@@ -74,7 +72,7 @@ from umbel.strategies.fedloge.heads import (
     split_at,
     sum_of_losses,
 )
-from umbel.strategies.neural_collapse import FEATURES, NEAREST
+from umbel.strategies.neural_collapse import Collapse
 
 __all__ = [
     "Config",
@@ -86,8 +84,6 @@ __all__ = [
     "simplex_etf",
     "sparse_etf",
 ]
-
-CLASSES = Phase("classes", "everyone")
 
 
 @dataclass(frozen=True)
@@ -187,8 +183,6 @@ class FedLoGe(Strategy[State]):
                 remedy="Set client.clip_norm=0.",
             )
 
-    # ---- server ----------------------------------------------------------------------------------------------
-
     def initial(self, server: ServerContext) -> State:
         model = initial_model(server)
         num_classes, width = model["head.weight"].shape
@@ -196,85 +190,53 @@ class FedLoGe(Strategy[State]):
             model["head.bias"] = torch.zeros_like(model["head.bias"])
         return State(model, make_frame(self.config, width, num_classes, server.rng("frame")), {})
 
-    def phases(self, state: State) -> tuple[Phase, ...]:
-        first = () if state.everyone else (CLASSES,)  # again for those who were not there
+    def every_phase(self) -> tuple[Phase[State], ...]:
+        return (
+            Phase("classes", self.send_frame, self.count, self.fold_counts, self.after_classes, "everyone"),
+            Phase("train", self.send_model, self.train, self.fold_deltas, self.after_train),
+            *neural_collapse.phases(
+                self.model,
+                self._other_heads,
+                get=lambda state: Collapse(state.means, state.collapse),
+                put=lambda state, found: replace(state, means=found.means, collapse=found.values),
+            ),
+        )
+
+    def phases(self, state: State) -> tuple[Phase[State], ...]:
+        classes, train, *collapse = self.every_phase()
         every = self.config.collapse
-        last = (FEATURES, NEAREST) if every and (state.rounds + 1) % every == 0 else ()
-        return (*first, TRAIN, *last)
+        first = () if state.everyone else (classes,)  # again for those who were not there
+        last = collapse if every and (state.rounds + 1) % every == 0 else ()
+        return (*first, train, *last)
 
-    def broadcast(self, phase: Phase, state: State, server: ServerContext) -> Payload:
-        if phase.name == CLASSES.name:
-            frame = pack_frame(state.frame["weight"]) if state.frame else {}
-            return Payload({"frame": frame}, {"classes": float(len(state.model["head.weight"]))})
-        if phase.name in (FEATURES.name, NEAREST.name):
-            return neural_collapse.payload(phase, self.model(state), state.means)
-        return Payload({"model": state.model})
+    # ---- classes: the frame goes out, counts of classes come back --------------------------------------------
 
-    def fold(self, phase: Phase) -> Product:
-        if phase.name == CLASSES.name:
-            return product({"counts": Sum(lambda payload: counts_like(int(payload.numbers["classes"])))})
-        if phase.name in (FEATURES.name, NEAREST.name):
-            return neural_collapse.fold(phase)
-        return product({"delta": mean_fold(self.config.weighting, "model")}, numbers=["loss"])
+    def send_frame(self, state: State, server: ServerContext) -> Payload:
+        frame = pack_frame(state.frame["weight"]) if state.frame else {}
+        return Payload({"frame": frame}, {"classes": float(len(state.model["head.weight"]))})
 
-    def update(self, phase: Phase, state: State, folded: Folded, server: ServerContext) -> State:
-        if phase.name == CLASSES.name:
-            if folded.num_replies < state.num_told:
-                return state
-            everyone = folded.num_replies == server.num_clients
-            counts = dict(folded.trees["counts"])
-            return replace(state, counts=counts, num_told=folded.num_replies, everyone=everyone)
-        if phase.name == FEATURES.name:
-            sums = neural_collapse.sums(folded)
-            return replace(state, means=neural_collapse.means(sums), collapse=self._collapse(state, sums))
-        if phase.name == NEAREST.name:
-            measured = state.collapse | {"nc4": folded.numbers["agreement"]}
-            return replace(state, means={}, collapse=measured)
-        stepped = server_step(state.model, folded.trees["delta"], self.config.server_lr)
-        return replace(state, model=stepped, rounds=state.rounds + 1)
+    def count(self, payload: Payload, client: ClientContext) -> Reply:
+        if payload.trees.get("frame"):
+            client.remember(MemoryRecord({**_remembered(client), "frame": dict(payload.trees["frame"])}))
+        counts = torch.bincount(client.train_data.labels, minlength=client.num_classes)
+        return Reply({"counts": {"examples": counts.to(torch.float64)}}, {}, client.num_examples)
 
-    def measured(self, phase: Phase, state: State) -> Mapping[str, float]:
-        if phase.name != NEAREST.name:
-            return {}
-        return {f"collapse/{name}": value for name, value in state.collapse.items()}
+    def fold_counts(self) -> Product:
+        return product({"counts": Sum(lambda payload: counts_like(int(payload.numbers["classes"])))})
 
-    def _collapse(self, state: State, sums: collapse.ClassSums) -> dict[str, float]:
-        """Return NC1 to NC3 of the generic model, and NC3 of the unaligned head and the frame."""
-        found = collapse.describe(sums, self.model(state)["head.weight"])
-        others = {"psi": state.model["head.weight"]} if self.config.align else {}
-        if state.frame:
-            others["frame"] = state.frame["weight"]
-        for name, weight in others.items():
-            found |= {f"{name}/{key}": v for key, v in collapse.describe(sums, weight).items() if key == "nc3"}
-        return found
+    def after_classes(self, state: State, folded: Folded, server: ServerContext) -> State:
+        if folded.num_replies < state.num_told:
+            return state
+        everyone = folded.num_replies == server.num_clients
+        counts = dict(folded.trees["counts"])
+        return replace(state, counts=counts, num_told=folded.num_replies, everyone=everyone)
 
-    def model(self, state: State) -> dict[str, Tensor]:
-        """Return theta and the realigned psi'."""
-        if not self.config.align:
-            return state.model
-        return state.model | {"head.weight": realign_global(state.model["head.weight"], self.config.scale)}
+    # ---- train: theta by the frame, psi and phi_k on top -----------------------------------------------------
 
-    def predictors(self, state: State, server: ServerContext) -> Mapping[str, Predictor]:
-        groups = split_at(state.counts["examples"]) if state.counts else None
-        model = server.model(state.model)  # one trunk under all heads
-        bias = bias_of(model.head)
-        heads = {"model": (self.model(state)["head.weight"], bias)}
-        if self.config.align:
-            heads["psi"] = (state.model["head.weight"], bias)
-        if state.frame:
-            heads["frame"] = (state.frame["weight"], None)
-        return {
-            name: Predictor(headed(model, weight.to(model.head.weight), own), groups=groups)
-            for name, (weight, own) in heads.items()
-        }
+    def send_model(self, state: State, server: ServerContext) -> Payload:
+        return Payload({"model": state.model})  # psi as it is trained, not realigned
 
-    # ---- client ----------------------------------------------------------------------------------------------
-
-    def local(self, phase: Phase, payload: Payload, client: ClientContext) -> Reply:
-        if phase.name == CLASSES.name:
-            return self._count(payload, client)
-        if phase.name in (FEATURES.name, NEAREST.name):
-            return neural_collapse.local(phase, payload, client)
+    def train(self, payload: Payload, client: ClientContext) -> Reply:
         model = client.model(payload.trees["model"])
         frame = self._frame(client)
         head = self._personal_head(model, client) if self.config.personal else None
@@ -286,13 +248,6 @@ class FedLoGe(Strategy[State]):
             client.remember(MemoryRecord({**_remembered(client), "head": own}))
         delta = subtract(client.weights(model), payload.trees["model"])
         return Reply({"delta": delta}, {"loss": report.loss}, client.num_examples)
-
-    def _count(self, payload: Payload, client: ClientContext) -> Reply:
-        """Put the frame away and say how many examples of each class there are."""
-        if payload.trees.get("frame"):
-            client.remember(MemoryRecord({**_remembered(client), "frame": dict(payload.trees["frame"])}))
-        counts = torch.bincount(client.train_data.labels, minlength=client.num_classes)
-        return Reply({"counts": {"examples": counts.to(torch.float64)}}, {}, client.num_examples)
 
     def _frame(self, client: ClientContext) -> Tensor | None:
         """Return psi_SSE [C, D] out of the client's memory; None with `frame=none`."""
@@ -313,6 +268,42 @@ class FedLoGe(Strategy[State]):
         if known is not None:
             personal.load_state_dict(dict(known))
         return personal
+
+    def fold_deltas(self) -> Product:
+        return product({"delta": mean_fold(self.config.weighting, "model")}, numbers=["loss"])
+
+    def after_train(self, state: State, folded: Folded, server: ServerContext) -> State:
+        stepped = server_step(state.model, folded.trees["delta"], self.config.server_lr)
+        return replace(state, model=stepped, rounds=state.rounds + 1)
+
+    # ---- features, nearest: neural collapse (umbel.strategies.neural_collapse) -------------------------------
+
+    def _other_heads(self, state: State) -> dict[str, Tensor]:
+        """Return the heads whose alignment is measured beside the generic one's: the unaligned one, the frame."""
+        heads = {"psi": state.model["head.weight"]} if self.config.align else {}
+        return heads | ({"frame": state.frame["weight"]} if state.frame else {})
+
+    # ---- what is evaluated -----------------------------------------------------------------------------------
+
+    def model(self, state: State) -> dict[str, Tensor]:
+        """Return theta and the realigned psi'."""
+        if not self.config.align:
+            return state.model
+        return state.model | {"head.weight": realign_global(state.model["head.weight"], self.config.scale)}
+
+    def predictors(self, state: State, server: ServerContext) -> Mapping[str, Predictor]:
+        groups = split_at(state.counts["examples"]) if state.counts else None
+        model = server.model(state.model)  # one trunk under all heads
+        bias = bias_of(model.head)
+        heads = {"model": (self.model(state)["head.weight"], bias)}
+        if self.config.align:
+            heads["psi"] = (state.model["head.weight"], bias)
+        if state.frame:
+            heads["frame"] = (state.frame["weight"], None)
+        return {
+            name: Predictor(headed(model, weight.to(model.head.weight), own), groups=groups)
+            for name, (weight, own) in heads.items()
+        }
 
     def personal(self, payload: Payload, client: ClientContext) -> Mapping[str, Predictor]:
         model = client.model(payload.trees["model"]).eval()

@@ -50,7 +50,6 @@ from umbel.core.tree import Tree
 from umbel.models import operators
 from umbel.models.inputs import layer_inputs, stream_inputs
 from umbel.strategies.base import (
-    TRAIN,
     ClientContext,
     Phase,
     ServerContext,
@@ -66,8 +65,6 @@ from umbel.strategies.fot.subspace import Sketches, expand_basis, project_update
 
 __all__ = ["FOT", "Config", "State", "expand_basis", "grow", "layer_inputs", "project_update", "residual_sketch"]
 
-SKETCH = Phase("sketch", "same:train")
-TRAIN_AND_SKETCH = Phase("train_and_sketch")
 _BATCH = 256
 
 
@@ -189,65 +186,37 @@ class FOT(Strategy[State]):
         schedule = server.schedule
         return self.config.project and schedule.ends_task(round_) and schedule.task(round_) < schedule.num_tasks - 1
 
-    def phases(self, state: State) -> tuple[Phase, ...]:
-        if not state.sketch_next:
-            return (TRAIN,)
-        return (TRAIN_AND_SKETCH,) if self.config.sketched == "local" else (TRAIN, SKETCH)
-
-    def broadcast(self, phase: Phase, state: State, server: ServerContext) -> Payload:
-        if phase.name not in (SKETCH.name, TRAIN_AND_SKETCH.name):
-            return Payload({"model": state.model})
-        numbers = {f"groups/{name}": float(groups) for name, (groups, _) in state.layers.items()}
-        numbers |= {f"inputs/{name}": float(inputs) for name, (_, inputs) in state.layers.items()}
-        bases = {} if self.config.residual == "server" else state.bases
-        return Payload({"model": state.model, "bases": bases}, numbers)
-
-    def local(self, phase: Phase, payload: Payload, client: ClientContext) -> Reply:
-        if phase.name == TRAIN.name:
-            return train_and_subtract(payload, client)
-        trained = train_and_subtract(payload, client) if phase.name == TRAIN_AND_SKETCH.name else None
-        model = client.model(payload.trees["model"])
-        if trained is not None:
-            whole = {name: payload.trees["model"][name] + change for name, change in trained.trees["delta"].items()}
-            model = client.model(whole)
-        images, _ = client.prepare(client.train_data)
-        images = images[: self.config.sample_limit] if self.config.sample_limit else images
-        rng = None if self.config.secret_omega else client.rng
-        found = Sketches(payload.trees["bases"], layers_of(payload), self.config.width, rng)
-        for batch in torch.split(images, _BATCH):
-            stream_inputs(model, batch, found.take)
-        ratio = {name: (e[..., 0] / e[..., 1].clamp_min(1e-300)).sqrt() for name, e in found.energy.items()}
-        trees: dict[str, Tree] = {"sketch": found.sketch, "energy": found.energy, "ratio": ratio}
-        if trained is None:
-            return Reply(trees, {}, client.num_examples)
-        return Reply({**trees, **trained.trees}, trained.numbers, client.num_examples)
-
-    def fold(self, phase: Phase) -> Product:
-        delta = {"delta": mean_fold(self.config.weighting, "model")}
-        if phase.name == TRAIN.name:
-            return product(delta, numbers=["loss"])
-        config = self.config
-        sketches = {
-            "sketch": Sum(lambda payload: shapes(payload, lambda d: (d, math.ceil(config.width * d) or d))),
-            "energy": Sum(lambda payload: shapes(payload, lambda d: (2,))),
-            "ratio": WeightedMean(lambda payload: shapes(payload, lambda d: ())),
-        }
-        if phase.name == SKETCH.name:
-            return product(sketches)
-        return product({**delta, **sketches}, numbers=["loss"])
-
-    def update(self, phase: Phase, state: State, folded: Folded, server: ServerContext) -> State:
-        if "delta" in folded.trees:
-            state = self._step(state, folded.trees["delta"], server)
-        if "sketch" in folded.trees:
-            state = self._protect(state, folded)
+    def every_phase(self) -> tuple[Phase[State], ...]:
         return (
-            replace(state, sketch_next=self._sketches(server, server.round + 1)) if self._ends(phase, state) else state
+            Phase("train", self.send_model, train_and_subtract, self.fold_deltas, self.after_train),
+            Phase(
+                "sketch",
+                self.send_bases,
+                self.sketch,
+                self.fold_sketches,
+                self.after_sketch,
+                who="same:train",
+                measured=self.held,
+            ),
+            Phase(
+                "train_and_sketch", self.send_bases, self.do_both, self.fold_both, self.after_both, measured=self.held
+            ),
         )
 
-    def _ends(self, phase: Phase, state: State) -> bool:
-        """Say whether a phase is the last of its round."""
-        return phase.name == self.phases(state)[-1].name
+    def phases(self, state: State) -> tuple[Phase[State], ...]:
+        train, sketch, train_and_sketch = self.every_phase()
+        if not state.sketch_next:
+            return (train,)
+        return (train_and_sketch,) if self.config.sketched == "local" else (train, sketch)
+
+    # ---- train: as FedAvg, then a step that leaves the bases alone -------------------------------------------
+
+    def fold_deltas(self) -> Product:
+        return product({"delta": mean_fold(self.config.weighting, "model")}, numbers=["loss"])
+
+    def after_train(self, state: State, folded: Folded, server: ServerContext) -> State:
+        state = self._step(state, folded.trees["delta"], server)
+        return state if state.sketch_next else self._looked_ahead(state, server)  # else a sketch ends the round
 
     def _step(self, state: State, delta: Tree, server: ServerContext) -> State:
         """Return the State after the server's step, projected."""
@@ -281,6 +250,42 @@ class FOT(Strategy[State]):
             projected |= {name: change * own.view(-1, *[1] * (change.ndim - 1)) for name, change in heads.items()}
         return {name: projected.get(name, torch.zeros_like(change)) for name, change in scaled.items()}
 
+    # ---- sketch: what the task uses ---------------------------------------------------------------------------
+
+    def send_bases(self, state: State, server: ServerContext) -> Payload:
+        numbers = {f"groups/{name}": float(groups) for name, (groups, _) in state.layers.items()}
+        numbers |= {f"inputs/{name}": float(inputs) for name, (_, inputs) in state.layers.items()}
+        bases = {} if self.config.residual == "server" else state.bases
+        return Payload({"model": state.model, "bases": bases}, numbers)
+
+    def sketch(self, payload: Payload, client: ClientContext) -> Reply:
+        return Reply(self._sketched(payload.trees["model"], payload, client), {}, client.num_examples)
+
+    def _sketched(self, weights: Tree, payload: Payload, client: ClientContext) -> dict[str, Tree]:
+        """Return what a client says of the inputs of a model's layers on its data."""
+        model = client.model(weights)
+        images, _ = client.prepare(client.train_data)
+        images = images[: self.config.sample_limit] if self.config.sample_limit else images
+        rng = None if self.config.secret_omega else client.rng
+        found = Sketches(payload.trees["bases"], layers_of(payload), self.config.width, rng)
+        for batch in torch.split(images, _BATCH):
+            stream_inputs(model, batch, found.take)
+        ratio = {name: (e[..., 0] / e[..., 1].clamp_min(1e-300)).sqrt() for name, e in found.energy.items()}
+        return {"sketch": found.sketch, "energy": found.energy, "ratio": ratio}
+
+    def fold_sketches(self) -> Product:
+        width = self.config.width
+        return product(
+            {
+                "sketch": Sum(lambda payload: shapes(payload, lambda d: (d, math.ceil(width * d) or d))),
+                "energy": Sum(lambda payload: shapes(payload, lambda d: (2,))),
+                "ratio": WeightedMean(lambda payload: shapes(payload, lambda d: ())),
+            }
+        )
+
+    def after_sketch(self, state: State, folded: Folded, server: ServerContext) -> State:
+        return self._looked_ahead(self._protect(state, folded), server)
+
     def _protect(self, state: State, folded: Folded) -> State:
         """Add the directions that the task uses to the bases."""
         threshold = min(self.config.threshold + state.tasks_done * self.config.increment, 1.0)
@@ -293,17 +298,35 @@ class FOT(Strategy[State]):
             bases[name] = grow(bases.get(name), sketch, rho, self.config, threshold)
         return replace(state, bases=bases, tasks_done=state.tasks_done + 1)
 
+    def _looked_ahead(self, state: State, server: ServerContext) -> State:
+        """Return the State after the last phase of a round, which knows whether the next one ends a task."""
+        return replace(state, sketch_next=self._sketches(server, server.round + 1))
+
+    # ---- train_and_sketch: both at once, of the client's own model -------------------------------------------
+
+    def do_both(self, payload: Payload, client: ClientContext) -> Reply:
+        trained = train_and_subtract(payload, client)
+        whole = {name: payload.trees["model"][name] + change for name, change in trained.trees["delta"].items()}
+        trees = self._sketched(whole, payload, client)
+        return Reply({**trees, **trained.trees}, trained.numbers, client.num_examples)
+
+    def fold_both(self) -> Product:
+        return product({**self.fold_deltas().folds, **self.fold_sketches().folds}, numbers=["loss"])
+
+    def after_both(self, state: State, folded: Folded, server: ServerContext) -> State:
+        return self.after_sketch(self._step(state, folded.trees["delta"], server), folded, server)
+
+    # ---- what is evaluated and reported ----------------------------------------------------------------------
+
     def model(self, state: State) -> dict[str, Tensor]:
         return state.model
 
-    def measured(self, phase: Phase, state: State) -> dict[str, float]:
+    def held(self, state: State) -> dict[str, float]:
         """Return what the bases hold, after they have grown.
 
         `rank/<layer>`: directions, of all groups together; `columns/<layer>`: those of its longest group, which is what
         travels for each; `protected`: the share of the layers' weights that cannot move.
         """
-        if phase.name not in (SKETCH.name, TRAIN_AND_SKETCH.name):
-            return {}
         found, held, whole = {}, 0.0, 0
         for name, (groups, inputs) in state.layers.items():
             basis = state.bases.get(name)

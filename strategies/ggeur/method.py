@@ -36,7 +36,6 @@ Legend: N examples, D features, C classes, R kept directions, A anchors, K clien
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
@@ -47,17 +46,15 @@ from torch import Tensor
 
 from umbel.core.folds import Folded, Product, Sum, product
 from umbel.core.gathered import Collect, Moments
-from umbel.core.memory import MemoryRecord
 from umbel.core.ranges import OneOf
 from umbel.core.records import Payload, Reply
 from umbel.core.refusal import Refusal
 from umbel.core.tree import Tree
 from umbel.data.federation import Federation
-from umbel.data.types import Examples
-from umbel.strategies.base import ClientContext, Phase, Predictor, ServerContext, Setting, Strategy
+from umbel.strategies.base import ClientContext, Phase, Predictor, ServerContext, Setting, Strategy, by_name, over
 from umbel.strategies.ggeur.bases import make_base
 from umbel.strategies.ggeur.combinations import check_combinations, check_setting
-from umbel.strategies.ggeur.completion import SCALES, completion, num_drawn, sample
+from umbel.strategies.ggeur.completion import SCALES, completion, sample
 from umbel.strategies.ggeur.pooling import (
     ClassStatistics,
     Prototypes,
@@ -67,8 +64,8 @@ from umbel.strategies.ggeur.pooling import (
     sizes,
     sums_like,
 )
-from umbel.strategies.ggeur.releases import WIRES, gaussian_sigma, guided, pooled_geometry, release
-from umbel.strategies.ggeur.remembered import PREFIX, classes_of, complete, for_base, received
+from umbel.strategies.ggeur.releases import WIRES, features_of, gaussian_sigma, guided, release, shaped
+from umbel.strategies.ggeur.remembered import PREFIX, complete, for_base, num_new, received
 from umbel.strategies.ggeur.shapes import Geometry, geometry
 from umbel.strategies.head_on_draws import head_on_draws
 
@@ -85,10 +82,6 @@ __all__ = [
     "sample",
 ]
 
-COUNTS = Phase("counts", "everyone")
-STATISTICS = Phase("statistics", "everyone")
-GEOMETRY = Phase("geometry", "everyone")
-_CHUNK = 512  # images whose features are computed at once
 NOISES = ("local", "distributed")
 
 
@@ -193,6 +186,7 @@ class GGEUR(Strategy[State]):
         check_combinations(config)
         self.base: Strategy[Any] = make_base(config, GGEUR)
         self.sigma = gaussian_sigma(config)
+        by_name(self.every_phase(), "strategy.base")  # refuses a base with a phase called like one of these
 
     def check(self, setting: Setting) -> None:
         check_setting(self.config, setting)
@@ -224,125 +218,127 @@ class GGEUR(Strategy[State]):
         model = server.build_model()
         return model.in_channels * model.image_size**2
 
-    def phases(self, state: State) -> tuple[Phase, ...]:
+    def every_phase(self) -> tuple[Phase[State], ...]:
+        return (*self._shaping(), *map(self._of_base, self.base.every_phase()))
+
+    def phases(self, state: State) -> tuple[Phase[State], ...]:
         due = not state.geometry or 0 < self.config.refresh <= state.age
-        first = (STATISTICS, GEOMETRY) if self.config.augment and due else ()
-        counts = (COUNTS,) if first and self.config.guide else ()
-        return (*counts, *first, *self.base.phases(state.base))
+        *earlier, last = self.base.phases(state.base)
+        return (*(self._shaping() if due else ()), *map(self._of_base, earlier), self._of_base(last, ends=True))
 
-    def broadcast(self, phase: Phase, state: State, server: ServerContext) -> Payload:
-        if phase.name in (COUNTS.name, STATISTICS.name):
-            model = self.base.model(state.base)
-            classes, features = len(model["head.weight"]), self._width(state, server)
-            trees: dict[str, Tree] = {"guide": state.guide} if phase.name == STATISTICS.name else {}
-            if self.config.refresh and phase.name == STATISTICS.name:
-                trees["model"] = model
-            numbers = {"classes": float(classes), "features": float(features), "clients": float(server.num_clients)}
-            return Payload(trees, numbers)
-        if phase.name == GEOMETRY.name:
-            trees = {"geometry": state.geometry, "means": state.means, "prototypes": state.prototypes}
-            return Payload(trees, {f"count/{label}": count for label, count in enumerate(state.counts)})
-        return self.base.broadcast(phase, state.base, server)
+    def _shaping(self) -> tuple[Phase[State], ...]:
+        """Return the phases that give everyone the geometry, before those of the base."""
+        if not self.config.augment:
+            return ()
+        phases = (
+            Phase("counts", self.send_sizes, self.count, self.fold_counts, self.after_counts, "everyone"),
+            Phase(
+                "statistics", self.send_guide, self.describe, self.fold_statistics, self.after_statistics, "everyone"
+            ),
+            Phase("geometry", self.send_geometry, self.keep, self.fold_nothing, self.after_geometry, "everyone"),
+        )
+        return phases if self.config.guide else phases[1:]
 
-    def local(self, phase: Phase, payload: Payload, client: ClientContext) -> Reply:
-        if phase.name == COUNTS.name:
-            counts = torch.bincount(client.train_data.labels.cpu(), minlength=client.num_classes)
-            return Reply({"counts": {"count": counts.to(torch.int32)}}, {}, client.num_examples)
-        if phase.name == STATISTICS.name:
-            return self._statistics(payload, client)
-        if phase.name == GEOMETRY.name:
-            record = received(payload, client.round)
-            client.remember(record)
-            drawn = 0
-            if not self.config.refresh:
-                drawn = sum(
-                    num_drawn(len(own), target, **more) for own, target, more in classes_of(self.config, client, record)
-                )
-            return Reply({}, {}, client.num_examples + drawn)
-        return self.base.local(phase, payload, self._completed(payload, client) if self.config.augment else client)
+    # ---- counts: who has the most examples of each class, and so speaks for it --------------------------------
 
-    def fold(self, phase: Phase) -> Product:
-        if phase.name == COUNTS.name:
-            return product({"counts": Collect(counts_like)})
-        if phase.name == STATISTICS.name:
-            pooled = Sum(sums_like) if self.config.release == "sums" else Moments(self.config.within_only, sizes)
-            folds = {"statistics": pooled, **({"prototypes": Prototypes()} if self.config.domains else {})}
-            return product(folds, ["epsilon", "delta", "sigma"] if self.config.epsilon else [])
-        if phase.name == GEOMETRY.name:
-            return product({})
-        return self.base.fold(phase)
+    def send_sizes(self, state: State, server: ServerContext) -> Payload:
+        classes = len(self.base.model(state.base)["head.weight"])
+        features, clients = self._width(state, server), server.num_clients
+        return Payload({}, {"classes": float(classes), "features": float(features), "clients": float(clients)})
 
-    def update(self, phase: Phase, state: State, folded: Folded, server: ServerContext) -> State:
-        if phase.name == COUNTS.name:
-            return replace(state, **guided(folded, self.config.guide))
-        if phase.name == STATISTICS.name:
-            return self._shape(state, folded, server)
-        if phase.name == GEOMETRY.name:
-            return replace(state, num_examples=0 if self.config.refresh else folded.num_examples, age=0)
-        base = self.base.update(phase, state.base, folded, self._counted(state, server))
-        return replace(state, base=base, age=state.age + (phase == self.base.phases(state.base)[-1]))
+    def count(self, payload: Payload, client: ClientContext) -> Reply:
+        counts = torch.bincount(client.train_data.labels.cpu(), minlength=client.num_classes)
+        return Reply({"counts": {"count": counts.to(torch.int32)}}, {}, client.num_examples)
 
-    def measured(self, phase: Phase, state: State) -> Mapping[str, float]:
-        return self.base.measured(phase, state.base)
+    def fold_counts(self) -> Product:
+        return product({"counts": Collect(counts_like)})
 
-    def finish(self, state: State, server: ServerContext) -> State:
-        return replace(state, base=self.base.finish(state.base, self._counted(state, server)))
+    def after_counts(self, state: State, folded: Folded, server: ServerContext) -> State:
+        return replace(state, **guided(folded, self.config.guide))
+
+    # ---- statistics: counts, means and covariances of clients are pooled (equation 4) -------------------------
+
+    def send_guide(self, state: State, server: ServerContext) -> Payload:
+        trees: dict[str, Tree] = {"guide": state.guide}
+        if self.config.refresh:
+            trees["model"] = self.base.model(state.base)
+        return Payload(trees, self.send_sizes(state, server).numbers)
+
+    def describe(self, payload: Payload, client: ClientContext) -> Reply:
+        return release(self.config, self.sigma, payload, client, *features_of(self.config, payload, client))
+
+    def fold_statistics(self) -> Product:
+        pooled = Sum(sums_like) if self.config.release == "sums" else Moments(self.config.within_only, sizes)
+        folds = {"statistics": pooled, **({"prototypes": Prototypes()} if self.config.domains else {})}
+        return product(folds, ["epsilon", "delta", "sigma"] if self.config.epsilon else [])
+
+    def after_statistics(self, state: State, folded: Folded, server: ServerContext) -> State:
+        num_classes = len(self.base.model(state.base)["head.weight"])
+        return replace(state, **shaped(self.config, self.sigma, folded, num_classes, server.num_clients, state.counts))
+
+    # ---- geometry: the directions and variances of each class go out ------------------------------------------
+
+    def send_geometry(self, state: State, server: ServerContext) -> Payload:
+        trees = {"geometry": state.geometry, "means": state.means, "prototypes": state.prototypes}
+        return Payload(trees, {f"count/{label}": count for label, count in enumerate(state.counts)})
+
+    def keep(self, payload: Payload, client: ClientContext) -> Reply:
+        record = received(payload, client.round)
+        client.remember(record)
+        return Reply({}, {}, client.num_examples + (0 if self.config.refresh else num_new(self.config, client, record)))
+
+    def fold_nothing(self) -> Product:
+        return product({})
+
+    def after_geometry(self, state: State, folded: Folded, server: ServerContext) -> State:
+        return replace(state, num_examples=0 if self.config.refresh else folded.num_examples, age=0)
+
+    # ---- the base's phases, on completed classes --------------------------------------------------------------
+
+    def _of_base(self, phase: Phase[Any], ends: bool = False) -> Phase[State]:
+        """Return a phase of the base, whose clients have their classes completed; it may end a round."""
+        return over(
+            phase,
+            get=lambda state: state.base,
+            put=lambda state, base: replace(state, base=base, age=state.age + ends),
+            server=self._counted,
+            client=self._completed,
+        )
 
     @staticmethod
     def _counted(state: State, server: ServerContext) -> ServerContext:
         """Return the server with the number of examples that clients have after completion."""
         return replace(server, num_examples=state.num_examples) if state.num_examples else server
 
+    def _completed(self, payload: Payload, client: ClientContext) -> ClientContext:
+        """Return the client with its classes completed, as the base sees it."""
+        if not self.config.augment:
+            return client
+        memory = client.memory
+        if memory is None or f"{PREFIX}geometry" not in memory.trees:
+            return for_base(client)  # it failed when the geometry was sent: it trains on what it has
+        if not self.config.refresh:
+            came = memory.numbers.get(f"{PREFIX}round", 0.0)
+            completed = client.keep("ggeur", came, lambda: complete(self.config, client, memory))
+            return for_base(client).with_data(completed)
+        features, labels = features_of(self.config, payload, client)
+        seen = replace(client.train_data, images=features.float().cpu(), labels=labels.cpu())
+        completed = complete(self.config, client.with_data(seen), memory)
+        return head_on_draws(for_base(client), completed)
+
+    # ---- what is evaluated: the base's -----------------------------------------------------------------------
+
+    def finish(self, state: State, server: ServerContext) -> State:
+        return replace(state, base=self.base.finish(state.base, self._counted(state, server)))
+
     def model(self, state: State) -> dict[str, Tensor]:
         return self.base.model(state.base)
+
+    def evaluated(self, state: State, server: ServerContext) -> Payload:
+        return self.base.evaluated(state.base, server)
 
     def predictors(self, state: State, server: ServerContext) -> Mapping[str, Predictor]:
         return self.base.predictors(state.base, server)
 
     def personal(self, payload: Payload, client: ClientContext) -> Mapping[str, Predictor]:
         return self.base.personal(payload, for_base(client))
-
-    def _features(self, payload: Payload, client: ClientContext) -> tuple[Tensor, Tensor]:
-        """Return the features and labels of a client's examples: its embeddings, or those of the global model."""
-        images, labels = client.prepare(client.train_data)
-        if not self.config.refresh:
-            return images.flatten(1), labels
-        model = client.model(payload.trees["model"]).eval()
-        with torch.no_grad():
-            return torch.cat([model.features(chunk) for chunk in torch.split(images, _CHUNK)]), labels
-
-    def _statistics(self, payload: Payload, client: ClientContext) -> Reply:
-        return release(self.config, self.sigma, payload, client, *self._features(payload, client))
-
-    def _shape(self, state: State, folded: Folded, server: ServerContext) -> State:
-        """Turn the pooled statistics into the geometry that is sent."""
-        config, tree = self.config, folded.trees["statistics"]
-        num_classes = len(self.base.model(state.base)["head.weight"])
-        replies = folded.num_replies / (server.num_clients if config.noise == "distributed" else 1)
-        found = pooled_geometry(config, self.sigma * math.sqrt(replies), tree, num_classes)
-        directions = {"eigenvalues": found.eigenvalues_CR.float(), "eigenvectors": found.eigenvectors_CDR.float()}
-        means = {"mean": found.mean_CD.float()} if config.complete == "all" else {}
-        prototypes = {
-            name: (packed[1:] / packed[0]).float() for name, packed in folded.trees.get("prototypes", {}).items()
-        }
-        counts = tuple(found.count_C.tolist())
-        if config.guide:  # of everyone, unless nobody of the guided set could say what the class looks like
-            counts = tuple(every if guiding else 0.0 for every, guiding in zip(state.counts, counts, strict=True))
-        return replace(state, geometry=directions, means=means, counts=counts, prototypes=prototypes)
-
-    def _completed(self, payload: Payload, client: ClientContext) -> ClientContext:
-        """Return the client with its classes completed."""
-        memory = client.memory
-        if memory is None or f"{PREFIX}geometry" not in memory.trees:
-            return for_base(client)  # it failed when the geometry was sent: it trains on what it has
-        if not self.config.refresh:
-            came = memory.numbers.get(f"{PREFIX}round", 0.0)
-            completed = client.keep("ggeur", came, lambda: self._complete(client, memory))
-            return for_base(client).with_data(completed)
-        features, labels = self._features(payload, client)
-        seen = replace(client.train_data, images=features.float().cpu(), labels=labels.cpu())
-        completed = self._complete(client.with_data(seen), memory)
-        return head_on_draws(for_base(client), completed)
-
-    def _complete(self, client: ClientContext, memory: MemoryRecord) -> Examples:
-        return complete(self.config, client, memory)

@@ -32,7 +32,18 @@ from umbel.strategies.ggeur.shapes import Geometry, denoise, geometry, inflate_s
 if TYPE_CHECKING:
     from umbel.strategies.ggeur.method import Config
 
+_CHUNK = 512  # images whose features are computed at once
 WIRES = {"float32": torch.float32, "float64": torch.float64}
+
+
+def features_of(config: Config, payload: Payload, client: ClientContext) -> tuple[Tensor, Tensor]:
+    """Return features [N, D] and labels [N] of a client's examples: its embeddings, or those of the global model."""
+    images, labels = client.prepare(client.train_data)
+    if not config.refresh:
+        return images.flatten(1), labels
+    model = client.model(payload.trees["model"]).eval()
+    with torch.no_grad():
+        return torch.cat([model.features(chunk) for chunk in torch.split(images, _CHUNK)]), labels
 
 
 def release(
@@ -85,6 +96,33 @@ def pooled_geometry(config: Config, sigma: float, tree: Tree, num_classes: int) 
     if config.epsilon:
         found = denoise(found, sigma, config.unit or config.clip)
     return inflate_smallest(found) if config.legacy_small_eig_scale else found
+
+
+def shaped(
+    config: Config, sigma: float, folded: Folded, num_classes: int, num_clients: int, counts: tuple[float, ...]
+) -> dict[str, Any]:
+    """Return the State's `geometry`, `means`, `counts` and `prototypes` out of what all clients released.
+
+    Args:
+        config: What was released.
+        sigma: Deviation of a client's noise.
+        folded: The releases, pooled.
+        num_classes: C.
+        num_clients: K.
+        counts: Examples of each class over all clients, where there is a guided set.
+    """
+    replies = folded.num_replies / (num_clients if config.noise == "distributed" else 1)
+    found = pooled_geometry(config, sigma * math.sqrt(replies), folded.trees["statistics"], num_classes)
+    described = tuple(found.count_C.tolist())
+    if config.guide:  # of everyone, unless nobody of the guided set could say what the class looks like
+        described = tuple(every if guiding else 0.0 for every, guiding in zip(counts, described, strict=True))
+    prototypes = folded.trees.get("prototypes", {})
+    return {
+        "geometry": {"eigenvalues": found.eigenvalues_CR.float(), "eigenvectors": found.eigenvectors_CDR.float()},
+        "means": {"mean": found.mean_CD.float()} if config.complete == "all" else {},
+        "counts": described,
+        "prototypes": {name: (packed[1:] / packed[0]).float() for name, packed in prototypes.items()},
+    }
 
 
 def gaussian_sigma(config: Config) -> float:

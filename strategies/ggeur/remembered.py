@@ -17,7 +17,7 @@ from umbel.core.records import Payload
 from umbel.core.rng import generator
 from umbel.data.types import Examples
 from umbel.strategies.base import ClientContext
-from umbel.strategies.ggeur.completion import completion, foreign_prototypes
+from umbel.strategies.ggeur.completion import completion, foreign_prototypes, num_drawn
 from umbel.strategies.ggeur.shapes import Geometry
 
 if TYPE_CHECKING:
@@ -70,6 +70,11 @@ def classes_of(
             "mean_D": None if means is None else means[label],
         }
         yield features[data.labels == label], target, more
+
+
+def num_new(config: Config, client: ClientContext, memory: MemoryRecord) -> int:
+    """Return how many examples `complete` adds to the client's."""
+    return sum(num_drawn(len(own), target, **more) for own, target, more in classes_of(config, client, memory))
 
 
 def complete(config: Config, client: ClientContext, memory: MemoryRecord) -> Examples:

@@ -188,9 +188,9 @@ def test_scaffold_has_no_control_variate_for_statistics(tmp_path, monkeypatch):
     found = {}
     update = scaffold.Scaffold.update
 
-    def spy(self, phase, state, folded, server):
+    def spy(self, state, folded, server):
         found.update(folded.trees)
-        return update(self, phase, state, folded, server)
+        return update(self, state, folded, server)
 
     monkeypatch.setattr(scaffold.Scaffold, "update", spy)
     small_run(tmp_path, *CVT, "strategy.name=scaffold")

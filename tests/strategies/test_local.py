@@ -40,14 +40,14 @@ def test_the_generic_model_is_the_initial_one(tmp_path):
 def test_clients_end_with_different_models(tmp_path, monkeypatch):
     kept, local = {}, Local.local
 
-    def watch(self, phase, payload, client):
+    def watch(self, payload, client):
         def remember(record):
             kept[client.id] = record.trees["model"]["head.weight"]
             original(record)
 
         original = client.remember
         object.__setattr__(client, "remember", remember)
-        return local(self, phase, payload, client)
+        return local(self, payload, client)
 
     monkeypatch.setattr(Local, "local", watch)
     run("digits", *SMALL, *OPTIONS, f"run.results={tmp_path}")

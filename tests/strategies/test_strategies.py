@@ -12,7 +12,7 @@ from umbel.core.folds import Folded
 from umbel.core.names import UnknownNameError
 from umbel.core.training import LocalConfig
 from umbel.strategies import fedavg, fedopt, fedprox, registry, scaffold
-from umbel.strategies.base import TRAIN, Strategy
+from umbel.strategies.base import Strategy
 
 
 def steps(config, *deltas):
@@ -76,7 +76,7 @@ def test_buffers_are_averaged_and_not_optimised():
     strategy = fedopt.FedOpt(fedopt.Config(optimizer="adam", lr=12.0, momentum=0.75, beta2=0.5, tau=1.0))
     state = fedopt.State(T(x=[0.0], running_mean=[1.0]), ("running_mean",))
     folded = Folded({"delta": T(x=[7.0], running_mean=[0.5])}, {}, 1, 1)
-    new = strategy.update(TRAIN, state, folded, unequal().server())
+    new = strategy.update(state, folded, unequal().server())
     assert new.model["x"].item() == pytest.approx(3.5) and new.model["running_mean"].item() == 1.5
     assert "running_mean" not in new.moments
 

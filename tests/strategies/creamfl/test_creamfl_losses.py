@@ -149,7 +149,6 @@ def test_a_row_is_distilled_towards_its_own_ensemble(tmp_path):
 def test_what_a_client_trains_on_is_its_own_row(tmp_path, monkeypatch):
     """In training, row i of the round is compared with row i of what came and of what the client said before."""
     halves = Halves(tmp_path, "strategy.public_per_round=40", "client.lr=1e-12", "client.batch_size=16")
-    strategy = halves.strategy
     made, seen = contrast_loss, []
 
     def watched(config, model, before, shared):
@@ -162,7 +161,7 @@ def test_what_a_client_trains_on_is_its_own_row(tmp_path, monkeypatch):
         return loss
 
     monkeypatch.setattr(creamfl, "contrast_loss", watched)
-    strategy.local(halves.phase, halves.payload(halves.said()), halves.client(4))
+    halves.phase.local(halves.payload(halves.said()), halves.client(4))
     assert seen
     for found_MBD, index_B, before in seen:
         for name, found in zip(MODALITIES, found_MBD, strict=True):

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from tests.strategies.creamfl.test_creamfl_runs import PUBLIC
 from tests.strategies.creamfl.test_creamfl_wiring import MODALITIES, NOISY, Halves, read, unit
 from umbel.core import training
-from umbel.core.folds import Folded
 from umbel.core.records import Payload, Reply
 from umbel.models.pair import class_logits, margin_loss, pair_contrast
 from umbel.strategies.creamfl import ensemble as ensembles
@@ -22,7 +21,7 @@ from umbel.strategies.creamfl import method as creamfl
 from umbel.strategies.creamfl.architectures import client_model, server_model
 from umbel.strategies.creamfl.contrasts import pair_loss
 from umbel.strategies.creamfl.ensemble import combine
-from umbel.strategies.creamfl.method import LEARN, Config, CreamFL, aggregate
+from umbel.strategies.creamfl.method import Config, CreamFL, aggregate
 from umbel.strategies.creamfl.representations import from_wire, to_wire
 
 
@@ -54,10 +53,10 @@ def test_the_servers_passes(tmp_path, passes):
     state = halves.strategy.initial(halves.session.context(0))
     for round_ in (1, 2):
         server = halves.session.context(round_)
-        state = halves.strategy.update(LEARN, state, Folded({}, {}, 0, 0), server)
+        state = halves.strategy.after_learn(state, server)
         sent = {name: unit(PUBLIC, 7 + round_) for name in MODALITIES}
         folded = halves.fold({4: Reply({"representations": sent}, {"loss": 1.0}, 5)})
-        state = halves.strategy.update(halves.phase, state, folded, server)
+        state = halves.phase.update(state, folded, server)
     assert [each.local.epochs for each in passes] == [2, 5, 2, 5]
     second = 0.003 * (1 + math.cos(math.pi / 4)) / 2
     assert [each.local.lr for each in passes] == pytest.approx([0.003, 0.003, second, second])
@@ -69,7 +68,7 @@ def test_the_servers_passes(tmp_path, passes):
 
 def test_a_clients_passes(tmp_path, passes):
     halves = Halves(tmp_path, "strategy.public_per_round=40", "client.epochs=2", "client.batch_size=16")
-    halves.strategy.local(halves.phase, halves.payload(halves.said(), 3), halves.client(4, 3))
+    halves.phase.local(halves.payload(halves.said(), 3), halves.client(4, 3))
     assert [each.model._rows is not None for each in passes] == [False, True, False, True]  # private, public, ...
     assert all(each.round == 3 and each.local.epochs == 1 and each.local.batch_size == 16 for each in passes)
     assert not passes[0].given and all(handed_on(*two) for two in pairwise(passes))
@@ -80,7 +79,7 @@ def test_noise_is_the_same_in_each_round_and_of_each_client(tmp_path):
 
     def sent(number: int, round_: int) -> torch.Tensor:
         payload, client = halves.payload(halves.said(), round_), halves.client(number, round_)
-        return halves.strategy.local(halves.phase, payload, client).trees["representations"]["image"]
+        return halves.phase.local(payload, client).trees["representations"]["image"]
 
     first = sent(0, 1)
     assert torch.equal(first, sent(0, 2)) and not torch.allclose(first, sent(1, 1), atol=0.1)

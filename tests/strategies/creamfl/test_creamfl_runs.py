@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tests.helpers import watch_phases
 from umbel import resume, run
 from umbel.conf.errors import ExperimentError
 from umbel.conf.load import load
@@ -21,7 +22,6 @@ from umbel.models.pair import Encoders, class_logits, margin_loss, pair_contrast
 from umbel.server.errors import RunStoppedError
 from umbel.server.listener import Listener
 from umbel.server.session import Session, quotas
-from umbel.strategies.base import Phase
 from umbel.strategies.creamfl.contrasts import pair_loss
 from umbel.strategies.creamfl.method import Config, CreamFL, fingerprint, modality
 from umbel.strategies.creamfl.representations import Representations, from_wire, to_wire
@@ -161,23 +161,28 @@ def test_a_part_of_the_public_set_costs_its_part(tmp_path):
 
 def test_no_message_holds_a_weight(tmp_path, monkeypatch):
     seen: list[tuple[str, ...]] = []
-    broadcast, local = CreamFL.broadcast, CreamFL.local
 
     def names(trees) -> tuple[str, ...]:
         return tuple(f"{tree}/{name}" for tree, tensors in trees.items() for name in tensors)
 
-    def watched_broadcast(self, phase, state, server):
-        sent = broadcast(self, phase, state, server)
+    def broadcast(phase, state, server):
+        sent = phase.broadcast(state, server)
         seen.append(names(sent.trees))
         return sent
 
-    def watched_local(self, phase, sent, client):
-        reply = local(self, phase, sent, client)
+    def local(phase, sent, client):
+        reply = phase.local(sent, client)
         seen.append(names(reply.trees))
         return reply
 
-    monkeypatch.setattr(CreamFL, "broadcast", watched_broadcast)
-    monkeypatch.setattr(CreamFL, "local", watched_local)
+    def evaluated(self, state, server):
+        sent = to_evaluate(self, state, server)
+        seen.append(names(sent.trees))
+        return sent
+
+    to_evaluate = CreamFL.evaluated
+    monkeypatch.setattr(CreamFL, "evaluated", evaluated)
+    watch_phases(monkeypatch, CreamFL, broadcast=broadcast, local=local)
     go(tmp_path, "evaluate.clients=-1", "run.rounds=1")
     allowed = {"representations/image", "representations/text", "index/rows"}
     assert len(seen) == 8
@@ -224,7 +229,7 @@ def test_a_round_without_a_modality_goes_on(tmp_path):
     heard = Spy()
     options = ("strategy.stratify=false", "run.clients_per_round=2", "run.rounds=4", "run.seed=25")
     session = Session(load("digits", [*PAIRS, *options]))
-    cohorts = [session.cohort(session.strategy.phases(None)[1], round_, {}) for round_ in range(1, 5)]
+    cohorts = [session.cohort(session.strategy.phase("contrast"), round_, {}) for round_ in range(1, 5)]
     assert {(0, 1), (2, 3)} <= set(cohorts)
     summary = go(tmp_path, *options, "evaluate.every=4", listener=heard).summary
     assert summary["rounds"] == 4
@@ -236,7 +241,7 @@ def test_a_round_without_a_modality_goes_on(tmp_path):
 @pytest.mark.parametrize("stratify", [True, False])
 def test_a_stratified_sample_has_every_kind_and_another_may_not(stratify):
     session = Session(load("digits", [*PAIRS, "run.clients_per_round=3", f"strategy.stratify={str(stratify).lower()}"]))
-    phase = session.strategy.phases(None)[1]
+    phase = session.strategy.phase("contrast")
     cohorts = [session.cohort(phase, round_, {}) for round_ in range(1, 12)]
     every = [sorted(client // 2 for client in cohort) == [0, 1, 2] for cohort in cohorts]
     assert all(every) if stratify else not all(every)
@@ -270,7 +275,7 @@ def test_quotas_are_proportional_on_average_with_one_each(number, sizes):
 
 def test_no_kind_is_shut_out_when_a_round_has_fewer_clients_than_kinds():
     session = Session(load("digits", [*PAIRS, "run.clients_per_round=1"]))
-    phase = session.strategy.phases(None)[1]
+    phase = session.strategy.phase("contrast")
     assert {session.cohort(phase, round_, {})[0] // 2 for round_ in range(1, 30)} == {0, 1, 2}
 
 
@@ -467,7 +472,10 @@ def test_encoders_need_a_modality():
 
 def test_the_phases_of_a_round():
     phases = CreamFL(Config(num_image=1, num_text=1, num_both=1)).phases(None)
-    assert phases == (Phase("learn", "server"), Phase("contrast", "sample", (0, 1, 2)))
+    assert [(each.name, each.who, each.groups) for each in phases] == [
+        ("learn", "server", ()),
+        ("contrast", "sample", (0, 1, 2)),
+    ]
 
 
 def test_models_that_cannot_read_the_public_set_are_refused_before_the_first_round(tmp_path):

@@ -23,7 +23,7 @@ from umbel.server.session import Session
 from umbel.strategies.creamfl import method as creamfl
 from umbel.strategies.creamfl.architectures import client_model, fresh_encoders, server_model
 from umbel.strategies.creamfl.contrasts import contrast_loss
-from umbel.strategies.creamfl.method import LEARN, State, aggregate
+from umbel.strategies.creamfl.method import State, aggregate
 from umbel.strategies.creamfl.representations import from_wire, to_wire
 
 MODALITIES = ("image", "text")
@@ -59,7 +59,7 @@ class Halves:
         experiment = load("digits", [*PAIRS, *options])
         self.session = Session(experiment)
         self.strategy = self.session.strategy
-        self.phase = self.strategy.phases(None)[1]
+        self.phase = self.strategy.phase("contrast")
         self._clients = Clients(Host(experiment), MemoryStore(folder))
         self.remembered: dict[int, MemoryRecord] = {}
 
@@ -82,10 +82,10 @@ class Halves:
         return replace(self.strategy.initial(self.session.context(0)), representations=said)
 
     def payload(self, state: State, round_: int = 1) -> Payload:
-        return self.strategy.broadcast(self.phase, state, self.session.context(round_))
+        return self.phase.broadcast(state, self.session.context(round_))
 
     def fold(self, replies: dict[int, Reply]):
-        fold = self.strategy.fold(self.phase)
+        fold = self.phase.fold()
         total = fold.zero()
         for client, reply in replies.items():
             total = fold.add(total, client, reply)
@@ -175,7 +175,7 @@ def test_a_client_sends_what_its_trained_encoders_say_of_the_rows_that_came(tmp_
     payload = halves.payload(halves.said())
     client = halves.client(number)
     start = read(client_model(halves.strategy.config, client), halves.tables())
-    reply = halves.strategy.local(halves.phase, payload, client)
+    reply = halves.phase.local(payload, client)
     model = fresh_encoders(halves.strategy.config, number, client.public, client.vocabulary, client.num_classes)
     model.load_state_dict(dict(halves.remembered[number].trees["encoders"]))
     rows = payload.trees["index"]["rows"].long()
@@ -206,7 +206,7 @@ def test_a_client_is_held_to_what_came_and_to_what_it_said_at_the_start(tmp_path
         if round_ == 2:
             model.load_state_dict(dict(halves.remembered[number].trees["encoders"]))
         starts.append(read(model, tables))
-        strategy.local(halves.phase, payload, client)
+        halves.phase.local(payload, client)
         rows = payload.trees["index"]["rows"].long()
         before, shared = calls[-1]
         assert set(before) == set(model.modalities) and set(shared) == set(MODALITIES)
@@ -222,7 +222,7 @@ def test_a_client_is_held_to_what_came_and_to_what_it_said_at_the_start(tmp_path
 def test_a_client_goes_on_from_what_it_remembers(tmp_path, number):
     halves = Halves(tmp_path, *NOISY)
     fresh = client_model(halves.strategy.config, halves.client(number)).state_dict()
-    halves.strategy.local(halves.phase, halves.payload(halves.said()), halves.client(number))
+    halves.phase.local(halves.payload(halves.said()), halves.client(number))
     kept = halves.remembered[number].trees["encoders"]
     loaded = client_model(halves.strategy.config, halves.client(number, 2)).state_dict()
     assert loaded.keys() == kept.keys() == fresh.keys()
@@ -268,11 +268,11 @@ def test_all_is_read_in_evaluation_mode(tmp_path):
 def test_a_rounds_representations_are_of_one_snapshot_and_the_last_are_read_again(tmp_path):
     halves = Halves(tmp_path, *NOISY, "strategy.public_per_round=40", "strategy.distil=50")
     strategy, server = halves.strategy, halves.session.context(1)
-    learned = strategy.update(LEARN, halves.said(), Folded({}, {}, 0, 0), server)
+    learned = strategy.phase("learn").update(halves.said(), Folded({}, {}, 0, 0), server)
     check(halves, learned)
     sent = {0: {"image": unit(40, 7)}, 2: {"text": unit(40, 8)}}
     replies = {client: Reply({"representations": tree}, {"loss": 1.0}, 5) for client, tree in sent.items()}
-    distilled = strategy.update(halves.phase, learned, halves.fold(replies), server)
+    distilled = halves.phase.update(learned, halves.fold(replies), server)
     for name in MODALITIES:  # what clients were told in this round
         assert torch.equal(distilled.representations[name], learned.representations[name])
     done = strategy.finish(distilled, server)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from tests.helpers import watch_phases
 from tests.strategies.fedloge.test_fedloge_keys import SMALL
 from tests.strategies.fedloge.test_fedloge_personal import OTHERS, Client, shared
 from tests.strategies.fedloge.test_fedloge_runs import gradients, heads
@@ -19,8 +20,9 @@ from umbel.core.records import Payload
 from umbel.core.rng import generator
 from umbel.data.types import Examples
 from umbel.server.session import Session
+from umbel.strategies import neural_collapse
 from umbel.strategies.fedloge.frames import cosine_error, make_frame, simplex_etf
-from umbel.strategies.fedloge.method import CLASSES, Config, FedLoGe, State
+from umbel.strategies.fedloge.method import Config, FedLoGe, State
 
 # ---- the frame ---------------------------------------------------------------------------------------------------
 
@@ -35,7 +37,7 @@ def test_the_frame_is_the_seeds():
 
 @pytest.mark.parametrize("frame", ["sparse", "etf"])
 def test_fewer_features_than_classes_are_refused_before_anything_is_sent(tmp_path, monkeypatch, frame):
-    monkeypatch.setattr(FedLoGe, "local", lambda *_: pytest.fail("a client was asked"))
+    watch_phases(monkeypatch, FedLoGe, local=lambda *_: pytest.fail("a client was asked"))
     narrow = ("model.sizes={width: 4, hidden: 9}", f"strategy.frame={frame}", f"run.results={tmp_path}")
     with pytest.raises(ValueError, match=r"9 features for 10 classes.*model\.sizes.*strategy\.frame=none"):
         run("digits", *SMALL, *narrow)
@@ -92,14 +94,14 @@ def test_absent_classes_are_those_of_the_training_labels():
 
 def test_counts_are_of_training_labels():
     client = replace(Client().context(), test_data=ABSENT, validation_data=ABSENT)
-    reply = FedLoGe(Config())._count(Payload({"frame": {}}), client)
+    reply = FedLoGe(Config()).count(Payload({"frame": {}}), client)
     assert reply.trees["counts"]["examples"].tolist() == [3, 2, 0, 2]
 
 
 def test_counts_of_fewer_clients_replace_nothing():
     state = State({}, {}, {"examples": torch.tensor([5.0, 2.0])}, num_told=3)
     folded = Folded({"counts": {"examples": torch.tensor([1.0, 0.0])}}, {}, 1, 2)
-    assert FedLoGe(Config()).update(CLASSES, state, folded, SimpleNamespace(num_clients=4)) is state
+    assert FedLoGe(Config()).after_classes(state, folded, SimpleNamespace(num_clients=4)) is state
 
 
 # ---- what the server evaluates -----------------------------------------------------------------------------------
@@ -125,12 +127,13 @@ def test_what_the_server_evaluates_by_its_formulas():
     assert torch.equal(found["model"].predict(x), aligned(x)) and not torch.equal(aligned(x), model(x))
 
 
-def test_collapse_is_measured_of_psi_and_of_the_frame():
+def test_collapse_is_measured_of_psi_and_of_the_frame(monkeypatch):
     session = Session(load("digits", SMALL))
     state = session.strategy.initial(session.context(0))
     rows = torch.randn(20, 16, generator=generator(2), dtype=torch.float64)
     sums = collapse.class_sums(rows, torch.arange(20) % 10, 10)
-    found = session.strategy._collapse(state, sums)
+    monkeypatch.setattr(neural_collapse, "sums_of", lambda folded: sums)
+    found = session.strategy.phase("features").update(state, None, session.context(1)).collapse
     for name, weight in (("psi", state.model["head.weight"]), ("frame", state.frame["weight"])):
         assert found[f"{name}/nc3"] == collapse.describe(sums, weight)["nc3"]
 

@@ -19,7 +19,7 @@ from umbel.core.tree import Tree
 from umbel.data.types import Examples
 from umbel.models.base import Model
 from umbel.models.weights import load_state, shared_state
-from umbel.strategies.base import TRAIN, ClientContext
+from umbel.strategies.base import ClientContext
 from umbel.strategies.fedloge.method import Config, FedLoGe, make_frame, pack_frame, unpack_frame
 
 NUM_CLASSES, WIDTH, LR = 4, 6, 0.5
@@ -139,7 +139,7 @@ def test_the_personal_head_begins_as_psi_and_goes_on_from_where_it_was(frame):
     strategy = FedLoGe(config)
 
     def train(round_: int, model: Tree) -> dict[str, Tensor]:
-        reply = strategy.local(TRAIN, Payload({"model": model}), client.context(round_))
+        reply = strategy.train(Payload({"model": model}), client.context(round_))
         assert reply.trees.keys() == {"delta"}
         # psi takes the same step from its own place, whatever phi_k does.
         general = one_step(model["head.weight"], model["head.bias"], features(model, IMAGES))
@@ -166,5 +166,5 @@ def test_the_personal_head_begins_as_psi_and_goes_on_from_where_it_was(frame):
 
 def test_without_personal_heads_nothing_is_remembered():
     client = Client()
-    FedLoGe(Config(frame="none", personal=False)).local(TRAIN, Payload({"model": shared()}), client.context())
+    FedLoGe(Config(frame="none", personal=False)).train(Payload({"model": shared()}), client.context())
     assert client.memory is None

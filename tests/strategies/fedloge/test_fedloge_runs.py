@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from tests.helpers import SMALL_FEDLOGE as SMALL
+from tests.helpers import watch_phases
 from umbel import models, run
 from umbel.conf.load import load
 from umbel.conf.schema import Experiment
@@ -20,7 +21,6 @@ from umbel.models.weights import shared_state
 from umbel.server.exchange import Exchange
 from umbel.server.session import Session
 from umbel.strategies import neural_collapse
-from umbel.strategies.fedloge import method as fedloge
 from umbel.strategies.fedloge.method import (
     Config,
     FedLoGe,
@@ -118,20 +118,18 @@ def test_options_that_cannot_be():
 
 def test_the_frame_stays_the_personal_head_stays_at_home_and_the_model_is_realigned(tmp_path, monkeypatch):
     sent, frames = [], []
-    local, update = FedLoGe.local, FedLoGe.update
 
-    def watch(self, phase, payload, client):
-        reply = local(self, phase, payload, client)
+    def watch(phase, payload, client):
+        reply = phase.local(payload, client)
         sent.append((phase.name, sorted(reply.trees), sorted(next(iter(reply.trees.values())))))
         return reply
 
-    def look(self, phase, state, folded, server):
-        new = update(self, phase, state, folded, server)
+    def look(phase, state, folded, server):
+        new = phase.update(state, folded, server)
         frames.append(new.frame["weight"])
         return new
 
-    monkeypatch.setattr(fedloge.FedLoGe, "local", watch)
-    monkeypatch.setattr(fedloge.FedLoGe, "update", look)
+    watch_phases(monkeypatch, FedLoGe, local=watch, update=look)
     result = run("digits", *SMALL, f"run.results={tmp_path}")
     assert {(name, tuple(trees)) for name, trees, _ in sent} == {("classes", ("counts",)), ("train", ("delta",))}
     assert all("personal" not in key and "phi" not in key for _, _, keys in sent for key in keys)
@@ -170,15 +168,13 @@ def test_batch_norm_may_stay_with_the_clients(tmp_path):
 
 
 def test_a_client_that_lies_about_its_classes_is_left_out(tmp_path, monkeypatch):
-    local = FedLoGe.local
-
-    def lie(self, phase, payload, client):
-        reply = local(self, phase, payload, client)
+    def lie(phase, payload, client):
+        reply = phase.local(payload, client)
         if phase.name == "classes" and client.id == 1:
             reply.trees["counts"]["examples"] = torch.ones(3, dtype=torch.float64)
         return reply
 
-    monkeypatch.setattr(FedLoGe, "local", lie)
+    watch_phases(monkeypatch, FedLoGe, local=lie)
     result = run("digits", *SMALL, f"run.results={tmp_path}")
     # It has no frame either, which came with the phase that it lied in: both rounds ask again, and it cannot train.
     assert result.summary["num_failures"] == 4
@@ -187,15 +183,15 @@ def test_a_client_that_lies_about_its_classes_is_left_out(tmp_path, monkeypatch)
 
 
 def test_a_client_that_missed_the_frame_gets_it_in_the_next_round(tmp_path, monkeypatch):
-    local, asked = FedLoGe.local, []
+    asked = []
 
-    def away(self, phase, payload, client):
+    def away(phase, payload, client):
         asked.append((client.round, phase.name, client.id))
         if client.round == 1 and client.id == 1:
             raise RuntimeError("the network was down")
-        return local(self, phase, payload, client)
+        return phase.local(payload, client)
 
-    monkeypatch.setattr(FedLoGe, "local", away)
+    watch_phases(monkeypatch, FedLoGe, local=away)
     result = run("digits", *SMALL, "run.rounds=3", f"run.results={tmp_path}")
     assert result.summary["num_failures"] == 2  # round 1: the frame, and training
     assert [(r, p) for r, p, client in asked if client == 1] == [
@@ -264,24 +260,20 @@ def test_bytes_are_those_of_the_formulas(tmp_path, monkeypatch, norm):
 
 
 def test_collapse_is_that_of_all_examples_together_and_changes_nothing(tmp_path, monkeypatch):
-    states, local = [], FedLoGe.local
-    pooled = {}
+    states, pooled = [], {}
 
-    def watch(self, phase, payload, client):
+    def watch(phase, payload, client):
         if phase.name == "nearest":
             features, labels = neural_collapse.features_of(client.model(payload.trees["model"]), client)
             pooled.setdefault("features", []).append(features)
             pooled.setdefault("labels", []).append(labels)
-        return local(self, phase, payload, client)
+        return phase.local(payload, client)
 
-    update = FedLoGe.update
-
-    def look(self, phase, state, folded, server):
-        states.append((phase.name, update(self, phase, state, folded, server)))
+    def look(phase, state, folded, server):
+        states.append((phase.name, phase.update(state, folded, server)))
         return states[-1][1]
 
-    monkeypatch.setattr(FedLoGe, "local", watch)
-    monkeypatch.setattr(FedLoGe, "update", look)
+    watch_phases(monkeypatch, FedLoGe, local=watch, update=look)
     fp64 = ("client.precision=fp64", "strategy.bias=false")
     one = run("digits", *SMALL, *fp64, "strategy.collapse=2", f"run.results={tmp_path}", "run.name=one")
     last = [state for name, state in states if name == "nearest"][-1]
@@ -317,14 +309,14 @@ def test_class_groups_are_reported_for_server_and_clients(tmp_path):
 
 
 def test_counters_of_batch_norm_stay_at_home(tmp_path, monkeypatch):
-    sent, local = [], FedLoGe.local
+    sent = []
 
-    def watch(self, phase, payload, client):
-        reply = local(self, phase, payload, client)
+    def watch(phase, payload, client):
+        reply = phase.local(payload, client)
         sent.extend((tree, name, t.dtype) for tree, named in reply.trees.items() for name, t in named.items())
         return reply
 
-    monkeypatch.setattr(FedLoGe, "local", watch)
+    watch_phases(monkeypatch, FedLoGe, local=watch)
     sizes = "model.sizes={width: 4, hidden: 16, norm: batch}"
     result = run("digits", *SMALL, sizes, f"run.results={tmp_path}")
     assert result.summary["num_failures"] == 0

@@ -11,7 +11,6 @@ from tests.helpers import SMALL_FOT as SMALL
 from umbel import models, run
 from umbel.conf.load import load
 from umbel.models.weights import shared_state
-from umbel.strategies.base import Phase
 from umbel.strategies.fot.method import FOT, Config, State
 
 CLIENTS, ROUNDS = 3, 3  # two boundaries: behind rounds 1 and 2
@@ -82,7 +81,7 @@ def test_the_share_that_is_protected_by_hand():
     grouped[0], grouped[1, :, :1] = torch.eye(2), torch.eye(2)[:, :1]
     model = {"a": torch.zeros(4, 2, 1, 1), "b": torch.zeros(2, 5)}
     state = State(model, {"a": (2, 2), "b": (1, 5)}, {"a": grouped}, 1, False, {})
-    assert FOT(Config()).measured(Phase("train"), state) == {}
-    found = FOT(Config()).measured(Phase("sketch"), state)
+    assert FOT(Config()).phase("train").measured(state) == {}
+    found = FOT(Config()).phase("sketch").measured(state)
     assert found["rank/a"] == 3 and found["rank/b"] == 0 and found["columns/a"] == 2
     assert found["protected"] == (3 * 2) / (4 * 2 + 2 * 5)  # each direction of a group holds its 2 outputs

@@ -20,7 +20,7 @@ from tests.strategies.fot.test_fot_wiring import (
 )
 from umbel.core.rng import generator
 from umbel.strategies.fot import method as fot
-from umbel.strategies.fot.method import FOT, SKETCH, Config, expand_basis, grow, residual_sketch
+from umbel.strategies.fot.method import FOT, Config, expand_basis, grow, residual_sketch
 from umbel.strategies.fot.subspace import Sketches
 
 
@@ -34,7 +34,7 @@ def test_epsilon_grows_from_the_second_task_on_up_to_one(monkeypatch):
     monkeypatch.setattr(fot, "grow", watched)
     strategy = FOT(Config(threshold=0.9, increment=0.04, bias="free"))
     for done in (0, 1, 2, 9):
-        strategy.update(SKETCH, state_of(tasks_done=done), sketched(strategy), server_of())
+        strategy.after_sketch(state_of(tasks_done=done), sketched(strategy), server_of())
     assert seen == pytest.approx([0.9, 0.94, 0.98, 1.0])
 
 
@@ -47,7 +47,7 @@ def test_the_threshold_is_to_be_exceeded():
 def test_all_examples_are_sketched_or_the_first(limit, monkeypatch):
     monkeypatch.setattr(fot, "_BATCH", 7)
     strategy, client = FOT(Config(width=0.0, sample_limit=limit)), client_of(0, "sketch")
-    reply = strategy.local(SKETCH, payload_of(strategy), client)
+    reply = strategy.sketch(payload_of(strategy), client)
     part = replace(client, train_data=client.train_data.take(torch.arange(limit or 30)))
     for name, gram in grams(network(), part).items():
         torch.testing.assert_close(reply.trees["sketch"][name], gram.float())

@@ -11,14 +11,14 @@ from umbel import run
 from umbel.core.rng import generator
 from umbel.models.inputs import layer_inputs
 from umbel.strategies.fot import subspace
-from umbel.strategies.fot.method import FOT, SKETCH, Config, residual_sketch
+from umbel.strategies.fot.method import FOT, Config, residual_sketch
 
 FIRST, FEW = "layers.0.weight", 5  # fewer examples than the ten columns of the first layer's sketch
 
 
 def sketch(secret: bool) -> Tensor:
     strategy = FOT(Config(secret_omega=secret, sample_limit=FEW))
-    reply = strategy.local(SKETCH, payload_of(strategy), client_of(1, "sketch"))
+    reply = strategy.sketch(payload_of(strategy), client_of(1, "sketch"))
     return reply.trees["sketch"][FIRST].double()
 
 

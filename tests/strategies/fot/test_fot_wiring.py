@@ -21,7 +21,7 @@ from umbel.models.base import Model
 from umbel.models.inputs import layer_inputs
 from umbel.models.weights import load_state, shared_state
 from umbel.strategies.base import ClientContext, ServerContext
-from umbel.strategies.fot.method import FOT, SKETCH, TRAIN, TRAIN_AND_SKETCH, Config, State
+from umbel.strategies.fot.method import FOT, Config, State
 from umbel.strategies.fot.subspace import Sketches
 
 F64 = torch.float64
@@ -83,7 +83,8 @@ def sketched(strategy: FOT) -> Folded:
     Three examples with ||A||^2 = 100, ||R||^2 = 1, rho = .1; and one example with ||A||^2 = ||R||^2 = 1, rho = 1. Over
     both rho^2 = 2 / 101 and rho = .141; the mean of the clients' rho is .55, over examples (3 x .1 + 1) / 4 = .325.
     """
-    fold, found = strategy.fold(SKETCH), strategy.fold(SKETCH).zero()
+    fold = strategy.fold_sketches()
+    found = fold.zero()
     for number, (examples, residual, whole, part) in enumerate([(3, 1.0, 100.0, 0.25), (1, 1.0, 1.0, 0.75)]):
         trees = {
             "sketch": {"l.weight": part * SKETCH_DM},
@@ -103,7 +104,7 @@ def sketched(strategy: FOT) -> Folded:
 )
 def test_rho_is_a_ratio_of_sums_and_only_in_the_authors_form_a_mean_over_examples(power, threshold, added):
     strategy = FOT(Config(ratio_power=power, threshold=threshold, bias="free"))
-    state = strategy.update(SKETCH, state_of(), sketched(strategy), server_of())
+    state = strategy.after_sketch(state_of(), sketched(strategy), server_of())
     basis = state.bases["l.weight"]
     assert basis.shape == (5, 1 + added)
     torch.testing.assert_close(basis @ basis.T, torch.diag(torch.arange(5) <= added).double(), rtol=0, atol=1e-6)
@@ -115,18 +116,18 @@ def test_a_round_that_ends_a_task_moves_by_the_old_basis_and_then_protects(tasks
     """The change lies along what is protected already, and along what the sketch is about to protect."""
     strategy = FOT(Config(sketched="local", threshold=1.0, bias="free", server_lr=0.5))
     state = state_of(tasks_done=tasks_done, bases={"l.weight": E[:, :1]} if tasks_done else {})
-    assert strategy.phases(state) == (TRAIN_AND_SKETCH,)
+    assert [each.name for each in strategy.phases(state)] == ["train_and_sketch"]
     change = torch.tensor([[1.0, 2.0, 3.0, 0.0, 0.0], [-1.0, 4.0, 0.0, 0.0, 0.0]], dtype=F64)
     delta = {"l.weight": change, "norm.weight": torch.ones(3, dtype=F64)}
     energy = {"l.weight": torch.tensor([1.0, 1.0], dtype=F64)}
     trees = {"delta": delta, "sketch": {"l.weight": E[:, 1:3]}, "energy": energy, "ratio": {"l.weight": energy}}
-    after = strategy.update(TRAIN_AND_SKETCH, state, Folded(trees, {"loss": 1.0}, 4, 2), server_of())
+    after = strategy.after_both(state, Folded(trees, {"loss": 1.0}, 4, 2), server_of())
     moved = after.model["l.weight"] - state.model["l.weight"]
     kept = change * (torch.arange(5) > 0) if tasks_done else change
     torch.testing.assert_close(moved, 0.5 * kept)
     assert after.bases["l.weight"].shape == (5, tasks_done + 2) and after.tasks_done == tasks_done + 1
     # From now on it is protected; what is no layer has stopped in either case.
-    again = strategy.update(TRAIN, replace(after, sketch_next=False), Folded({"delta": delta}, {}, 4, 2), server_of())
+    again = strategy.after_train(replace(after, sketch_next=False), Folded({"delta": delta}, {}, 4, 2), server_of())
     still = change * ((torch.arange(5) < 1) * (not tasks_done))
     moved = again.model["l.weight"] - after.model["l.weight"]
     torch.testing.assert_close(moved, 0.5 * still, rtol=0, atol=1e-6)
@@ -141,7 +142,7 @@ def test_what_is_skipped_moves_by_the_plain_change_when_all_else_is_frozen_or_pr
     bases = {name: torch.eye(inputs, 2, dtype=F64) for name, (_, inputs) in state.layers.items()}
     state = replace(state, bases=bases, tasks_done=1)
     delta = {name: normal(*w.shape, seed=20) for name, w in state.model.items()}
-    end = strategy.update(TRAIN, state, Folded({"delta": delta}, {}, 4, 2), server_of()).model
+    end = strategy.after_train(state, Folded({"delta": delta}, {}, 4, 2), server_of()).model
     for name, start in state.model.items():
         moved = end[name] - start
         if name.startswith("layers.0") or name == "head.bias":
@@ -159,7 +160,7 @@ def test_of_the_heads_only_the_rows_of_the_current_task_move(skip):
     state = replace(strategy.initial(server), tasks_done=1)
     assert set(state.layers) == {"layers.0.weight", "layers.3.weight"}
     delta = {name: normal(*w.shape, seed=20) for name, w in state.model.items()}
-    end = strategy.update(TRAIN, state, Folded({"delta": delta}, {}, 4, 2), server).model
+    end = strategy.after_train(state, Folded({"delta": delta}, {}, 4, 2), server).model
     own = torch.tensor([0, 0, 1, 1, 0, 1], dtype=F64)
     for name, rows in (("head.weight", own[:, None]), ("head.bias", own)):
         torch.testing.assert_close(end[name] - state.model[name], 0.5 * delta[name] * rows)
@@ -171,7 +172,7 @@ def test_of_the_heads_only_the_rows_of_the_current_task_move(skip):
 
 def payload_of(strategy: FOT) -> Payload:
     server = server_of()
-    return strategy.broadcast(SKETCH, strategy.initial(server), server)
+    return strategy.send_bases(strategy.initial(server), server)
 
 
 def grams(model: Model, client: ClientContext) -> dict[str, Tensor]:
@@ -186,15 +187,15 @@ def grams(model: Model, client: ClientContext) -> dict[str, Tensor]:
 def test_the_model_that_is_sketched(sketched):
     """Of the received model and the one that the client made of it; the images themselves are the same for both."""
     strategy = FOT(Config(sketched=sketched, width=0.0))
-    phase = TRAIN_AND_SKETCH if sketched == "local" else SKETCH
+    phase = strategy.phase("train_and_sketch" if sketched == "local" else "sketch")
     payload, client = payload_of(strategy), client_of(0, phase.name)
-    reply = strategy.local(phase, payload, client)
-    strategy.fold(phase).check(reply, payload)
+    reply = phase.local(payload, client)
+    phase.fold().check(reply, payload)
     received, trained = network(), network()
     if sketched == "local":
         load_state(trained, {n: w + reply.trees["delta"][n] for n, w in payload.trees["model"].items()})
     else:
-        plain = strategy.local(TRAIN, payload, client_of(0, "train"))
+        plain = strategy.phase("train").local(payload, client_of(0, "train"))
         load_state(trained, {n: w + plain.trees["delta"][n] for n, w in payload.trees["model"].items()})
     right, wrong = (trained, received) if sketched == "local" else (received, trained)
     expected, other = grams(right, client), grams(wrong, client)
@@ -211,7 +212,7 @@ def test_every_client_layer_and_round_has_random_numbers_of_its_own():
     payload = payload_of(strategy)
 
     def sketch(number: int, round_: int = 2) -> dict[str, Tensor]:
-        return strategy.local(SKETCH, payload, client_of(number, "sketch", round_)).trees["sketch"]
+        return strategy.sketch(payload, client_of(number, "sketch", round_)).trees["sketch"]
 
     first = sketch(0)
     for name, found in first.items():

@@ -15,6 +15,7 @@ from umbel.conf.load import load
 from umbel.core.memory import MemoryStore
 from umbel.core.rng import generator
 from umbel.data.types import Examples
+from umbel.strategies.ggeur import method as ggeur
 from umbel.strategies.ggeur.completion import completion, num_drawn
 from umbel.strategies.ggeur.method import GGEUR, Config
 from umbel.strategies.ggeur.shapes import Geometry
@@ -96,13 +97,13 @@ def test_what_will_be_drawn_is_known_without_drawing():
 @pytest.mark.parametrize("base", ["fedavg", "scaffold"])
 def test_a_client_is_completed_once_where_it_trains(base, monkeypatch, tmp_path):
     """Neither to count the draws when the geometry comes, nor again because the base's memory has changed."""
-    calls, complete = Counter(), GGEUR._complete
+    calls, complete = Counter(), ggeur.complete
 
-    def counting(self, client, memory):
+    def counting(config, client, memory):
         calls[client.phase, client.id] += 1
-        return complete(self, client, memory)
+        return complete(config, client, memory)
 
-    monkeypatch.setattr(GGEUR, "_complete", counting)
+    monkeypatch.setattr(ggeur, "complete", counting)
     run("digits", *SMALL, f"strategy.base={base}", f"run.results={tmp_path}")
     assert calls == {("train", k): 1 for k in range(K)}
 

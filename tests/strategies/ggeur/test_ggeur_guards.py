@@ -18,6 +18,8 @@ from umbel.strategies.ggeur import method as ggeur
 from umbel.strategies.ggeur.completion import completion
 from umbel.strategies.ggeur.method import GGEUR, Config
 from umbel.strategies.ggeur.pooling import class_statistics, sums_tree
+from umbel.strategies.ggeur.releases import features_of
+from umbel.strategies.ggeur.remembered import complete
 from umbel.strategies.ggeur.shapes import Geometry
 
 ASKED = Payload({"guide": {}}, {"classes": 3.0, "features": float(D), "clients": 1.0})
@@ -28,7 +30,7 @@ ASKED = Payload({"guide": {}}, {"classes": 3.0, "features": float(D), "clients":
 
 def test_prototypes_are_withheld_and_clipped_like_the_rest():
     client = client_of(1)
-    reply = GGEUR(Config(domains=True, min_count=4, clip=0.5))._statistics(ASKED, client)
+    reply = GGEUR(Config(domains=True, min_count=4, clip=0.5)).describe(ASKED, client)
     assert list(reply.trees["prototypes"]) == ["0/1"]  # of three and five examples
     images = client.train_data.images[3:]
     short = images * (0.5 / torch.linalg.norm(images, dim=1, keepdim=True)).clamp(max=1)
@@ -41,7 +43,7 @@ def test_a_prototype_is_a_mean():
     before = ggeur.State(fedavg.State({"head.weight": torch.zeros(C, D)}), {}, {}, (), {}, 0)
     packed = torch.cat([torch.tensor([4.0]), torch.full((D,), 10.0)])
     folded = Folded({"statistics": sums, "prototypes": {"1/0": packed}}, {}, 4, 4)
-    state = strategy._shape(before, folded, SimpleNamespace(num_clients=4))
+    state = strategy.after_statistics(before, folded, SimpleNamespace(num_clients=4))
     assert state.prototypes["1/0"].tolist() == [2.5] * D
 
 
@@ -51,7 +53,7 @@ def test_features_of_a_model_under_training_are_of_evaluation_mode():
     images = torch.randn(8, 1, 8, 8, generator=generator(1))
     data = Examples(images, client_of(1).train_data.labels)
     client = replace(client_of(1).with_data(data), load_model=lambda tree: model)
-    found, _ = GGEUR(Config(refresh=1))._features(Payload({"model": {}}), client)
+    found, _ = features_of(Config(refresh=1), Payload({"model": {}}), client)
     torch.testing.assert_close(found, model.eval().features(images).detach())
 
 
@@ -61,7 +63,7 @@ def test_features_of_a_model_under_training_are_of_evaluation_mode():
 def test_classes_have_draws_of_their_own():
     strategy, client = GGEUR(Config(target=12, complete="all")), client_of(1)
     client = client.with_data(Examples(client.train_data.images[:0], client.train_data.labels[:0]))
-    drawn = strategy._complete(client, remembered((30, 30, 30))).images.split(12)
+    drawn = complete(strategy.config, client, remembered((30, 30, 30))).images.split(12)
     # All around the same mean, in the same shape.
     assert not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[1], drawn[2])
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from tests.contexts import client_context
+from tests.helpers import watch_phases
 from umbel import run
 from umbel.conf.errors import ExperimentError
 from umbel.conf.federation import federation
@@ -16,6 +17,7 @@ from umbel.core.training import LocalConfig
 from umbel.data.types import Examples
 from umbel.models.registry import build
 from umbel.strategies.base import ClientContext
+from umbel.strategies.ggeur import method as ggeur
 from umbel.strategies.ggeur.method import GGEUR, Config
 from umbel.strategies.ggeur.pooling import class_statistics, covering_clients
 from umbel.strategies.head_on_draws import head_on_draws
@@ -87,14 +89,14 @@ def test_moments_in_float64_and_those_in_float32_to_their_precision():
 
 def states_of(monkeypatch, tmp_path, *overrides, experiment="digits", base=SMALL):
     """Run, and return the State after each phase, by the name of the phase."""
-    states, update = {}, GGEUR.update
+    states = {}
 
-    def listening(self, phase, state, folded, server):
-        states[phase.name] = update(self, phase, state, folded, server)
+    def listening(phase, state, folded, server):
+        states[phase.name] = phase.update(state, folded, server)
         return states[phase.name]
 
     with monkeypatch.context() as patch:
-        patch.setattr(GGEUR, "update", listening)
+        watch_phases(patch, GGEUR, update=listening)
         result = run(experiment, *base, *overrides, f"run.results={tmp_path}")
     return states, result
 
@@ -133,13 +135,13 @@ def test_a_class_of_which_the_guided_set_says_nothing_is_not_completed(monkeypat
     largest = torch.stack([torch.bincount(each, minlength=C) for each in clients]).amax(0)
     enough = int(largest.median()) + 1
     over = ("strategy.guide=0.1", f"strategy.min_count={enough}", "strategy.complete=all", "strategy.target=50")
-    completed, complete = {}, GGEUR._complete
+    completed, complete = {}, ggeur.complete
 
-    def listening(self, client, memory):
-        completed[client.id] = complete(self, client, memory)
+    def listening(config, client, memory):
+        completed[client.id] = complete(config, client, memory)
         return completed[client.id]
 
-    monkeypatch.setattr(GGEUR, "_complete", listening)
+    monkeypatch.setattr(ggeur, "complete", listening)
     states, _ = states_of(monkeypatch, tmp_path, *over)
     state = states["geometry"]
     silent = ~state.means["mean"].any(1)
@@ -200,13 +202,13 @@ TRAINED = (
 
 
 def test_statistics_are_taken_again_every_so_many_rounds(monkeypatch, tmp_path):
-    seen, update = [], GGEUR.update
+    seen = []
 
-    def listening(self, phase, state, folded, server):
+    def listening(phase, state, folded, server):
         seen.append((server.round, phase.name))
-        return update(self, phase, state, folded, server)
+        return phase.update(state, folded, server)
 
-    monkeypatch.setattr(GGEUR, "update", listening)
+    watch_phases(monkeypatch, GGEUR, update=listening)
     run("digits", *TRAINED, f"run.results={tmp_path}")
     first = [(r, name) for r in (1, 3) for name in ("statistics", "geometry", "train")]
     assert seen == sorted([*first, (2, "train"), (4, "train")], key=lambda item: item[0])

@@ -185,11 +185,11 @@ def test_the_bases_options_are_set_and_checked(tmp_path):
 
 @pytest.mark.parametrize("lie", ["class", "width", "name"])
 def test_a_client_that_lies_about_its_statistics_is_left_out(lie, tmp_path, monkeypatch):
-    local = GGEUR.local
+    describe = GGEUR.describe
 
-    def lying(self, phase, payload, client):
-        reply = local(self, phase, payload, client)
-        if phase.name == "statistics" and client.id == 2:
+    def lying(self, payload, client):
+        reply = describe(self, payload, client)
+        if client.id == 2:
             tree = dict(reply.trees["statistics"])
             first = next(iter(tree))
             if lie == "class":
@@ -201,7 +201,7 @@ def test_a_client_that_lies_about_its_statistics_is_left_out(lie, tmp_path, monk
             return Reply({"statistics": tree}, {}, reply.num_examples)
         return reply
 
-    monkeypatch.setattr(GGEUR, "local", lying)
+    monkeypatch.setattr(GGEUR, "describe", lying)
     result = run("digits", *SMALL, "strategy.name=ggeur", "strategy.target=20", f"run.results={tmp_path}")
     assert result.summary["num_failures"] == 1
 

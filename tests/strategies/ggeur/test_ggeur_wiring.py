@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.contexts import client_context
+from tests.helpers import watch_phases
 from umbel import run
 from umbel.conf.errors import ExperimentError
 from umbel.conf.federation import federation
@@ -26,6 +27,7 @@ from umbel.strategies.ggeur import method as ggeur
 from umbel.strategies.ggeur import noise as privacy
 from umbel.strategies.ggeur.method import GGEUR, Config
 from umbel.strategies.ggeur.pooling import class_statistics, sums_tree
+from umbel.strategies.ggeur.remembered import complete
 
 D, C, K = 6, 4, 4
 SMALL = (
@@ -53,7 +55,7 @@ def shaped(noise: str) -> tuple[ggeur.State, float]:
     noisy[1:, 0] = total * torch.tensor([2.0, 2.9, 3.1], dtype=torch.float64)
     before = ggeur.State(fedavg.State({"head.weight": torch.zeros(C, D)}), {}, {}, (), {}, 0)
     folded = Folded({"statistics": {"sums": noisy}}, {}, K, K)
-    return strategy._shape(before, folded, SimpleNamespace(num_clients=K)), total
+    return strategy.after_statistics(before, folded, SimpleNamespace(num_clients=K)), total
 
 
 @pytest.mark.parametrize("noise", ggeur.NOISES)
@@ -79,7 +81,7 @@ def test_sums_without_noise_lose_nothing():
     features = torch.randn(200, D, generator=generator(1), dtype=torch.float64) * 1e-3
     sums = sums_tree(class_statistics(features, torch.arange(200) % 2, C), 1)
     before = ggeur.State(fedavg.State({"head.weight": torch.zeros(C, D)}), {}, {}, (), {}, 0)
-    state = strategy._shape(before, Folded({"statistics": sums}, {}, K, K), SimpleNamespace(num_clients=K))
+    state = strategy.after_statistics(before, Folded({"statistics": sums}, {}, K, K), SimpleNamespace(num_clients=K))
     assert state.counts == (100, 100, 0, 0) and (state.geometry["eigenvalues"][:2] > 0).all()
 
 
@@ -88,17 +90,17 @@ def test_sums_without_noise_lose_nothing():
 
 def of_the_base(monkeypatch, tmp_path, *overrides) -> list[tuple[str, int, int]]:
     """Run, and return for each step of the base: its name, the number of examples it was told, and that of replies."""
-    found, update, finish = [], fedavg.FedAvg.update, fedavg.FedAvg.finish
+    found, finish = [], fedavg.FedAvg.finish
 
-    def updating(self, phase, state, folded, server):
+    def updating(phase, state, folded, server):
         found.append((phase.name, server.num_examples, folded.num_examples))
-        return update(self, phase, state, folded, server)
+        return phase.update(state, folded, server)
 
     def finishing(self, state, server):
         found.append(("finish", server.num_examples, 0))
         return finish(self, state, server)
 
-    monkeypatch.setattr(fedavg.FedAvg, "update", updating)
+    watch_phases(monkeypatch, fedavg.FedAvg, update=updating)
     monkeypatch.setattr(fedavg.FedAvg, "finish", finishing)
     run("digits", *SMALL, *overrides, f"run.results={tmp_path}")
     return found
@@ -129,8 +131,8 @@ def test_what_the_base_measures_is_reported(tmp_path):
         {"a.weight": torch.ones(2, 3)}, {"a.weight": (1, 3)}, {"a.weight": torch.eye(3)[:, :2]}, 1, False, {}
     )
     state = ggeur.State(bases, {}, {}, (), {}, 0)
-    assert strategy.measured(fot.SKETCH, state) == {"rank/a.weight": 2, "columns/a.weight": 2, "protected": 2 / 3}
-    assert not strategy.measured(ggeur.GEOMETRY, state)
+    assert strategy.phase("sketch").measured(state) == {"rank/a.weight": 2, "columns/a.weight": 2, "protected": 2 / 3}
+    assert not strategy.phase("geometry").measured(state)
 
 
 @pytest.mark.parametrize("base", ["fedavg", "scaffold"])
@@ -173,29 +175,29 @@ def same(left: Examples, right: Examples) -> bool:
 
 def test_draws_are_the_same_in_every_round_and_others_for_others():
     strategy, record = GGEUR(Config(target=12, complete="all")), remembered((30, 30, 30))
-    first = strategy._complete(client_of(1), record)
+    first = complete(strategy.config, client_of(1), record)
     assert torch.bincount(first.labels).tolist() == [12, 12, 12]
     assert torch.equal(first.images[:8], client_of(1).train_data.images)
-    assert same(first, strategy._complete(client_of(5), record))
-    assert same(first, strategy._complete(replace(client_of(5), phase="evaluate"), record))
-    assert not same(first, strategy._complete(client_of(1, id_=1), record))
-    assert not same(first, strategy._complete(client_of(1, seed=1), record))
+    assert same(first, complete(strategy.config, client_of(5), record))
+    assert same(first, complete(strategy.config, replace(client_of(5), phase="evaluate"), record))
+    assert not same(first, complete(strategy.config, client_of(1, id_=1), record))
+    assert not same(first, complete(strategy.config, client_of(1, seed=1), record))
     drawn = first.images[8:].split([9, 7, 12])
     assert not torch.equal(drawn[0][:7], drawn[1])
 
 
 def test_draws_are_new_where_features_are():
     strategy, record = GGEUR(Config(target=12, refresh=1)), remembered((30, 30, 30))
-    first = strategy._complete(client_of(1), record)
-    assert same(first, strategy._complete(client_of(1), record))
-    assert not same(first, strategy._complete(client_of(5), record))
+    first = complete(strategy.config, client_of(1), record)
+    assert same(first, complete(strategy.config, client_of(1), record))
+    assert not same(first, complete(strategy.config, client_of(5), record))
 
 
 @pytest.mark.parametrize("complete", ["held", "all"])
 @pytest.mark.parametrize("prototypes", [False, True])
 def test_a_class_that_nobody_could_describe_stays_as_it_is(complete, prototypes):
     strategy = GGEUR(Config(target=12, complete=complete, domains=True))
-    found = strategy._complete(client_of(1), remembered((30, 0, 0), prototypes))
+    found = ggeur.complete(strategy.config, client_of(1), remembered((30, 0, 0), prototypes))
     own = client_of(1).train_data
     assert torch.bincount(found.labels, minlength=3).tolist() == [12, 5, 0]
     assert torch.equal(found.images[found.labels == 1], own.images[own.labels == 1])
@@ -207,13 +209,13 @@ def test_a_class_that_all_clients_withhold_is_not_multiplied(monkeypatch, tmp_pa
     least = int(counts.amax(0).median()) + 1
     withheld = counts.amax(0) < least
     assert 0 < int(withheld.sum()) < 10
-    completed, complete = {}, GGEUR._complete
+    completed = {}
 
-    def listening(self, client, memory):
-        completed[client.id] = complete(self, client, memory)
+    def listening(config, client, memory):
+        completed[client.id] = complete(config, client, memory)
         return completed[client.id]
 
-    monkeypatch.setattr(GGEUR, "_complete", listening)
+    monkeypatch.setattr(ggeur, "complete", listening)
     over = (f"strategy.min_count={least}", "strategy.complete=all", "strategy.target=60", f"run.results={tmp_path}")
     run("digits", *SMALL, *over)
     for k in range(K):

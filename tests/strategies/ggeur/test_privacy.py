@@ -120,16 +120,14 @@ def test_classes_whose_count_is_within_the_noise_are_absent():
 
 def captured(monkeypatch, tmp_path, *overrides):
     """Run, and return the summary and the replies of the phase `statistics`."""
-    replies, local = [], GGEUR.local
+    replies, describe = [], GGEUR.describe
 
-    def listening(self, phase, payload, client):
-        reply = local(self, phase, payload, client)
-        if phase.name == "statistics":
-            replies.append(reply)
-        return reply
+    def listening(self, payload, client):
+        replies.append(describe(self, payload, client))
+        return replies[-1]
 
     with monkeypatch.context() as patch:
-        patch.setattr(GGEUR, "local", listening)
+        patch.setattr(GGEUR, "describe", listening)
         result = run("digits", *SMALL, *overrides, f"run.results={tmp_path}")
     return result, replies
 

@@ -1,0 +1,131 @@
+"""A phase: one exchange of a round with all that belongs to it, or a step of the server alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Generic, Never, TypeVar
+
+from umbel.core.folds import Folded, Product
+from umbel.core.records import Payload, Reply
+from umbel.core.refusal import Refusal
+
+if TYPE_CHECKING:
+    from umbel.strategies.base import ClientContext, ServerContext
+
+S = TypeVar("S")
+B = TypeVar("B")
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The loop's own exchange after a round's phases: clients evaluate what `Strategy.evaluated` gives them."""
+
+    name: str = "evaluate"
+
+
+EVALUATE = Evaluation()
+
+
+def _nothing(state: object) -> Mapping[str, float]:
+    return {}
+
+
+@dataclass(frozen=True)
+class Phase(Generic[S]):
+    """One exchange of a round. Clients have no State: `local` and `fold` need none.
+
+    Attributes:
+        name: Travels in the message and seeds the generators of the phase; unique within the round.
+        broadcast: Returns what every selected client receives.
+        local: Does a client's part and returns its reply.
+        fold: Returns how the replies combine; asked on the server and on clients.
+        update: Returns the State after the phase.
+        who: `sample` (the round's cohort), `everyone`, `same:<phase>` (the clients of an earlier phase of this
+            round), or `server` (nobody: see `of_server`).
+        groups: The group of each client: a sample then takes from each group in proportion, at least one while there
+            are enough; empty draws from all alike.
+        measured: Returns numbers to report that `update` found, by name; they become rows of the metrics.
+    """
+
+    name: str
+    broadcast: Callable[[S, ServerContext], Payload]
+    local: Callable[[Payload, ClientContext], Reply]
+    fold: Callable[[], Product]
+    update: Callable[[S, Folded, ServerContext], S]
+    who: str = "sample"
+    groups: tuple[int, ...] = ()
+    measured: Callable[[S], Mapping[str, float]] = field(default_factory=lambda: _nothing)
+
+    @staticmethod
+    def of_server(
+        name: str,
+        update: Callable[[S, ServerContext], S],
+        measured: Callable[[S], Mapping[str, float]] = _nothing,
+    ) -> Phase[S]:
+        """Return a step of the server alone: nothing is sent, and to ask what would be is an error.
+
+        Args:
+            name: Name of the step.
+            update: Returns the State after it.
+            measured: As above.
+        """
+
+        def nobody(*_: object) -> Never:
+            raise TypeError(f"The phase {name!r} is a step of the server alone: it has no exchange.")
+
+        return Phase(
+            name, nobody, nobody, nobody, lambda state, folded, server: update(state, server), "server", (), measured
+        )
+
+
+def over(
+    phase: Phase[B],
+    get: Callable[[S], B],
+    put: Callable[[S, B], S],
+    server: Callable[[S, ServerContext], ServerContext] = lambda state, server: server,
+    client: Callable[[Payload, ClientContext], ClientContext] = lambda payload, client: client,
+) -> Phase[S]:
+    """Return the phase of a base as one of a strategy that goes over it.
+
+    Args:
+        phase: The base's.
+        get: Returns the base's State out of the strategy's.
+        put: Returns the strategy's State with another of the base.
+        server: Returns the server that the base sees.
+        client: Returns the client that the base sees, when this came.
+    """
+    return Phase(
+        phase.name,
+        broadcast=lambda state, seen: phase.broadcast(get(state), server(state, seen)),
+        local=lambda payload, seen: phase.local(payload, client(payload, seen)),
+        fold=phase.fold,
+        update=lambda state, folded, seen: put(state, phase.update(get(state), folded, server(state, seen))),
+        who=phase.who,
+        groups=phase.groups,
+        measured=lambda state: phase.measured(get(state)),
+    )
+
+
+def by_name(phases: Iterable[Phase[S]], key: str = "strategy.name") -> dict[str, Phase[S]]:
+    """Return phases by their names, in their order.
+
+    Args:
+        phases: Phases of one round.
+        key: The configuration key that chose them.
+
+    Raises:
+        Refusal: Two have the same name, or one has that of the loop's own exchange: what a client draws, and what it
+            is asked for, goes by the name.
+    """
+    found: dict[str, Phase[S]] = {}
+    for phase in phases:
+        if phase.name in found or phase.name == EVALUATE.name:
+            whose = "two phases of a round are" if phase.name in found else "the loop's own exchange is"
+            raise Refusal(
+                f"A round has phases of different names, and {whose} called {phase.name!r}.",
+                key=key,
+                remedy="Give the phase another name, or choose another strategy.",
+            )
+        found[phase.name] = phase
+    return found

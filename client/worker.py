@@ -111,7 +111,7 @@ class Worker:
 
     def _part(self, name: str) -> Part:
         """Return the part of a client in the exchange of a name: a phase of the strategy, or the loop's own."""
-        if name == EVALUATE.name:
+        if name == EVALUATE:
             return Part(self._evaluate, evaluation_fold(self._host.data.num_classes), remembers=False)
         phase = self.strategy.phase(name)
         return Part(phase.local, phase.fold())

@@ -21,8 +21,8 @@ from umbel.models import operators
 from umbel.models import registry as models
 from umbel.strategies import registry as strategies
 from umbel.strategies.base import Strategy
-from umbel.strategies.collected import Collected
-from umbel.strategies.collected import Config as CollectedConfig
+from umbel.strategies.whole_models import Config as WholeModelsConfig
+from umbel.strategies.whole_models import WholeModels
 
 SECTIONS = ("data", "model", "client", "run", "evaluate", "checkpoint", "engine")
 _RUN_NAME = re.compile(r"\w[\w.-]*")
@@ -52,7 +52,7 @@ def strategy_of(experiment: Experiment) -> Strategy[Any]:
     """
     name, options = experiment.strategy.name, experiment.strategy.options
     if name.startswith(strategies.FLOWER_PREFIX):
-        return Collected(CollectedConfig(name, options))  # checked by the server package, which knows Flower
+        return WholeModels(WholeModelsConfig(name, options))  # checked by the server package, which knows Flower
     try:
         kind = strategies.find(name)
         strategy = kind(kind.config_class(**options))

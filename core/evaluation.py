@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from umbel.core.collecting import Collect
 from umbel.core.folds import Product, product
-from umbel.core.gathered import Collect
 from umbel.core.metrics import matching
 from umbel.core.records import BadReplyError, Payload
 from umbel.core.tree import Tree

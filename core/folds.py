@@ -5,7 +5,7 @@ a monoid (`zero`, `add`, `merge`, `finish`), one algorithm serves a server that 
 worker, and a hierarchy of aggregators. The order of additions is fixed by `umbel.core.blocks`, so that every engine
 gets the same bits.
 
-Means and sums are here, `umbel.core.gathered` has the folds that keep more than a sum. Legend: N replies.
+Means and sums are here, `umbel.core.collecting` has the folds that keep more than a sum. Legend: N replies.
 """
 
 from __future__ import annotations

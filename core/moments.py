@@ -13,10 +13,10 @@ import math
 import torch
 from torch import Tensor
 
-Moments = tuple[Tensor, Tensor, Tensor]
+ClassMoments = tuple[Tensor, Tensor, Tensor]
 
 
-def merge(left: Moments, right: Moments, within_only: bool = False) -> Moments:
+def merge(left: ClassMoments, right: ClassMoments, within_only: bool = False) -> ClassMoments:
     """Return the moments of two sets of examples together, class by class, in float64.
 
     Args:
@@ -45,7 +45,7 @@ def pack(count: Tensor, mean: Tensor, covariance: Tensor) -> Tensor:
     return torch.cat([count[..., None], mean, covariance[..., rows, columns]], dim=-1)
 
 
-def unpack(packed: Tensor) -> Moments:
+def unpack(packed: Tensor) -> ClassMoments:
     """Return count, mean and covariance of `pack`.
 
     Raises:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from umbel.core import metrics
+from umbel.core.collecting import replies_in
 from umbel.core.folds import Folded
-from umbel.core.gathered import collected
 from umbel.core.metrics import ClassCounts, collapse, matching, sequences
 from umbel.data.types import Examples
 from umbel.server.checkpoint import Progress
@@ -195,7 +195,7 @@ def of_clients(
         all of their examples `clients/test/accuracy`.
     """
     by_split: dict[tuple[str, str], dict[int, ClassCounts]] = {}
-    for client, _, counts in collected(folded.trees["counts"]):
+    for client, _, counts in replies_in(folded.trees["counts"]):
         for key, value in counts.items():
             if key.endswith("/loss"):
                 continue

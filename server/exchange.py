@@ -124,7 +124,7 @@ class Exchange:
     ) -> list[Message]:
         arrays = encode_payload(payload)
         messages = []
-        kind = "evaluate" if work.phase == EVALUATE.name else "train"
+        kind = "evaluate" if work.phase == EVALUATE else "train"
         for node, clients in assigned.items():
             touched, mine = share(blocks, clients)
             part = Work(

@@ -219,13 +219,13 @@ class FederatedRun:
             del predictors  # the models that they hold
             if cohort:
                 payload = self.session.strategy.evaluated(state, self.session.context(round_))
-                self.listener.phase(round_, EVALUATE.name, len(cohort))
-                work = self._work(EVALUATE.name, round_, EVALUATION_STEP, cohort, progress)
+                self.listener.phase(round_, EVALUATE, len(cohort))
+                work = self._work(EVALUATE, round_, EVALUATION_STEP, cohort, progress)
                 try:
                     fold = evaluation_fold(self.session.data.num_classes)
                     folded, report = exchange.run(work, payload, cohort, fold)
                 except BadReplyError as error:
-                    self.listener.failure(round_, EVALUATE.name, -1, 0, str(error))
+                    self.listener.failure(round_, EVALUATE, -1, 0, str(error))
                     return found
                 self._account(report, work, progress)
                 if folded is not None:

@@ -21,7 +21,7 @@ from umbel.models.base import Model
 from umbel.models.weights import shared_state
 from umbel.server.flower import strategies as flower
 from umbel.strategies.base import Phase, ServerContext, Strategy, by_name
-from umbel.strategies.collected import Collected
+from umbel.strategies.whole_models import WholeModels
 
 
 class Session:
@@ -37,7 +37,7 @@ class Session:
         self.config_hash = portable_hash(experiment)
         self.strategy: Strategy[Any] = build_strategy(experiment)
         by_name(self.strategy.every_phase())  # refuses names that are not distinct, before anything starts
-        if isinstance(self.strategy, Collected):
+        if isinstance(self.strategy, WholeModels):
             flower.bind(self.strategy)
         self.data = federation(experiment)
         self.device = devices.resolve(experiment.client.device)

@@ -20,8 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from umbel.core import moments
+from umbel.core.collecting import Moments
 from umbel.core.folds import Folded, Product, Sum, product
-from umbel.core.gathered import Moments
 from umbel.core.metrics import collapse
 from umbel.core.records import Payload, Reply
 from umbel.core.tree import Tree

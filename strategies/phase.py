@@ -17,14 +17,7 @@ S = TypeVar("S")
 B = TypeVar("B")
 
 
-@dataclass(frozen=True)
-class Evaluation:
-    """The loop's own exchange after a round's phases: clients evaluate what `Strategy.evaluated` gives them."""
-
-    name: str = "evaluate"
-
-
-EVALUATE = Evaluation()
+EVALUATE = "evaluate"  # the loop's own exchange after a round's phases: clients evaluate `Strategy.evaluated`
 
 
 def _nothing(state: object) -> Mapping[str, float]:
@@ -120,7 +113,7 @@ def by_name(phases: Iterable[Phase[S]], key: str = "strategy.name") -> dict[str,
     """
     found: dict[str, Phase[S]] = {}
     for phase in phases:
-        if phase.name in found or phase.name == EVALUATE.name:
+        if phase.name in found or phase.name == EVALUATE:
             whose = "two phases of a round are" if phase.name in found else "the loop's own exchange is"
             raise Refusal(
                 f"A round has phases of different names, and {whose} called {phase.name!r}.",

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from umbel.core.moments import Moments
+from umbel.core.moments import ClassMoments
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class ClassSums:
 
     count_C: Tensor
     sum_CD: Tensor
-    total: Moments
+    total: ClassMoments
 
     def present(self) -> Tensor:
         """Which classes have examples, [C] bool."""

@@ -18,8 +18,8 @@ from umbel.conf.errors import ExperimentError
 from umbel.conf.schema import Experiment
 from umbel.core.names import nearest, unknown
 from umbel.server.errors import RunStoppedError
-from umbel.strategies.collected import Collected, State
 from umbel.strategies.registry import FLOWER_PREFIX
+from umbel.strategies.whole_models import State, WholeModels
 
 # Ours select the cohort, so what these say about sampling is set to something that never refuses.
 _SAMPLING = (
@@ -91,7 +91,7 @@ def _make(name: str, options: Mapping[str, Any]) -> FlowerStrategy:
     return _find(name)(**options)
 
 
-def bind(strategy: Collected) -> None:
+def bind(strategy: WholeModels) -> None:
     """Give the strategy the Flower strategy's aggregation."""
     config = strategy.config
 

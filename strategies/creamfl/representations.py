@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from umbel.core.gathered import Collect
+from umbel.core.collecting import Collect
 from umbel.core.records import BadReplyError, Payload
 from umbel.core.tree import Tree
 from umbel.models.pair import MODALITIES

@@ -44,8 +44,8 @@ import torch
 from annotated_types import Ge, Interval
 from torch import Tensor
 
+from umbel.core.collecting import Collect, Moments
 from umbel.core.folds import Folded, Product, Sum, product
-from umbel.core.gathered import Collect, Moments
 from umbel.core.ranges import OneOf
 from umbel.core.records import Payload, Reply
 from umbel.core.refusal import Refusal

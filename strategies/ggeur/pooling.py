@@ -33,7 +33,7 @@ class ClassStatistics:
     covariance_CDD: Tensor
 
     @property
-    def parts(self) -> moments.Moments:
+    def parts(self) -> moments.ClassMoments:
         """The three as a tuple."""
         return self.count_C, self.mean_CD, self.covariance_CDD
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from umbel.core.collecting import replies_in
 from umbel.core.folds import Folded
-from umbel.core.gathered import collected
 from umbel.core.records import Payload, Reply
 from umbel.core.tree import Tree
 from umbel.strategies.base import ClientContext
@@ -138,7 +138,7 @@ def gaussian_sigma(config: Config) -> float:
 
 def guided(folded: Folded, share: float) -> dict[str, Any]:
     """Return the State's `guide` and `counts` out of the counts [C] that each client sent."""
-    replies = collected(folded.trees["counts"])
+    replies = replies_in(folded.trees["counts"])
     counts_KC = torch.stack([tree["count"] for _, _, tree in replies]).to(torch.int64)
     numbers = torch.tensor([client for client, _, _ in replies])
     needed = covering_clients(counts_KC, share)

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from umbel.core.blocks import Assembler, Block, BlockTree, cut, fold_block
+from umbel.core.collecting import Collect
 from umbel.core.folds import Sum, UniformMean, WeightedMean, product
-from umbel.core.gathered import Collect
 from umbel.core.records import Reply
 from umbel.server.exchange import Spill
 

@@ -11,9 +11,9 @@ import torch
 
 from tests.helpers import tree as T
 from umbel.core import moments
+from umbel.core.collecting import Collect, Moments, replies_in
 from umbel.core.evaluation import evaluation_fold
 from umbel.core.folds import Partial, Sum, UniformMean, WeightedMean, product
-from umbel.core.gathered import Collect, Moments, collected
 from umbel.core.records import BadReplyError, Payload, Reply
 
 PAYLOAD = Payload({"model": T(w=[0.0, 0.0])})
@@ -234,7 +234,7 @@ def test_moments_of_different_width():
 
 def test_collect_keeps_every_reply_in_the_cohorts_order():
     found = fold_all(product({"delta": Collect("model")}), [reply([9.0, 0.0], 5), reply([1.0, 2.0], 7)])
-    rows = collected(found.trees["delta"])
+    rows = replies_in(found.trees["delta"])
     assert [(client, size, tree["w"].tolist()) for client, size, tree in rows] == [
         (0, 5, [9.0, 0.0]),
         (1, 7, [1.0, 2.0]),
@@ -250,7 +250,7 @@ def test_collect_takes_optional_keys():
     ]
     for each in replies:
         fold.check(each, PAYLOAD)
-    rows = collected(fold_all(fold, replies).trees["r"])
+    rows = replies_in(fold_all(fold, replies).trees["r"])
     assert [(client, size, {k: t.tolist() for k, t in tree.items()}) for client, size, tree in rows] == [
         (0, 2, {"b": 1.0}),
         (1, 4, {"a": [2.0], "b": 3.0}),
@@ -266,11 +266,11 @@ def test_collect_takes_optional_keys():
 
 def test_the_order_of_the_clients_does_not_depend_on_who_sent_which_key():
     fold = product({"r": Collect(optional=["a", "b"])})
-    rows = collected(fold_all(fold, [Reply({"r": T(b=1.0)}), Reply({"r": T(a=2.0)})]).trees["r"])
+    rows = replies_in(fold_all(fold, [Reply({"r": T(b=1.0)}), Reply({"r": T(a=2.0)})]).trees["r"])
     assert [client for client, *_ in rows] == [0, 1]
     merged = fold.merge(fold.lift(1, Reply({"r": T(a=2.0)})), fold.lift(2, Reply({"r": T(b=1.0, a=3.0)})))
     first = fold.lift(0, Reply({"r": T(b=1.0)}))
-    assert [c for c, *_ in collected(fold.finish(fold.merge(merged, first)).trees["r"])] == [0, 1, 2]
+    assert [c for c, *_ in replies_in(fold.finish(fold.merge(merged, first)).trees["r"])] == [0, 1, 2]
 
 
 def test_collected_replies_of_different_shapes():

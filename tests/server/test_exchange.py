@@ -13,9 +13,9 @@ from tests.helpers import SMALL, small_run
 from tests.helpers import tree as T
 from umbel.client.evaluation import evaluate_client
 from umbel.core.blocks import Assembler, BlockTree, cut, fold_block
+from umbel.core.collecting import Collect, Moments
 from umbel.core.evaluation import evaluation_fold
 from umbel.core.folds import WeightedMean, product
-from umbel.core.gathered import Collect, Moments
 from umbel.core.messages import decode_work, encode_json, encode_outcome
 from umbel.core.moments import pack
 from umbel.core.records import Payload, Reply

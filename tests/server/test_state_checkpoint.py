@@ -19,7 +19,7 @@ from umbel.server.checkpoint import Progress
 from umbel.server.errors import RunStoppedError
 from umbel.server.listener import Listener
 from umbel.server.rounds import FederatedRun
-from umbel.strategies import collected, fedavg, fedopt, fedprox, scaffold
+from umbel.strategies import fedavg, fedopt, fedprox, scaffold, whole_models
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ STATES = [
     fedprox.State(T(w=[1.0])),
     scaffold.State(T(w=[1.0]), T(w=[2.0])),
     fedopt.State(T(w=[1.0], m=[2.0]), ("m",), {"w": T(step=1.0, exp_avg=[2.0])}),
-    collected.State(T(w=[1.0]), {"momentum_vector": T(**{"#000000": [1.0]})}, {"t": 3}),
+    whole_models.State(T(w=[1.0]), {"momentum_vector": T(**{"#000000": [1.0]})}, {"t": 3}),
     EVERYTHING,
 ]
 

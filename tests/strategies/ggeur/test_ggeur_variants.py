@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from umbel.core.gathered import Moments
+from umbel.core.collecting import Moments
 from umbel.core.rng import generator
 from umbel.strategies.ggeur.method import (
     ClassStatistics,

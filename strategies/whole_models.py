@@ -14,8 +14,8 @@ from typing import Any
 
 from torch import Tensor
 
+from umbel.core.collecting import Collect, replies_in
 from umbel.core.folds import Folded, Product, product
-from umbel.core.gathered import Collect, collected
 from umbel.core.records import Payload, Reply
 from umbel.core.tree import cast_like
 from umbel.strategies.base import ClientContext, Phase, ServerContext, Strategy, initial_model
@@ -52,7 +52,7 @@ class State:
 Aggregate = Callable[[int, State, Sequence[tuple[int, int, dict[str, Tensor]]]], State]
 
 
-class Collected(Strategy[State]):
+class WholeModels(Strategy[State]):
     """Whole models, collected and handed to an aggregate."""
 
     config_class = Config
@@ -79,7 +79,7 @@ class Collected(Strategy[State]):
     def update(self, state: State, folded: Folded, server: ServerContext) -> State:
         if self.aggregate is None:
             raise RuntimeError("Only a server can aggregate with one of Flower's strategies.")
-        new = self.aggregate(server.round, state, collected(folded.trees["arrays"]))
+        new = self.aggregate(server.round, state, replies_in(folded.trees["arrays"]))
         return State(cast_like(new.model, state.model), new.arrays, new.numbers)
 
     def model(self, state: State) -> dict[str, Tensor]:

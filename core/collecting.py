@@ -143,7 +143,7 @@ class Collect(Fold):
             raise BadReplyError(f"{what}: {name!r} holds NaN or infinity")
 
 
-def collected(tree: Tree) -> list[tuple[int, int, dict[str, Tensor]]]:
+def replies_in(tree: Tree) -> list[tuple[int, int, dict[str, Tensor]]]:
     """Take the result of a `Collect` apart again.
 
     Returns:

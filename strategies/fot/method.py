@@ -46,9 +46,11 @@ from umbel.core.folds import Folded, Product, Sum, WeightedMean, product
 from umbel.core.ranges import OneOf
 from umbel.core.records import Payload, Reply
 from umbel.core.refusal import Refusal
-from umbel.core.tree import Tree
+from umbel.core.tree import Tree, subtract
 from umbel.models import operators
+from umbel.models.base import Model
 from umbel.models.inputs import layer_inputs, stream_inputs
+from umbel.models.weights import load_state
 from umbel.strategies.base import (
     ClientContext,
     Phase,
@@ -259,11 +261,10 @@ class FOT(Strategy[State]):
         return Payload({"model": state.model, "bases": bases}, numbers)
 
     def sketch(self, payload: Payload, client: ClientContext) -> Reply:
-        return Reply(self._sketched(payload.trees["model"], payload, client), {}, client.num_examples)
+        return Reply(self._sketched(client.model(payload.trees["model"]), payload, client), {}, client.num_examples)
 
-    def _sketched(self, weights: Tree, payload: Payload, client: ClientContext) -> dict[str, Tree]:
+    def _sketched(self, model: Model, payload: Payload, client: ClientContext) -> dict[str, Tree]:
         """Return what a client says of the inputs of a model's layers on its data."""
-        model = client.model(weights)
         images, _ = client.prepare(client.train_data)
         images = images[: self.config.sample_limit] if self.config.sample_limit else images
         rng = None if self.config.secret_omega else client.rng
@@ -305,10 +306,14 @@ class FOT(Strategy[State]):
     # ---- train_and_sketch: both at once, of the client's own model -------------------------------------------
 
     def do_both(self, payload: Payload, client: ClientContext) -> Reply:
-        trained = train_and_subtract(payload, client)
-        whole = {name: payload.trees["model"][name] + change for name, change in trained.trees["delta"].items()}
-        trees = self._sketched(whole, payload, client)
-        return Reply({**trees, **trained.trees}, trained.numbers, client.num_examples)
+        before = payload.trees["model"]
+        model = client.model(before)
+        report = client.train(model)
+        delta = subtract(client.weights(model), before)
+        # As the server will have it. In place: to load the model anew would bring back the client's own parts, too.
+        load_state(model, {name: before[name] + change for name, change in delta.items()}, partial=True)
+        trees = self._sketched(model, payload, client)
+        return Reply({**trees, "delta": delta}, {"loss": report.loss}, client.num_examples)
 
     def fold_both(self) -> Product:
         return product({**self.fold_deltas().folds, **self.fold_sketches().folds}, numbers=["loss"])

@@ -63,3 +63,11 @@ def test_fedloges_classes_leave_it_alone(written, tmp_path, monkeypatch):
     for k in range(3):
         assert torch.equal(norm_of(written[2, 0, k]), norm_of(written[1, 1, k]))
     assert worker.NORM not in written[2, 0, 3].trees  # it has trained nothing yet
+
+
+def test_fot_keeps_what_was_trained_when_it_sketches_the_clients_own_model(written, tmp_path):
+    """To load the model again for the sketch would bring back the batch norm of before."""
+    tasks = ("data.partition=split_tasks", "data.num_tasks=2", "data.rounds_per_task=1", "run.rounds=2")
+    run("synthetic", *SMALL, *tasks, "strategy.name=fot", "strategy.sketched=local", f"run.results={tmp_path}")
+    trained = [norm_of(written[1, 0, k]) for k in range(K)]
+    assert not any(torch.equal(trained[0], other) for other in trained[1:])  # as initialised, all would be equal

@@ -15,6 +15,7 @@ from umbel.conf.federation import build_model, federation, local_names
 from umbel.conf.schema import Experiment
 from umbel.core import device as devices
 from umbel.core import training
+from umbel.core.kept import Kept
 from umbel.core.memory import MemoryRecord, MemoryStore
 from umbel.core.tree import Tree, TreeMismatchError
 from umbel.data import transforms
@@ -46,8 +47,7 @@ class Host:
         devices.make_repeatable(self.device)
         self.dtype = devices.parameter_dtype(experiment.client.precision)
         self.loaded = False  # whether the client whose turn it is has loaded the model
-        self._prepared: OrderedDict[int, tuple[Examples, tuple[Tensor, Tensor]]] = OrderedDict()
-        self._prepared_bytes = 0
+        self.prepare = Kept(self._prepare, lambda ready: ready[0].numel() * ready[0].element_size(), _PREPARED_BYTES)
 
     @cached_property
     def model(self) -> Model:
@@ -107,25 +107,12 @@ class Host:
         state = self.model.state_dict()
         return {name: state[name].detach().cpu().clone() for name in sorted(self.local_names)}
 
-    def prepare(self, examples: Examples) -> tuple[Tensor, Tensor]:
-        """Return (images, labels) on the device, normalised, in the parameter dtype; the last ones are kept."""
-        key = id(examples)
-        if key in self._prepared:
-            self._prepared.move_to_end(key)
-            return self._prepared[key][1]
-        moved = examples.images.to(self.device)
-        images = transforms.normalize(moved, self.data.mean, self.data.std, self.dtype)
+    def _prepare(self, examples: Examples) -> tuple[Tensor, Tensor]:
+        """Return (images, labels) on the device, normalised, in the parameter dtype; `prepare` keeps the last ones."""
+        images = transforms.normalize(examples.images.to(self.device), self.data.mean, self.data.std, self.dtype)
         if self.experiment.client.channels_last and images.dim() == 4:
             images = images.contiguous(memory_format=torch.channels_last)
-        ready = (images, examples.labels.to(self.device))
-        size = images.numel() * images.element_size()
-        # The examples are kept beside their tensors, so that their id cannot be given to others meanwhile.
-        self._prepared[key] = (examples, ready)
-        self._prepared_bytes += size
-        while self._prepared_bytes > _PREPARED_BYTES and len(self._prepared) > 1:
-            _, (_, (old, _)) = self._prepared.popitem(last=False)
-            self._prepared_bytes -= old.numel() * old.element_size()
-        return ready
+        return images, examples.labels.to(self.device)
 
     def augmentation(self) -> Callable[[Tensor, torch.Generator], Tensor] | None:
         """Return the augmentation of training batches, if there is one."""

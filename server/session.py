@@ -14,6 +14,7 @@ from umbel.conf.federation import build_model, federation, local_names
 from umbel.conf.load import build_strategy, portable_hash
 from umbel.conf.schema import Experiment
 from umbel.core import device as devices
+from umbel.core.kept import Kept
 from umbel.core.rng import generator
 from umbel.data import transforms
 from umbel.data.types import Examples
@@ -46,7 +47,7 @@ class Session:
         self._initial = build_model(experiment, self.data)
         self.local_names = local_names(experiment, self._initial)
         self.shared_names = frozenset(shared_state(self._initial, self.local_names))
-        self._prepared: dict[int, tuple[Examples, tuple[Tensor, Tensor]]] = {}
+        self.prepare = Kept(self._prepare)
 
     def build_model(self) -> Model:
         """Build the global model as it is before the first round."""
@@ -62,12 +63,10 @@ class Session:
         state = {name: tensor.detach().clone() for name, tensor in self._initial.state_dict().items()}
         return state | {name: tensor.detach().cpu() for name, tensor in shared.items()}
 
-    def prepare(self, examples: Examples) -> tuple[Tensor, Tensor]:
-        """Return (images, labels) on the device, normalised; done once for each set of examples."""
-        if id(examples) not in self._prepared:
-            images = transforms.normalize(examples.images.to(self.device), self.data.mean, self.data.std, self.dtype)
-            self._prepared[id(examples)] = (examples, (images, examples.labels.to(self.device)))
-        return self._prepared[id(examples)][1]
+    def _prepare(self, examples: Examples) -> tuple[Tensor, Tensor]:
+        """Return (images, labels) on the device, normalised; `prepare` does so once for each set of examples."""
+        images = transforms.normalize(examples.images.to(self.device), self.data.mean, self.data.std, self.dtype)
+        return images, examples.labels.to(self.device)
 
     def context(self, round_: int) -> ServerContext:
         """Return the server as a strategy sees it in a round."""

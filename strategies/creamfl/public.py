@@ -11,12 +11,25 @@ import torch
 from torch import Tensor
 
 from umbel.core.device import parameter_dtype
+from umbel.core.kept import Kept
 from umbel.core.refusal import Refusal
 from umbel.core.tree import raw_bytes
 from umbel.data.types import Examples
 from umbel.strategies.base import ClientContext, ServerContext
 
-_fingerprints: dict[int, tuple[Examples, float]] = {}  # the set is kept, so that its id cannot be another's
+
+def _fingerprint(public: Examples) -> float:
+    digest = hashlib.sha256(raw_bytes(public.labels) + raw_bytes(public.identities()))
+    if public.texts is not None:
+        digest.update(raw_bytes(public.texts.content) + raw_bytes(public.texts.offsets))
+    for table in (public.images, public.tokens):
+        if table is not None:
+            digest.update(f"{table.dtype} {list(table.shape)}".encode())
+            digest.update(b"" if table.is_floating_point() else raw_bytes(table))
+    return float(int.from_bytes(digest.digest()[:6], "little"))
+
+
+_last = Kept(_fingerprint, limit=1)
 
 
 def fingerprint(public: Examples) -> float:
@@ -25,17 +38,7 @@ def fingerprint(public: Examples) -> float:
     That is labels, identities, texts, shapes and dtypes, and images and tokens where they are whole numbers: embeddings
     of a frozen encoder may differ in their last bits between processors. Made once for a set in a process.
     """
-    if _fingerprints.get(id(public), (None, 0.0))[0] is not public:
-        digest = hashlib.sha256(raw_bytes(public.labels) + raw_bytes(public.identities()))
-        if public.texts is not None:
-            digest.update(raw_bytes(public.texts.content) + raw_bytes(public.texts.offsets))
-        for table in (public.images, public.tokens):
-            if table is not None:
-                digest.update(f"{table.dtype} {list(table.shape)}".encode())
-                digest.update(b"" if table.is_floating_point() else raw_bytes(table))
-        _fingerprints.clear()
-        _fingerprints[id(public)] = (public, float(int.from_bytes(digest.digest()[:6], "little")))
-    return _fingerprints[id(public)][1]
+    return _last(public)
 
 
 def public_of(context: ServerContext | ClientContext) -> Examples:

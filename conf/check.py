@@ -75,7 +75,7 @@ def _known(key: str, kind: str, name: str, names: Iterable[str], *, paths: bool 
     """Refuse a name that is in no table; with `paths`, what has a colon is looked for elsewhere."""
     names = tuple(names)
     if name not in names and not (paths and ":" in name):
-        raise unknown(kind, name, names, key=key)
+        raise unknown(kind, name, names, key=key, own="module:name" if paths else "")
 
 
 def _names(experiment: Experiment) -> None:

@@ -20,7 +20,7 @@ def nearest(name: str, known: Iterable[str], limit: int = 3) -> list[str]:
     return [folded[match] for match in close]
 
 
-def unknown(kind: str, name: str, known: Iterable[str], key: str | None = None) -> UnknownNameError:
+def unknown(kind: str, name: str, known: Iterable[str], key: str | None = None, own: str = "") -> UnknownNameError:
     """Make the error for an unknown `name`.
 
     Args:
@@ -28,9 +28,12 @@ def unknown(kind: str, name: str, known: Iterable[str], key: str | None = None) 
         name: The name that was asked for.
         known: All names that would have been accepted.
         key: The configuration key to change, if there is one.
+        own: How something of one's own is named where that is possible, such as `module:Class`.
     """
     known = sorted(known)
     guesses = nearest(name, known)
     hint = f"Did you mean {' or '.join(map(repr, guesses))}?" if guesses else f"Known: {', '.join(known)}."
+    if own and "." in name:
+        hint += f" One of your own is named {own}."
     where = f" (key {key})" if key else ""
     return UnknownNameError(f"Unknown {kind} {name!r}{where}.", key=key or "", remedy=hint)

@@ -157,6 +157,14 @@ def build(name: str, num_classes: int, image_size: int | None = None, in_channel
             key="model.name",
             remedy="Derive its class from Model, with `features` and `head`.",
         )
+    lacking = [each for each in ("num_features", "in_channels", "image_size", "head") if not hasattr(model, each)]
+    lacking += ["features"] if type(model).features is Model.features else []
+    if lacking:
+        raise Refusal(
+            f"Model {name!r} (key model.name) lacks {', '.join(lacking)}: {type(model).__name__} does not set them.",
+            key="model.name",
+            remedy="umbel.models.base.Model says what each is.",
+        )
     return model
 
 
@@ -184,7 +192,7 @@ def _factory(name: str) -> Factory:
         return factory
     module_path, colon, attribute = name.partition(":")
     if not (colon and module_path and attribute):
-        raise unknown("model", name, names(), key="model.name")
+        raise unknown("model", name, names(), key="model.name", own="module:factory")
     try:
         factory = getattr(import_module(module_path), attribute)
     except Exception as error:  # a module of somebody else's can raise anything

@@ -53,7 +53,7 @@ def find(name: str, key: str = "strategy.name") -> type[Strategy[Any]]:
         Refusal: The module or class is not there, or is no strategy.
     """
     if name not in _TABLE and ":" not in name:
-        raise unknown("strategy", name, [*_TABLE, "flwr:<Flower strategy>"], key=key)
+        raise unknown("strategy", name, [*_TABLE, "flwr:<Flower strategy>"], key=key, own="module:Class")
     path = _TABLE[name][0] if name in _TABLE else name
     module_name, _, class_name = path.partition(":")
     try:
@@ -62,13 +62,26 @@ def find(name: str, key: str = "strategy.name") -> type[Strategy[Any]]:
         raise Refusal(
             f"{key}={name}: {error}.",
             key=key,
-            remedy="The package must be installed here and, for a real federation, on every node.",
+            remedy="The package must be installed here, or be in a folder that PYTHONPATH names, and for a real "
+            "federation on every node.",
         ) from error
     if not (inspect.isclass(found) and issubclass(found, Strategy)):
         raise Refusal(
             f"{key}={name}: {class_name} is no subclass of umbel.strategies.base.Strategy.",
             key=key,
             remedy="Name a class that is.",
+        )
+    if missing := sorted(getattr(found, "__abstractmethods__", ())):
+        raise Refusal(
+            f"{key}={name}: {class_name} does not say {', '.join(missing)}.",
+            key=key,
+            remedy="Write these methods; umbel.strategies.base.Strategy says what each returns.",
+        )
+    if not dataclasses.is_dataclass(getattr(found, "config_class", None)):
+        raise Refusal(
+            f"{key}={name}: {class_name} has no config_class, the frozen dataclass of its hyper-parameters.",
+            key=key,
+            remedy="Set it; without hyper-parameters it is an empty dataclass.",
         )
     return found
 

@@ -75,11 +75,13 @@ def entries(kind: str, part: str = "") -> list[Entry]:
 
     Args:
         kind: One of these.
-        part: Leave out what does not have this in its name.
+        part: Leave out what does not have this in its name; or one of your own, `module:Class` or `module:factory`.
 
     Raises:
         umbel.core.names.UnknownNameError: Nothing has.
     """
+    if kind in _OWN and ":" in part and not part.startswith(FLOWER_PREFIX):
+        return [_OWN[kind](part)]
     everything = list(_KINDS[kind]())
     found = [entry for entry in everything if part in entry.name]
     if not found:
@@ -117,27 +119,34 @@ def _section(doc: str, title: str) -> dict[str, str]:
     return found
 
 
+def _strategy(name: str) -> Entry:
+    kind = strategies.find(name)
+    docs = meanings(kind.config_class)
+    options = (Option(key, value, docs.get(key, "")) for key, value in strategies.options(name).items())
+    line = strategies.describe(name) if name in strategies.names() else (inspect.getdoc(kind) or "").partition("\n")[0]
+    return Entry(name, line, tuple(options))
+
+
 def _strategies() -> Iterator[Entry]:
-    for name in strategies.names():
-        docs = meanings(strategies.find(name).config_class)
-        options = (Option(key, value, docs.get(key, "")) for key, value in strategies.options(name).items())
-        yield Entry(name, strategies.describe(name), tuple(options))
+    yield from map(_strategy, strategies.names())
     for name in flower_names():
         options = (Option(key, value) for key, value in flower_options(name).items())
         line = (inspect.getdoc(getattr(flower_strategies, name.removeprefix(FLOWER_PREFIX))) or "").partition("\n")[0]
         yield Entry(name, f"Flower's aggregation: {line}", tuple(options))
 
 
+def _model(name: str) -> Entry:
+    module, factory = models.TABLE.get(name) or name.split(":", 1)
+    options = models.options(name)  # imports the module
+    docs = _section(inspect.getdoc(getattr(sys.modules[module], factory)) or "", "Args")
+    found = (Option(key, value, docs.get(key, "")) for key, value in options.items() if key != "image_size")
+    size = options.get("image_size")
+    published = f" Images of {size} px." if size else ""
+    return Entry(name, models.describe(name) + published, tuple(found))
+
+
 def _models() -> Iterator[Entry]:
-    for name in models.names():
-        module, factory = models.TABLE[name]
-        docs: dict[str, str] = {}
-        options = models.options(name)  # imports the module
-        docs = _section(inspect.getdoc(getattr(sys.modules[module], factory)) or "", "Args")
-        found = (Option(key, value, docs.get(key, "")) for key, value in options.items() if key != "image_size")
-        size = options.get("image_size")
-        published = f" Images of {size} px." if size else ""
-        yield Entry(name, models.describe(name) + published, tuple(found))
+    yield from map(_model, models.names())
 
 
 def _operators() -> Iterator[Entry]:
@@ -198,6 +207,9 @@ _KINDS = {
     "experiments": _experiments,
     "keys": _keys,
 }
+
+
+_OWN = {"strategies": _strategy, "models": _model}
 
 
 def render(found: list[Entry], width: int, *, options: bool = True) -> Group:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from umbel.simulations.commands.run import Stopper, guarded, supervised
+from umbel.simulations.commands.supervision import Stopper, guarded, supervised
 
 if TYPE_CHECKING:
     from rich.console import Console

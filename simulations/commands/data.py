@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from umbel.simulations.commands.run import guarded, say
+from umbel.simulations.commands.supervision import guarded, say
 
 if TYPE_CHECKING:
     from umbel.conf.schema import Experiment

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from umbel.simulations.commands.run import guarded, say
+from umbel.simulations.commands.supervision import guarded, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from umbel.simulations.commands.run import guarded
+from umbel.simulations.commands.supervision import guarded
 
 _HOME = click.option("--home", type=click.Path(file_okay=False, path_type=Path), help="Folder of its state and logs.")
 

@@ -11,7 +11,7 @@ from umbel.simulations.commands.compare import compare
 from umbel.simulations.commands.data import data
 from umbel.simulations.commands.explain import explain
 from umbel.simulations.commands.federate import federate
-from umbel.simulations.commands.run import REFUSED, Stopper, fail, guarded, say, supervised
+from umbel.simulations.commands.supervision import REFUSED, Stopper, fail, guarded, say, supervised
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 96}
 KINDS = ("strategies", "models", "operators", "data", "encoders", "partitions", "experiments", "keys")

@@ -7,7 +7,7 @@ CVPR 2025, arXiv:2503.06457.
 |---|---|---|
 | f | an embedding of a frozen encoder (`data.encoder`) | what is augmented and classified |
 | n_kc, mu_kc, Sigma_kc | `class_statistics` | a client's counts, means, biased covariances |
-| Sigma_c | `pool_statistics` (equation 4) | covariance of all clients' embeddings of a class, exactly |
+| Sigma_c | `fold_statistics` (equation 4) | covariance of all clients' embeddings of a class, exactly |
 | xi_m, lambda_m | `geometry` | its directions and variances, broadcast once |
 | beta = sum_m eps_m lambda_m xi_m | `sample` | what is added to an embedding |
 | T | `Config.target` | examples of a class after completion |

@@ -1,5 +1,8 @@
 """Counts, means and covariances of each class: taken by clients, pooled exactly, as moments or as plain sums.
 
+On the server, replies are pooled as they come by the fold `umbel.core.collecting.Moments` (or `Sum`); `pool_statistics`
+pools statistics that are all at hand. Both merge by `umbel.core.moments.merge`.
+
 Legend: N examples, D features, C classes, Z = 1 + D + D (D + 1) / 2 packed numbers, K clients.
 """
 

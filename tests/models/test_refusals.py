@@ -65,7 +65,7 @@ REFUSED: list[tuple[Callable[[], object], str, bool]] = [
     (made("own_models:short"), "model.name", False),
     (made("own_models:plain"), "model.name", True),
     (made("own_models:unsized"), "model.image_size", False),
-    (placed("own_models:Headless", "wconv"), "model.name", False),
+    (placed("own_models:Headless", "wconv"), "model.name", True),
     # sizes of the image
     (made("cnn", 3), "model.image_size", True),
     (made("cvt_13", 18), "model.image_size", True),
@@ -149,3 +149,23 @@ def test_a_refusal_has_its_key_and_says_what_to_do(ask: Callable[[], object], ke
         assert not sentence.endswith("..")
     assert refusal.remedy == refusal.remedy[:1].upper() + refusal.remedy[1:]
     assert key in str(refusal) and f"(key {key}) (key" not in str(refusal)
+
+
+class Silent(Model):
+    """Sets all that a model has, and does not say how its features are computed."""
+
+    def __init__(self, num_classes: int, image_size: int = 8, in_channels: int = 3) -> None:
+        super().__init__()
+        self.num_features, self.in_channels, self.image_size = 4, in_channels, image_size
+        self.head = nn.Linear(4, num_classes)
+
+
+def test_a_model_of_ones_own_that_lacks_something_is_refused_when_it_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = sys.modules["own_models"]
+    monkeypatch.setattr(module, "Silent", Silent, raising=False)
+    for name, lacking in (("Headless", "head, features"), ("Silent", "features")):
+        with pytest.raises(Refusal, match=f"lacks {lacking}: {name}") as found:
+            build(f"own_models:{name}", 3)
+        assert found.value.key == "model.name" and found.value.remedy
+    with pytest.raises(Refusal, match=r"One of your own is named module:factory\."):
+        build("own_models.plain", 3)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import types
+
 import pytest
 import torch
 
@@ -10,6 +13,7 @@ from tests.helpers import tree as T
 from umbel.conf.schema import Experiment
 from umbel.core.folds import Folded
 from umbel.core.names import UnknownNameError
+from umbel.core.refusal import Refusal
 from umbel.core.training import LocalConfig
 from umbel.strategies import fedavg, fedopt, fedprox, registry, scaffold
 from umbel.strategies.base import Strategy
@@ -181,9 +185,32 @@ def test_names_that_are_not_there():
     with pytest.raises(UnknownNameError, match=r"strategy 'scafold' \(key strategy.name\). Did you mean 'scaffold'"):
         registry.find("scafold")
     assert registry.find("umbel.strategies.fedprox:FedProx") is fedprox.FedProx
-    with pytest.raises(ValueError, match="must be installed here and"):
+    with pytest.raises(ValueError, match="must be installed here, or be in a folder that PYTHONPATH names"):
         registry.find("no_such_package.strategy:Mine")
-    with pytest.raises(ValueError, match="must be installed here and"):
+    with pytest.raises(ValueError, match="must be installed here, or be in a folder that PYTHONPATH names"):
         registry.find("umbel.strategies.fedprox:Mine")
     with pytest.raises(ValueError, match="no subclass of"):
         registry.find("umbel.strategies.fedprox:Config")
+
+
+def test_a_strategy_of_ones_own_that_lacks_something_is_refused_before_anything_starts(monkeypatch):
+    module = types.ModuleType("own_strategies")
+
+    class Bare(fedavg.FedAvg):
+        """Says everything but its hyper-parameters."""
+
+        config_class = None
+
+    class Mute(Strategy):
+        """Says nothing."""
+
+        config_class = fedavg.Config
+
+    module.Bare, module.Mute = Bare, Mute
+    monkeypatch.setitem(sys.modules, "own_strategies", module)
+    for name, lacking in (("Bare", "has no config_class"), ("Mute", "does not say every_phase, initial, model")):
+        with pytest.raises(Refusal, match=lacking) as found:
+            registry.find(f"own_strategies:{name}")
+        assert found.value.key == "strategy.name" and found.value.remedy
+    with pytest.raises(Refusal, match=r"One of your own is named module:Class\."):
+        registry.find("own_strategies.Bare")

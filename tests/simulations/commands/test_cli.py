@@ -23,7 +23,7 @@ from umbel.simulations.commands import catalogue, display
 from umbel.simulations.commands.data import text_map
 from umbel.simulations.commands.data_view import statistics
 from umbel.simulations.commands.main import KINDS, main
-from umbel.simulations.commands.run import Stopper
+from umbel.simulations.commands.supervision import Stopper
 from umbel.simulations.commands.watcher import JsonLines, Watcher
 
 TINY = ("model.name=cnn", "run.rounds=2", "data.num_clients=4", "data.max_train=200", "client.epochs=1")

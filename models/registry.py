@@ -163,7 +163,7 @@ def build(name: str, num_classes: int, image_size: int | None = None, in_channel
         raise Refusal(
             f"Model {name!r} (key model.name) lacks {', '.join(lacking)}: {type(model).__name__} does not set them.",
             key="model.name",
-            remedy="umbel.models.base.Model says what each is.",
+            remedy="Set them; umbel.models.base.Model says what each is.",
         )
     return model
 

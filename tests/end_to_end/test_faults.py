@@ -21,9 +21,9 @@ from flwr.app import Error, Message
 from tests.places import ROOT
 from umbel import resume, run
 from umbel.client.node.supernode import Node, WarmProcess
-from umbel.conf.errors import ExperimentError
 from umbel.core.files import write_json
 from umbel.core.messages import encode_json
+from umbel.core.refusal import Refusal
 from umbel.server.errors import RunStoppedError, StopRequested
 from umbel.server.flower.inbox import FlowerPort
 from umbel.server.listener import PROGRESS_FILE, Listener
@@ -371,7 +371,7 @@ def test_ray_refuses_and_leaves_nothing(options, message, tmp_path, monkeypatch)
     if torch.cuda.is_available():
         pytest.skip("asks for what this machine has")
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    with pytest.raises(ExperimentError, match=message):
+    with pytest.raises(Refusal, match=message):
         run("digits", *SMALL, "engine.name=ray", "engine.workers=1", *options, f"run.results={tmp_path}")
     assert not list(tmp_path.iterdir())
     import ray
@@ -467,7 +467,7 @@ def test_a_server_that_dies_is_noticed_at_once(federation, tmp_path):
 def test_a_strategy_that_nodes_cannot_import_is_said_in_seconds(federation, tmp_path, monkeypatch):
     (tmp_path / "only_here_strategy.py").write_text("from umbel.strategies.fedavg import FedAvg as Mine\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(ExperimentError, match=r"only_here_strategy.*must be installed here and"):
+    with pytest.raises(Refusal, match=r"only_here_strategy.*must be installed here, or be in"):
         run(
             "digits",
             *SMALL,

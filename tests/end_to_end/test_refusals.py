@@ -47,8 +47,15 @@ def test_inline(mistake: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.processes
 @pytest.mark.filterwarnings("ignore")  # Ray and a federation leave open files to the garbage collector
-@pytest.mark.parametrize("engine", ["ray", "grpc"])
-@pytest.mark.parametrize("mistake", ["more examples than there are", "a size that the model cannot have"])
+@pytest.mark.parametrize(
+    ("mistake", "engine"),
+    [
+        ("more examples than there are", "ray"),
+        ("a size that the model cannot have", "grpc"),
+        pytest.param("a size that the model cannot have", "ray", marks=pytest.mark.exhaustive),
+        pytest.param("more examples than there are", "grpc", marks=pytest.mark.exhaustive),
+    ],
+)
 def test_the_other_engines(mistake: str, engine: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     request.getfixturevalue({"ray": "cluster", "grpc": "federation"}[engine])
     override, _ = MISTAKES[mistake]

@@ -70,7 +70,13 @@ def test_inline_from_python_and_from_the_command_line(project: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.processes
-@pytest.mark.parametrize("engine", [("ray", "engine.workers=1"), ("grpc", "engine.nodes=1")], ids=["ray", "grpc"])
+@pytest.mark.parametrize(
+    "engine",
+    [
+        pytest.param(("ray", "engine.workers=1"), id="ray"),
+        pytest.param(("grpc", "engine.nodes=1"), id="grpc", marks=pytest.mark.exhaustive),  # a federation of its own
+    ],
+)
 def test_workers_and_nodes(project: Path, engine: tuple[str, str]) -> None:
     output = call(project, [sys.executable, "train.py", *options(f"engine.name={engine[0]}", engine[1])])
     assert len(json.loads(output.splitlines()[-1])[2]) == 64

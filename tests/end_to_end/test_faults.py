@@ -315,10 +315,11 @@ class FakeNode(Node):
         identify()
         nothing = [None] * 4
         super().__init__((1, None, None, get_run, *nothing), {}, tmp_path)
-        package = tmp_path / "client"
-        package.mkdir()
-        (package / "__init__.py").touch()
-        (package / "serve.py").write_text(f"import sys\nsys.path.insert(0, {str(ROOT)!r})\n{program}\n")
+        package = tmp_path / "umbel" / "client" / "node"  # in place of the bundle's
+        package.mkdir(parents=True)
+        for folder in (package, package.parent, package.parent.parent):
+            (folder / "__init__.py").touch()
+        (package / "serve.py").write_text(f"{program}\n")
         self._bundle = tmp_path
 
     def _process(self, run_id):

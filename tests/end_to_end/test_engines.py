@@ -151,6 +151,7 @@ def test_a_worker_that_dies_is_replaced(inline: Inline, tmp_path: Path, monkeypa
     assert result.summary["weights_sha256"] == inline["scaffold"]
 
 
+@pytest.mark.exhaustive
 @pytest.mark.usefixtures("cluster")
 def test_a_block_that_kills_every_worker_is_given_up(tmp_path: Path, monkeypatch) -> None:
     original = RayWorker.run

@@ -521,7 +521,8 @@ def replace_node(home: Path, *program: str) -> None:
 
 
 @slow
-@pytest.mark.parametrize("half_sent", [pytest.param(False, marks=pytest.mark.exhaustive), True])
+@pytest.mark.exhaustive  # a minute: a node counts as gone after 20 s, and another comes
+@pytest.mark.parametrize("half_sent", [False, True])
 def test_a_node_that_is_killed_is_left_out_long_before_the_deadline_and_may_come_back(half_sent, federation, tmp_path):
     if half_sent:
         replace_node(federation, "-c", DYING)
@@ -545,7 +546,8 @@ def test_a_node_that_is_killed_is_left_out_long_before_the_deadline_and_may_come
 
 @slow
 @pytest.mark.skipif(sys.platform != "linux", reason="asks Linux to end children with their parent")
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGKILL, marks=pytest.mark.exhaustive)])
+@pytest.mark.exhaustive  # half a minute: a federation of its own
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_federation_for_one_run_ends_with_it(number, tmp_path, monkeypatch):
     monkeypatch.setenv("UMBEL_HOME", str(tmp_path / "none"))
     process = start(tmp_path, "engine.name=grpc", "engine.nodes=1")

@@ -74,6 +74,7 @@ def test_two_ray_workers_give_the_same_bits(base: str, placed: dict[str, object]
     same_bits(base, placed, "ray", tmp_path)
 
 
+@pytest.mark.exhaustive
 @pytest.mark.parametrize(("base", "placed"), PLACED)
 @pytest.mark.usefixtures("federation")
 def test_a_federation_gives_the_same_bits(base: str, placed: dict[str, object], tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from umbel.core.device import DEVICES
 from umbel.core.names import unknown
 from umbel.core.ranges import check_ranges
 from umbel.data import partition, transforms
-from umbel.data.federation import Federation
 from umbel.data.sets import registry as data_sets
 from umbel.models import operators
 from umbel.models import registry as models
@@ -60,15 +59,6 @@ def strategy_of(experiment: Experiment) -> Strategy[Any]:
     except ValueError as error:
         raise ExperimentError.of(error) from error
     return strategy
-
-
-def check_data(experiment: Experiment, data: Federation) -> None:
-    """Raise `ExperimentError` unless the data have what the strategy needs; asked before the first round."""
-    strategy = strategy_of(experiment)
-    try:
-        strategy.check_data(data)
-    except ValueError as error:
-        raise ExperimentError.of(error) from error
 
 
 def _known(key: str, kind: str, name: str, names: Iterable[str], *, paths: bool = False) -> None:

@@ -6,7 +6,6 @@ import json
 from dataclasses import asdict
 from functools import partial
 
-from umbel.conf.check import check_data
 from umbel.conf.schema import Experiment
 from umbel.core import building
 from umbel.core.device import parameter_dtype
@@ -27,13 +26,11 @@ def federation(experiment: Experiment) -> Federation:
 
     Raises:
         DataError: The data are missing or damaged, or cannot be cut as asked.
-        ExperimentError: They lack what the strategy needs.
     """
     key = _key(experiment)
     if key not in _cache:
         _cache.clear()
         _cache[key] = Federation.build(experiment.data, experiment.data_seed)
-    check_data(experiment, _cache[key])
     return _cache[key]
 
 

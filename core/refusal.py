@@ -42,3 +42,7 @@ class Refusal(ValueError):  # noqa: N818 - it is no fault of the program
 
 def _made(kind: type[Refusal], reason: str, key: str, remedy: str) -> Refusal:
     return kind(reason, key=key, remedy=remedy)
+
+
+# What ends with exit status 2 where nothing has started: paths that a user gave, too.
+REFUSALS = (Refusal, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError)

@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from umbel.core.ranges import check_ranges
 from umbel.core.rng import generator
 from umbel.data import encoders
 from umbel.data import partition as partitions
@@ -81,8 +82,10 @@ class Federation:
             seed: The run's seed.
 
         Raises:
+            Refusal: A value is out of its range.
             DataError: The data are missing or damaged, or cannot be cut as asked.
         """
+        check_ranges(config, "data")
         seed = seed if config.seed is None else config.seed
         check_fractions(config)
         partitions.check(config)

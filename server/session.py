@@ -41,6 +41,7 @@ class Session:
         if isinstance(self.strategy, WholeModels):
             flower.bind(self.strategy)
         self.data = federation(experiment)
+        self.strategy.check_data(self.data)
         self.device = devices.resolve(experiment.client.device)
         devices.make_repeatable(self.device)
         self.dtype = devices.parameter_dtype(experiment.client.precision)

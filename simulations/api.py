@@ -17,7 +17,7 @@ from umbel.conf.errors import ExperimentError
 from umbel.conf.load import as_yaml, load
 from umbel.conf.schema import Experiment
 from umbel.core.files import read_json, write_json
-from umbel.core.refusal import Refusal
+from umbel.core.refusal import REFUSALS
 from umbel.server.flower import strategies as flower
 from umbel.server.listener import Listener, has_begun
 from umbel.server.main import execute, summary
@@ -70,7 +70,7 @@ def run(experiment: str | Experiment, *overrides: str, listener: Listener | None
     folder = new_folder(composed)
     try:
         return _start(composed, listener or Listener(), folder, resuming=False)
-    except Refusal:
+    except REFUSALS:
         if not has_begun(folder):
             shutil.rmtree(folder, ignore_errors=True)
         raise

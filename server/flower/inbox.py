@@ -138,8 +138,10 @@ class FlowerPort(Port):
         self._greetings = Inbox(grid)
 
     def nodes(self) -> set[int]:
-        """Return the nodes that the SuperLink counts as present."""
-        return set(self._grid.get_node_ids())
+        """Return the nodes that the SuperLink counts as present; greetings of others are no longer waited for."""
+        present = set(self._grid.get_node_ids())
+        self._greetings.give_up(present)
+        return present
 
     def stream(
         self, messages: Collection[Message], deadline: float, on_wait: OnWait | None = None
@@ -160,8 +162,7 @@ class FlowerPort(Port):
             inbox.close()
 
     def greet(self, messages: Collection[Message], deadline: float) -> list[Message]:
-        """Send greetings and return the answers that have come; nodes that left are no longer waited for."""
-        self._greetings.give_up(self.nodes())
+        """Send greetings and return the answers that have come."""
         if messages:
             self._greetings.send(messages, deadline)
         return self._greetings.take()

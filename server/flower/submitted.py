@@ -19,7 +19,6 @@ from umbel.server.main import execute
 
 _PULL_SECONDS = 0.02
 _ORPHAN_SECONDS = 5.0
-_listener = Listener()
 
 
 def _hasten() -> None:
@@ -70,6 +69,6 @@ def run(grid: Grid, context: Context) -> None:
     resume = bool(config.get("resume", ""))
     logging.getLogger("umbel").info("experiment %s", experiment.name)
     try:
-        execute(experiment, FlowerPort(grid), _listener, Path(folder) if folder else None, resume)
+        execute(experiment, FlowerPort(grid), Listener(), Path(folder) if folder else None, resume)
     except StopRequested:
         logging.getLogger("umbel").warning("stopped on request; go on with: umbel resume %s", folder)

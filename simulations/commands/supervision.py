@@ -18,13 +18,12 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
 
 import click
 
-from umbel.core.refusal import Refusal
+from umbel.core.refusal import REFUSALS
 
 if TYPE_CHECKING:
     from umbel.simulations.commands.watcher import Watcher
 
 FAILED, REFUSED, INCOMPLETE, STOPPED = 1, 2, 3, 130
-REFUSALS = (Refusal, FileNotFoundError, FileExistsError, NotADirectoryError, PermissionError)
 _P = ParamSpec("_P")
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import pytest
 
 from tests.strategies.creamfl.test_creamfl_runs import PAIRS
-from umbel.conf.check import check_data
+from umbel.conf.check import strategy_of
 from umbel.conf.errors import ExperimentError
 from umbel.conf.federation import federation
 from umbel.conf.load import load
+from umbel.core.refusal import Refusal
+from umbel.server.session import Session
 
 PATHS = {
     "ggeur": "umbel.strategies.ggeur:GGEUR",
@@ -60,10 +62,9 @@ def test_what_a_strategy_does_not_go_with_is_refused(name, overrides, key, by_pa
 def test_what_a_strategy_does_not_find_in_the_data_is_refused(by_path):
     name = f"strategy.name={PATHS['ggeur'] if by_path else 'ggeur'}"
     wrong = load("digits", [name, *EMBEDDED, "strategy.domains=true"])
-    with pytest.raises(ExperimentError, match=r"other domains, and these data have none\. Set strategy\.domains=false"):
-        federation(wrong)
-    right = load("digits", [name, *EMBEDDED])
-    check_data(right, federation(right))
+    with pytest.raises(Refusal, match=r"other domains, and these data have none\. Set strategy\.domains=false"):
+        Session(wrong)
+    Session(load("digits", [name, *EMBEDDED]))
 
 
 def test_a_strategy_over_a_base_asks_it_about_the_data():
@@ -74,5 +75,5 @@ def test_a_strategy_over_a_base_asks_it_about_the_data():
     asked = []
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(FedProx, "check_data", lambda self, given: asked.append(given))
-        check_data(found, data)
+        strategy_of(found).check_data(data)
     assert asked == [data]

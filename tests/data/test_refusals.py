@@ -231,3 +231,9 @@ def test_every_key_is_one_of_the_configuration() -> None:
     for file, key in found:
         section, name, *_ = key.split(".")
         assert section == "data" and name in known, f"{file}: {key}"
+
+
+def test_a_federation_that_a_library_builds_is_refused_too() -> None:
+    """Not only the command line: an imbalance below 1 would turn the tail round, and nothing would say so."""
+    with pytest.raises(Refusal, match=r"data\.imbalance should be at least 1, found 0\.5"):
+        Federation.build(DataConfig(name="synthetic", partition="long_tail", imbalance=0.5), 0)

@@ -11,6 +11,7 @@ import torch
 from umbel.conf import load
 from umbel.conf.errors import ExperimentError
 from umbel.conf.federation import federation
+from umbel.core.refusal import Refusal
 from umbel.data.errors import DataError
 from umbel.data.federation import Federation
 
@@ -62,8 +63,9 @@ def test_what_cannot_be(overrides, message):
         load("digits", overrides)
 
 
-@pytest.mark.parametrize("number", [-1, 7])
-def test_more_than_there_are_from_python(number):
+def test_more_than_there_are_from_python():
     config = load("digits", SIX).data
-    with pytest.raises(DataError, match=rf"data\.num_shuffled must be from 0 to data\.num_clients=6, found {number}"):
-        Federation.build(replace(config, num_shuffled=number), 0)
+    with pytest.raises(DataError, match=r"data\.num_shuffled must be from 0 to data\.num_clients=6, found 7"):
+        Federation.build(replace(config, num_shuffled=7), 0)
+    with pytest.raises(Refusal, match=r"data\.num_shuffled should be at least 0, found -1"):
+        Federation.build(replace(config, num_shuffled=-1), 0)

@@ -92,3 +92,12 @@ def test_a_refusal_says_its_key_once_and_survives_a_pickle() -> None:
     again = pickle.loads(pickle.dumps(named))
     assert type(again) is DataError
     assert (str(again), again.key, again.reason, again.remedy) == (str(named), named.key, named.reason, named.remedy)
+
+
+def test_a_path_that_cannot_be_written_to_is_refused_and_leaves_no_folder(tmp_path: Path) -> None:
+    def gone(*_: object) -> None:
+        raise FileNotFoundError(2, "No such file or directory", "/somewhere")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("umbel.server.main.Session", gone)
+        assert "No such file or directory: /somewhere" in refused(tmp_path)

@@ -13,6 +13,7 @@ from umbel.client.host import Clients, Host
 from umbel.conf.errors import ExperimentError
 from umbel.conf.load import load
 from umbel.core.memory import MemoryStore
+from umbel.core.refusal import Refusal
 from umbel.core.rng import generator
 from umbel.data.types import Examples
 from umbel.strategies.ggeur import method as ggeur
@@ -146,7 +147,7 @@ def test_more_directions_than_there_are_are_refused_before_the_first_round(over,
 
 
 def test_domains_without_domains_are_refused_before_the_first_round(tmp_path):
-    with pytest.raises(ExperimentError, match=r"strategy\.domains=true .*data\.name"):
+    with pytest.raises(Refusal, match=r"strategy\.domains=true .*data\.name"):
         run("digits", *SMALL, "strategy.domains=true", f"run.results={tmp_path}")
     off = ("strategy.domains=true", "strategy.augment=false", "run.rounds=1")
     assert run("digits", *SMALL, *off, f"run.results={tmp_path}").summary["rounds"] == 1  # asks for nothing

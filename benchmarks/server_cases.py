@@ -17,9 +17,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from umbel.core.rng import generator
-from umbel.strategies.creamfl import method as creamfl
-from umbel.strategies.fot import method as fot
-from umbel.strategies.ggeur import method as ggeur
+from umbel.strategies import creamfl, fot, ggeur
+from umbel.strategies.fot import layers
 
 Found = dict[str, Any]
 
@@ -175,7 +174,7 @@ def fot_small(sizes: Sizes) -> Found:
         for client in range(sizes.clients):
             data = inputs_of(d, sizes.columns // 4, client)
             gram += data @ data.T
-        return fot.grow(None, gram, torch.tensor(1.0), fot.Config(width=0.0), 0.95)
+        return layers.grow(None, gram, torch.tensor(1.0), fot.Config(width=0.0), 0.95)
 
     seconds, basis = timed(grow)
     return {"seconds": seconds, "check": captured(basis, sizes)}

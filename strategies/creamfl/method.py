@@ -54,22 +54,18 @@ from umbel.core.training import OPTIMIZERS
 from umbel.core.tree import Tree
 from umbel.models.pair import MODALITIES, Encoders, Reader, class_logits
 from umbel.strategies.base import ClientContext, Phase, Predictor, ServerContext, Setting, Strategy
-from umbel.strategies.creamfl.architectures import check_models, client_model, modality, server_model, try_models
+from umbel.strategies.creamfl.architectures import check_models, client_model, server_model, try_models
 from umbel.strategies.creamfl.combinations import check_options, check_setting
 from umbel.strategies.creamfl.contrasts import (
     class_loss,
     contrast_loss,
     exact,
-    inter_contrast,
-    intra_contrast,
     pair_loss,
 )
-from umbel.strategies.creamfl.ensemble import aggregate, combine
+from umbel.strategies.creamfl.ensemble import combine
 from umbel.strategies.creamfl.passes import by_turns, server_training
 from umbel.strategies.creamfl.public import fingerprint, on_device, public_of, rows_of, tables_of
 from umbel.strategies.creamfl.representations import WIRES, Representations, from_wire, to_wire
-
-__all__ = ["Config", "CreamFL", "State", "aggregate", "inter_contrast", "intra_contrast", "modality"]
 
 
 @dataclass(frozen=True)

@@ -61,7 +61,7 @@ from umbel.strategies.base import (
     server_step,
 )
 from umbel.strategies.fedavg import WEIGHTINGS, mean_fold
-from umbel.strategies.fedloge.frames import make_frame, pack_frame, simplex_etf, sparse_etf, unpack_frame
+from umbel.strategies.fedloge.frames import make_frame, pack_frame, unpack_frame
 from umbel.strategies.fedloge.heads import (
     Heads,
     bias_of,
@@ -73,17 +73,6 @@ from umbel.strategies.fedloge.heads import (
     sum_of_losses,
 )
 from umbel.strategies.neural_collapse import Collapse
-
-__all__ = [
-    "Config",
-    "FedLoGe",
-    "State",
-    "personal_logits",
-    "realign_global",
-    "realign_personal",
-    "simplex_etf",
-    "sparse_etf",
-]
 
 
 @dataclass(frozen=True)

@@ -63,9 +63,7 @@ from umbel.strategies.base import (
 )
 from umbel.strategies.fedavg import WEIGHTINGS, mean_fold
 from umbel.strategies.fot.layers import bias_name, grow, layers_of, project_layer, shapes
-from umbel.strategies.fot.subspace import Sketches, expand_basis, project_update, residual_sketch
-
-__all__ = ["FOT", "Config", "State", "expand_basis", "grow", "layer_inputs", "project_update", "residual_sketch"]
+from umbel.strategies.fot.subspace import Sketches
 
 _BATCH = 256
 

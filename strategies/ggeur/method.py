@@ -54,33 +54,16 @@ from umbel.data.federation import Federation
 from umbel.strategies.base import ClientContext, Phase, Predictor, ServerContext, Setting, Strategy, by_name, over
 from umbel.strategies.ggeur.bases import make_base
 from umbel.strategies.ggeur.combinations import check_combinations, check_setting
-from umbel.strategies.ggeur.completion import SCALES, completion, sample
+from umbel.strategies.ggeur.completion import SCALES
 from umbel.strategies.ggeur.pooling import (
-    ClassStatistics,
     Prototypes,
-    class_statistics,
     counts_like,
-    pool_statistics,
     sizes,
     sums_like,
 )
 from umbel.strategies.ggeur.releases import WIRES, features_of, gaussian_sigma, guided, release, shaped
 from umbel.strategies.ggeur.remembered import PREFIX, complete, for_base, num_new, received
-from umbel.strategies.ggeur.shapes import Geometry, geometry
 from umbel.strategies.head_on_draws import head_on_draws
-
-__all__ = [
-    "GGEUR",
-    "ClassStatistics",
-    "Config",
-    "Geometry",
-    "State",
-    "class_statistics",
-    "completion",
-    "geometry",
-    "pool_statistics",
-    "sample",
-]
 
 NOISES = ("local", "distributed")
 

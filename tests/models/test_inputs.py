@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from umbel import models
 from umbel.core.rng import generator
 from umbel.models.inputs import layer_inputs, stream_inputs
-from umbel.strategies.fot.method import Sketches
+from umbel.strategies.fot.subspace import Sketches
 
 F64 = torch.float64
 

@@ -12,7 +12,7 @@ from umbel.core import moments
 from umbel.core.metrics import collapse
 from umbel.core.metrics.collapse import class_sums
 from umbel.core.rng import generator
-from umbel.strategies.fedloge.method import simplex_etf
+from umbel.strategies.fedloge.frames import simplex_etf
 
 
 def collapsed(counts, width=6, length=3.0, shift=2.0):

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 
 from umbel.core.metrics import retrieval
 from umbel.core.rng import generator
-from umbel.strategies.creamfl.method import aggregate, inter_contrast, intra_contrast
+from umbel.strategies.creamfl.contrasts import inter_contrast, intra_contrast
+from umbel.strategies.creamfl.ensemble import aggregate
 
 K, P, D = 4, 30, 6
 

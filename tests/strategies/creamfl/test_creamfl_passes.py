@@ -20,8 +20,8 @@ from umbel.strategies.creamfl import ensemble as ensembles
 from umbel.strategies.creamfl import method as creamfl
 from umbel.strategies.creamfl.architectures import client_model, server_model
 from umbel.strategies.creamfl.contrasts import pair_loss
-from umbel.strategies.creamfl.ensemble import combine
-from umbel.strategies.creamfl.method import Config, CreamFL, aggregate
+from umbel.strategies.creamfl.ensemble import aggregate, combine
+from umbel.strategies.creamfl.method import Config, CreamFL
 from umbel.strategies.creamfl.representations import from_wire, to_wire
 
 

@@ -22,8 +22,10 @@ from umbel.models.pair import Encoders, class_logits, margin_loss, pair_contrast
 from umbel.server.errors import RunStoppedError
 from umbel.server.listener import Listener
 from umbel.server.session import Session, quotas
+from umbel.strategies.creamfl.architectures import modality
 from umbel.strategies.creamfl.contrasts import pair_loss
-from umbel.strategies.creamfl.method import Config, CreamFL, fingerprint, modality
+from umbel.strategies.creamfl.method import Config, CreamFL
+from umbel.strategies.creamfl.public import fingerprint
 from umbel.strategies.creamfl.representations import Representations, from_wire, to_wire
 
 PUBLIC = 90  # of 400 examples of fewer captions: three tenths of what a tenth for validation leaves, class by class

@@ -23,7 +23,8 @@ from umbel.server.session import Session
 from umbel.strategies.creamfl import method as creamfl
 from umbel.strategies.creamfl.architectures import client_model, fresh_encoders, server_model
 from umbel.strategies.creamfl.contrasts import contrast_loss
-from umbel.strategies.creamfl.method import State, aggregate
+from umbel.strategies.creamfl.ensemble import aggregate
+from umbel.strategies.creamfl.method import State
 from umbel.strategies.creamfl.representations import from_wire, to_wire
 
 MODALITIES = ("image", "text")

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from umbel.core.rng import generator
-from umbel.strategies.fedloge.method import personal_logits, realign_global, realign_personal, simplex_etf, sparse_etf
+from umbel.strategies.fedloge.frames import simplex_etf, sparse_etf
+from umbel.strategies.fedloge.heads import personal_logits, realign_global, realign_personal
 
 
 def cosines(frame_DC: torch.Tensor) -> torch.Tensor:

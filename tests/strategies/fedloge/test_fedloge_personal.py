@@ -20,7 +20,8 @@ from umbel.data.types import Examples
 from umbel.models.base import Model
 from umbel.models.weights import load_state, shared_state
 from umbel.strategies.base import ClientContext
-from umbel.strategies.fedloge.method import Config, FedLoGe, make_frame, pack_frame, unpack_frame
+from umbel.strategies.fedloge.frames import make_frame, pack_frame, unpack_frame
+from umbel.strategies.fedloge.method import Config, FedLoGe
 
 NUM_CLASSES, WIDTH, LR = 4, 6, 0.5
 LABELS = torch.tensor([0, 1, 3, 0, 0, 3, 1])  # class 2 is absent

@@ -21,17 +21,9 @@ from umbel.models.weights import shared_state
 from umbel.server.exchange import Exchange
 from umbel.server.session import Session
 from umbel.strategies import neural_collapse
-from umbel.strategies.fedloge.method import (
-    Config,
-    FedLoGe,
-    Heads,
-    make_frame,
-    pack_frame,
-    realign_global,
-    split_at,
-    sum_of_losses,
-    unpack_frame,
-)
+from umbel.strategies.fedloge.frames import make_frame, pack_frame, unpack_frame
+from umbel.strategies.fedloge.heads import Heads, realign_global, split_at, sum_of_losses
+from umbel.strategies.fedloge.method import Config, FedLoGe
 
 
 def heads(frame: torch.Tensor | None, personal: torch.nn.Linear | None) -> Heads:

@@ -15,14 +15,9 @@ from torch import Tensor
 from umbel import models
 from umbel.core.rng import generator
 from umbel.strategies.fedloge import method as fedloge
-from umbel.strategies.fedloge.method import (
-    Config,
-    Heads,
-    make_frame,
-    personal_logits,
-    realign_global,
-    realign_personal,
-)
+from umbel.strategies.fedloge.frames import make_frame
+from umbel.strategies.fedloge.heads import Heads, personal_logits, realign_global, realign_personal
+from umbel.strategies.fedloge.method import Config
 
 NUM_CLASSES, WIDTH = 5, 6
 IMAGES = torch.randn(7, 1, 8, 8, generator=generator(1))

@@ -8,7 +8,8 @@ from torch import nn
 
 from umbel import models
 from umbel.core.rng import generator
-from umbel.strategies.fot.method import expand_basis, layer_inputs, project_update, residual_sketch, stream_inputs
+from umbel.models.inputs import layer_inputs, stream_inputs
+from umbel.strategies.fot.subspace import expand_basis, project_update, residual_sketch
 
 F64 = torch.float64
 
@@ -163,7 +164,8 @@ def test_a_sketch_that_is_not_apart_from_the_basis():
 
 
 def test_an_exact_gram_matrix_gives_no_noise():
-    from umbel.strategies.fot.method import Config, grow
+    from umbel.strategies.fot.layers import grow
+    from umbel.strategies.fot.method import Config
 
     inputs = (orthonormal(50, 5) @ normal(5, 400, seed=1)).float()
     gram = inputs @ inputs.T

@@ -15,16 +15,9 @@ from umbel.conf.errors import ExperimentError
 from umbel.conf.load import load
 from umbel.core.rng import generator
 from umbel.strategies.base import server_step
-from umbel.strategies.fot.method import (
-    FOT,
-    Config,
-    State,
-    expand_basis,
-    grow,
-    project_update,
-    residual_sketch,
-)
-from umbel.strategies.fot.subspace import unexplained
+from umbel.strategies.fot.layers import grow
+from umbel.strategies.fot.method import FOT, Config, State
+from umbel.strategies.fot.subspace import expand_basis, project_update, residual_sketch, unexplained
 
 F64 = torch.float64
 SHARED = SimpleNamespace(task_of_class=None, task=1)  # all that a step asks of the server

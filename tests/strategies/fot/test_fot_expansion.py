@@ -20,8 +20,9 @@ from tests.strategies.fot.test_fot_wiring import (
 )
 from umbel.core.rng import generator
 from umbel.strategies.fot import method as fot
-from umbel.strategies.fot.method import FOT, Config, expand_basis, grow, residual_sketch
-from umbel.strategies.fot.subspace import Sketches
+from umbel.strategies.fot.layers import grow
+from umbel.strategies.fot.method import FOT, Config
+from umbel.strategies.fot.subspace import Sketches, expand_basis, residual_sketch
 
 
 def test_epsilon_grows_from_the_second_task_on_up_to_one(monkeypatch):

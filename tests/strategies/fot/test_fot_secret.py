@@ -11,7 +11,8 @@ from umbel import run
 from umbel.core.rng import generator
 from umbel.models.inputs import layer_inputs
 from umbel.strategies.fot import subspace
-from umbel.strategies.fot.method import FOT, Config, residual_sketch
+from umbel.strategies.fot.method import FOT, Config
+from umbel.strategies.fot.subspace import residual_sketch
 
 FIRST, FEW = "layers.0.weight", 5  # fewer examples than the ten columns of the first layer's sketch
 

@@ -10,7 +10,9 @@ import torch
 
 from umbel.core.rng import generator
 from umbel.strategies.ggeur import method as ggeur
-from umbel.strategies.ggeur.method import ClassStatistics, class_statistics, geometry, pool_statistics, sample
+from umbel.strategies.ggeur.completion import sample
+from umbel.strategies.ggeur.pooling import ClassStatistics, class_statistics, pool_statistics
+from umbel.strategies.ggeur.shapes import geometry
 
 D, C = 6, 4
 

@@ -14,8 +14,18 @@ from umbel.core.rng import generator
 from umbel.core.training import LocalConfig
 from umbel.data.config import DataConfig
 from umbel.data.types import Examples
-from umbel.strategies.ggeur.method import GGEUR, Config, class_statistics, completion, geometry, pool_statistics
-from umbel.strategies.ggeur.pooling import Prototypes, domain_means, from_sums, statistics_tree, sums_tree
+from umbel.strategies.ggeur.completion import completion
+from umbel.strategies.ggeur.method import GGEUR, Config
+from umbel.strategies.ggeur.pooling import (
+    Prototypes,
+    class_statistics,
+    domain_means,
+    from_sums,
+    pool_statistics,
+    statistics_tree,
+    sums_tree,
+)
+from umbel.strategies.ggeur.shapes import geometry
 
 D = 5
 

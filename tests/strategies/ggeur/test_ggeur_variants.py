@@ -12,17 +12,18 @@ from torch import Tensor
 
 from umbel.core.collecting import Moments
 from umbel.core.rng import generator
-from umbel.strategies.ggeur.method import (
+from umbel.strategies.ggeur.completion import completion, sample
+from umbel.strategies.ggeur.pooling import (
     ClassStatistics,
-    Geometry,
     class_statistics,
-    completion,
-    geometry,
+    covering_clients,
+    from_sums,
+    from_tree,
     pool_statistics,
-    sample,
+    statistics_tree,
+    sums_tree,
 )
-from umbel.strategies.ggeur.pooling import covering_clients, from_sums, from_tree, statistics_tree, sums_tree
-from umbel.strategies.ggeur.shapes import inflate_smallest
+from umbel.strategies.ggeur.shapes import Geometry, geometry, inflate_smallest
 
 D, C = 4, 4
 

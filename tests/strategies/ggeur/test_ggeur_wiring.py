@@ -26,7 +26,7 @@ from umbel.strategies.fot import method as fot
 from umbel.strategies.ggeur import method as ggeur
 from umbel.strategies.ggeur import noise as privacy
 from umbel.strategies.ggeur.method import GGEUR, Config
-from umbel.strategies.ggeur.pooling import class_statistics, sums_tree
+from umbel.strategies.ggeur.pooling import class_statistics, pool_statistics, sums_tree
 from umbel.strategies.ggeur.remembered import complete
 
 D, C, K = 6, 4, 4
@@ -239,13 +239,13 @@ def test_the_pooled_covariance_is_symmetric_and_has_no_negative_direction(num, o
         for dtype in (torch.float64, torch.float32):
             parts = [class_statistics(rows.to(dtype), torch.zeros(len(rows)).long(), 1) for rows in moved]
             for within_only in (False, True):
-                covariance = ggeur.pool_statistics(parts, within_only).covariance_CDD[0]
+                covariance = pool_statistics(parts, within_only).covariance_CDD[0]
                 values = torch.linalg.eigvalsh(covariance)
                 largest = float(values[-1])
                 assert covariance.dtype == torch.float64 and largest > 0
                 assert (covariance - covariance.T).abs().max() <= 1e-14 * largest
                 assert float(values[0]) >= -1e-10 * largest
-        pooled = moments.unpack(moments.pack(*ggeur.pool_statistics(parts).parts))[2][0]
+        pooled = moments.unpack(moments.pack(*pool_statistics(parts).parts))[2][0]
         assert torch.equal(pooled, pooled.T)  # and so it travels
 
 

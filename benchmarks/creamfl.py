@@ -124,10 +124,10 @@ NOISE = {
 SPLITS = ("validation", "test")
 
 
-def with_means(found: Mapping[str, float]) -> dict[str, float]:
+def with_means(recalls: Mapping[str, float]) -> dict[str, float]:
     """Return metrics with the means of both ways of retrieval."""
-    means = {f"{split}/recall@10": [found[f"{split}/{way}_recall@10"] for way in ("i2t", "t2i")] for split in SPLITS}
-    return dict(found) | {name: statistics.fmean(values) for name, values in means.items()}
+    means = {f"{split}/recall@10": [recalls[f"{split}/{way}_recall@10"] for way in ("i2t", "t2i")] for split in SPLITS}
+    return dict(recalls) | {name: statistics.fmean(values) for name, values in means.items()}
 
 
 def table(study: Study, runs: Runs) -> str:

@@ -46,8 +46,8 @@ def looked_at(study: str, num_shuffled: int, seed: int, folder: Path) -> list[di
     if not kept(path, load(EXPERIMENT, [*overrides, f"run.name={identity}"])):
         run(EXPERIMENT, *overrides, f"run.name={identity}")
     explain(path, Options(clients=-1))
-    found: list[dict[str, Any]] = read_json(path / "explain" / "explain.json")["clients"]
-    return found
+    clients: list[dict[str, Any]] = read_json(path / "explain" / "explain.json")["clients"]
+    return clients
 
 
 def row(seed: int, num_shuffled: int, clients: Sequence[dict[str, Any]], score: str) -> tuple[list[str], int, int, int]:
@@ -59,7 +59,7 @@ def row(seed: int, num_shuffled: int, clients: Sequence[dict[str, Any]], score: 
     return [*cells, f"{caught} of {len(guilty)}", f"{alarms} of {len(honest)}"], caught, alarms, len(honest)
 
 
-def table(found: dict[tuple[int, int], list[dict[str, Any]]], what: str) -> str:
+def table(scores: dict[tuple[int, int], list[dict[str, Any]]], what: str) -> str:
     """Return the table of one score."""
     lines = [
         f"By the {what}:",
@@ -68,7 +68,7 @@ def table(found: dict[tuple[int, int], list[dict[str, Any]]], what: str) -> str:
         "|---:|---:|---:|---:|---:|---:|",
     ]
     caught = guilty = alarms = honest = 0
-    for (seed, num_shuffled), clients in found.items():
+    for (seed, num_shuffled), clients in scores.items():
         cells, *counts = row(seed, num_shuffled, clients, SCORES[what])
         lines.append(f"| {' | '.join(cells)} |")
         caught, alarms, honest = caught + counts[0], alarms + counts[1], honest + counts[2]
@@ -82,8 +82,8 @@ def main() -> None:
     given = command_line(__doc__, STUDIES).parse_args()
     folder = folder_of(given)
     seeds = range(given.first_seed, given.first_seed + given.seeds)
-    found = {(s, n): looked_at(given.study, n, s, folder) for s in seeds for n in FAULTS}
-    publish(given, [table(found, what) for what in SCORES], unit="Robust z-scores")
+    scores = {(s, n): looked_at(given.study, n, s, folder) for s in seeds for n in FAULTS}
+    publish(given, [table(scores, what) for what in SCORES], unit="Robust z-scores")
 
 
 if __name__ == "__main__":

@@ -59,8 +59,8 @@ def eager() -> Callable[[Tensor], Tensor]:
     def encode(batch: Tensor) -> Tensor:
         with torch.inference_mode():
             x = functional.interpolate(batch.float(), size=(SIZE, SIZE), mode="bilinear", antialias=True)
-            found: Tensor = network.extract_features(((x - 127) / 128).expand(-1, 3, -1, -1)).mean((2, 3))
-            return found
+            features: Tensor = network.extract_features(((x - 127) / 128).expand(-1, 3, -1, -1)).mean((2, 3))
+            return features
 
     return encode
 
@@ -68,11 +68,11 @@ def eager() -> Callable[[Tensor], Tensor]:
 def contenders(sample: Tensor) -> dict[str, tuple[Callable[[Tensor], Tensor], int]]:
     """Return name -> (encoder, batch)."""
     naive = eager()
-    found = {f"eager, batch {batch}": (naive, batch) for batch in EAGER_BATCHES}
+    encoders = {f"eager, batch {batch}": (naive, batch) for batch in EAGER_BATCHES}
     for backend in ("torch", "onnx"):
         plan = LITE0.images(backend, SIZE, sample, sample)
-        found[f"lite0:{backend}"] = (plan.open(), plan.batch)
-    return found
+        encoders[f"lite0:{backend}"] = (plan.open(), plan.batch)
+    return encoders
 
 
 def speed(count: int, repeats: int) -> None:
@@ -137,10 +137,10 @@ def whole() -> None:
             )
             if done.returncode:
                 raise SystemExit(f"{title} failed:\n{done.stderr[-3000:]}")
-            found = json.loads(done.stdout.strip().splitlines()[-1])
+            measured = json.loads(done.stdout.strip().splitlines()[-1])
             print(
-                f"| {title} | {found['seconds']:.2f} | {found['cpu_seconds']:.2f} "
-                f"| {found['count'] / found['seconds']:.0f} | {found['before']:.0f} | {found['peak']:.0f} |"
+                f"| {title} | {measured['seconds']:.2f} | {measured['cpu_seconds']:.2f} "
+                f"| {measured['count'] / measured['seconds']:.0f} | {measured['before']:.0f} | {measured['peak']:.0f} |"
             )
 
 
@@ -154,8 +154,8 @@ def probe() -> None:
     for name, size in (("pixels", 0), ("pca:100", 0), ("lite0", SIZE)):
         # encode() fits pca to the training images only.
         small = DataSet("fashion_mnist_2000", train, test, data_set.class_names, (), data_set.mean, data_set.std, "MIT")
-        found = encoders.encode(small, name, size)
-        x, y = found.train.images, found.test.images
+        encoded = encoders.encode(small, name, size)
+        x, y = encoded.train.images, encoded.test.images
         mean, deviation = x.mean(0), x.std(0)
         deviation = torch.where(deviation > 0.1 * deviation.mean(), deviation, deviation.mean())
         model = LogisticRegression(C=0.01, max_iter=500)
@@ -178,8 +178,8 @@ def main() -> None:
     torch.set_num_threads(1)
     env = environment()
     names = ("torch", "onnx", "onnxruntime", "numpy", "scikit-learn")
-    found = ", ".join(f"{name} {metadata.version(name)}" for name in names)
-    print(f"{env['processor']}, {env['cpus']} CPUs, one thread, Python {env['python']}; {found}\n")
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in names)
+    print(f"{env['processor']}, {env['cpus']} CPUs, one thread, Python {env['python']}; {versions}\n")
     speed(arguments.slice, arguments.repeats)
     if not arguments.skip_whole:
         whole()

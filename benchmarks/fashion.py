@@ -32,17 +32,17 @@ PARTS = (
 
 def rows(title: str, comparison: Comparison) -> list[str]:
     """Return the table's rows of one comparison."""
-    found = []
+    lines = []
     for item in comparison.items:
         cells = []
         for measure in ("test_last", "test_best"):
             mean, deviation = comparison.mean_and_deviation(item.label, measure)
             cells.append(f"{100 * mean:.2f} ± {100 * deviation:.2f}")
-        difference, error = comparison.difference(item.label, comparison.items[0].label, "test_last")
-        paired = f"{100 * difference:+.2f} ± {100 * error:.2f}" if item != comparison.items[0] else ""
+        difference = comparison.differences("test_last").get(item.label)
+        paired = f"{100 * difference.mean:+.2f} ± {100 * difference.error:.2f}" if difference else ""
         hashes = " ".join(member.summary["weights_sha256"][:12] for member in comparison.of(item.label))
-        found.append(f"| {title} | {item.label} | {cells[0]} | {cells[1]} | {paired} | {hashes} |")
-    return found
+        lines.append(f"| {title} | {item.label} | {cells[0]} | {cells[1]} | {paired} | {hashes} |")
+    return lines
 
 
 def main() -> None:

@@ -85,12 +85,12 @@ def main() -> None:
     arguments = parser.parse_args()
     load_before = os.getloadavg()[0]
     os.environ["UMBEL_HOME"] = "/nonexistent"  # no federation that is up already
-    found = {"inline": measure(arguments.rounds)}
+    times = {"inline": measure(arguments.rounds)}
     for nodes in (2, 4):
         for stock in (False, True):
             name = f"{nodes} {'stock SuperNodes' if stock else 'warm nodes'}"
-            found[name] = over_grpc(nodes, arguments.stock_rounds if stock else arguments.rounds, stock)
-            print(f"{name}: {statistics.median(found[name].rounds):.2f} s a round", file=sys.stderr, flush=True)
+            times[name] = over_grpc(nodes, arguments.stock_rounds if stock else arguments.rounds, stock)
+            print(f"{name}: {statistics.median(times[name].rounds):.2f} s a round", file=sys.stderr, flush=True)
     env = environment()
     versions = ", ".join(f"{name} {version}" for name, version in env["versions"].items() if version)
     print(
@@ -98,8 +98,8 @@ def main() -> None:
     )
     print("| contender | s a round (median) | range | rounds | ratio to inline | first round (s) |")
     print("|---|---|---|---|---|---|")
-    base = statistics.median(found["inline"].rounds)
-    for name, one in found.items():
+    base = statistics.median(times["inline"].rounds)
+    for name, one in times.items():
         middle = statistics.median(one.rounds)
         print(
             f"| {name} | {middle:.3f} | {min(one.rounds):.3f}-{max(one.rounds):.3f} | {len(one.rounds)} "

@@ -122,13 +122,13 @@ GROUPS = {
 }
 
 
-def server_table(found: Runs, split: str = "test") -> str:
+def server_table(contenders: Runs, split: str = "test") -> str:
     """Return accuracies of generic predictors on the server's examples."""
     lines = [f"| generic, {split} | {' | '.join(GROUPS)} |", "|---|" + "---:|" * len(GROUPS)]
     for row, (name, prefix) in SERVER.items():
         metrics = (f"{split}/{prefix}{metric}" for metric in GROUPS.values())
-        lines.append(f"| {row} | {' | '.join(spread(column(found[name], metric)) for metric in metrics)} |")
-    for name, runs in ((FEDLOGE, found[FEDLOGE]), ("FedAvg", found[PLAIN])):
+        lines.append(f"| {row} | {' | '.join(spread(column(contenders[name], metric)) for metric in metrics)} |")
+    for name, runs in ((FEDLOGE, contenders[FEDLOGE]), ("FedAvg", contenders[PLAIN])):
         cells = [
             paired(column(runs, f"{split}/{metric}"), column(runs, f"{split}/psi/{metric}"))
             for metric in GROUPS.values()
@@ -137,31 +137,33 @@ def server_table(found: Runs, split: str = "test") -> str:
     return "\n".join(lines)
 
 
-def client_table(found: Runs) -> str:
+def client_table(contenders: Runs) -> str:
     """Return accuracies on clients' own test examples, a client counting once."""
-    best = column(found[FEDLOGE], "clients/test/accuracy_mean")
+    best = column(contenders[FEDLOGE], "clients/test/accuracy_mean")
     lines = ["| on clients | mean of clients | worst tenth | FedLoGe's phi + phi' against it |", "|---|---:|---:|---:|"]
     for row, (name, prefix) in CLIENTS.items():
-        mean, worst = (column(found[name], f"clients/test/{prefix}accuracy_{which}") for which in ("mean", "worst10"))
+        mean, worst = (
+            column(contenders[name], f"clients/test/{prefix}accuracy_{which}") for which in ("mean", "worst10")
+        )
         against = "" if mean == best else paired(best, mean)
         lines.append(f"| {row} | {spread(mean)} | {spread(worst)} | {against} |")
     return "\n".join(lines)
 
 
-def sweep_table(found: Runs) -> str:
+def sweep_table(contenders: Runs) -> str:
     """Return validation accuracies for each point of the sweep."""
     lines = ["| | psi', balanced | psi', tail | psi, balanced | psi, tail |", "|---|---:|---:|---:|---:|"]
-    for name, runs in found.items():
+    for name, runs in contenders.items():
         metrics = [f"validation/{prefix}{m}" for prefix in ("", "psi/") for m in ("balanced_accuracy", "accuracy_tail")]
         lines.append(f"| {name} | {' | '.join(spread(column(runs, metric)) for metric in metrics)} |")
     return "\n".join(lines)
 
 
-def steady_table(found: Runs) -> str:
+def steady_table(contenders: Runs) -> str:
     """Return validation accuracies of each contender in each setting."""
     lines = [f"| validation | {' | '.join(MADE_GOOD)} | mean |", "|---|" + "---:|" * (len(MADE_GOOD) + 1)]
     for setting in SETTINGS:
-        values = [column(found[f"{name} | {setting}"], metric) for name, metric in MADE_GOOD.values()]
+        values = [column(contenders[f"{name} | {setting}"], metric) for name, metric in MADE_GOOD.values()]
         mean = [statistics.fmean(each) for each in zip(*values, strict=True)]
         lines.append(f"| {setting} | {' | '.join(spread(each) for each in (*values, mean))} |")
     return "\n".join(lines)
@@ -174,13 +176,13 @@ def collapse_table(study: Study, folder: Path, seed: int) -> str:
     for name, options in study.contenders.items():
         overrides = [*study.common, *options, f"run.seed={seed}", f"run.results={folder}"]
         rows = pq.read_table(folder / f"{hash_of(overrides):016x}" / "metrics.parquet").to_pylist()
-        found = {row["metric"]: row["value"] for row in rows}
-        cells = (f"{found['collapse/' + key]:.3f}" for key in names)
+        measures = {row["metric"]: row["value"] for row in rows}
+        cells = (f"{measures['collapse/' + key]:.3f}" for key in names)
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def draw(found: Runs, path: Path) -> None:
+def draw(contenders: Runs, path: Path) -> None:
     """Draw the accuracy of head, middle and tail classes before and after GA-FR."""
     import matplotlib as mpl
 
@@ -192,7 +194,7 @@ def draw(found: Runs, path: Path) -> None:
     rows = {row: place for row, place in SERVER.items() if row != "FedLoGe, the frame itself"}
     colours = ("#b9c4d0", "#5b7ea3", "#e3c39d", "#c06f2b")
     for index, ((row, (name, prefix)), colour) in enumerate(zip(rows.items(), colours, strict=True)):
-        values = [column(found[name], f"test/{prefix}{metric}") for metric in GROUPS.values()]
+        values = [column(contenders[name], f"test/{prefix}{metric}") for metric in GROUPS.values()]
         means = [100 * statistics.fmean(each) for each in values]
         errors = [100 * statistics.stdev(each) if len(each) > 1 else 0.0 for each in values]
         places = [group + 0.2 * (index - 1.5) for group in range(len(GROUPS))]
@@ -214,18 +216,18 @@ def main() -> None:
     study = STUDIES[given.study]
     if given.study in SINGLE:
         given.seeds = 1
-    found = measure_all(study, folder_of(given), given)
+    contenders = measure_all(study, folder_of(given), given)
     if given.study == "steady":
-        tables = [steady_table(found)]
+        tables = [steady_table(contenders)]
     elif given.study in SINGLE:
-        tables = [sweep_table(found)]
+        tables = [sweep_table(contenders)]
         if given.study == "rounds":
             tables.append(collapse_table(study, folder_of(given), given.first_seed))
     else:
-        tables = [server_table(found), client_table(found)]
+        tables = [server_table(contenders), client_table(contenders)]
     publish(given, tables)
     if given.picture and given.study not in SINGLE:
-        draw(found, given.picture)
+        draw(contenders, given.picture)
 
 
 if __name__ == "__main__":

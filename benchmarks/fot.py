@@ -54,14 +54,14 @@ STUDIES = {
 }
 
 
-def table(study: Study, found: Runs) -> str:
+def table(study: Study, contenders: Runs) -> str:
     """Return the table as Markdown."""
-    (first, reference), main = next(iter(found.items())), next(iter(study.metrics))
+    (first, reference), main = next(iter(contenders.items())), next(iter(study.metrics))
     lines = [
         f"| contender | {' | '.join(study.metrics)} | {main} against {first} | MB a round |",
         "|---|" + "---:|" * (len(study.metrics) + 2),
     ]
-    for name, runs in found.items():
+    for name, runs in contenders.items():
         cells = [spread(column(runs, metric)) for metric in study.metrics.values()]
         left, right = column(runs, study.metrics[main]), column(reference, study.metrics[main])
         cells.append("reference" if name == first else paired(left, right))

@@ -177,17 +177,17 @@ STUDIES = {
 }
 
 
-def table(block: Block, found: Runs) -> str:
+def table(block: Block, contenders: Runs) -> str:
     """Return a block's table as Markdown."""
-    metrics, first = block.study.metrics, next(iter(found))
+    metrics, first = block.study.metrics, next(iter(contenders))
     against = [f"{compared} against {'its base' if block.against else first}" for compared in block.compared]
     lines = [
         f"| {block.title} | {' | '.join([*metrics, *against])} |",
         "|---|" + "---:|" * (len(metrics) + len(against)),
     ]
-    for name, runs in found.items():
+    for name, runs in contenders.items():
         cells = [spread(column(runs, metric)) for metric in metrics.values()]
-        reference = found[block.against.get(name, name if block.against else first)]
+        reference = contenders[block.against.get(name, name if block.against else first)]
         for compared in block.compared:
             left, right = column(runs, metrics[compared]), column(reference, metrics[compared])
             cells.append("reference" if runs is reference else paired(left, right))
@@ -195,7 +195,7 @@ def table(block: Block, found: Runs) -> str:
     return "\n".join(lines)
 
 
-def draw(blocks: Sequence[Block], found: Sequence[Runs], path: Path) -> None:
+def draw(blocks: Sequence[Block], measured: Sequence[Runs], path: Path) -> None:
     """Draw the compared columns as bars, a panel a block, a dot a seed."""
     import matplotlib as mpl
 
@@ -205,7 +205,7 @@ def draw(blocks: Sequence[Block], found: Sequence[Runs], path: Path) -> None:
     figure, axes = plt.subplots(
         1, len(blocks), figsize=(2 + 3.2 * len(blocks), 3.6), sharey=True, squeeze=False, layout="constrained"
     )
-    for axis, block, runs in zip(axes[0], blocks, found, strict=True):
+    for axis, block, runs in zip(axes[0], blocks, measured, strict=True):
         width = 0.8 / len(runs)
         for place, (name, each) in enumerate(runs.items()):
             for group, compared in enumerate(block.compared):
@@ -228,10 +228,10 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, help="draw the compared columns here")
     given = parser.parse_args()
     blocks = STUDIES[given.study]
-    found = [measure_all(block.study, folder_of(given), given) for block in blocks]
-    publish(given, [table(block, runs) for block, runs in zip(blocks, found, strict=True)])
+    measured = [measure_all(block.study, folder_of(given), given) for block in blocks]
+    publish(given, [table(block, runs) for block, runs in zip(blocks, measured, strict=True)])
     if given.picture:
-        draw(blocks, found, given.picture)
+        draw(blocks, measured, given.picture)
 
 
 if __name__ == "__main__":

@@ -71,14 +71,14 @@ def cut(scheme: str, clients: int, examples: int, classes: int = 10) -> dict[str
     people = (torch.arange(examples) // EXAMPLES_PER_ID)[torch.randperm(examples, generator=random)]
     config = DataConfig(partition=scheme, num_clients=clients, **SETTINGS.get(scheme, {}))
     before, started, worked = peak_mb(), time.perf_counter(), time.process_time()
-    found = build(config, labels, domains, people, 0, classes)
+    partition = build(config, labels, domains, people, 0, classes)
     spent = {"seconds": time.perf_counter() - started, "cpu": time.process_time() - worked, "mb": peak_mb() - before}
     worked = time.process_time()
     again = build(config, labels, domains, people, 0, classes)
     spent["again"] = time.process_time() - worked
-    assert torch.equal(again.indices, found.indices) and torch.equal(again.offsets, found.offsets)
-    assert found.num_clients == clients and int(found.indices.bincount().max()) == 1
-    return {**spent, "kept": len(found.indices)}
+    assert torch.equal(again.indices, partition.indices) and torch.equal(again.offsets, partition.offsets)
+    assert partition.num_clients == clients and int(partition.indices.bincount().max()) == 1
+    return {**spent, "kept": len(partition.indices)}
 
 
 def measure(scheme: str, clients: int, examples: int, classes: int = 10) -> dict[str, Any]:

@@ -22,23 +22,23 @@ def tables(result: dict[str, Any]) -> str:
         result: What `--json` of benchmarks/probe.py writes.
     """
     parts = []
-    for found in result["probes"]:
-        size = f" at {found['size']} px" if found["size"] else ""
-        head = f"`{found['encoder']}`{size}, {found['features']} features: accuracy in %"
+    for probed in result["probes"]:
+        size = f" at {probed['size']} px" if probed["size"] else ""
+        head = f"`{probed['encoder']}`{size}, {probed['features']} features: accuracy in %"
         head += ", each draw with a test split of its own" if result.get("resplit") else ""
-        single = len(found["columns"]) == 1
+        single = len(probed["columns"]) == 1
         lines = [
-            "| trained on | examples | " + " | ".join(["accuracy", "balanced"] if single else found["columns"]) + " |",
-            "|---|" + "---:|" * (3 if single else 1 + len(found["columns"])),
+            "| trained on | examples | " + " | ".join(["accuracy", "balanced"] if single else probed["columns"]) + " |",
+            "|---|" + "---:|" * (3 if single else 1 + len(probed["columns"])),
         ]
-        for row, name in enumerate(found["rows"]):
-            cells = found["accuracy"][row] + (found["balanced"][row] if single else [])
+        for row, name in enumerate(probed["rows"]):
+            cells = probed["accuracy"][row] + (probed["balanced"][row] if single else [])
             name = result["set"] if single else name
-            lines.append(f"| {name} | {found['train'][row]:,} | " + " | ".join(map(spread, cells)) + " |")
-        rates = [f"{100 * rate:.1f}" for rate in found["majority"]]
+            lines.append(f"| {name} | {probed['train'][row]:,} | " + " | ".join(map(spread, cells)) + " |")
+        rates = [f"{100 * rate:.1f}" for rate in probed["majority"]]
         rates += [f"{100 / result['classes']:.1f}"] if single else []
         lines.append("| commonest class | | " + " | ".join(rates) + " |")
-        tested = [f"{count:,}" for count in found["test"]]
+        tested = [f"{count:,}" for count in probed["test"]]
         lines.append("| tested on | | " + " | ".join(tested + [""] * single) + " |")
         parts.append(f"{head}\n\n" + "\n".join(lines))
     search = result.get("retrieval")

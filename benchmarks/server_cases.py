@@ -20,7 +20,7 @@ from umbel.core.rng import generator
 from umbel.strategies import creamfl, fot, ggeur
 from umbel.strategies.fot import layers
 
-Found = dict[str, Any]
+Measured = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ def normal(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> Te
 def timed(work: Callable[[], Any]) -> tuple[float, Any]:
     """Return seconds and what came out."""
     began = time.perf_counter()
-    found = work()
-    return time.perf_counter() - began, found
+    made = work()
+    return time.perf_counter() - began, made
 
 
 # GGEUR --------------------------------------------------------------------------------------------------------
@@ -81,19 +81,19 @@ def statistics_of(sizes: Sizes, clients: int, made: list[float] | None = None) -
     labels = torch.arange(sizes.classes).repeat(sizes.examples)
     for client in range(clients):
         data = normal(len(labels), sizes.features, seed=client)
-        seconds, found = timed(partial(ggeur.class_statistics, data, labels, sizes.classes))
+        seconds, statistics = timed(partial(ggeur.class_statistics, data, labels, sizes.classes))
         (made if made is not None else []).append(seconds)
-        yield found
+        yield statistics
 
 
-def ggeur_pool(sizes: Sizes) -> Found:
+def ggeur_pool(sizes: Sizes) -> Measured:
     """Pool all clients; the time to make their statistics is taken off."""
     made: list[float] = []
     seconds, pooled = timed(lambda: ggeur.pool_statistics(statistics_of(sizes, sizes.clients, made)))
     return {"seconds": seconds - sum(made), "check": float(pooled.covariance_CDD.diagonal(dim1=1, dim2=2).mean())}
 
 
-def ggeur_geometry(sizes: Sizes) -> Found:
+def ggeur_geometry(sizes: Sizes) -> Measured:
     """Decompose every class's covariance."""
     pooled = ggeur.pool_statistics(statistics_of(sizes, 1))
     seconds, shape = timed(lambda: ggeur.geometry(pooled))
@@ -105,21 +105,21 @@ def _one_class(sizes: Sizes) -> tuple[ggeur.ClassStatistics, Tensor]:
     return next(statistics_of(one, 1)), normal(sizes.examples, sizes.features, seed=9)
 
 
-def ggeur_draws(sizes: Sizes) -> Found:
+def ggeur_draws(sizes: Sizes) -> Measured:
     """Complete a class: its geometry, and all draws in one product."""
-    found, anchors = _one_class(sizes)
+    statistics, anchors = _one_class(sizes)
 
     def draw() -> Tensor:
-        return ggeur.sample(ggeur.geometry(found), 0, anchors, sizes.draws, generator(1))
+        return ggeur.sample(ggeur.geometry(statistics), 0, anchors, sizes.draws, generator(1))
 
     seconds, drawn = timed(draw)
     return {"seconds": seconds, "check": float(drawn.double().square().mean())}
 
 
-def ggeur_draws_plain(sizes: Sizes) -> Found:
+def ggeur_draws_plain(sizes: Sizes) -> Measured:
     """Complete a class the authors' way: a distribution for each original example."""
-    found, anchors = _one_class(sizes)
-    covariance = found.covariance_CDD[0].double()
+    statistics, anchors = _one_class(sizes)
+    covariance = statistics.covariance_CDD[0].double()
 
     def draw() -> Tensor:
         values, vectors = torch.linalg.eigh(covariance)
@@ -149,14 +149,14 @@ def basis_of(inputs: int, rank: int) -> Tensor:
     return torch.linalg.qr(normal(inputs, rank, seed=99))[0]
 
 
-def fot_sketch(sizes: Sizes) -> Found:
+def fot_sketch(sizes: Sizes) -> Measured:
     """A client's sketch, d / 2 columns wide."""
     data, basis = inputs_of(sizes.inputs, sizes.columns, 0), basis_of(sizes.inputs, sizes.rank)
     seconds, (_, energy) = timed(lambda: fot.residual_sketch(data, basis, sizes.inputs // 2, generator(1)))
     return {"seconds": seconds, "check": energy}
 
 
-def fot_expand(sizes: Sizes) -> Found:
+def fot_expand(sizes: Sizes) -> Measured:
     """The basis grown by a sketch."""
     basis = basis_of(sizes.inputs, sizes.rank)
     sketch = inputs_of(sizes.inputs, sizes.inputs // 2, 0)
@@ -165,7 +165,7 @@ def fot_expand(sizes: Sizes) -> Found:
     return {"seconds": seconds, "check": grown.shape[1]}
 
 
-def fot_small(sizes: Sizes) -> Found:
+def fot_small(sizes: Sizes) -> Measured:
     """Gram matrices of all clients, one after the other (`width=0`), and the basis that they give."""
     d = sizes.small_inputs
 
@@ -180,7 +180,7 @@ def fot_small(sizes: Sizes) -> Found:
     return {"seconds": seconds, "check": captured(basis, sizes)}
 
 
-def fot_small_sketch(sizes: Sizes) -> Found:
+def fot_small_sketch(sizes: Sizes) -> Measured:
     """Sketches of width d in their place, which send as much."""
     d = sizes.small_inputs
 
@@ -194,7 +194,7 @@ def fot_small_sketch(sizes: Sizes) -> Found:
     return {"seconds": seconds, "check": captured(basis, sizes)}
 
 
-def fot_small_plain(sizes: Sizes) -> Found:
+def fot_small_plain(sizes: Sizes) -> Measured:
     """The decomposition of all inputs together, which needs all of them in one place."""
 
     def grow() -> Tensor:
@@ -245,14 +245,14 @@ def representations(clients: int, public: int, width: int) -> tuple[Tensor, Tens
     return own, other
 
 
-def creamfl_time(sizes: Sizes) -> Found:
+def creamfl_time(sizes: Sizes) -> Measured:
     """One client in `parties`, its time multiplied."""
     own, other = representations(1, sizes.public, sizes.width)
     seconds, _ = timed(lambda: creamfl.aggregate(own, other))
     return {"seconds": seconds * sizes.parties, "check": 0.0, "scaled": sizes.parties}
 
 
-def creamfl_memory(sizes: Sizes) -> Found:
+def creamfl_memory(sizes: Sizes) -> Measured:
     """All clients, nearly without arithmetic."""
     own, other = representations(sizes.parties, sizes.public, sizes.width)
     with SkipProducts(8):
@@ -260,14 +260,14 @@ def creamfl_memory(sizes: Sizes) -> Found:
     return {"seconds": 0.0, "check": float(weights.sum()) / weights.shape[1]}
 
 
-def creamfl_small(sizes: Sizes) -> Found:
+def creamfl_small(sizes: Sizes) -> Measured:
     """Chunked, whole."""
     own, other = representations(sizes.parties, sizes.small_public, sizes.width)
     seconds, (aggregated, _) = timed(lambda: creamfl.aggregate(own, other, chunk=max(1, sizes.small_public // 10)))
     return {"seconds": seconds, "check": float(aggregated.double().square().sum())}
 
 
-def creamfl_small_plain(sizes: Sizes) -> Found:
+def creamfl_small_plain(sizes: Sizes) -> Measured:
     """The K x P x P array at once."""
     own, other = representations(sizes.parties, sizes.small_public, sizes.width)
 

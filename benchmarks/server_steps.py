@@ -28,7 +28,7 @@ from importlib import metadata
 from pathlib import Path
 
 import torch
-from server_cases import CASES, TINY, Found, Sizes
+from server_cases import CASES, TINY, Measured, Sizes
 
 from umbel.server.results import environment
 
@@ -82,17 +82,17 @@ def resident() -> float:
     return pages * resource.getpagesize() / 1e6
 
 
-def alone(case: str, tiny: bool) -> Found:
+def alone(case: str, tiny: bool) -> Measured:
     """Run a case in a process of its own."""
     command = [sys.executable, str(Path(__file__).resolve()), "--case", case, *(["--tiny"] if tiny else [])]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
-    found: Found = json.loads(done.stdout.splitlines()[-1])
+    measured: Measured = json.loads(done.stdout.splitlines()[-1])
     print(
-        f"{case}: {found['seconds']:.2f} s, {found['peak']:.0f} MB, check {found['check']:.3f}",
+        f"{case}: {measured['seconds']:.2f} s, {measured['peak']:.0f} MB, check {measured['check']:.3f}",
         file=sys.stderr,
         flush=True,
     )
-    return found
+    return measured
 
 
 def line(row: Row, tiny: bool) -> str:
@@ -138,9 +138,9 @@ def main() -> None:
     if given.case:
         torch.set_num_threads(1)
         before = resident()
-        found = CASES[given.case](TINY if given.tiny else Sizes())
+        measured = CASES[given.case](TINY if given.tiny else Sizes())
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3 * 1.024
-        print(json.dumps({**found, "peak": max(peak - before, 0.0)}))
+        print(json.dumps({**measured, "peak": max(peak - before, 0.0)}))
         return
     text = table(given.tiny, given.only)
     print(text)

@@ -185,8 +185,8 @@ def print_table(times: dict[str, list[tuple[float, float]]]) -> None:
     print("|---|---|---|---|---|---|")
     base_rounds = statistics.median(r for r, _ in times["plain"])
     base_whole = statistics.median(w for _, w in times["plain"])
-    for name, found in times.items():
-        rounds, whole = [r for r, _ in found], [w for _, w in found]
+    for name, measured in times.items():
+        rounds, whole = [r for r, _ in measured], [w for _, w in measured]
         middle, middle_whole = statistics.median(rounds), statistics.median(whole)
         print(
             f"| {name} | {middle:.2f} | {min(rounds):.2f}-{max(rounds):.2f} | {middle / base_rounds:.2f} "

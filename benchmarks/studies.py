@@ -80,10 +80,10 @@ def kept(path: Path, composed: Experiment) -> bool:
     """
     wanted = hash_of_resolved(as_yaml(composed))
     if (path / "config.yaml").is_file():
-        found = hash_of_resolved((path / "config.yaml").read_text(encoding="utf-8"))
-        if found != wanted:
-            path.rename(path.with_name(f"{path.name}-{found}"))
-            print(f"{path} is of another experiment now: moved to {path.name}-{found}", file=sys.stderr, flush=True)
+        own = hash_of_resolved((path / "config.yaml").read_text(encoding="utf-8"))
+        if own != wanted:
+            path.rename(path.with_name(f"{path.name}-{own}"))
+            print(f"{path} is of another experiment now: moved to {path.name}-{own}", file=sys.stderr, flush=True)
     aside = path.with_name(f"{path.name}-{wanted}")
     if aside.is_dir() and not path.exists():
         aside.rename(path)
@@ -105,17 +105,19 @@ environment_now = functools.cache(environment)
 
 def changed(then: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """Say in which commit and versions two environments differ; "" where they do not."""
-    found, before, after = [], then.get("git_commit"), now["git_commit"]
+    changes, before, after = [], then.get("git_commit"), now["git_commit"]
     if before != after:
-        found.append(f"commit {short(before)}, now {short(after)}")
+        changes.append(f"commit {short(before)}, now {short(after)}")
     elif after and after.endswith("+"):
-        found.append(f"commit {short(before)} with changes that were not committed")
+        changes.append(f"commit {short(before)} with changes that were not committed")
     before, after = (each.get("kernels", {}).get("bits") for each in (then, now))
     if before and after and before != after:
-        found.append(f"arithmetic {before}, now {after}")
+        changes.append(f"arithmetic {before}, now {after}")
     versions = then.get("versions", {})
-    found += [f"{name} {versions.get(name)}, now {v}" for name, v in now["versions"].items() if v != versions.get(name)]
-    return "; ".join(found)
+    changes += [
+        f"{name} {versions.get(name)}, now {v}" for name, v in now["versions"].items() if v != versions.get(name)
+    ]
+    return "; ".join(changes)
 
 
 def short(commit: str | None) -> str:
@@ -165,11 +167,11 @@ def folder_of(given: argparse.Namespace) -> Path:
 
 def measure_all(study: Study, folder: Path, given: argparse.Namespace) -> dict[str, list[dict[str, float]]]:
     """Run all contenders, seed by seed, so that what is there after an interruption is paired."""
-    found: dict[str, list[dict[str, float]]] = {name: [] for name in study.contenders}
+    runs: dict[str, list[dict[str, float]]] = {name: [] for name in study.contenders}
     for seed in range(given.first_seed, given.first_seed + given.seeds):
         for name, options in study.contenders.items():
-            found[name].append(measure(study, name, options, seed, folder))
-    return found
+            runs[name].append(measure(study, name, options, seed, folder))
+    return runs
 
 
 def publish(given: argparse.Namespace, tables: Sequence[str], unit: str = "Percent") -> None:

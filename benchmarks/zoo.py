@@ -109,17 +109,17 @@ def measure(name: str, classes: int, batch: int, device: torch.device, way: str,
         Contender(build(name, classes, size).to(device), x, classes, way),
         Contender(build("resnet18", classes, size, width=width).to(device), x, classes, way),
     ]
-    found: dict[str, list[list[float]]] = {"train": [[], []], "predict": [[], []]}
+    spent: dict[str, list[list[float]]] = {"train": [[], []], "predict": [[], []]}
     for contender in pair:  # warm up, compile
         contender.train()
         contender.predict()
     for _ in range(given.repeats):
-        for kind, times in found.items():
+        for kind, times in spent.items():
             for contender, own in zip(pair, times, strict=True):
                 own.append(seconds(getattr(contender, kind), device, given.least))
     row: dict[str, Any] = {"model": name, "image_size": size, "batch": batch, "way": way, "macs": operations}
     row |= {"reference_width": width, "reference_macs": theirs}
-    for kind, times in found.items():
+    for kind, times in spent.items():
         mine, other = (statistics.median(own) for own in times)
         row |= {f"{kind}_images_per_second": batch / mine, f"{kind}_ratio": (mine / other) / (operations / theirs)}
     if device.type == "cuda":

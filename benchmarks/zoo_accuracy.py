@@ -45,17 +45,17 @@ CNNS: Mapping[str, int] = {name: equal_cnn(shared(name)) for name in TINY}  # mo
 
 def contenders(models: Mapping[str, float] | None = None) -> dict[str, tuple[str, ...]]:
     """Return overrides of each model and of its CNN; without rates, with each of `RATES`."""
-    found: dict[str, tuple[str, ...]] = {}
+    overrides: dict[str, tuple[str, ...]] = {}
     for name in TINY:
         for label, options in (
             (name, (f"model.name={name}",)),
             (cnn_of(name), ("model.name=cnn", f"model.sizes={{width: {CNNS[name]}}}")),
         ):
             if models is None:
-                found |= {f"{label}, lr {rate:g}": (*options, f"client.lr={rate}") for rate in RATES}
+                overrides |= {f"{label}, lr {rate:g}": (*options, f"client.lr={rate}") for rate in RATES}
             elif label in models:
-                found[label] = (*options, f"client.lr={models[label]}")
-    return found
+                overrides[label] = (*options, f"client.lr={models[label]}")
+    return overrides
 
 
 def cnn_of(name: str) -> str:
@@ -65,11 +65,11 @@ def cnn_of(name: str) -> str:
 
 def chosen(runs: Runs) -> dict[str, tuple[float, str]]:
     """Return for each label its rate and its row, by validation accuracy."""
-    found: dict[str, tuple[float, str]] = {}
+    best: dict[str, tuple[float, str]] = {}
     for label in dict.fromkeys(label for name in TINY for label in (name, cnn_of(name))):
         rows = [(rate, f"{label}, lr {rate:g}") for rate in RATES]
-        found[label] = max(rows, key=lambda row: column(runs[row[1]], VALIDATION)[0])
-    return found
+        best[label] = max(rows, key=lambda row: column(runs[row[1]], VALIDATION)[0])
+    return best
 
 
 def table(runs: Runs, rows: Mapping[str, tuple[float, str]]) -> str:

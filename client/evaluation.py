@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from umbel.core.device import parameter_dtype
-from umbel.core.metrics import classify_tasks, matching, total
+from umbel.core.evaluation import SCORES
+from umbel.core.metrics import classify_tasks, matching, scores, total
 from umbel.core.records import Payload, Reply
 from umbel.core.schedule import Schedule
 from umbel.data.types import Examples
@@ -22,6 +24,7 @@ def evaluate_client(
     batch_size: int,
     schedule: Schedule | None = None,
     task_of_class: Tensor | None = None,
+    names: Sequence[str] = (),
 ) -> Reply:
     """Count what each personal predictor gets right on the client's validation and test examples.
 
@@ -34,11 +37,12 @@ def evaluate_client(
         batch_size: Examples at once.
         schedule: When the sequence of tasks moves on, if there is one.
         task_of_class: [C], when each task has a head of its own.
+        names: Metrics beyond counts (`umbel.core.metrics.scores`), M of them.
 
     Returns:
-        A reply with one tree `counts`: `<split>/<predictor>` is [2, C] (correct, total) and
-        `<split>/<predictor>/loss` the summed loss; a predictor of retrieval has the columns of
-        `umbel.core.metrics.matching.RECALLS` in place of classes, and no loss.
+        A reply with one tree `counts`: `<split>/<predictor>` is [2, C] (correct, total),
+        `<split>/<predictor>/loss` the summed loss, and with metrics `<split>/<predictor>/scores` [2, M]; a predictor of
+        retrieval has the columns of `umbel.core.metrics.matching.RECALLS` in place of classes, and no loss.
     """
     counts = {}
     splits = {"validation": client.validation_data, "test": client.test_data}
@@ -54,9 +58,19 @@ def evaluate_client(
                 continue
             read, labels = _read(predictor, client, examples)
             num_classes = client.num_classes
+            kept = scores.Seen()
             by_task = classify_tasks(
-                predictor.predict, read, labels, examples.tasks, num_classes, batch_size, task_of_class
+                predictor.predict,
+                read,
+                labels,
+                examples.tasks,
+                num_classes,
+                batch_size,
+                task_of_class,
+                kept.add if names else None,
             )
+            if names:
+                counts[f"{split}/{name}{SCORES}"] = scores.as_tensor(kept.scores(names), names)
             found = total(by_task.values(), num_classes)
             counts[f"{split}/{name}"] = torch.stack([found.correct_C, found.total_C])
             counts[f"{split}/{name}/loss"] = torch.tensor(found.loss_sum, dtype=torch.float64)

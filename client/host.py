@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import cached_property, partial
+from functools import cached_property
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from umbel.client.lending import LentData, tensors_of
 from umbel.conf.federation import build_model, federation, local_names
 from umbel.conf.schema import Experiment
 from umbel.core import device as devices
 from umbel.core import training
 from umbel.core.kept import Kept
+from umbel.core.losses import CrossEntropy
 from umbel.core.memory import MemoryRecord, MemoryStore
 from umbel.core.tree import Tree, TreeMismatchError
 from umbel.data import transforms
@@ -27,6 +27,7 @@ from umbel.strategies.base import ClientContext
 
 NORM = "#norm"  # tree of a client's memory that holds its own batch norm (FedBN)
 _PREPARED_BYTES = 512 << 20
+_HOOKS = {name for name in vars(nn.Module()) if name.endswith("_hooks")}
 
 
 class Host:
@@ -47,17 +48,43 @@ class Host:
         devices.make_repeatable(self.device)
         self.dtype = devices.parameter_dtype(experiment.client.precision)
         self.loaded = False  # whether the client whose turn it is has loaded the model
-        self.prepare = Kept(self._prepare, lambda ready: ready[0].numel() * ready[0].element_size(), _PREPARED_BYTES)
+        self.prepare = self._kept()
+        # The first optimiser of a process loads a part of torch: seconds that are no client's.
+        training.make_optimizer(experiment.client, [torch.zeros(1, requires_grad=True)], 0.0)
+
+    def _kept(self) -> Kept[Examples, tuple[Tensor, Tensor]]:
+        return Kept(self._prepare, lambda ready: ready[0].nbytes, _PREPARED_BYTES)
 
     @cached_property
     def model(self) -> Model:
         """The experiment's model, built when a strategy first asks for it: where only representations travel, never."""
-        model, local = build_model(self.experiment, self.data).to(self.device), self.experiment.client
+        with torch.inference_mode(mode=False):  # whatever the client that asks first is about
+            model, local = build_model(self.experiment, self.data).to(self.device), self.experiment.client
         if local.channels_last:
             model = model.to(memory_format=torch.channels_last)
         if local.compile:
             model.features = torch.compile(model.features)  # type: ignore[method-assign]
         return model
+
+    @cached_property
+    def _outline(self) -> list[tuple[object, ...]]:
+        return _outline(self.model)
+
+    def take_back(self) -> None:
+        """Have the model built anew unless it is as it was, but for the values that the next client loads."""
+        if "model" not in self.__dict__:
+            return
+        try:
+            same = "_outline" in self.__dict__ and _outline(self.model.train()) == self._outline
+        except (RuntimeError, ValueError, TypeError):  # what stands there now cannot be compared
+            same = False
+        if not same:
+            self.forget_model()
+
+    def forget_model(self) -> None:
+        """Have the model built anew when it is asked for next."""
+        for name in ("model", "local_names", "_initial", "_outline"):
+            self.__dict__.pop(name, None)
 
     @cached_property
     def local_names(self) -> frozenset[str]:
@@ -77,7 +104,8 @@ class Host:
         return self.data.task_of_class if self.experiment.data.heads == "per_task" else None
 
     def load(self, tree: Tree, memory: MemoryRecord | None) -> Model:
-        """Give the model the state of `tree`, and the client's own parts from its memory."""
+        """Give the model the state of `tree`, and the client's own parts from its memory; it is in training mode."""
+        assert self._outline  # taken before a client has it
         shared_names, own_initial = self._initial
         if tree.keys() != shared_names:
             missing, extra = shared_names - tree.keys(), tree.keys() - shared_names
@@ -94,11 +122,16 @@ class Host:
         if own:
             load_state(self.model, own, partial=True)
         self.loaded = True
-        return self.model
+        return self.model.train()  # as it was built, whoever had it before
 
     def weights(self, model: Model) -> dict[str, Tensor]:
         """Return the model's shared state on the CPU, owning its memory."""
         return {name: tensor.cpu() for name, tensor in shared_state(model, self.local_names).items()}
+
+    def forget_data(self) -> None:
+        """Have what was prepared, and the public examples, made anew."""
+        self.prepare = self._kept()
+        self.data.__dict__.pop("public", None)
 
     def own_parts(self) -> dict[str, Tensor]:
         """Return the parts of the model that stay with the client; none unless it loaded the model in this phase."""
@@ -107,6 +140,7 @@ class Host:
         state = self.model.state_dict()
         return {name: state[name].detach().cpu().clone() for name in sorted(self.local_names)}
 
+    @torch.inference_mode(mode=False)
     def _prepare(self, examples: Examples) -> tuple[Tensor, Tensor]:
         """Return (images, labels) on the device, normalised, in the parameter dtype; `prepare` keeps the last ones."""
         images = transforms.normalize(examples.images.to(self.device), self.data.mean, self.data.std, self.dtype)
@@ -120,6 +154,24 @@ class Host:
         if kind == "none":
             return None
         return lambda images, source: transforms.augment(images, kind, source)
+
+
+def _outline(model: Model) -> list[tuple[object, ...]]:
+    """Return what a client could change of a model that it was lent, besides the values of its state.
+
+    The model is in training mode.
+    """
+    outline: list[tuple[object, ...]] = []
+    for module in model.modules():
+        held = vars(module)
+        hooks = [len(value) for name, value in held.items() if name in _HOOKS]
+        outline.append((module, type(module), hooks, *held.values()))
+        fixed = module._non_persistent_buffers_set
+        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if tensor is not None:
+                place, version = tensor.data_ptr(), tensor._version if name in fixed else 0
+                outline.append((id(tensor), place, tensor.shape, tensor.dtype, tensor.requires_grad, version))
+    return outline
 
 
 class Clients:
@@ -145,10 +197,20 @@ class Clients:
         if client in self._data:
             self._data.move_to_end(client)
             return self._data[client]
-        found = self._data[client] = self.host.data.client(client)
+        own = self._data[client] = self.host.data.client(client)
         while len(self._data) > self._cache_size:
             self._data.popitem(last=False)
-        return found
+        return own
+
+    def forget(self, client: int) -> None:
+        """Have everything made anew that a client may have changed: its data, what was made of them, its memory."""
+        self._data.pop(client, None)
+        self._by_task.pop(client, None)
+        for key in [key for key in self._kept if key[1] == client]:
+            self._kept_bytes -= self._kept.pop(key)[1].images.nbytes
+        self.memory = MemoryStore(self.memory.folder)
+        self.host.forget_model()
+        self.host.forget_data()
 
     def context(
         self,
@@ -157,37 +219,61 @@ class Clients:
         phase: str,
         record: MemoryRecord | None,
         remember: Callable[[MemoryRecord], None],
+        lent: LentData | None = None,
     ) -> ClientContext:
-        """Return the client as its half of a strategy sees it; from now on it is this client's turn."""
-        host, data = self.host, self.data(client)
+        """Return the client as its half of a strategy sees it; from now on it is this client's turn.
+
+        Args:
+            client: Its number.
+            round_: Round.
+            phase: Name of the phase.
+            record: Its memory, if it has one.
+            remember: Called with what it wants to remember.
+            lent: Notes what it gets and should leave as it is.
+        """
+        host, data, lent = self.host, self.data(client), lent or LentData()
         host.loaded = False
 
         def load_model(tree: Tree) -> Model:
             return host.load(tree, record)
 
+        def prepare(examples: Examples) -> tuple[Tensor, Tensor]:
+            ready = host.prepare(examples)
+            lent.lend("its prepared examples", ready)
+            return ready
+
         experiment = host.experiment
         task = experiment.schedule.task(round_)
+        current = self._current(client, data, task)
+        public = host.data.public if len(host.data.public_index) else None
+        for examples in (current, data.train, data.validation, data.test):
+            lent.lend("its examples", tensors_of(examples))
+        lent.lend("the public examples", [] if public is None else tensors_of(public))
+        memory = record
+        if record is not None:
+            lent.lend("its memory", (tensor for tree in record.trees.values() for tensor in tree.values()))
+            memory = MemoryRecord({name: dict(tree) for name, tree in record.trees.items()}, dict(record.numbers))
         return ClientContext(
             id=client,
             seed=host.experiment.run.seed,
             round=round_,
             phase=phase,
-            local=host.experiment.client,
-            train_data=self._current(client, data, task),
+            local=host.experiment.local,
+            train_data=current,
             validation_data=data.validation,
             test_data=data.test,
             device=host.device,
             load_model=load_model,
             weights_of=host.weights,
-            prepare=host.prepare,
+            prepare=prepare,
             augment=host.augmentation(),
             num_classes=host.data.num_classes,
-            memory=record,
+            memory=memory,
             remember=remember,
             loss=self._loss(),
             task=task,
             keep=lambda name, version, make: self._keep((name, client), (version, task), make),
-            public=host.data.public if len(host.data.public_index) else None,
+            public=public,
             vocabulary=host.data.vocabulary,
         )
 
@@ -218,13 +304,7 @@ class Clients:
         self._by_task.move_to_end(client)
         return known[1]
 
-    def _loss(self) -> training.Loss:
-        if self.host.experiment.data.heads != "per_task":
-            return F.cross_entropy
-        return partial(_own_task_loss, task_of_class=self.host.data.task_of_class.to(self.host.device))
-
-
-def _own_task_loss(logits: Tensor, labels: Tensor, task_of_class: Tensor) -> Tensor:
-    """Return the cross-entropy in which each example sees the outputs of its own task."""
-    others = task_of_class[labels][:, None] != task_of_class[None, :]
-    return F.cross_entropy(logits.masked_fill(others, -math.inf), labels)
+    def _loss(self) -> CrossEntropy:
+        local, heads = self.host.experiment.client, self.host.task_heads
+        heads = None if heads is None else heads.to(self.host.device)
+        return CrossEntropy(local.label_smoothing, local.class_weights, heads)

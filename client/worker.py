@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
+from umbel.client.deadline import attempt
 from umbel.client.evaluation import evaluate_client
 from umbel.client.host import NORM, Clients, Host
+from umbel.client.lending import LentData, LentPayload
+from umbel.client.shared import Shared, gradients_on
 from umbel.conf.load import build_strategy, portable_hash
 from umbel.conf.schema import Experiment
-from umbel.core.blocks import BlockTree, fold_block
+from umbel.core.blocks import BlockTree
 from umbel.core.evaluation import evaluation_fold
-from umbel.core.folds import Product
+from umbel.core.folds import Partial, Product, Shapes
 from umbel.core.memory import MemoryRecord, MemoryStore, Version
 from umbel.core.messages import encode_reply, framing_bytes
-from umbel.core.records import Payload, Reply
+from umbel.core.records import BadReplyError, Payload, Reply, plain, reason
+from umbel.core.tree import clone
 from umbel.core.work import Outcome, Work
 from umbel.strategies.base import EVALUATE, ClientContext
 
@@ -38,6 +44,42 @@ class Part:
     local: Callable[[Payload, ClientContext], Reply]
     fold: Product
     remembers: bool = True
+
+
+@dataclass(frozen=True)
+class _Exchange:
+    """What the clients of a message take part in.
+
+    Attributes:
+        work: Which clients, in which blocks.
+        part: A client's part.
+        lent: What they receive.
+        shared: What they share otherwise.
+        shapes: The shapes that their replies have, as far as the payload leaves them open.
+    """
+
+    work: Work
+    part: Part
+    lent: LentPayload
+    shared: Shared
+    shapes: Shapes = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What came of a client.
+
+    Attributes:
+        reply: Its reply; in memory of its own where it travels singly.
+        lifted: Its accumulator where its block is added up here, else None.
+        record: Its memory from now on; None leaves it as it is.
+        framing: Bytes of framing that the reply would have, sent singly.
+    """
+
+    reply: Reply
+    lifted: Partial | None
+    record: MemoryRecord | None
+    framing: int
 
 
 class ConfigMismatchError(RuntimeError):
@@ -91,73 +133,121 @@ class Worker:
             UnknownNameError: The strategy has no such phase.
         """
         clients = self._begin(work)
-        part = self._part(work.phase)
+        exchange = _Exchange(work, self._part(work.phase), LentPayload(payload), Shared(self._host.device))
         outcome = Outcome()
-        tree = BlockTree(part.fold, work.num_blocks)
+        tree = BlockTree(exchange.part.fold, work.num_blocks)
         for block in work.blocks:
-            replies: dict[int, Reply | None] = {}
+            whole, folded = work.clients.issuperset(block.clients), exchange.part.fold.zero()
             for client in (client for client in block.clients if client in work.clients):
                 start = time.perf_counter()
-                replies[client] = self._run_client(clients, client, part, work, payload, outcome)
+                answer, failure = self._turn(clients, client, exchange, whole)
                 outcome.seconds[client] = time.perf_counter() - start
+                if answer is None:
+                    outcome.failures[client] = failure
+                else:
+                    folded = self._take(client, answer, exchange, folded, outcome)
                 if on_client is not None:
                     on_client(client)
-            if work.clients.issuperset(block.clients):
-                tree.add(0, block.index, fold_block(part.fold, block, replies))
-            else:
-                outcome.singles |= {client: reply for client, reply in replies.items() if reply is not None}
+            if whole:
+                tree.add(0, block.index, folded)
         outcome.nodes = list(tree.nodes())
         return outcome
+
+    def _take(self, client: int, answer: _Answer, exchange: _Exchange, folded: Partial, outcome: Outcome) -> Partial:
+        """Count a good answer, and return what its block comes to with it."""
+        phase = exchange.work.phase
+        outcome.bytes_up += answer.reply.num_bytes
+        outcome.framing_up += self._framing.setdefault(phase, answer.framing)
+        if answer.record is not None:
+            outcome.remembered.append(client)
+        if answer.lifted is None:
+            outcome.singles[client] = answer.reply
+            return folded
+        return exchange.part.fold.merge(folded, answer.lifted)
 
     def _part(self, name: str) -> Part:
         """Return the part of a client in the exchange of a name: a phase of the strategy, or the loop's own."""
         if name == EVALUATE:
-            return Part(self._evaluate, evaluation_fold(self._host.data.num_classes), remembers=False)
+            num_scores = len(self.experiment.evaluate.metrics)
+            return Part(self._evaluate, evaluation_fold(self._host.data.num_classes, num_scores), remembers=False)
         phase = self.strategy.phase(name)
         return Part(phase.local, phase.fold())
 
     def _evaluate(self, payload: Payload, client: ClientContext) -> Reply:
-        size, schedule = self.experiment.evaluate.batch_size, self.experiment.schedule
-        return evaluate_client(self.strategy, payload, client, size, schedule, self._host.task_heads)
+        asked, schedule = self.experiment.evaluate, self.experiment.schedule
+        heads = self._host.task_heads
+        return evaluate_client(self.strategy, payload, client, asked.batch_size, schedule, heads, asked.metrics)
 
-    def _run_client(
-        self, clients: Clients, client: int, part: Part, work: Work, payload: Payload, outcome: Outcome
-    ) -> Reply | None:
-        remembered: list[MemoryRecord] = []
+    def _turn(self, clients: Clients, client: int, exchange: _Exchange, whole: bool) -> tuple[_Answer | None, str]:
+        """Run one client and put back what all share; return its answer, or None and why there is none.
+
+        Args:
+            clients: All clients.
+            client: Its number.
+            exchange: What it takes part in.
+            whole: Its block is added up here.
+        """
+        lent, process = LentData(), os.getpid()
+        seconds, whose = self.experiment.engine.client_seconds, f"Client {client}"
+        with gradients_on():
+            try:
+                done = attempt(partial(self._answer, clients, client, exchange, lent, whole), seconds, whose)
+            finally:
+                if os.getpid() != process:
+                    os._exit(0)  # the client forked: what went on here would be the run a second time
+                if changed := self._put_back(exchange, lent):
+                    clients.forget(client)
+        if not done.in_time:
+            clients.forget(client)
+        if changed:
+            who = f"{done.failure} It also" if done.failure else "it"
+            return None, f"{who} changed what others get as it was: {', '.join(changed)}"
+        if (answer := done.made) is None:
+            return None, done.failure
         try:
-            version = work.memories.get(client)
-            before = clients.memory.read(client, version) if version else None
-            context = clients.context(client, work.round, work.phase, before, remembered.append)
-            reply = part.local(payload, context)
-            part.fold.check(reply, payload)
-            if part.remembers:
-                self._remember(clients, client, work, before, remembered, outcome)
-        except Exception as error:  # noqa: BLE001 - a client may fail in any way; the federation must not
-            outcome.failures[client] = f"{type(error).__name__}: {error}"
-            return None
-        outcome.bytes_up += reply.num_bytes
-        if work.phase not in self._framing:
-            self._framing[work.phase] = framing_bytes(encode_reply(reply))
-        outcome.framing_up += self._framing[work.phase]
-        return reply
+            exchange.part.fold.agree(exchange.shapes, (answer.lifted or answer.reply).trees, answer.lifted is not None)
+        except BadReplyError as error:
+            return None, reason(error)
+        if answer.record is not None:
+            remember = partial(self._remember, clients, client, exchange.work, answer.record)
+            if failure := attempt(remember, seconds, whose).failure:
+                return None, failure
+        return answer, ""
 
-    def _remember(
-        self,
-        clients: Clients,
-        client: int,
-        work: Work,
-        before: MemoryRecord | None,
-        remembered: list[MemoryRecord],
-        outcome: Outcome,
-    ) -> None:
-        """Write the client's memory, now that its reply is good."""
+    def _put_back(self, exchange: _Exchange, lent: LentData) -> list[str]:
+        """Put back what a client should have left as it was, and return what that is."""
+        changed = [*exchange.shared.put_back(), *lent.take_back()]
+        if not exchange.lent.take_back():
+            changed.append("the payload")
+        self._host.take_back()
+        return changed
+
+    def _answer(self, clients: Clients, client: int, exchange: _Exchange, lent: LentData, whole: bool) -> _Answer:
+        """Return what comes of a client, of which nothing belongs to it any more."""
+        part, work = exchange.part, exchange.work
+        remembered: list[MemoryRecord] = []
+        version = work.memories.get(client)
+        before = clients.memory.read(client, version) if version else None
+        context = clients.context(client, work.round, work.phase, before, remembered.append, lent)
+        reply = plain(part.local(exchange.lent.lend(), context))
+        part.fold.check(reply, exchange.lent.payload)
+        framing = self._framing.get(work.phase) or framing_bytes(encode_reply(reply))
+        record = self._record(before, remembered) if part.remembers else None
+        if whole:
+            return _Answer(reply, part.fold.lift(client, reply), record, framing)
+        return _Answer(reply.owned(), None, record, framing)
+
+    def _record(self, before: MemoryRecord | None, remembered: list[MemoryRecord]) -> MemoryRecord | None:
+        """Return what a client's memory will be, in memory of its own; None leaves it as it is."""
         own = self._host.own_parts()
         if not remembered and not own:
-            return
+            return None
         record = remembered[-1] if remembered else before or MemoryRecord()
         own = own or (dict(before.trees.get(NORM, {})) if before else {})
-        if own:
-            record = MemoryRecord({**record.trees, NORM: own}, record.numbers)
+        trees = {**record.trees, NORM: own} if own else record.trees
+        return MemoryRecord({name: clone(tree) for name, tree in trees.items()}, dict(record.numbers))
+
+    def _remember(self, clients: Clients, client: int, work: Work, record: MemoryRecord) -> None:
+        """Write a client's memory, now that its reply is good."""
         version = Version(work.round, work.step, work.attempt)
         clients.memory.write(client, version, record, work.memories.get(client), work.checkpoint_round)
-        outcome.remembered.append(client)

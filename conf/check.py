@@ -5,15 +5,24 @@ Ranges stand beside the fields (`umbel.core.ranges`), what a strategy needs in i
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import re
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import Any
 
+from umbel.conf import initial
 from umbel.conf.errors import ExperimentError
+from umbel.conf.paths import absolute
 from umbel.conf.schema import Experiment
+from umbel.conf.written import check_text
+from umbel.core import until
 from umbel.core.device import DEVICES
-from umbel.core.names import unknown
+from umbel.core.metrics import scores
+from umbel.core.names import check_own, unknown
 from umbel.core.ranges import check_ranges
+from umbel.core.refusal import Refusal
 from umbel.data import partition, transforms
 from umbel.data.sets import registry as data_sets
 from umbel.models import operators
@@ -25,10 +34,47 @@ from umbel.strategies.whole_models import WholeModels
 
 SECTIONS = ("data", "model", "client", "run", "evaluate", "checkpoint", "engine")
 _RUN_NAME = re.compile(r"\w[\w.-]*")
+_LONGEST_NAME = 200  # bytes; a file system takes 255, and files are written beside under longer names
+_KEPT = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class _Canonical:
+    """An experiment that equals another when all of it that can be refused does."""
+
+    text: str
+    experiment: Experiment = dataclasses.field(compare=False)
 
 
 def check(experiment: Experiment) -> None:
-    """Raise `ExperimentError` unless the experiment can start (data sets are looked for elsewhere)."""
+    """Raise `ExperimentError` unless the experiment can start (data sets are looked for elsewhere).
+
+    An experiment that was checked in this process is not checked again, in whatever folder it writes.
+    """
+    check_text(str(absolute(experiment.run.results, "run.results")), "run.results")
+    plain = dataclasses.asdict(experiment)
+    plain["run"].pop("results")
+    _check(_Canonical(json.dumps(plain, sort_keys=True, default=repr), experiment))
+
+
+def strategy_of(experiment: Experiment) -> Strategy[Any]:
+    """Make the experiment's strategy; of Flower's own, the part that knows no Flower.
+
+    Raises:
+        ExperimentError: Its options cannot be. Whether it goes with the experiment, `check` asks.
+    """
+    name, options = experiment.strategy.name, experiment.strategy.options
+    try:
+        if name.startswith(strategies.FLOWER_PREFIX):
+            return WholeModels(WholeModelsConfig(name, options))  # checked by the server package, which knows Flower
+        return strategies.make(name, options)
+    except Refusal as error:
+        raise ExperimentError.of(error) from error
+
+
+@lru_cache(maxsize=_KEPT)
+def _check(canonical: _Canonical) -> None:
+    experiment = canonical.experiment
     try:
         for section in SECTIONS:
             check_ranges(getattr(experiment, section), section)
@@ -36,54 +82,45 @@ def check(experiment: Experiment) -> None:
         _federation(experiment)
         _sequence(experiment)
         _training(experiment)
-        _sizes(experiment)
+        _evaluation(experiment)
+        models.check(experiment.model.name, experiment.model.sizes)
         _operators(experiment)
-        strategy_of(experiment)
-    except ValueError as error:
-        raise error if isinstance(error, ExperimentError) else ExperimentError.of(error) from error
-
-
-def strategy_of(experiment: Experiment) -> Strategy[Any]:
-    """Make the experiment's strategy; of Flower's own, the part that knows no Flower.
-
-    Raises:
-        ExperimentError: Its options cannot be, or it does not go with the experiment.
-    """
-    name, options = experiment.strategy.name, experiment.strategy.options
-    if name.startswith(strategies.FLOWER_PREFIX):
-        return WholeModels(WholeModelsConfig(name, options))  # checked by the server package, which knows Flower
-    try:
-        kind = strategies.find(name)
-        strategy = kind(kind.config_class(**options))
-        strategy.check(experiment)
-    except ValueError as error:
+        strategy = strategy_of(experiment)
+        strategies.check(experiment.strategy.name, strategy, experiment)
+        initial.check(experiment, strategy.own_model)
+    except Refusal as error:
         raise ExperimentError.of(error) from error
-    return strategy
 
 
 def _known(key: str, kind: str, name: str, names: Iterable[str], *, paths: bool = False) -> None:
     """Refuse a name that is in no table; with `paths`, what has a colon is looked for elsewhere."""
     names = tuple(names)
-    if name not in names and not (paths and ":" in name):
+    if name in names:
+        return
+    if paths and ":" in name:
+        check_own(key, name)
+    else:
         raise unknown(kind, name, names, key=key, own="module:name" if paths else "")
 
 
 def _names(experiment: Experiment) -> None:
-    data, model, client = experiment.data, experiment.model, experiment.client
+    data, model, client, run = experiment.data, experiment.model, experiment.client, experiment.run
+    if run.name and (not _RUN_NAME.fullmatch(run.name) or len(run.name.encode()) > _LONGEST_NAME):
+        raise ExperimentError(
+            f"run.name={run.name} should be the name of a folder.",
+            key="run.name",
+            remedy="Use letters, digits, underscores, dots and hyphens, no dot or hyphen first, and not too many.",
+        )
+    if "/" in experiment.name or len(experiment.name.encode()) > _LONGEST_NAME:
+        raise ExperimentError(
+            f"name={experiment.name} should be a name, and no path.", key="name", remedy="Leave it out, or shorten it."
+        )
     _known("client.device", "device", client.device.partition(":")[0], DEVICES)
     _known("data.partition", "partition", data.partition, partition.names())
     _known("data.augment", "augment", data.augment, transforms.augmentations())
-    _known("data.name", "data set", data.name, [*data_sets.names(), "hub:<name>"], paths=True)
+    if not data.name.startswith("hub:"):
+        _known("data.name", "data set", data.name, [*data_sets.names(), "hub:<name>"], paths=True)
     _known("model.name", "model", model.name, models.names(), paths=True)
-
-
-def _sizes(experiment: Experiment) -> None:
-    """Refuse size keywords that the model does not have; their values are checked when it is built."""
-    if ":" in experiment.model.name:
-        return  # a factory of somebody else's is asked when it is called
-    known = [size for size in models.options(experiment.model.name) if size != "image_size"]
-    for size in experiment.model.sizes:
-        _known(f"model.sizes.{size}", "size", size, known)
 
 
 def _operators(experiment: Experiment) -> None:
@@ -100,12 +137,6 @@ def _operators(experiment: Experiment) -> None:
 def _federation(experiment: Experiment) -> None:
     """Refuse numbers of clients and shares of data that cannot be at once."""
     run, data = experiment.run, experiment.data
-    if run.name and not _RUN_NAME.fullmatch(run.name):
-        raise ExperimentError(
-            f"run.name={run.name} should be the name of a folder.",
-            key="run.name",
-            remedy="Use letters, digits, underscores, dots and hyphens, no dot or hyphen first.",
-        )
     for key, number in (("run.clients_per_round", run.clients_per_round), ("data.num_shuffled", data.num_shuffled)):
         if number > data.num_clients:
             raise ExperimentError(
@@ -195,3 +226,52 @@ def _training(experiment: Experiment) -> None:
             key="client.momentum",
             remedy="Set client.momentum=0.",
         )
+    if client.label_smoothing and data.heads == "per_task":
+        raise ExperimentError(
+            f"client.label_smoothing={client.label_smoothing} spreads labels over all classes, and with "
+            "data.heads=per_task an example sees those of its task alone.",
+            key="client.label_smoothing",
+            remedy="Set client.label_smoothing=0, or data.heads=shared.",
+        )
+    if client.lr_schedule == "cosine" and client.lr_decay != 1:
+        raise ExperimentError(
+            f"client.lr_decay={client.lr_decay} has no part in client.lr_schedule=cosine.",
+            key="client.lr_decay",
+            remedy="Set client.lr_decay=1.",
+        )
+    if client.lr_schedule == "cosine" and client.lr_warmup >= (client.lr_rounds or experiment.run.rounds):
+        raise ExperimentError(
+            f"client.lr_warmup={client.lr_warmup} leaves no round for the cosine.",
+            key="client.lr_warmup",
+            remedy="Set it below client.lr_rounds, or run.rounds where that is 0.",
+        )
+
+
+def _evaluation(experiment: Experiment) -> None:
+    """Refuse metrics that there are not, and ends by what is never measured."""
+    run, evaluate, data = experiment.run, experiment.evaluate, experiment.data
+    scores.check(evaluate.metrics, "evaluate.metrics")
+    on_server = evaluate.server and data.server_validation > 0
+    on_clients = bool(evaluate.clients) and data.client_validation > 0
+    if run.patience and not (evaluate.every and (on_server or on_clients)):
+        raise _never_measured("run.patience", run.patience, "data.server_validation or data.client_validation")
+    for key, value in (("run.until", run.until), ("run.patience", run.patience)):
+        if value and experiment.schedule.is_sequence:
+            raise ExperimentError(
+                f"{key}={value} could end the run before the last of its tasks.",
+                key=key,
+                remedy="Leave it out, or set data.rounds_per_task=0.",
+            )
+    if run.until:
+        side = until.parse(run.until).metric.partition("/")[0]
+        if not evaluate.every or not (on_clients if side == "clients" else on_server):
+            share = "data.client_validation" if side == "clients" else "data.server_validation"
+            raise _never_measured("run.until", run.until, share)
+
+
+def _never_measured(key: str, value: object, share: str) -> ExperimentError:
+    return ExperimentError(
+        f"{key}={value} ends a run by validation data, of which none are evaluated.",
+        key=key,
+        remedy=f"Set {share} above 0, and evaluate.every, evaluate.server and evaluate.clients so that they are.",
+    )

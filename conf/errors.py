@@ -9,8 +9,6 @@ class ExperimentError(Refusal):
     """An experiment that is refused before anything starts; the message names the key to change."""
 
     @classmethod
-    def of(cls, error: ValueError) -> ExperimentError:
+    def of(cls, error: Refusal) -> ExperimentError:
         """Return what somebody refused, as the refusal of an experiment."""
-        if isinstance(error, Refusal):
-            return cls(error.reason, key=error.key, remedy=error.remedy)
-        return cls(str(error))
+        return error if isinstance(error, cls) else cls(error.reason, key=error.key, remedy=error.remedy)

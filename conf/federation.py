@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict
-from functools import partial
 
 from umbel.conf.schema import Experiment
 from umbel.core import building
 from umbel.core.device import parameter_dtype
 from umbel.data.federation import Federation
-from umbel.models import norm, operators, registry
+from umbel.models import norm
+from umbel.models.assemble import assemble
 from umbel.models.base import Model
 from umbel.models.checkpointing import checkpoint_blocks
 
@@ -43,12 +43,17 @@ def adopt(experiment: Experiment, made: Federation) -> None:
 def build_model(experiment: Experiment, data: Federation) -> Model:
     """Build the experiment's model, initialised from the run's seed, with its operators and its norm rule."""
     config = experiment.model
-    make = partial(registry.build, config.name, data.num_classes, data.image_size, data.in_channels, **config.sizes)
 
     def factory() -> Model:
-        model = operators.apply(make(), config.operators)
-        if config.norm in norm.GROUPS:
-            model = norm.replace_batch_norm(model, norm.GROUPS[config.norm])
+        model = assemble(
+            config.name,
+            data.num_classes,
+            data.image_size,
+            data.in_channels,
+            sizes=config.sizes,
+            operators_=config.operators,
+            norm_rule=config.norm,
+        )
         return checkpoint_blocks(model) if config.checkpoint else model
 
     return building.build_seeded(factory, experiment.run.seed, parameter_dtype(experiment.client.precision))

@@ -3,27 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
+import enum
 import hashlib
 import json
 import shlex
-import typing
-from collections.abc import Container, Iterator, Mapping, Sequence
-from functools import cache
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
-
 from umbel.conf.check import check, strategy_of
 from umbel.conf.errors import ExperimentError
+from umbel.conf.keys import check_keys, is_ours
+from umbel.conf.keys import known_keys as known_keys
+from umbel.conf.paths import absolute
 from umbel.conf.schema import Experiment, StrategyConfig
-from umbel.core.names import nearest, unknown
+from umbel.conf.typed import convert, section, untyped
+from umbel.conf.written import (
+    MAX_DEPTH,
+    Scalar,
+    Tree,
+    check_size,
+    check_text,
+    read_value,
+    read_yaml,
+    shown,
+    write_yaml,
+)
+from umbel.core.names import unknown
+from umbel.core.refusal import Refusal
+from umbel.data.sets import registry as data_sets
 from umbel.strategies import registry
 from umbel.strategies.base import Strategy
 
 FOLDER = Path(__file__).parent / "experiments"
+_NOTHING = Scalar("")
 
 
 def experiment_names() -> tuple[str, ...]:
@@ -33,41 +46,52 @@ def experiment_names() -> tuple[str, ...]:
 
 def describe(name: str) -> str:
     """Return the one-line description of an experiment."""
-    return str(yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8")).get("description", ""))
+    description = _sections(*read(name)).get("description", _NOTHING)
+    return description.text if isinstance(description, Scalar) else ""
 
 
 def read(experiment: str) -> tuple[str, str]:
     """Return (name, YAML text) of a shipped experiment or of a file given by its path.
 
     Raises:
-        ExperimentError: There is no such experiment; the message says the nearest.
+        ExperimentError: There is no such experiment, with the nearest; or the file is no text in UTF-8.
     """
     path = Path(experiment)
     if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
+        if not absolute(experiment, "The experiment's file").is_file():
             raise ExperimentError(f"There is no experiment file {experiment!r}.", remedy="Give the path of one.")
-        return path.stem, path.read_text(encoding="utf-8")
-    if experiment not in experiment_names():
+    elif experiment in experiment_names():
+        path = FOLDER / f"{experiment}.yaml"
+    else:
         raise ExperimentError.of(unknown("experiment", experiment, experiment_names()))
-    return experiment, (FOLDER / f"{experiment}.yaml").read_text(encoding="utf-8")
+    try:
+        text = path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ExperimentError(f"{experiment!r} is no text in UTF-8: {error}.", remedy="Save it as UTF-8.") from error
+    return path.stem.encode(errors="replace").decode(), text
 
 
-def load(experiment: str, overrides: Sequence[str] = (), text: str | None = None) -> Experiment:
+def load(experiment: str, overrides: Sequence[str] = (), text: str | None = None, strategy: str = "") -> Experiment:
     """Compose and check an experiment.
+
+    A relative `data.path` is taken from the working directory and absolute from then on.
 
     Args:
         experiment: Name of a shipped experiment, or path of a YAML file.
         overrides: `key=value` each, dotted keys, later ones win.
         text: The YAML itself, when it came in a message; `experiment` is then only its name.
+        strategy: Takes the place of the experiment's own, whose options then hold only if it is the same.
 
     Raises:
         ExperimentError: Unknown key, wrong type or impossible combination.
     """
     name, content = (experiment, text) if text is not None else read(experiment)
-    given = _parse_yaml(content, name)
+    given = _sections(name, content)
+    if strategy:
+        own, options = _strategy(given.get("strategy", _NOTHING))
+        given["strategy"] = {**(options if own == strategy else {}), "name": Scalar(strategy)}
     for override in overrides:
-        key, value = _parse_override(override)
-        _set(given, key, value)
+        _set(given, override)
     composed = compose(given, name)
     check(composed)
     return composed
@@ -83,44 +107,42 @@ def split_overrides(overrides: str) -> list[str]:
         ) from error
 
 
-def compose(given: dict[str, Any], name: str) -> Experiment:
-    """Turn nested mappings into an `Experiment`; keys and types are checked, combinations are not."""
-    given = {**given, "name": given.get("name") or name}
-    section = given.get("strategy") or {}
-    if not isinstance(section, Mapping):
-        raise ExperimentError("strategy is a section.", key="strategy.name", remedy=f"Set strategy.name={section}.")
-    strategy = dict(section)
-    strategy_name = str(strategy.pop("name", StrategyConfig.name))
-    options = {**strategy.pop("options", {}), **strategy}
-    given = {**given, "strategy": {"name": strategy_name, "options": options}}
+def compose(given: Mapping[str, Tree], name: str) -> Experiment:
+    """Turn what was written into an `Experiment`; keys and types are checked, combinations are not."""
     try:
-        if _ours(strategy_name):
-            registry.find(strategy_name)
-    except ValueError as error:
+        strategy_name, written = _strategy(given.get("strategy", _NOTHING))
+        check_keys({**given, "strategy": written}, strategy_name)
+        strategy = StrategyConfig(strategy_name, _hyper_parameters(strategy_name, written))
+        data, options = _without_options(given.get("data", {}))
+        rest = {key: value for key, value in given.items() if key not in ("strategy", "data")}
+        typed: Experiment = section(Experiment, {**rest, "data": data}, "")
+        config = dataclasses.replace(typed.data, options=_data_options(typed.data.name, options))
+    except Refusal as error:
         raise ExperimentError.of(error) from error
-    _check_keys(given, strategy_name)
-    options = (
-        _typed(registry.find(strategy_name).config_class, options, "strategy") if _ours(strategy_name) else options
-    )
-    typed: Experiment = _typed_section(Experiment, {**given, "strategy": {"name": strategy_name}}, "")
-    return dataclasses.replace(typed, strategy=dataclasses.replace(typed.strategy, options=options))
+    if config.path is not None:
+        path = check_text(str(absolute(config.path, "data.path")), "data.path")
+        config = dataclasses.replace(config, path=path)
+    composed = dataclasses.replace(typed, name=typed.name or name, data=config, strategy=strategy)
+    check_size(as_dict(composed))
+    return composed
 
 
 def build_strategy(experiment: Experiment) -> Strategy[Any]:
-    """Make the experiment's strategy; of Flower's own, the part that knows no Flower."""
+    """Make the strategy of an experiment, which is checked if nobody in this process has."""
+    check(experiment)
     return strategy_of(experiment)
 
 
 def as_dict(experiment: Experiment) -> dict[str, Any]:
     """Return nested mappings, with the strategy's options beside its name as in YAML."""
-    plain = dataclasses.asdict(experiment)
-    plain["strategy"] = {"name": experiment.strategy.name, **experiment.strategy.options}
+    plain: dict[str, Any] = _plain(dataclasses.asdict(experiment))
+    plain["strategy"] = {"name": experiment.strategy.name, **plain["strategy"]["options"]}
     return plain
 
 
 def as_yaml(experiment: Experiment) -> str:
     """Return the resolved experiment as YAML that `load` reads back to the same."""
-    return yaml.safe_dump(as_dict(experiment), sort_keys=False, allow_unicode=True)
+    return write_yaml(as_dict(experiment))
 
 
 def portable(experiment: Experiment) -> dict[str, Any]:
@@ -128,8 +150,8 @@ def portable(experiment: Experiment) -> dict[str, Any]:
     plain = as_dict(experiment)
     for key in ("name", "description", "engine", "checkpoint", "evaluate"):
         plain.pop(key)
-    for section, key in (("data", "path"), ("client", "device"), ("run", "results"), ("run", "name")):
-        plain[section].pop(key)
+    for part, key in (("data", "path"), ("model", "init"), ("client", "device"), ("run", "results"), ("run", "name")):
+        plain[part].pop(key)
     plain["run"].pop("rounds")  # a resume may ask for more
     return plain
 
@@ -139,117 +161,101 @@ def portable_hash(experiment: Experiment) -> str:
     return hashlib.sha256(json.dumps(portable(experiment), sort_keys=True).encode()).hexdigest()
 
 
-def _ours(strategy_name: str) -> bool:
-    return not strategy_name.startswith(registry.FLOWER_PREFIX)
-
-
-def _parse_yaml(text: str, name: str) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ExperimentError(f"{name}: this is not valid YAML: {error}", remedy="Put it right there.") from error
+def _sections(name: str, text: str) -> dict[str, Tree]:
+    content = read_yaml(text, name)
     if not isinstance(content, dict):
+        kind = "a list" if isinstance(content, list) else repr(content.text)
         raise ExperimentError(
-            f"{name}: an experiment is a mapping of sections, found {type(content).__name__}.",
+            f"{name}: an experiment is a mapping of sections, found {kind}.",
             remedy="Write it as `run: {rounds: 20}`.",
         )
-    for section, value in content.items():
-        if value is None:
-            content[section] = {}
-    return content
+    names = {field.name for field in dataclasses.fields(Experiment) if field.default is dataclasses.MISSING}
+    empty = {key for key in names & content.keys() if isinstance(each := content[key], Scalar) and each.is_null}
+    return {key: {} if key in empty else value for key, value in content.items()}
 
 
-def _parse_override(override: str) -> tuple[str, Any]:
-    key, separator, value = override.partition("=")
-    if not separator or not key:
-        raise ExperimentError(f"An override is key=value, found {override!r}.", remedy="Write run.rounds=20.")
-    if key in _text_keys():
-        return key, value  # a name stays as it was written: 07 is no number, and nothing is no null
-    try:
-        # OmegaConf's grammar, so that 1e-3 is a number and [1,2] a list.
-        parsed = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={value}"]))
-    except (OmegaConfBaseException, yaml.YAMLError) as error:
-        raise ExperimentError(
-            f"The value of {key} cannot be read: {error}", key=key, remedy="Write it as in YAML."
-        ) from error
-    return key, parsed["value"]  # type: ignore[index, call-overload]
-
-
-def _set(given: dict[str, Any], key: str, value: Any) -> None:
+def _set(given: dict[str, Tree], override: str) -> None:
+    """Put an override in its place."""
+    key, separator, text = check_text(override, "An override").partition("=")
     *sections, last = key.split(".")
-    for section in sections:
-        given = given.setdefault(section, {})
-        if not isinstance(given, dict):
+    if not separator or not all((*sections, last)):
+        raise ExperimentError(f"An override is key=value, found {shown(override)}.", remedy="Write run.rounds=20.")
+    if len(sections) > MAX_DEPTH:
+        raise ExperimentError(f"No key has as many dots as {key[:60]}...", remedy="Write run.rounds=20.")
+    for part in sections:
+        inner = _inner(given.get(part, _NOTHING), key)
+        if not isinstance(inner, dict):
             raise ExperimentError(
-                f"{key}: {section} is a value, not a section.", key=key, remedy="Set it without what comes after."
+                f"{key}: {part} is a value, not a section.", key=key, remedy="Set it without what comes after."
             )
-    given[last] = value
+        given[part] = given = inner
+    value = Scalar(text, "override")
+    given[last] = value if sections or last in ("name", "description") else read_value(value, key)
 
 
-def _leaves(kind: type, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yield the dotted keys of a dataclass of sections, each with its declared type, without its range."""
-    hints = typing.get_type_hints(kind)
-    for field in dataclasses.fields(kind):
-        key, hint = f"{prefix}{field.name}", hints[field.name]
-        if dataclasses.is_dataclass(hint):
-            yield from _leaves(hint, f"{key}.")  # type: ignore[arg-type]
-        else:
-            yield key, hint
+def _inner(written: Tree, key: str) -> Tree:
+    """Return a mapping that was written, also as the value of an override; nothing written is an empty one."""
+    value = read_value(written, key) if isinstance(written, Scalar) else written
+    return {} if isinstance(value, Scalar) and value.is_null else value
 
 
-@cache
-def _text_keys() -> frozenset[str]:
-    """Return the keys whose values are text."""
-    return frozenset(key for key, kind in _leaves(Experiment) if kind is str)
+def _strategy(written: Tree) -> tuple[str, dict[str, Tree]]:
+    """Return the strategy's name and its options, which stand beside the name or under `options`."""
+    value = _inner(written, "strategy")
+    if not isinstance(value, dict):
+        name = value.text if isinstance(value, Scalar) else "..."
+        raise ExperimentError("strategy is a section.", key="strategy.name", remedy=f"Set strategy.name={name}.")
+    beside = dict(value)
+    name = convert(beside.pop("name", Scalar(StrategyConfig.name)), str, "strategy.name")
+    options = _inner(beside.pop("options", _NOTHING), "strategy.options")
+    if not isinstance(options, dict):
+        raise ExperimentError("strategy.options is a mapping.", key="strategy.options", remedy="Write it as {mu: 0.1}.")
+    if twice := sorted(options.keys() & beside.keys()):
+        raise ExperimentError(
+            f"strategy.{twice[0]} stands twice, also under strategy.options.",
+            key=f"strategy.{twice[0]}",
+            remedy="Keep one of them.",
+        )
+    return name, {**options, **beside}
 
 
-def _free_keys(strategy_name: str) -> frozenset[str]:
-    """Return the keys of mappings whose own keys depend on the data set, the model or another strategy."""
-    leaves = [*_leaves(Experiment)]
-    if _ours(strategy_name):
-        leaves.extend(_leaves(registry.find(strategy_name).config_class, "strategy."))
-    return frozenset(key for key, kind in leaves if typing.get_origin(kind) is dict)
+def _hyper_parameters(name: str, written: dict[str, Tree]) -> dict[str, Any]:
+    if not is_ours(name):
+        return {option: untyped(value, f"strategy.{option}") for option, value in written.items()}
+    config = section(registry.find(name).config_class, written, "strategy")
+    return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
 
 
-def known_keys(strategy_name: str) -> list[str]:
-    """Return every key that an experiment with this strategy may set."""
-    keys = [key for key, _ in _leaves(Experiment) if not key.startswith("strategy.")]
-    options = registry.options(strategy_name) if _ours(strategy_name) else {}
-    return [*keys, "strategy.name", *(f"strategy.{option}" for option in options)]
+def _without_options(data: Tree) -> tuple[Tree, Tree]:
+    if not isinstance(data, dict):
+        return data, _NOTHING
+    return {key: value for key, value in data.items() if key != "options"}, data.get("options", _NOTHING)
 
 
-def _given_keys(given: Mapping[str, Any], free: Container[str], prefix: str = "") -> Iterator[str]:
-    for key, value in given.items():
-        path = f"{prefix}{key}"
-        if isinstance(value, Mapping) and path not in free:
-            yield from _given_keys(value, free, f"{path}.")
-        else:
-            yield path
+def _data_options(name: str, written: Tree) -> dict[str, Any]:
+    """Return `data.options`, single values of the type that the data set's default has."""
+    options = _inner(written, "data.options")
+    if not isinstance(options, dict):
+        return convert(options, dict[str, Any], "data.options")  # type: ignore[no-any-return] # refuses it
+    kinds = {option: type(default) for option, default in data_sets.options(name).items()}
+    return {each: _option(value, kinds.get(each), f"data.options.{each}") for each, value in options.items()}
 
 
-def _check_keys(given: Mapping[str, Any], strategy_name: str) -> None:
-    sections = {field.name for field in dataclasses.fields(Experiment)}
-    known = known_keys(strategy_name)
-    free = _free_keys(strategy_name)
-    for path in _given_keys({**given, "strategy": given["strategy"]["options"]}, free):
-        if path in known or (path.startswith("strategy.") and not _ours(strategy_name)):
-            continue
-        if path in sections:
-            raise ExperimentError(f"{path} is a section.", key=path, remedy=f"Set a key in it, such as {path}.name=...")
-        guesses = nearest(path, known)
-        hint = f"Did you mean {' or '.join(guesses)}?" if guesses else "See `umbel run --help` for the sections."
-        raise ExperimentError(f"Unknown key {path!r}.", key=path, remedy=hint)
+def _option(value: Tree, kind: type | None, key: str) -> Any:
+    if isinstance(value, Scalar) and value.text.lstrip().startswith(("[", "{")):
+        value = read_value(value, key)
+    is_single = isinstance(value, Scalar) and kind in (bool, int, float, str)
+    return convert(value, kind if is_single else Any, key)
 
 
-def _typed(kind: type, values: Mapping[str, Any], section: str) -> dict[str, Any]:
-    return dataclasses.asdict(_typed_section(kind, values, section))
-
-
-def _typed_section(kind: type, values: Mapping[str, Any], section: str) -> Any:
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(kind), OmegaConf.create(dict(values)))
-        return OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        key = ".".join(filter(None, [section, str(getattr(error, "full_key", "") or "")]))
-        reason = str(error).split("\n", maxsplit=1)[0]
-        raise ExperimentError(f"{key}: {reason}.", key=key) from error
+def _plain(value: Any) -> Any:
+    """Return what YAML and JSON both know."""
+    if isinstance(value, Mapping):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, set | frozenset):
+        return sorted(_plain(each) for each in value)
+    if isinstance(value, enum.Enum):
+        return value.value
+    return str(value) if isinstance(value, Path) else value

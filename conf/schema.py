@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
-from annotated_types import Ge, Gt, Interval
+from annotated_types import Ge, Interval
 
 from umbel.core.ranges import OneOf
 from umbel.core.schedule import Schedule
@@ -14,6 +14,8 @@ from umbel.data import partition
 from umbel.data.config import DataConfig
 from umbel.models.norm import GROUPS
 from umbel.strategies import registry as strategies
+
+_YEAR = 31_536_000  # in seconds; locks of the operating system take some hundred years, and none infinity
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,9 @@ class ModelConfig:
         sizes: Size keywords of the model, such as `width: 32`.
         operators: Operators of `umbel list operators` that are put into the model, each with its options, such as
             `{wconv: {density: [0.7]}}`; `layers` among them says which convolutions it takes the place of.
+        init: Weights that the run starts from: the folder of a run that has ended, or a model's file. A classifier of
+            other classes starts anew; all else has to fit. Empty starts from fresh weights.
+        init_sha256: Hash that the weights of `init` should have; noted when a run starts.
     """
 
     name: str = "cnn"
@@ -36,6 +41,8 @@ class ModelConfig:
     checkpoint: bool = False
     sizes: dict[str, Any] = field(default_factory=dict)
     operators: dict[str, Any] = field(default_factory=dict)
+    init: str = ""
+    init_sha256: str = ""
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,12 @@ class RunConfig:
         seed: Seed of everything random.
         participation: Fraction of the clients that a round selects, which is one client or more.
         clients_per_round: Number of clients that a round selects; 0 takes `participation`.
+        sampling: How they are drawn, none twice: `uniform`, or by their numbers of training `examples`.
+        dropout: Probability that a selected client drops out of a round, in all of its phases but the evaluation.
+        until: Ends the run after the round whose evaluation meets it, a metric of validation data and a bound, such as
+            `validation/accuracy>=0.9`; empty never.
+        patience: Ends the run when so many evaluations in a row had no better validation accuracy than one before
+            them; 0 never.
         min_replies: A phase with fewer good replies than this ends the run, with everything saved.
         fold_block: Clients whose replies are added up together (see `umbel.core.blocks`); part of what fixes the bits.
         threads: Threads of torch's arithmetic in every process; part of what fixes the bits.
@@ -71,9 +84,13 @@ class RunConfig:
     seed: int = 0
     participation: Annotated[float, Interval(gt=0, le=1)] = 1.0
     clients_per_round: Annotated[int, Ge(0)] = 0
+    sampling: Annotated[str, OneOf("uniform", "examples")] = "uniform"
+    dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0
+    until: str = ""
+    patience: Annotated[int, Ge(0)] = 0
     min_replies: Annotated[int, Ge(1)] = 1
     fold_block: Annotated[int, Ge(1)] = 4
-    threads: Annotated[int, Ge(1)] = 1
+    threads: Annotated[int, Interval(ge=1, le=1024)] = 1
     results: str = "results"
     name: str = ""
 
@@ -90,16 +107,18 @@ class EngineConfig:
         nodes: SuperNodes to start for grpc when no federation is up.
         node_timeout_seconds: How long to wait for nodes that together hold every client.
         deadline_seconds: How long a phase waits for replies; those that are late are left out.
+        client_seconds: How long one client may take in a phase; it then fails and the others go on, on every engine.
         memory_bytes: Memory for partial sums that wait for their turn; beyond it they wait on disk.
     """
 
     name: Annotated[str, OneOf("inline", "ray", "grpc")] = "inline"
-    workers: Annotated[int, Ge(0)] = 0
-    gpus_per_worker: Annotated[float, Ge(0)] = 0.0
+    workers: Annotated[int, Interval(ge=0, le=4096)] = 0
+    gpus_per_worker: Annotated[float, Interval(ge=0, le=1)] = 0.0
     ray_address: str = ""
-    nodes: Annotated[int, Ge(1)] = 4
-    node_timeout_seconds: Annotated[float, Gt(0)] = 120.0
-    deadline_seconds: Annotated[float, Gt(0)] = 3600.0
+    nodes: Annotated[int, Interval(ge=1, le=1024)] = 4
+    node_timeout_seconds: Annotated[float, Interval(gt=0, le=_YEAR)] = 120.0
+    deadline_seconds: Annotated[float, Interval(gt=0, le=_YEAR)] = 3600.0
+    client_seconds: Annotated[float, Interval(gt=0, le=_YEAR)] = 1800.0
     memory_bytes: Annotated[int, Ge(0)] = 1 << 30
 
 
@@ -112,6 +131,8 @@ class EvaluateConfig:
         server: Evaluate on the server's validation and test examples.
         clients: Clients that evaluate on their own data: -1 all, 0 none, else so many, drawn by the seed.
         batch_size: Examples at once.
+        metrics: More than accuracies and losses: names such as f1, precision, recall, auroc, average_precision,
+            calibration_error, kappa, matthews and top5, or `package.module:function` of (logits [N, C], labels [N]).
         collapse: Measure also how far features and head have collapsed to one direction a class (neural collapse), on
             the server's validation examples, or its test examples where it has none.
     """
@@ -120,6 +141,7 @@ class EvaluateConfig:
     server: bool = True
     clients: Annotated[int, Ge(-1)] = -1
     batch_size: Annotated[int, Ge(1)] = 512
+    metrics: list[str] = field(default_factory=list)
     collapse: bool = False
 
 
@@ -166,6 +188,11 @@ class Experiment:
     def data_seed(self) -> int:
         """Seed of splits and partitions."""
         return self.run.seed if self.data.seed is None else self.data.seed
+
+    @property
+    def local(self) -> LocalConfig:
+        """How clients train, with the rounds that their learning rate is planned for."""
+        return replace(self.client, lr_rounds=self.client.lr_rounds or self.run.rounds)
 
     @property
     def schedule(self) -> Schedule:

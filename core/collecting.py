@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from umbel.core import moments
-from umbel.core.folds import Fold, Like
+from umbel.core.folds import Fold, Like, check_values
 from umbel.core.records import BadReplyError, Payload
-from umbel.core.tree import Tree, first_non_finite
+from umbel.core.tree import Tree
 
 
 class Moments(Fold):
@@ -57,7 +57,7 @@ class Moments(Fold):
         self.check(what, accumulator, payload)
 
     def lift(self, tree: Tree, num_examples: int, client: int) -> dict[str, Tensor]:
-        return {name: packed.to(torch.float64) for name, packed in tree.items()}
+        return {name: packed.to(torch.float64, copy=True) for name, packed in tree.items()}
 
     def merge(self, left: dict[str, Tensor], right: dict[str, Tensor]) -> dict[str, Tensor]:
         merged = left | right
@@ -94,7 +94,7 @@ class Collect(Fold):
     def lift(self, tree: Tree, num_examples: int, client: int) -> dict[str, Tensor]:
         lifted: dict[str, Tensor] = {}
         for name, tensor in tree.items():
-            lifted[name] = tensor.unsqueeze(0)
+            lifted[name] = tensor.unsqueeze(0).clone(memory_format=torch.contiguous_format)
             lifted[f"#client:{name}"] = torch.tensor([client])
             lifted[f"#num_examples:{name}"] = torch.tensor([num_examples])
         return lifted
@@ -139,8 +139,7 @@ class Collect(Fold):
         present = {name: tensor for name, tensor in tree.items() if name not in self.optional}
         super().check(what, present, payload)
         extra = {name: tensor for name, tensor in tree.items() if name in self.optional}
-        if (name := first_non_finite(extra)) is not None:
-            raise BadReplyError(f"{what}: {name!r} holds NaN or infinity")
+        check_values(what, extra, {})
 
 
 def replies_in(tree: Tree) -> list[tuple[int, int, dict[str, Tensor]]]:

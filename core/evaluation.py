@@ -11,6 +11,7 @@ from umbel.core.records import BadReplyError, Payload
 from umbel.core.tree import Tree
 
 SPLITS = ("validation", "test")
+SCORES = "/scores"
 _LARGEST = 1e100  # of a count or a loss: their sums and squares over clients are still numbers
 
 
@@ -20,25 +21,32 @@ class Counts(Collect):
     C classes; in their place the predictor `umbel.core.metrics.matching.NAME` has the columns of
     `umbel.core.metrics.matching.RECALLS`. A client without examples of a split leaves it out.
 
+    With metrics beyond counts (M of them) there is also `<split>/<predictor>/scores` [2, M]: values, and whether there
+    is one.
+
     Args:
         num_classes: C.
+        num_scores: M.
     """
 
-    def __init__(self, num_classes: int) -> None:
+    def __init__(self, num_classes: int, num_scores: int = 0) -> None:
         super().__init__()
         self._num_classes = num_classes
+        self._num_scores = num_scores
 
     def check(self, what: str, tree: Tree, payload: Payload) -> None:
         super().check(what, tree, payload)
-        names = [name for name in tree if not name.endswith("/loss")]
-        found = {name: tuple(tensor.shape) for name, tensor in tree.items()}
+        names = [name for name in tree if not name.endswith(("/loss", SCORES))]
+        shapes = {name: tuple(tensor.shape) for name, tensor in tree.items()}
         expected: dict[str, tuple[int, ...]] = {}
         for name in names:
             expected |= {name: (2, self._width(what, name)), f"{name}/loss": ()}
-        if found != expected or any(tensor.dtype != torch.float64 for tensor in tree.values()):
+            if self._num_scores and _predictor(name) != matching.NAME:
+                expected[f"{name}{SCORES}"] = (2, self._num_scores)
+        if shapes != expected or any(tensor.dtype != torch.float64 for tensor in tree.values()):
             raise BadReplyError(
                 f"{what}: expected counts [2, C] and a loss of each split, in float64 and with C={self._num_classes} "
-                f"({len(matching.RECALLS)} of {matching.NAME}), found {found}"
+                f"({len(matching.RECALLS)} of {matching.NAME}; {self._num_scores} scores), found {shapes}"
             )
         for name in names:
             right, asked = tree[name]
@@ -62,6 +70,6 @@ def _predictor(name: str) -> str:
     return name.partition("/")[2]
 
 
-def evaluation_fold(num_classes: int) -> Product:
-    """Return how clients' evaluations combine, where there are so many classes."""
-    return product({"counts": Counts(num_classes)})
+def evaluation_fold(num_classes: int, num_scores: int = 0) -> Product:
+    """Return how clients' evaluations combine, where there are so many classes and metrics beyond counts."""
+    return product({"counts": Counts(num_classes, num_scores)})

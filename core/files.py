@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import math
 import os
 import shutil
-import uuid
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,26 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
+
+from umbel.core.leftovers import beside
+from umbel.core.refusal import Refusal
+
+_SEAL = "sha256"  # the key of a sealed file's own hash
+
+
+class DamagedError(Refusal):
+    """A file that is not what was written; the message names it, and says what to do."""
+
+    @classmethod
+    def of(cls, path: Path, what: str, remedy: str) -> DamagedError:
+        """Return the refusal of a file.
+
+        Args:
+            path: The file.
+            what: What is wrong with it, as "it does not have the hash that ...".
+            remedy: What to do, in a sentence.
+        """
+        return cls(f"{path} is damaged: {what}.", remedy=remedy)
 
 
 def _sync_folder(folder: Path) -> None:
@@ -27,7 +48,7 @@ def _sync_folder(folder: Path) -> None:
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically: a reader sees the old content or the new one, also after a crash."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    temporary = beside(path)
     try:
         with temporary.open("wb") as file:
             file.write(content)
@@ -45,14 +66,55 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
+def plain(value: Any) -> Any:
+    """Return a value as JSON knows it: a number that is not finite becomes None."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON atomically, indented, keys in the given order."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """Write JSON atomically, indented, keys in the given order; a number that is not finite is written as null."""
+    write_text(path, json.dumps(plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> Any:
     """Read JSON."""
     return json.loads(path.read_text(encoding="utf-8"))
+
+
+def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a mapping as JSON with a hash of itself, exactly: numbers that are not finite come back as they were."""
+    sealed = {**content, _SEAL: _hash_of(content)}
+    write_text(path, json.dumps(sealed, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_sealed(path: Path) -> dict[str, Any]:
+    """Read what `write_sealed` wrote, without the hash.
+
+    Raises:
+        ValueError: It is no JSON, has no hash, or does not have that hash.
+        OSError: It cannot be read.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict) or _SEAL not in content:
+        raise ValueError("it has no hash of itself")
+    seal = content.pop(_SEAL)
+    if seal != _hash_of(content):
+        raise ValueError("it does not have the hash that stands in it")
+    return content
+
+
+def _hash_of(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def tensors_to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
@@ -77,13 +139,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         ValueError: The file is damaged.
     """
     content = path.read_bytes()
-    length = int.from_bytes(content[:8], "little")
-    metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
     try:
-        found = load(content)
+        views = load(content)
     except SafetensorError as error:
         raise ValueError(f"{path} is damaged: {error}") from error
-    return {name: torch.clone(tensor) for name, tensor in found.items()}, metadata
+    length = int.from_bytes(content[:8], "little")
+    metadata = json.loads(content[8 : 8 + length]).get("__metadata__", {})
+    return {name: torch.clone(tensor) for name, tensor in views.items()}, metadata
 
 
 def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
@@ -92,7 +154,7 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     If `fill` fails (a full disk), nothing of it remains and an older folder at `path` is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
+    temporary = beside(path)
     temporary.mkdir()
     try:
         fill(temporary)

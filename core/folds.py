@@ -18,13 +18,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from umbel.core.records import BadReplyError, Payload, Reply
-from umbel.core.tree import Tree, TreeMismatchError, check_same, first_non_finite
+from umbel.core.records import LARGEST, MOST_EXAMPLES, BadReplyError, Payload, Reply, shortened
+from umbel.core.tree import Tree, TreeMismatchError, check_same
 
 WEIGHT = "#weight"  # name of the total weight inside an accumulator; no parameter starts with '#'
 
 
+_LARGEST_SUM = 1e150  # in an accumulator from elsewhere: sums over any number of nodes are still numbers
+
 Like = str | Callable[[Payload], Tree] | None
+Shapes = dict[tuple[str, str], tuple[int, ...]]
 
 
 class Fold(ABC):
@@ -43,7 +46,7 @@ class Fold(ABC):
 
     @abstractmethod
     def lift(self, tree: Tree, num_examples: int, client: int) -> dict[str, Tensor]:
-        """Return the accumulator of a single reply; floating-point values in float64."""
+        """Return the accumulator of a single reply, in memory of its own; floating-point values in float64."""
 
     @abstractmethod
     def merge(self, left: dict[str, Tensor], right: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -55,6 +58,7 @@ class Fold(ABC):
 
     def check(self, what: str, tree: Tree, payload: Payload) -> None:
         """Raise `BadReplyError` unless the tree may be folded."""
+        expected: Tree = {}
         try:
             if self.like is not None:
                 expected = payload.trees[self.like] if isinstance(self.like, str) else self.like(payload)
@@ -63,13 +67,13 @@ class Fold(ABC):
                 raise TreeMismatchError(f"{what}: expected the keys {sorted(self.keys)}, found {sorted(tree)}")
         except TreeMismatchError as error:
             raise BadReplyError(str(error)) from error
-        if (name := first_non_finite(tree)) is not None:
-            raise BadReplyError(f"{what}: {name!r} holds NaN or infinity")
+        check_values(what, tree, expected)
 
     def check_accumulator(self, what: str, accumulator: Tree, payload: Payload, clients: Sequence[int]) -> None:
         """Raise `BadReplyError` unless an accumulator of these clients that came from elsewhere may be merged."""
-        if (name := first_non_finite(accumulator)) is not None:
-            raise BadReplyError(f"{what}: the partial sum of {name!r} holds NaN or infinity")
+        for name, tensor in accumulator.items():
+            if flaw := _flaw(tensor, _LARGEST_SUM):
+                raise BadReplyError(f"{what}: the partial sum of {name!r} holds {flaw}")
 
     def shapes(self, tree: Tree, lifted: bool) -> dict[str, tuple[int, ...]]:
         """Return the shapes in which all replies must agree, whatever the payload says: of tensors that are merged.
@@ -79,6 +83,32 @@ class Fold(ABC):
             lifted: It is an accumulator.
         """
         return {}
+
+
+def check_values(what: str, tree: Tree, expected: Tree) -> None:
+    """Raise `BadReplyError` for values of a reply that are no numbers, or would not be once they are combined.
+
+    Args:
+        what: Name of the tree.
+        tree: The reply's.
+        expected: Tensors of the dtypes to which means are cast, where they are known.
+    """
+    for name, tensor in tree.items():
+        wanted = expected[name].dtype if name in expected else tensor.dtype
+        limit = min(LARGEST, torch.finfo(wanted).max) if wanted.is_floating_point else LARGEST
+        if flaw := _flaw(tensor, limit):
+            raise BadReplyError(f"{what}: {name!r} holds {flaw}")
+
+
+def _flaw(tensor: Tensor, limit: float) -> str:
+    """Say what is wrong with the values of a tensor; "" when nothing is."""
+    if not tensor.is_floating_point() or not tensor.numel():
+        return ""
+    low, high = torch.aminmax(tensor)
+    largest = max(-float(low), float(high))
+    if not math.isfinite(largest):
+        return "NaN or infinity"
+    return "" if largest <= limit else f"values up to {largest:.3g}; more than {limit:.3g} cannot be combined"
 
 
 def _sum_into(left: dict[str, Tensor], right: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -104,6 +134,9 @@ class _Linear(Fold):
 
     def merge(self, left: dict[str, Tensor], right: dict[str, Tensor]) -> dict[str, Tensor]:
         return _sum_into(left, right)
+
+    def shapes(self, tree: Tree, lifted: bool) -> dict[str, tuple[int, ...]]:
+        return {name: tuple(tensor.shape) for name, tensor in tree.items() if name != WEIGHT}
 
     def check_accumulator(self, what: str, accumulator: Tree, payload: Payload, clients: Sequence[int]) -> None:
         super().check_accumulator(what, accumulator, payload, clients)
@@ -211,10 +244,12 @@ class Product:
             raise BadReplyError(f"expected the trees {sorted(self.folds)}, found {sorted(reply.trees)}")
         if set(reply.numbers) != set(self.numbers):
             raise BadReplyError(f"expected the numbers {sorted(self.numbers)}, found {sorted(reply.numbers)}")
-        if reply.num_examples < 1:
+        if not reply.num_examples >= 1:
             raise BadReplyError(f"num_examples should be at least 1, found {reply.num_examples}")
+        if reply.num_examples > MOST_EXAMPLES:
+            raise BadReplyError(f"num_examples should be at most 2^53, found {shortened(str(reply.num_examples))}")
         for name, number in reply.numbers.items():
-            if not math.isfinite(number):
+            if not abs(number) <= LARGEST:
                 raise BadReplyError(f"the number {name!r} is {number}")
         for name, fold in self.folds.items():
             fold.check(name, reply.trees[name], payload)
@@ -234,10 +269,36 @@ class Product:
             return
         if set(partial.trees) != set(self.folds) or set(partial.numbers) != set(self.numbers):
             raise BadReplyError(f"a partial sum should have {sorted(self.folds)}, found {sorted(partial.trees)}")
-        if partial.num_examples < num_replies or not all(map(math.isfinite, partial.numbers.values())):
+        counted = num_replies <= partial.num_examples <= num_replies * MOST_EXAMPLES
+        if not counted or not all(abs(number) <= _LARGEST_SUM for number in partial.numbers.values()):
             raise BadReplyError("a partial sum has numbers that cannot be")
         for name, fold in self.folds.items():
             fold.check_accumulator(name, partial.trees[name], payload, clients)
+
+    def agree(self, known: Shapes, trees: Mapping[str, Tree], lifted: bool) -> None:
+        """Note the shapes that all replies of a phase have; where the payload leaves them open, the first sets them.
+
+        Args:
+            known: Shapes so far, by tree and name; those of these trees are added when they fit.
+            trees: Of a reply that was checked, or its accumulators.
+            lifted: They are accumulators.
+
+        Raises:
+            BadReplyError: They could not be merged with those before.
+        """
+        theirs = {
+            (tree, name): shape
+            for tree, fold in self.folds.items()
+            for name, shape in fold.shapes(trees[tree], lifted).items()
+        }
+        for (tree, name), shape in theirs.items():
+            expected = known.get((tree, name), shape)
+            if shape != expected:
+                raise BadReplyError(
+                    f"{tree}: {name!r} should have shape {expected} as another client's has, found {shape}; they "
+                    "cannot be combined"
+                )
+        known |= theirs
 
     def zero(self) -> Partial:
         """Return the neutral element."""

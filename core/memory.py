@@ -7,11 +7,12 @@ twice, a client whose reply was late or refused forgets what it had written for 
 checkpoint knew. Processes that share a folder need no lock.
 
 Nothing is kept that no checkpoint needs, so 100,000 clients cost 100,000 files and no memory; a small cache keeps
-the most recent ones.
+the most recent ones. A file has a hash of all that is in it: a damaged one is refused, never read.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import OrderedDict
 from collections.abc import Mapping
@@ -20,8 +21,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from umbel.core.files import read_tensors, write_tensors
-from umbel.core.tree import Tree
+from umbel.core.files import DamagedError, read_tensors, write_tensors
+from umbel.core.tree import Tree, sha256
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,7 @@ class MemoryStore:
 
         Raises:
             MissingMemoryError: It is not here.
+            DamagedError: It is not what was written.
         """
         path = self._path(client, version)
         if path in self._cache:
@@ -88,12 +90,11 @@ class MemoryStore:
                 f"client {client} has taken part before, but its memory of round {version.round} is not here. Client "
                 "memory stays with its node; bring the node's state folder back, or start a new run."
             )
-        tensors, metadata = read_tensors(path)
-        trees: dict[str, dict[str, Tensor]] = {name: {} for name in json.loads(metadata["trees"])}
-        for name, tensor in tensors.items():
-            tree, key = name.split("/", 1)
-            trees[tree][key] = tensor
-        record = MemoryRecord(trees, json.loads(metadata["numbers"]))
+        try:
+            record = _read(path)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            what = f"client {client} cannot remember round {version.round} ({error})"
+            raise DamagedError.of(path, what, "Bring it back from a copy, or start a new run.") from error
         self._remember(path, record)
         return record
 
@@ -117,7 +118,7 @@ class MemoryStore:
         path = self._path(client, version)
         tensors = {f"{name}/{key}": tensor for name, tree in record.trees.items() for key, tensor in tree.items()}
         metadata = {"trees": json.dumps(list(record.trees)), "numbers": json.dumps(dict(record.numbers))}
-        write_tensors(path, tensors, metadata)
+        write_tensors(path, tensors, {**metadata, "sha256": _hash_of(tensors, metadata)})
         self._cache.pop(path, None)
         self._remember(path, record)
         for old in path.parent.glob("[0-9]*.safetensors"):
@@ -140,3 +141,18 @@ class MemoryStore:
     def _forget(self, path: Path) -> None:
         self._cache.pop(path, None)
         path.unlink(missing_ok=True)
+
+
+def _read(path: Path) -> MemoryRecord:
+    tensors, metadata = read_tensors(path)
+    if metadata.pop("sha256", "") != _hash_of(tensors, metadata):
+        raise ValueError("it does not have the hash that stands in it")
+    trees: dict[str, dict[str, Tensor]] = {name: {} for name in json.loads(metadata["trees"])}
+    for name, tensor in tensors.items():
+        tree, key = name.split("/", 1)
+        trees[tree][key] = tensor
+    return MemoryRecord(trees, json.loads(metadata["numbers"]))
+
+
+def _hash_of(tensors: Tree, metadata: Mapping[str, str]) -> str:
+    return hashlib.sha256((sha256(tensors) + json.dumps(metadata, sort_keys=True)).encode()).hexdigest()

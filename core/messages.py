@@ -167,6 +167,18 @@ def split_work(content: RecordDict) -> list[Pieces]:
     return pieces
 
 
+def split_clients(pieces: Pieces) -> list[Pieces]:
+    """Split one block's work into one piece a client: the block is then added up where all of its replies meet."""
+    head = json.loads(pieces.head)
+    work = head["work"]
+    parts = []
+    for client in pieces.clients:
+        memories = [entry for entry in work["memories"] if entry[0] == client]
+        part = {**work, "clients": [client], "memories": memories}
+        parts.append(Pieces(json.dumps({**head, "work": part}), pieces.arrays, (client,)))
+    return parts
+
+
 def encode_reply(reply: Reply) -> RecordDict:
     """Turn one client's reply into a content of its own, as it would travel alone."""
     head = {"num_examples": reply.num_examples, "numbers": dict(reply.numbers)}

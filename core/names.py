@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 from umbel.core.refusal import Refusal
+
+_OWN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+_LONGEST_STEM = 48  # characters
+_LONGEST_SHOWN = 100
 
 
 class UnknownNameError(Refusal):
@@ -31,9 +36,26 @@ def unknown(kind: str, name: str, known: Iterable[str], key: str | None = None, 
         own: How something of one's own is named where that is possible, such as `module:Class`.
     """
     known = sorted(known)
+    name = name if len(name) <= _LONGEST_SHOWN else f"{name[:_LONGEST_SHOWN]}..."
     guesses = nearest(name, known)
     hint = f"Did you mean {' or '.join(map(repr, guesses))}?" if guesses else f"Known: {', '.join(known)}."
     if own and "." in name:
         hint += f" One of your own is named {own}."
     where = f" (key {key})" if key else ""
     return UnknownNameError(f"Unknown {kind} {name!r}{where}.", key=key or "", remedy=hint)
+
+
+def check_own(key: str, name: str) -> None:
+    """Refuse what cannot be the import path of something of one's own.
+
+    Args:
+        key: The configuration key that says it.
+        name: The path, such as `package.module:Class`.
+    """
+    if not _OWN.fullmatch(name):
+        raise Refusal(f"{key}={name} is no import path.", key=key, remedy="Write package.module:Name.")
+
+
+def file_stem(name: str) -> str:
+    """Return a name as the beginning of a file's or a folder's: of letters, digits, underscores, dots and hyphens."""
+    return re.sub(r"[^\w.-]+", "-", name).strip("-.")[:_LONGEST_STEM].rstrip("-.") or "unnamed"

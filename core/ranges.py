@@ -3,7 +3,8 @@
     mu: Annotated[float, Ge(0)] = 0.01
     weighting: Annotated[str, OneOf("examples", "uniform")] = "examples"
 
-Bounds are those of annotated-types. NaN is refused everywhere, infinity where a field does not say `MayBeInfinite()`.
+Bounds are those of annotated-types. Everywhere, also within lists and mappings, NaN is refused, infinity and numbers
+beyond float32 where a field does not say `MayBeInfinite()`, and integers beyond 64 bits, which no table holds.
 """
 
 from __future__ import annotations
@@ -19,6 +20,9 @@ from annotated_types import Ge, GroupedMetadata, Gt, Le, Lt, MinLen
 
 from umbel.core.names import nearest
 from umbel.core.refusal import Refusal
+
+_WIDEST = 1 << 63
+_LARGEST = 3.4e38  # about what float32 holds
 
 
 class OneOf:
@@ -104,15 +108,27 @@ def _check(key: str, value: Any, limits: tuple[Limit, ...]) -> None:
     if bounds and not isinstance(value, int | float):
         raise Refusal(f"{key} should be a number, {describe(bounds)}, found {value!r}.", key=key)
     unbounded = any(isinstance(limit, MayBeInfinite) for limit in limits)
-    word = "no NaN" if unbounded else "finite"
-    odd = any(math.isnan(each) or not (unbounded or math.isfinite(each)) for each in _floats(value))
+    odd = next(filter(None, (_oddity(number, unbounded) for number in _numbers(value))), "")
     if odd or not all(_within(value, bound) for bound in bounds):
-        wanted = " and ".join(filter(None, [describe(bounds), word if odd else ""]))
+        wanted = " and ".join(filter(None, [describe(bounds), odd]))
         raise Refusal(f"{key} should be {wanted}, found {value!r}.", key=key)
 
 
-def _floats(value: Any) -> list[float]:
-    return [each for each in (value if isinstance(value, list | tuple) else (value,)) if isinstance(each, float)]
+def _numbers(value: Any) -> Iterator[int | float]:
+    if isinstance(value, int | float):
+        yield value
+    elif isinstance(value, Mapping | list | tuple | set | frozenset):
+        for each in value.values() if isinstance(value, Mapping) else value:
+            yield from _numbers(each)
+
+
+def _oddity(number: int | float, unbounded: bool) -> str:
+    """Say what a number should be that it is not anywhere."""
+    if isinstance(number, int):
+        return "" if -_WIDEST <= number < _WIDEST else "of 64 bits"
+    if math.isnan(number) or not (unbounded or math.isfinite(number)):
+        return "no NaN" if unbounded else "finite"
+    return "" if unbounded or abs(number) <= _LARGEST else f"within {_LARGEST}"
 
 
 def _within(value: Any, bound: Gt | Ge | Lt | Le) -> bool:

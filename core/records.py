@@ -1,12 +1,31 @@
-"""What travels between server and clients: named trees of tensors and named numbers. Nothing is positional."""
+"""What travels between server and clients: named trees of tensors and named numbers. Nothing is positional.
+
+What a client hands over may be anything, of any class: `plain` makes values of it that nobody else can change and every
+message can carry, or says why it cannot.
+"""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from numbers import Real
+
+import torch
+from torch import Tensor, nn
 
 from umbel.core import tree as trees_
 from umbel.core.tree import Tree
+
+MOST_EXAMPLES = 2**53  # behind one reply: what float64 counts exactly
+LARGEST = 1e100  # of a value in a reply: sums and squares over clients are still numbers
+_LONGEST_REASON, _LONGEST_VALUE = 1000, 60  # letters
+_DTYPES = frozenset(
+    {
+        *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
+        *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
+    }
+)
 
 
 class BadReplyError(ValueError):
@@ -49,3 +68,104 @@ class Reply:
     def num_bytes(self) -> int:
         """Size of the tensors in bytes, without framing."""
         return sum(trees_.num_bytes(tree) for tree in self.trees.values())
+
+    def owned(self) -> Reply:
+        """Return the same reply in memory of its own."""
+        return replace(self, trees={name: trees_.clone(tree) for name, tree in self.trees.items()})
+
+
+def plain(reply: object) -> Reply:
+    """Return a client's reply in plain values: exact whole and floating-point numbers, plain mappings, CPU tensors.
+
+    Tensors have no gradient, but may share memory with the client's. A number may be whatever is one: a tensor of one
+    value, a number of numpy's.
+
+    Raises:
+        BadReplyError: It is of another form.
+    """
+    if not isinstance(reply, Reply):
+        raise BadReplyError(f"expected a Reply, found {type(reply).__name__}")
+    numbers = {_name(name): _number(name, value) for name, value in _items("numbers", reply.numbers)}
+    trees = {
+        _name(tree): {_name(name): _tensor(tree, name, value) for name, value in _items(tree, tensors)}
+        for tree, tensors in _items("trees", reply.trees)
+    }
+    return Reply(trees, numbers, _whole(reply.num_examples))
+
+
+def _items(what: object, mapping: object) -> list[tuple[object, object]]:
+    if not isinstance(mapping, Mapping):
+        raise BadReplyError(f"{what}: expected a mapping of names, found {type(mapping).__name__}")
+    return list(mapping.items())
+
+
+def _name(name: object) -> str:
+    """Return a name that a message can carry; those that begin with # are the folds' own."""
+    if type(name) is not str or not name or name.startswith("#") or "\0" in name or not _is_text(name):
+        raise BadReplyError(f"expected a name, found {_shown(name)}")
+    return name
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _tensor(tree: object, name: object, value: object) -> Tensor:
+    if type(value) not in (Tensor, nn.Parameter):
+        raise BadReplyError(f"{tree}: {name!r} should be a tensor, found {type(value).__name__}")
+    assert isinstance(value, Tensor)
+    if value.layout != torch.strided or value.dtype not in _DTYPES or value.is_meta:
+        kind = f"{str(value.layout).removeprefix('torch.')} tensor of {value.dtype} on {value.device}"
+        raise BadReplyError(f"{tree}: {name!r} cannot be sent as a {kind}")
+    return value.detach().cpu()
+
+
+def _number(name: object, value: object) -> float:
+    try:
+        if isinstance(value, Tensor) and value.numel() == 1:
+            return float(value.detach())
+        if isinstance(value, Real):
+            return float(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise BadReplyError(f"the number {name!r} is {_shown(value)}: {error}") from error
+    raise BadReplyError(f"the number {name!r} should be a number, found {_shown(value)}")
+
+
+def _whole(value: object) -> int:
+    try:
+        return int(operator.index(value))  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise BadReplyError(f"num_examples should be a whole number, found {_shown(value)}") from error
+
+
+def _shown(value: object) -> str:
+    """Show a value of whatever class in a few letters."""
+    try:
+        text = repr(value)
+    except Exception as error:  # noqa: BLE001 - anybody's code
+        text = f"a value whose text raises {type(error).__name__}"
+    kind = type(value).__name__
+    return f"{text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + '...'} ({kind})"
+
+
+def reason(error: BaseException) -> str:
+    """Return what was raised, as a failure names it; it never raises itself and is never long.
+
+    Args:
+        error: Of any class, with any text, which may raise in its turn.
+    """
+    try:
+        text = f"{type(error).__name__}: {error}"
+    except BaseException as second:  # noqa: BLE001 - anybody's code
+        text = f"{type.__dict__['__name__'].__get__(type(error))}, whose text raises " + type(second).__name__
+    return shortened(text)
+
+
+def shortened(text: str) -> str:
+    """Return a text that came from anybody, fit for a line of a log: printable and not long."""
+    cut = "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in text[:_LONGEST_REASON])
+    return cut if len(text) <= _LONGEST_REASON else f"{cut}... ({len(text):,} letters in all)"

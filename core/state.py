@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
+
+from umbel.core.tree import first_non_finite
 
 
 def pack(value: Any, prefix: str = "state") -> tuple[Any, dict[str, Tensor]]:
@@ -80,15 +82,15 @@ def _name(kind: type) -> str:
 
 def named_classes(skeleton: Any) -> set[str]:
     """Return the dataclasses that `unpack` needs for a skeleton, by module and name."""
-    found: set[str] = set()
+    named: set[str] = set()
     for kind, content in skeleton.items():
         if kind == "dataclass":
-            found.add(content)
+            named.add(content)
         elif kind in ("map", "fields"):
-            found.update(*map(named_classes, content.values()))
+            named.update(*map(named_classes, content.values()))
         elif kind in ("tuple", "list"):
-            found.update(*map(named_classes, content))
-    return found
+            named.update(*map(named_classes, content))
+    return named
 
 
 def module_classes(kind: type) -> dict[str, type]:
@@ -100,9 +102,29 @@ def module_classes(kind: type) -> dict[str, type]:
 
 def state_classes(value: Any) -> dict[str, type]:
     """Collect the dataclasses of a State and of the modules that they are defined in, for `unpack`."""
-    found = module_classes(type(value)) | {_name(type(value)): type(value)}
+    classes = module_classes(type(value)) | {_name(type(value)): type(value)}
     for field in dataclasses.fields(value):
         inner = getattr(value, field.name)
         if dataclasses.is_dataclass(inner) and not isinstance(inner, type):
-            found |= state_classes(inner)
-    return found
+            classes |= state_classes(inner)
+    return classes
+
+
+def not_finite(value: Any) -> str | None:
+    """Return the name of the first tensor of a State that holds a NaN or an infinity, or None."""
+    return first_non_finite(dict(_tensors(value, "")))
+
+
+def _tensors(value: Any, path: str) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors of a State with their names; what else it holds has its say when it is packed."""
+    inner: dict[str, Any] = {}
+    if isinstance(value, Tensor):
+        yield path, value
+    elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+        inner = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    elif isinstance(value, Mapping):
+        inner = {str(key): item for key, item in value.items()}
+    elif isinstance(value, tuple | list):
+        inner = {str(i): item for i, item in enumerate(value)}
+    for name, item in inner.items():
+        yield from _tensors(item, f"{path}/{name}".lstrip("/"))

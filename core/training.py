@@ -6,17 +6,19 @@ Legend: B batch, N examples, C classes.
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated
 
 import torch
 import torch.nn.functional as F
-from annotated_types import Ge
+from annotated_types import Ge, Interval
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from umbel.core import device as devices
+from umbel.core.losses import CLASS_WEIGHTS
 from umbel.core.ranges import OneOf
 from umbel.core.rng import forked
 
@@ -25,6 +27,7 @@ Correction = Callable[[Sequence[Tensor], Sequence[Tensor]], None]
 Augmentation = Callable[[Tensor, torch.Generator], Tensor]
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
+SCHEDULES = ("exponential", "step", "cosine")
 
 
 @dataclass(frozen=True)
@@ -37,11 +40,18 @@ class LocalConfig:
         batch_size: Examples in a batch (B); 0 takes all of the client's examples as one batch.
         optimizer: sgd, adam or adamw; made anew in every round, as the papers do.
         lr: Learning rate.
-        lr_decay: The learning rate of round r is lr * lr_decay^(r - 1).
+        lr_schedule: How the learning rate goes on from round to round (`learning_rate` has the formulas): exponential,
+            step or cosine. It is constant where lr_decay is 1.
+        lr_decay: Factor of a round (exponential) or of a step.
+        lr_step: Rounds from one step to the next.
+        lr_rounds: The round after which a cosine would be at 0; 0 takes `run.rounds`.
+        lr_warmup: Rounds in which the learning rate rises in equal steps to `lr`; the schedule begins after them.
         momentum: Momentum of sgd.
         nesterov: Nesterov's form of it.
         weight_decay: L2 penalty (decoupled for adamw).
         clip_norm: Largest gradient norm; 0 does not clip.
+        label_smoothing: Share of each label that is spread evenly over all classes.
+        class_weights: none, or balanced: in a client's loss each of the classes that it has counts the same.
         device: auto, cpu, cuda or mps.
         precision: fp64, fp32, or bf16 / fp16 by autocast over float32 parameters.
         channels_last: Keep images and convolutions' weights in the memory order [B, H, W, C], which low precision on a
@@ -55,11 +65,17 @@ class LocalConfig:
     batch_size: Annotated[int, Ge(0)] = 32
     optimizer: Annotated[str, OneOf(*OPTIMIZERS)] = "sgd"
     lr: Annotated[float, Ge(0)] = 0.05
+    lr_schedule: Annotated[str, OneOf(*SCHEDULES)] = "exponential"
     lr_decay: Annotated[float, Ge(0)] = 1.0
+    lr_step: Annotated[int, Ge(1)] = 1
+    lr_rounds: Annotated[int, Ge(0)] = 0
+    lr_warmup: Annotated[int, Ge(0)] = 0
     momentum: Annotated[float, Ge(0)] = 0.0
     nesterov: bool = False
     weight_decay: Annotated[float, Ge(0)] = 0.0
     clip_norm: Annotated[float, Ge(0)] = 0.0
+    label_smoothing: Annotated[float, Interval(ge=0, lt=1)] = 0.0
+    class_weights: Annotated[str, OneOf(*CLASS_WEIGHTS)] = "none"
     device: str = "auto"
     precision: Annotated[str, OneOf(*devices.PRECISIONS)] = "fp32"
     channels_last: bool = False
@@ -92,8 +108,23 @@ class TrainReport:
 
 
 def learning_rate(config: LocalConfig, round_: int) -> float:
-    """Return the learning rate of a round, counted from 1."""
-    return config.lr * config.lr_decay ** max(round_ - 1, 0)
+    """Return the learning rate of a round.
+
+    With W = lr_warmup it is lr r / W in the rounds r = 1 .. W. Then, with t = r - 1 - W: lr lr_decay^t (exponential),
+    lr lr_decay^floor(t / lr_step) (step), or lr (1 + cos(pi t / (lr_rounds - W))) / 2 (cosine; Loshchilov and Hutter
+    2017, without restarts), which is 0 from the round after lr_rounds on.
+
+    Args:
+        config: With `lr_rounds` above W for a cosine.
+        round_: Round, from 1.
+    """
+    if round_ <= config.lr_warmup:
+        return config.lr * round_ / config.lr_warmup
+    after = max(round_ - 1 - config.lr_warmup, 0)
+    if config.lr_schedule == "cosine":
+        length = max(config.lr_rounds - config.lr_warmup, 1)
+        return config.lr * (1 + math.cos(math.pi * min(after / length, 1))) / 2
+    return float(config.lr * config.lr_decay ** (after // config.lr_step if config.lr_schedule == "step" else after))
 
 
 def make_optimizer(config: LocalConfig, parameters: Sequence[Tensor], lr: float) -> torch.optim.Optimizer:

@@ -19,17 +19,17 @@ class TreeMismatchError(ValueError):
     """Two trees that should have the same names and shapes do not."""
 
 
-def check_same(found: Tree, expected: Tree, what: str = "tree") -> None:
-    """Raise `TreeMismatchError` unless `found` has the names and shapes of `expected`."""
-    missing, extra = expected.keys() - found.keys(), found.keys() - expected.keys()
+def check_same(tree: Tree, expected: Tree, what: str = "tree") -> None:
+    """Raise `TreeMismatchError` unless `tree` has the names and shapes of `expected`."""
+    missing, extra = expected.keys() - tree.keys(), tree.keys() - expected.keys()
     if missing or extra:
         raise TreeMismatchError(
             f"{what}: expected the keys of the model; missing {sorted(missing)[:5]}, unexpected {sorted(extra)[:5]}"
         )
     for name, tensor in expected.items():
-        if found[name].shape != tensor.shape:
+        if tree[name].shape != tensor.shape:
             raise TreeMismatchError(
-                f"{what}: {name!r} should have shape {tuple(tensor.shape)}, found {tuple(found[name].shape)}"
+                f"{what}: {name!r} should have shape {tuple(tensor.shape)}, found {tuple(tree[name].shape)}"
             )
 
 

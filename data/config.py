@@ -16,7 +16,7 @@ class DataConfig:
 
     Attributes:
         name: A name of `umbel list data`, or `hub:<owner/name>` through flwr-datasets.
-        path: Folder of `image_folder`, or of IDX files for `fashion_mnist`; None looks in the usual places.
+        path: Folder of `image_folder`, or of IDX files for `fashion_mnist`; null looks in the usual places.
         num_clients: Number of clients K; a client is one partition.
         partition: A name of `umbel.data.partition.names()`.
         alpha: Concentration of the Dirichlet partitions; smaller is more skewed.
@@ -73,10 +73,10 @@ class DataConfig:
     max_test: Annotated[int, Ge(0)] = 0
     augment: str = "none"
     encoder: str = ""
-    encoder_size: Annotated[int, Ge(0)] = 0
+    encoder_size: Annotated[int, Interval(ge=0, le=4096)] = 0
     text_encoder: str = ""
-    vocabulary: Annotated[int, Ge(1)] = 2000
-    text_length: Annotated[int, Ge(1)] = 32
+    vocabulary: Annotated[int, Interval(ge=1, le=1_000_000)] = 2000
+    text_length: Annotated[int, Interval(ge=1, le=65_536)] = 32
     public: Annotated[float, Interval(ge=0, lt=1)] = 0.0
     num_shuffled: Annotated[int, Ge(0)] = 0
     seed: int | None = None

@@ -91,6 +91,7 @@ class Federation:
         partitions.check(config)
         common.check(config)
         data_set = registry.load(config, seed)
+        pictures = [data_set.in_channels, data_set.image_size]  # as they are before an encoder
         if config.text_encoder and config.text_encoder != common.BPE:
             data_set = common.embed_texts(data_set, config.text_encoder)
         if config.encoder:
@@ -101,7 +102,8 @@ class Federation:
                 key="data.encoder",
                 remedy="Set data.encoder to an encoder of texts.",
             )
-        return cls.cut(data_set, config, seed)
+        made = cls.cut(data_set, config, seed)
+        return replace(made, meta={**made.meta, "picture_shape": pictures})
 
     @classmethod
     def cut(cls, data_set: DataSet, config: DataConfig, seed: int) -> Federation:
@@ -121,7 +123,7 @@ class Federation:
         vocabulary = 0
         if config.text_encoder == common.BPE:
             pool, test, vocabulary = common.tokenize(pool, test, public, config)
-        found = partitions.build(
+        clients = partitions.build(
             config,
             pool.labels[rest],
             None if pool.domains is None else pool.domains[rest],
@@ -143,19 +145,21 @@ class Federation:
             "domain_names": list(data_set.domain_names),
             "mean": list(data_set.mean),
             "std": list(data_set.std),
+            "picture_shape": [data_set.in_channels, data_set.image_size],
             "licence": data_set.licence,
             "attribution": data_set.attribution,
+            "notices": list(data_set.notices),
             "seed": seed,
             "partition": config.partition,
             "num_tasks": 1 if apart == "none" else config.num_tasks,
-            "repeats": found.repeats,
+            "repeats": clients.repeats,
             "task_of_class": task_of_class.tolist(),
             "vocabulary": vocabulary,
             "client_validation": config.client_validation,
             "client_test": config.client_test,
-            "shuffled": drawn_clients(config.num_shuffled, found.num_clients, seed),
+            "shuffled": drawn_clients(config.num_shuffled, clients.num_clients, seed),
         }
-        mapped = Partition(rest[found.indices], found.offsets, found.tasks, found.repeats)
+        mapped = Partition(rest[clients.indices], clients.offsets, clients.tasks, clients.repeats)
         made = cls(pool, test, mapped, validation, public, meta)
         bare = ((made.num_train == 0) & (mapped.sizes > 0)).nonzero().flatten().tolist()
         if bare:
@@ -170,11 +174,11 @@ class Federation:
 
     def arrays(self) -> dict[str, NDArray[Any]]:
         """Return all tensors as numpy arrays that share their memory, for an object store."""
-        found = {"indices": self.partition.indices, "offsets": self.partition.offsets}
-        found |= {"validation_index": self.validation_index, "public_index": self.public_index}
+        tensors = {"indices": self.partition.indices, "offsets": self.partition.offsets}
+        tensors |= {"validation_index": self.validation_index, "public_index": self.public_index}
         for prefix, examples in (("pool", self.pool), ("test", self.test_pool)):
-            found |= {f"{prefix}_{name}": tensor for name, tensor in columns_of(examples).items()}
-        return {name: tensor.numpy() for name, tensor in found.items()}
+            tensors |= {f"{prefix}_{name}": tensor for name, tensor in columns_of(examples).items()}
+        return {name: tensor.numpy() for name, tensor in tensors.items()}
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, NDArray[Any]], meta: Mapping[str, Any]) -> Federation:
@@ -224,6 +228,12 @@ class Federation:
         return int(self.pool.images.shape[1])
 
     @property
+    def picture_shape(self) -> tuple[int, int]:
+        """Channels, and pixels on a side, of the images as they are before an encoder; no channel for texts."""
+        channels, side = self.meta["picture_shape"]
+        return int(channels), int(side)
+
+    @property
     def class_names(self) -> tuple[str, ...]:
         """Name of each class."""
         return tuple(self.meta["class_names"])
@@ -232,6 +242,11 @@ class Federation:
     def domain_names(self) -> tuple[str, ...]:
         """Name of each domain; empty where there are none."""
         return tuple(self.meta["domain_names"])
+
+    @property
+    def notices(self) -> tuple[str, ...]:
+        """What whoever reads the result should know of the data, a sentence each."""
+        return tuple(self.meta["notices"])
 
     @property
     def mean(self) -> tuple[float, ...]:
@@ -280,8 +295,7 @@ class Federation:
         numbers = self.partition.client(client)
         if self._roles is not None:
             roles = self._roles[numbers]
-            found = [numbers[roles == role] for role in (TRAIN, VALIDATION, TEST)]
-            return found[0], found[1], found[2]
+            return numbers[roles == TRAIN], numbers[roles == VALIDATION], numbers[roles == TEST]
         size = torch.tensor([len(numbers)])
         validation, test = held_out(size, self.meta["client_validation"], self.meta["client_test"])
         random = generator(int(self.meta["seed"]), client=client, purpose="client split")
@@ -312,19 +326,19 @@ class Federation:
         """The examples that the server and all clients have in common, maybe none."""
         return self._examples(self.pool.take(self.public_index))
 
-    def _examples(self, found: Examples) -> Examples:
+    def _examples(self, examples: Examples) -> Examples:
         """Return examples as tasks show them: once in every task, task by task, where their pixels are permuted."""
         repeats = self.partition.repeats
         if partitions.tasks(self.meta["partition"]) != "pixels":
-            return found
+            return examples
         seed = int(self.meta["seed"])
         return replace(
-            found,
-            images=torch.cat([permute_pixels(found.images, task, seed) for task in range(repeats)]),
-            labels=found.labels.repeat(repeats),
-            domains=None if found.domains is None else found.domains.repeat(repeats),
-            concepts=None if found.concepts is None else found.concepts.repeat(repeats),
+            examples,
+            images=torch.cat([permute_pixels(examples.images, task, seed) for task in range(repeats)]),
+            labels=examples.labels.repeat(repeats),
+            domains=None if examples.domains is None else examples.domains.repeat(repeats),
+            concepts=None if examples.concepts is None else examples.concepts.repeat(repeats),
             texts=None,
             tokens=None,
-            tasks=torch.arange(repeats).repeat_interleave(len(found)),
+            tasks=torch.arange(repeats).repeat_interleave(len(examples)),
         )

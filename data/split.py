@@ -74,6 +74,11 @@ def stratified_concepts(
 
 
 def hashed(key: str, fraction: float) -> bool:
-    """Say whether `key` falls in the fraction that is taken; the same on every machine and for ever."""
-    digest = hashlib.sha256(key.encode()).digest()
+    """Say whether `key` falls in the fraction that is taken; the same on every machine and for ever.
+
+    Args:
+        key: A text, or the name of a file, be it UTF-8 or not.
+        fraction: In [0, 1].
+    """
+    digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
     return int.from_bytes(digest[:8], "little") < fraction * 2**64

@@ -35,7 +35,7 @@ MIN_VOCABULARY = 64
 _SPECIAL = ("[PAD]", "[UNK]")
 _WORDS = r" ?[\p{L}\p{M}\p{N}]+| ?[^\s\p{L}\p{M}\p{N}]"
 _MIN_COUNT = 2  # what is seen once is no part of a language, and is what a single caption gives away
-_CHUNK = 4096
+CHUNK = 4096
 
 
 @dataclass(frozen=True)
@@ -108,10 +108,10 @@ class Tokenizer:
         library = _opened(self.definition, self.length)
         tokens = torch.full((len(texts), self.length), PAD, dtype=torch.int64)
         captions = list(texts)
-        for start in range(0, len(captions), _CHUNK):
+        for start in range(0, len(captions), CHUNK):
             # One by one: the library's batches take every core there is, and no less time.
-            rows = [library.encode(caption).ids for caption in captions[start : start + _CHUNK]]
-            tokens[start : start + _CHUNK] = torch.tensor(rows)
+            rows = [library.encode(caption).ids for caption in captions[start : start + CHUNK]]
+            tokens[start : start + CHUNK] = torch.tensor(rows)
         tokens[tokens[:, 0] == PAD, 0] = UNKNOWN
         return tokens.to(texts.offsets.device)
 

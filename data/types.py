@@ -44,6 +44,13 @@ class Examples:
     tokens: Tensor | None = None
 
     def __post_init__(self) -> None:
+        for what in ("images", "labels", *_COLUMNS, "tokens"):
+            column = getattr(self, what)
+            if not isinstance(column, Tensor) and (column is not None or what in ("images", "labels")):
+                raise DataError(
+                    f"Expected {what} as a torch.Tensor, found {type(column).__name__}.",
+                    remedy="Make one with torch.as_tensor.",
+                )
         if self.images.ndim not in (2, 4):
             raise DataError(
                 f"Expected images of shape [N, C, H, W] or embeddings [N, D], found {tuple(self.images.shape)}."
@@ -59,7 +66,8 @@ class Examples:
             if column.dtype != torch.int64 or column.shape != self.images.shape[:1]:
                 raise DataError(
                     f"Expected {what} of shape [{self.images.shape[0]}] and dtype int64, "
-                    f"found {tuple(column.shape)} and {column.dtype}."
+                    f"found {tuple(column.shape)} and {column.dtype}.",
+                    remedy=f"Number {what} from 0, one an example.",
                 )
 
     def __len__(self) -> int:
@@ -81,8 +89,8 @@ class Examples:
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor | None]:
         """Return the columns that may be missing, changed where they are not."""
-        found = {name: getattr(self, name) for name in _COLUMNS}
-        return {name: None if column is None else change(column) for name, column in found.items()}
+        columns = {name: getattr(self, name) for name in _COLUMNS}
+        return {name: None if column is None else change(column) for name, column in columns.items()}
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Examples:
         """Return the examples on `device`.
@@ -112,8 +120,8 @@ class Examples:
         """
         if self.tokens is None:
             raise DataError("These examples have no tokens.", key="data.text_encoder", remedy="Set data.text_encoder.")
-        found = self.tokens.to(device)
-        return found.to(dtype) if found.is_floating_point() else found
+        tokens = self.tokens.to(device)
+        return tokens.to(dtype) if tokens.is_floating_point() else tokens
 
     def identities(self) -> Tensor:
         """Return a number for each example, [N] int64, which examples of one concept share."""
@@ -140,6 +148,7 @@ class DataSet:
         licence: Under which licence the data are.
         natural_ids: [N of train] int64, who made each training example (a writer, a site), or None.
         attribution: Whom the licence asks to name, a line each; empty where it asks for nobody.
+        notices: What whoever reads the result should know, such as what was left out and why, a sentence each.
     """
 
     name: str
@@ -152,6 +161,7 @@ class DataSet:
     licence: str
     natural_ids: Tensor | None = None
     attribution: str = ""
+    notices: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         images = self.train.images
@@ -186,7 +196,8 @@ class DataSet:
         if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < limit:
             raise DataError(
                 f"{self.name}: expected every {what} of {split} in 0..{limit - 1}, "
-                f"found {int(values.min())}..{int(values.max())}."
+                f"found {int(values.min())}..{int(values.max())}.",
+                remedy=f"Number each {what} from 0, and leave out examples without one.",
             )
 
     @property

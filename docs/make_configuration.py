@@ -33,13 +33,27 @@ umbel list keys
 umbel list experiments
 ```
 
-An unknown key, a value of the wrong type, or values that do not go together are refused before anything starts; the
-message says which key to change. Values are written as in YAML: `true`, `null`, `1e-3`, `[1, 2]`, `{a: 1}`. From the
-shell, quote what has blanks or brackets. The resolved experiment is kept in the run's folder as `config.yaml`, which
-`umbel run` reads again.
+An unknown key, a key that stands twice, a value of the wrong type, or values that do not go together are refused before
+anything starts; the message says which key to change. A file is text in UTF-8. From the shell, quote what has blanks or
+brackets. The resolved experiment is kept in the run's folder as `config.yaml`, which `umbel run` reads again.
 
-Some mappings take keys that depend on what they belong to: `data.options` (see `umbel list data`), `model.sizes` (see
-`umbel list models`), and the options and sizes that a strategy hands on. Which keys of `data` a partition reads says
+How values are written:
+
+* The type is the key's. Text stays as it was written: `data.path=007`, `run.name=1e3`, and behind the `=` of an override
+  also `data.path=pics #2` or `${USER}`, which stands for itself. In a file YAML's own rules come first: quote what has a
+  `#` or a `: ` in it.
+* Numbers are decimal: `20`, `0.05`, `1e-3`. A whole number has no point, no exponent and no zero in front, so `010`,
+  `1_000` and `1:30` are none. NaN, infinity, integers beyond 64 bits and numbers beyond float32 are refused everywhere.
+* `true` and `false`; `null` where a key may be empty; `[1, 2]` and `{a: 1}` as in YAML.
+* A relative `data.path`, and `~`, are resolved where umbel is called, once: the path that is kept is absolute, so that
+  a resume, an explanation or a node that starts elsewhere finds the same folder. `run.results` likewise.
+* A file may have any name; letters, digits, underscores, dots and hyphens of it come into the names of folders.
+* YAML's anchors and merges are read, tags are not, and all of it may have 4,000 values on 20 levels.
+
+Some mappings take keys that depend on what they belong to: `data.options` (see `umbel list data`; single values have the
+type of the set's default), `model.sizes` (see `umbel list models`), and the options and sizes that a strategy hands on.
+There a number is a number, `true` and `false` are truth values, other words are text, and `yes`, `no`, `on` and `off`,
+which YAML's versions read differently, are refused without quotes. Which keys of `data` a partition reads says
 `umbel list partitions`.
 """
 

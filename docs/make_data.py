@@ -256,6 +256,8 @@ def index(sets: dict[str, Facts]) -> str:
     return (
         f"{head}\n## Sets that packages carry\n\n{_table(heads, rows)}\n\n"
         f"## From the hub, or from your own folders\n\n{_table(['set', 'what'], others)}\n\n"
+        "What is read of your own folders, tables and functions, what is left out, and what is refused: "
+        "[own.md](own.md).\n\n"
         "Pages, counts and pictures are written by `python docs/make_data.py`, probes by `benchmarks/probe.py`.\n"
     )
 

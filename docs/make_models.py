@@ -52,6 +52,8 @@ assert model.features and len(names()) > 60
 All were written from the papers' equations or descriptions in plain PyTorch; no published weights are loaded. The file
 of each family says what was not clear and how it was decided.
 
+Any other classifier of plain PyTorch becomes a model by `umbel.models.wrap` ([a page](own/model.md)).
+
 UniRepLKNet trains in a form with more branches than it needs to predict. `fold` makes the smaller form of a trained
 model: average first, fold then, since a folded average is not the average of folded models.
 
@@ -162,18 +164,18 @@ def million(number: float) -> str:
     return f"{number / 1e6:.2f} M" if number >= 1e5 else f"{number / 1e3:.0f} k"
 
 
-def row(found: Facts, unit: float) -> str:
+def row(model: Facts, unit: float) -> str:
     """Return the row of a model."""
     cells = [
-        million(found.parameters),
-        f"{found.macs / unit:.1f}" if found.macs / unit >= 1 else f"{found.macs / unit:.2f}",
-        f"{found.activation_bytes / 1e6:.2f}",
-        f"{found.bytes_per_round / 1e6:.2f}",
-        " / ".join(str(found.norms[kind]) for kind in ("batch", "layer", "group")),
-        str(found.image_size),
-        str(found.smallest),
+        million(model.parameters),
+        f"{model.macs / unit:.1f}" if model.macs / unit >= 1 else f"{model.macs / unit:.2f}",
+        f"{model.activation_bytes / 1e6:.2f}",
+        f"{model.bytes_per_round / 1e6:.2f}",
+        " / ".join(str(model.norms[kind]) for kind in ("batch", "layer", "group")),
+        str(model.image_size),
+        str(model.smallest),
     ]
-    return f"| `{found.name}` | {' | '.join(cells)} |"
+    return f"| `{model.name}` | {' | '.join(cells)} |"
 
 
 def table(models: list[Facts], unit: float, prefix: str) -> list[str]:
@@ -181,16 +183,16 @@ def table(models: list[Facts], unit: float, prefix: str) -> list[str]:
     return [
         f"| model | parameters | {prefix}MACs | activations (MB) | MB a round | norms | image | smallest |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
-        *(row(found, unit) for found in models),
+        *(row(model, unit) for model in models),
     ]
 
 
 def speeds() -> list[str]:
     """Return what benchmarks/zoo.py measured, by hardware."""
     path = RESULTS / "zoo.json"
-    found: dict[str, list[dict[str, Any]]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    known: dict[str, list[dict[str, Any]]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     lines = []
-    for where, rows in found.items():
+    for where, rows in known.items():
         lines += [
             f"**{where}**",
             "",
@@ -209,12 +211,12 @@ def speeds() -> list[str]:
 def accuracies(part: str) -> list[str]:
     """Return a table of benchmarks/zoo_accuracy.py."""
     path = RESULTS / "zoo_accuracy.json"
-    found = json.loads(path.read_text(encoding="utf-8")).get(part, []) if path.exists() else []
+    known = json.loads(path.read_text(encoding="utf-8")).get(part, []) if path.exists() else []
     lines = [
         "| model | MB a round | learning rate | accuracy, % | plain CNN of as many bytes, % | gain |",
         "|---|---:|---:|---:|---:|---:|",
     ]
-    for each in sorted(found, key=lambda each: -statistics.fmean(each["accuracy"])):
+    for each in sorted(known, key=lambda each: -statistics.fmean(each["accuracy"])):
         cells = [f"{8 * each['shared'] / 1e6:.2f}", f"{each['lr']:g}"]
         cells += [_percent(each["accuracy"]), _percent(each["cnn_accuracy"])]
         cells.append(_gain(each["accuracy"], each["cnn_accuracy"]))
@@ -225,15 +227,15 @@ def accuracies(part: str) -> list[str]:
 def operators_section() -> list[str]:
     """Return what there is of operators, and what benchmarks/operators.py measured."""
     path = RESULTS / "operators.json"
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    measured: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     lines = [OPERATORS, "| operator | options | |", "|---|---|---|"]
     for name in operators.names():
         options = ", ".join(f"`{key}`" for key in operators.options(name)) or "none"
         lines.append(f"| `{name}` | {options} | {operators.describe(name)} |")
-    if "cost" in found:
-        lines += ["", OPERATOR_COSTS, f"On {found['hardware']}:\n", *_operator_costs(found["cost"])]
-    if "accuracy" in found:
-        lines += ["", OPERATOR_ACCURACY, *_operator_accuracies(found["accuracy"]), "", OPERATOR_READING]
+    if "cost" in measured:
+        lines += ["", OPERATOR_COSTS, f"On {measured['hardware']}:\n", *_operator_costs(measured["cost"])]
+    if "accuracy" in measured:
+        lines += ["", OPERATOR_ACCURACY, *_operator_accuracies(measured["accuracy"]), "", OPERATOR_READING]
     return lines
 
 

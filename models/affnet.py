@@ -63,7 +63,7 @@ class FrequencyFilter(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return a map [B, C, H, W] of a map [B, C, H, W]."""
-        if not len(x):
+        if not x.shape[0]:
             return x  # of which the Fourier transform of a CPU is an error
         # There is no Fourier transform in half precision.
         exact = x if x.dtype == torch.float64 else x.float()

@@ -45,7 +45,7 @@ from umbel.models.glnet import GLMix
 from umbel.models.inputs import evaluating
 from umbel.models.layers import from_windows, no_autocast
 from umbel.models.maxvit import AxisAttention, from_grid
-from umbel.models.uniformer import SlowFastBlock
+from umbel.models.slow_fast import SlowFastBlock
 
 _SOFTMAXES = (torch.softmax, Tensor.softmax, F.softmax)
 _SIGMOIDS = (torch.sigmoid, Tensor.sigmoid, F.sigmoid, torch.special.expit)
@@ -184,8 +184,8 @@ class _Watch(TorchFunctionMode):
 
     def _attention(self, weights: Tensor, kind: str = "") -> None:
         """Note the map of attention [G, A, Q, K] or [G, Q, K], or why it is none."""
-        found = _windows(self.running)
-        where = found if isinstance(found, str) else self._read(weights, kind, found)
+        windows = _windows(self.running)
+        where = windows if isinstance(windows, str) else self._read(weights, kind, windows)
         if isinstance(where, str):
             self.left_out.append(LeftOut(self._name, where))
         else:
@@ -265,8 +265,8 @@ def _around(running: Sequence[_Running], batch: int) -> tuple[int, int] | None:
     # The images themselves, which the first module takes, are the last resort.
     inner, images = (running[blocks[-1] :], running[:0]) if blocks else (running[1:], running[:1])
     shapes = [each.shape for each in reversed(inner) if each.shape[:1] == (batch,)]
-    found = [*map(_map_side, shapes), *map(_token_side, shapes), *(_map_side(each.shape) for each in images)]
-    return next((each for each in found if each is not None), None)
+    sides = [*map(_map_side, shapes), *map(_token_side, shapes), *(_map_side(each.shape) for each in images)]
+    return next((each for each in sides if each is not None), None)
 
 
 def _map_side(shape: tuple[int, ...]) -> tuple[int, int] | None:

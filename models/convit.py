@@ -153,7 +153,7 @@ class ConViT(Model):
         tokens = to_tokens(self.embed(x)) + self.position
         for block in self.local_blocks:
             tokens = block(tokens, self.places)
-        tokens = torch.cat((self.cls.expand(len(tokens), -1, -1), tokens), dim=1)
+        tokens = torch.cat((self.cls.expand(tokens.shape[0], -1, -1), tokens), dim=1)
         for block in self.blocks:
             tokens = block(tokens)
         features: Tensor = self.norm(tokens[:, 0])

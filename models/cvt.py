@@ -131,7 +131,7 @@ class Stage(nn.Module):
         height, width = embedded.shape[2:]
         tokens = self.norm(to_tokens(embedded))
         if self.cls is not None:
-            tokens = torch.cat((self.cls.expand(len(tokens), -1, -1), tokens), dim=1)
+            tokens = torch.cat((self.cls.expand(tokens.shape[0], -1, -1), tokens), dim=1)
         for block in self.blocks:
             tokens = block(tokens, height, width)
         return tokens, height, width

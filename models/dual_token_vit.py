@@ -121,7 +121,7 @@ class DualTokenViT(Model):
         self.check_input(x)
         x = self.stem(x)
         x = to_map(self.stem_norm(to_tokens(x)), *x.shape[2:])
-        global_tokens = self.global_tokens.expand(len(x), -1, -1)
+        global_tokens = self.global_tokens.expand(x.shape[0], -1, -1)
         for stage in self.stages:
             x, global_tokens = stage(x, global_tokens)
         features: Tensor = self.norm(to_tokens(x)).mean(dim=1)

@@ -161,7 +161,7 @@ class DuoFormer(Model):
         self.check_input(x)
         patches = self.scale_blocks(self.tokens(x) + self.scale_position)[:, :, 0]
         position = to_tokens((self.pooling @ self.position @ self.pooling.T)[None])
-        tokens = torch.cat((self.cls.expand(len(x), -1, -1), patches + position), dim=1)
+        tokens = torch.cat((self.cls.expand(x.shape[0], -1, -1), patches + position), dim=1)
         features: Tensor = self.norm(self.patch_blocks(tokens)[:, 0])
         return features
 

@@ -210,7 +210,7 @@ class FIT(Model):
         self.check_input(x)
         image_map = self.embed_norm(self.embed(pad_evenly(x, self.padding)))
         patches = to_groups(image_map, self.group) + self.position
-        latents = self.first_latents().expand(len(x), -1, -1, -1)
+        latents = self.first_latents().expand(x.shape[0], -1, -1, -1)
         for super_block in self.super_blocks:
             patches, latents = super_block(patches, latents)
         features: Tensor = self.norm(latents).mean(dim=(1, 2))

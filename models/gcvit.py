@@ -109,7 +109,7 @@ class GlobalQuery(nn.Module):
             x = fused(x)
             if self.pools:
                 x = max_pool(x)
-        return x.reshape(len(x), self.heads, x.shape[1] // self.heads, x.shape[2] * x.shape[3]).transpose(2, 3)
+        return x.reshape(x.shape[0], self.heads, x.shape[1] // self.heads, x.shape[2] * x.shape[3]).transpose(2, 3)
 
 
 class WindowAttention(nn.Module):
@@ -138,7 +138,7 @@ class WindowAttention(nn.Module):
         """Return attended windows [B M, N, C] of windows [B M, N, C] and global queries [B, A, N, C / A]."""
         *own, k, v = split_heads(self.project(windows), self.heads, 2 if self.with_global else 3)
         if self.with_global:
-            per_image = len(windows) // max(1, len(queries))
+            per_image = windows.shape[0] // queries.shape[0] if queries.shape[0] else 1
             q = queries.to(k.dtype).unsqueeze(1).expand(-1, per_image, -1, -1, -1).flatten(0, 1)
         else:
             (q,) = own

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 def to_map(tokens: Tensor, height: int, width: int) -> Tensor:
     """Return tokens [B, H W, C] as a map [B, C, H, W]: a view, in the memory order `channels_last`."""
-    return tokens.view(len(tokens), height, width, tokens.shape[2]).permute(0, 3, 1, 2)
+    return tokens.view(tokens.shape[0], height, width, tokens.shape[2]).permute(0, 3, 1, 2)
 
 
 def to_tokens(image_map: Tensor) -> Tensor:

@@ -11,15 +11,16 @@ and the first line of its docstring is what `umbel list models` shows.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
+from umbel.core import outside
 from umbel.core.names import unknown
 from umbel.core.refusal import Refusal
+from umbel.models import own
 from umbel.models.base import Model, check_count
-
-Factory = Callable[..., Model]
+from umbel.models.own import Factory
 
 # name -> (module, factory)
 TABLE: dict[str, tuple[str, str]] = {
@@ -113,7 +114,7 @@ def build(name: str, num_classes: int, image_size: int | None = None, in_channel
     """Build a model with fresh weights from torch's global generator, which the caller seeds.
 
     Args:
-        name: A name of `names()`, or `package.module:Factory`.
+        name: A name of `names()`, or `package.module:factory`.
         num_classes: C, the number of logits.
         image_size: Side of the images in pixels; None is the size the model was published for.
         in_channels: I, 1 for grey and 3 for colour.
@@ -121,51 +122,47 @@ def build(name: str, num_classes: int, image_size: int | None = None, in_channel
 
     Raises:
         umbel.core.names.UnknownNameError: An unknown model or size; the message says the nearest known.
-        Refusal: A value is out of range, or a factory from outside cannot be imported, does not have the signature, or
-            does not return a `Model`; the message names the key.
+        Refusal: A value is out of range, or a factory from outside cannot be imported, does not have the signature,
+            raises, or does not return a `Model` of these classes; the message names the key.
     """
     factory = _factory(name)
-    known = _sizes(name, factory)
-    if not _takes_any_keyword(factory):
-        for keyword in sorted(sizes.keys() - known.keys()):
-            if not known:
-                raise Refusal(
-                    f"Unknown size {keyword!r} (key model.sizes.{keyword}). Model {name!r} has no sizes.",
-                    key=f"model.sizes.{keyword}",
-                )
-            raise unknown("size", keyword, known, key=f"model.sizes.{keyword}")
+    known = _known_sizes(name, factory, sizes)
     check_count("model.num_classes", num_classes)
     check_count("model.in_channels", in_channels)
-    size = _published_image_size(factory) if image_size is None else image_size
-    check_count("model.image_size", size)
+    size = check_count("model.image_size", _published_image_size(factory) if image_size is None else image_size)
+    if name not in TABLE:
+        return own.build(name, factory, num_classes, size, in_channels, **sizes)
     try:
-        model = factory(num_classes, image_size=size, in_channels=in_channels, **sizes)
+        model: Model = factory(num_classes, image_size=size, in_channels=in_channels, **sizes)
     except Refusal:
         raise
     except Exception as error:
-        if name in TABLE and not sizes:
+        if not sizes:
             raise  # a fault of ours: there is nothing that the user could change
-        said = ", ".join(f"{key}={value!r}" for key, value in sizes.items()) or "no sizes"
+        said = ", ".join(f"{key}={value!r}" for key, value in sizes.items())
         raise Refusal(
             f"Model {name!r} cannot be built with {said}: {type(error).__name__}: {error}.",
             key="model.sizes",
             remedy=f"Known: {', '.join(known) or 'none'}.",
         ) from error
-    if not isinstance(model, Model):
-        raise Refusal(
-            f"Model {name!r} (key model.name) should return an umbel.models.base.Model, found {type(model).__name__}.",
-            key="model.name",
-            remedy="Derive its class from Model, with `features` and `head`.",
-        )
-    lacking = [each for each in ("num_features", "in_channels", "image_size", "head") if not hasattr(model, each)]
-    lacking += ["features"] if type(model).features is Model.features else []
-    if lacking:
-        raise Refusal(
-            f"Model {name!r} (key model.name) lacks {', '.join(lacking)}: {type(model).__name__} does not set them.",
-            key="model.name",
-            remedy="Set them; umbel.models.base.Model says what each is.",
-        )
     return model
+
+
+def check(name: str, sizes: Mapping[str, Any]) -> None:
+    """Refuse a model that cannot be, as far as that shows before there are data.
+
+    Args:
+        name: As in `build`.
+        sizes: Likewise; the values of a model of the zoo are checked when it is built.
+
+    Raises:
+        UnknownNameError: An unknown model or size.
+        Refusal: A factory from outside cannot be imported, or what it gives cannot be used (`umbel.models.own.check`).
+    """
+    factory = _factory(name)
+    _known_sizes(name, factory, sizes)
+    if name not in TABLE:
+        own.check(name, factory, sizes)
 
 
 def names() -> tuple[str, ...]:
@@ -190,33 +187,34 @@ def _factory(name: str) -> Factory:
         module_path, attribute = TABLE[name]
         factory: Factory = getattr(import_module(module_path), attribute)
         return factory
-    module_path, colon, attribute = name.partition(":")
-    if not (colon and module_path and attribute):
+    if ":" not in name:
         raise unknown("model", name, names(), key="model.name", own="module:factory")
-    try:
-        factory = getattr(import_module(module_path), attribute)
-    except Exception as error:  # a module of somebody else's can raise anything
-        raise Refusal(
-            f"Cannot import model {name!r} (key model.name): {error}.",
-            key="model.name",
-            remedy="It is looked up as package.module:Factory and must be installed on the server and on every node.",
-        ) from error
-    if not callable(factory):
-        raise Refusal(
-            f"Model {name!r} (key model.name) should be a class or a function, found {type(factory).__name__}.",
-            key="model.name",
-        )
-    return factory
+    return own.find(name)
+
+
+def _known_sizes(name: str, factory: Factory, sizes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the sizes that a model has, with their defaults; refuse others, unless it takes any."""
+    known = _sizes(name, factory)
+    for keyword in [] if _takes_any_keyword(factory) else sorted(sizes.keys() - known.keys()):
+        if not known:
+            raise Refusal(
+                f"Unknown size {keyword!r} (key model.sizes.{keyword}). Model {name!r} has no sizes.",
+                key=f"model.sizes.{keyword}",
+            )
+        raise unknown("size", keyword, known, key=f"model.sizes.{keyword}")
+    return known
 
 
 def _sizes(name: str, factory: Factory) -> dict[str, Any]:
     """Return the keywords of `factory` beyond the common ones, with their defaults."""
-    parameters = inspect.signature(factory).parameters
+    with outside.guarded(f"Model {name!r} (key model.name) has no signature to read", "model.name"):
+        parameters = inspect.signature(factory).parameters
     missing = [common for common in _COMMON if common not in parameters]
     if missing:
         raise Refusal(
             f"Model {name!r} (key model.name) should take {', '.join(_COMMON)}; missing {', '.join(missing)}.",
             key="model.name",
+            remedy="Write it as def model(num_classes, image_size=32, in_channels=3).",
         )
     return {
         key: None if parameter.default is inspect.Parameter.empty else parameter.default

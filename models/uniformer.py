@@ -2,18 +2,17 @@
 
 Source: Li et al. 2022, "UniFormer: Unifying Convolution and Self-attention for Visual Recognition" (arXiv 2201.09450):
 section 3 for the blocks (position, relation, feed-forward), table 2 for the sizes. UniFormer-XXS halves the tokens of
-its attention as Xu et al. 2022 do, "Evo-ViT: Slow-Fast Token Evolution for Dynamic Vision Transformer" (arXiv
-2108.01390): section 3.2 for the class attention that evolves, section 3.3 for the slow and the fast update. Written
-from the equations; of XXS the papers leave to the reader what `SlowFastBlock` and `HourglassUniFormer` say. The blocks
-that clips have too are in models/uniformer_blocks.py.
+its attention as Evo-ViT does (models/slow_fast.py). Written from the equations; of XXS the papers leave to the reader
+what `SlowFastBlock` and `HourglassUniFormer` say. The blocks that clips have too are in models/uniformer_blocks.py.
 
-Shapes: B batch, I input channels, H and W sides of a map, C channels of a stage, N = H W tokens, S tokens of the slow
-update, A heads, D features (C of the last stage), K classes.
+Shapes: B batch, I input channels, H and W sides of a map, C channels of a stage, D features (C of the last stage),
+K classes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -32,79 +31,28 @@ from umbel.models.base import (
 )
 from umbel.models.layers import (
     LayerNorm2d,
-    Mlp,
-    SelfAttention,
-    depthwise,
-    drop_path,
     drop_rates,
     halving_strides,
     initialise_linear,
-    to_map,
-    to_tokens,
 )
+from umbel.models.slow_fast import SlowFastBlock
 from umbel.models.uniformer_blocks import GlobalBlock, LocalBlock
-
-
-class SlowFastBlock(Block):
-    """A global block with a class token that updates the tokens of the best scores one by one, and the rest together.
-
-    Slow are the class token, the tokens of the highest scores and a representative of the rest: their mean, weighted
-    by the scores. They pass attention and MLP. Fast are the rest: to each is added what the representative gained.
-    The scores are the attention of the class token, averaged over heads and, for the slow tokens, half and half with
-    the scores from before; the fast keep theirs. A block that takes all tokens starts the scores anew.
-
-    Args:
-        dim: C.
-        heads: A, attention heads.
-        mlp_ratio: Hidden width of the MLP as a multiple of C.
-        keep: Share of the tokens that are slow; 1 takes all of them, and no representative.
-        drop_rate: Stochastic depth of both branches.
-    """
-
-    def __init__(self, dim: int, heads: int, mlp_ratio: int, keep: float, drop_rate: float) -> None:
-        super().__init__()
-        self.keep = keep
-        self.drop_rate = drop_rate
-        self.position = depthwise(dim, 3)
-        self.norm1 = nn.LayerNorm(dim)
-        self.attention = SelfAttention(dim, heads)
-        self.norm2 = nn.LayerNorm(dim)
-        self.mlp = Mlp(dim, mlp_ratio * dim)
-
-    def _update(self, slow: Tensor) -> tuple[Tensor, Tensor]:
-        """Return tokens [B, S, C] behind attention and MLP, and the class token's attention [B, S]; it is the first."""
-        q, k, v = self.attention.project(self.norm1(slow))
-        # Only this row of the attention is wanted, so that the fused kernel can do the rest.
-        row = torch.softmax(q[:, :, :1] @ k.transpose(2, 3) * q.shape[3] ** -0.5, dim=3).mean(dim=1)[:, 0]
-        slow = slow + drop_path(self.attention.mix(q, k, v), self.drop_rate, self.training)
-        return slow + drop_path(self.mlp(self.norm2(slow)), self.drop_rate, self.training), row
-
-    def forward(self, image_map: Tensor, cls: Tensor, scores: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return map [B, C, H, W], class token [B, 1, C] and scores [B, N], row-major over the map, of the same."""
-        height, width = image_map.shape[2:]
-        tokens = to_tokens(image_map + self.position(image_map))
-        kept = max(1, int(self.keep * height * width))
-        if kept == height * width:
-            slow, row = self._update(torch.cat((cls, tokens), dim=1))
-            return to_map(slow[:, 1:].contiguous(), height, width), slow[:, :1], row[:, 1:]
-        order = scores.argsort(dim=1, descending=True, stable=True)
-        tokens = tokens.gather(1, order[:, :, None].expand_as(tokens))
-        scores = scores.gather(1, order)
-        # An attention of zero everywhere is one that float32 cannot hold.
-        shares = scores[:, None, kept:].clamp_min(torch.finfo(scores.dtype).tiny)
-        representative = (shares / shares.sum(dim=2, keepdim=True)) @ tokens[:, kept:]
-        slow, row = self._update(torch.cat((cls, tokens[:, :kept], representative), dim=1))
-        fast = tokens[:, kept:] + (slow[:, -1:] - representative)
-        tokens = torch.cat((slow[:, 1:-1], fast), dim=1)
-        scores = torch.cat(((scores[:, :kept] + row[:, 1:-1]) / 2, scores[:, kept:]), dim=1)
-        rank = order.argsort(dim=1)  # where each place of the map has gone
-        tokens = tokens.gather(1, rank[:, :, None].expand_as(tokens))
-        return to_map(tokens, height, width), slow[:, :1], scores.gather(1, rank)
 
 
 def _embed(inputs: int, dim: int, kernel: int, stride: int) -> nn.Sequential:
     """Return the embedding before a stage: patches if `kernel` is `stride`, else overlapping ones."""
     return nn.Sequential(nn.Conv2d(inputs, dim, kernel, stride, (kernel - stride + 1) // 2), LayerNorm2d(dim))
+
+
+def _stem(inputs: int, dim: int) -> nn.Sequential:
+    """Return the embedding before the first stage of XXS: two overlapping convolutions, each halving the map."""
+    return nn.Sequential(
+        nn.Conv2d(inputs, dim // 2, 3, 2, 1),
+        nn.BatchNorm2d(dim // 2),
+        nn.GELU(),
+        nn.Conv2d(dim // 2, dim, 3, 2, 1),
+        nn.BatchNorm2d(dim),
+    )
 
 
 class UniFormer(Model):
@@ -152,7 +100,7 @@ class UniFormer(Model):
 
 
 class HourglassUniFormer(Model):
-    """UniFormer-XXS: the global blocks are slow-fast ones, with a class token from the third stage on.
+    """UniFormer-XXS: an overlapping stem, and global blocks that are slow-fast ones with a class token.
 
     The first global block takes all tokens and starts the scores. Into the last stage the class token goes through a
     linear layer, the scores as means over the patches. The features are the mean of the batch-normalised map, as in
@@ -180,9 +128,8 @@ class HourglassUniFormer(Model):
         self.num_features = dims[-1]
         self.in_channels = in_channels
         self.image_size = image_size
-        self.embeds = nn.ModuleList(
-            _embed(dims[i - 1] if i else in_channels, dim, 2 if i else 4, 2 if i else 4) for i, dim in enumerate(dims)
-        )
+        later = (_embed(before, dim, 2, 2) for before, dim in pairwise(dims))
+        self.embeds = nn.ModuleList((_stem(in_channels, dims[0]), *later))
         rates = drop_rates(depths, drop_rate)
         self.local_stages = nn.ModuleList(
             nn.Sequential(*(LocalBlock(dims[i], mlp_ratio, rate) for rate in rates[i])) for i in (0, 1)
@@ -206,11 +153,11 @@ class HourglassUniFormer(Model):
         for embed, stage in zip(self.embeds[:2], self.local_stages, strict=True):
             x = stage(embed(x))
         x = self.embeds[2](x)
-        cls = self.cls.expand(len(x), -1, -1)
-        scores = x.new_zeros(len(x), x.shape[2] * x.shape[3])
+        cls = self.cls.expand(x.shape[0], -1, -1)
+        scores = x.new_zeros(x.shape[0], x.shape[2] * x.shape[3])
         for block in self.third:
             x, cls, scores = block(x, cls, scores)
-        scores = F.avg_pool2d(scores.view(len(x), 1, *x.shape[2:]), 2).flatten(1)
+        scores = F.avg_pool2d(scores.view(x.shape[0], 1, *x.shape[2:]), 2).flatten(1)
         x, cls = self.embeds[3](x), self.widen(cls)
         for block in self.fourth:
             x, cls, scores = block(x, cls, scores)

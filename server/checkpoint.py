@@ -1,24 +1,38 @@
-"""Server state that outlives the process: whole folders, written beside and renamed, never pickle."""
+"""Server state that outlives the process: whole folders, written beside and renamed, never pickle.
+
+A checkpoint has a hash of each of its pieces, and all that a resume goes on from but the clients' memory.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 from torch import Tensor
 
 from umbel.core import state as states
-from umbel.core.files import read_json, read_tensors, write_folder, write_json, write_tensors
+from umbel.core.files import (
+    DamagedError,
+    read_sealed,
+    read_tensors,
+    write_bytes,
+    write_folder,
+    write_sealed,
+    write_tensors,
+)
 from umbel.core.tree import sha256
-from umbel.server.errors import RunStoppedError
 from umbel.strategies.base import ServerContext, Strategy
 
-_NAME = re.compile(r"round-(\d{6})")
+_NAME = re.compile(r"round-(\d{6,})")
 _KEEP = 2
+_CONTENT, _STATE, _BEST, _METRICS = "checkpoint.json", "state.safetensors", "best.safetensors", "metrics.parquet"
 
 
 @dataclass
@@ -27,9 +41,12 @@ class Progress:
 
     Attributes:
         round: Last completed round.
+        num_rounds: Rounds that the run was to have when this one was run.
         best_round: Best round so far by validation, or None.
         best_value: Its validation accuracy.
         best_metrics: All metrics of that round.
+        since_best: Evaluations since then.
+        ended: Why the run ended before its last round; empty when it did not.
         last_metrics: Metrics of the last evaluation.
         seconds: Time by stage.
         bytes_down: `tensors` and `framing` that clients received.
@@ -41,9 +58,12 @@ class Progress:
     """
 
     round: int = 0
+    num_rounds: int = 0
     best_round: int | None = None
     best_value: float = float("-inf")
     best_metrics: dict[str, float] = field(default_factory=dict)
+    since_best: int = 0
+    ended: str = ""
     last_metrics: dict[str, float] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
     bytes_down: dict[str, int] = field(default_factory=lambda: {"tensors": 0, "framing": 0})
@@ -62,17 +82,21 @@ class Checkpoint:
         skeleton: The strategy's State without its tensors.
         tensors: Its tensors.
         best_model: The best model so far, if there is one.
+        metrics: All rows of metrics so far.
         folder: Where it was read from.
+        passed_over: What is wrong with each newer checkpoint.
     """
 
     progress: Progress
     skeleton: Any
     tensors: dict[str, Tensor]
     best_model: dict[str, Tensor] | None
+    metrics: pa.Table
     folder: Path
+    passed_over: tuple[str, ...] = ()
 
 
-def write(folder: Path, progress: Progress, state: Any, best_model: dict[str, Tensor] | None) -> Path:
+def write(folder: Path, progress: Progress, state: Any, best_model: dict[str, Tensor] | None, metrics: bytes) -> Path:
     """Write a checkpoint and drop all but the last two.
 
     Args:
@@ -80,6 +104,7 @@ def write(folder: Path, progress: Progress, state: Any, best_model: dict[str, Te
         progress: What the run has come to.
         state: The strategy's State.
         best_model: The best model so far.
+        metrics: A Parquet file of all rows of metrics so far.
 
     Raises:
         OSError: The disk is full, say; older checkpoints are untouched.
@@ -88,68 +113,98 @@ def write(folder: Path, progress: Progress, state: Any, best_model: dict[str, Te
     path = folder / f"round-{progress.round:06d}"
 
     def fill(temporary: Path) -> None:
-        write_tensors(temporary / "state.safetensors", tensors)
+        write_tensors(temporary / _STATE, tensors)
         if best_model is not None:
-            write_tensors(temporary / "best.safetensors", best_model)
-        content = {"progress": asdict(progress), "state": skeleton, "sha256": sha256(tensors)}
-        write_json(temporary / "checkpoint.json", content)
+            write_tensors(temporary / _BEST, best_model)
+        write_bytes(temporary / _METRICS, metrics)
+        content = {
+            "progress": asdict(progress),
+            "state": skeleton,
+            "state_sha256": sha256(tensors),
+            "best_sha256": None if best_model is None else sha256(best_model),
+            "metrics_sha256": hashlib.sha256(metrics).hexdigest(),
+        }
+        write_sealed(temporary / _CONTENT, content)
 
     write_folder(path, fill)
-    for old in _folders(folder)[:-_KEEP]:
-        shutil.rmtree(old, ignore_errors=True)
+    by_round = _folders(folder)
+    known = [round_ for round_ in by_round if round_ <= progress.round]
+    for round_ in by_round.keys() - set(known[-_KEEP:]):  # a newer one was passed over: it is damaged
+        shutil.rmtree(by_round[round_], ignore_errors=True)
     return path
 
 
-def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.glob("round-*") if _NAME.fullmatch(path.name))
+def _folders(folder: Path) -> dict[int, Path]:
+    """Return the folders of checkpoints by round, the oldest first."""
+    matches = ((_NAME.fullmatch(path.name), path) for path in folder.glob("round-*"))
+    return dict(sorted((int(match[1]), path) for match, path in matches if match))
 
 
-def latest(folder: Path) -> Checkpoint | None:
-    """Read the newest checkpoint that is whole, or return None if there is none.
+def last_round(folder: Path) -> int:
+    """Return the round of the newest checkpoint, whole or not; 0 where there is none."""
+    return max(_folders(folder), default=0)
+
+
+def latest(folder: Path, check: Callable[[Checkpoint], None] = lambda _: None) -> Checkpoint | None:
+    """Read the newest checkpoint that is sound, or return None if there is none.
+
+    Args:
+        folder: The run's folder of checkpoints.
+        check: Raises where one cannot be gone on from although it is whole.
 
     Raises:
-        RunStoppedError: There are checkpoints, but none can be read.
+        DamagedError: There are checkpoints, but none is sound.
     """
-    damaged = []
-    for path in reversed(_folders(folder)):
+    damaged: list[str] = []
+    for path in reversed(_folders(folder).values()):
         try:
-            return _read(path)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            checkpoint = _read(path)
+            check(checkpoint)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with it, an older one may be sound
             damaged.append(f"{path}: {error}")
+            continue
+        return replace(checkpoint, passed_over=tuple(damaged))
     if damaged:
-        raise RunStoppedError("No checkpoint can be read:\n" + "\n".join(damaged))
+        raise DamagedError(
+            "No checkpoint can be read:\n" + "\n".join(damaged),
+            remedy=f"Bring one back from a copy, or start a new run: umbel run {folder.parent / 'config.yaml'}",
+        )
     return None
 
 
 def _read(path: Path) -> Checkpoint:
-    content = read_json(path / "checkpoint.json")
-    tensors, _ = read_tensors(path / "state.safetensors")
-    if sha256(tensors) != content["sha256"]:
-        raise ValueError("state.safetensors does not have the hash that checkpoint.json says")
-    best = path / "best.safetensors"
-    best_model = read_tensors(best)[0] if best.is_file() else None
-    return Checkpoint(Progress(**content["progress"]), content["state"], tensors, best_model, path)
+    content = read_sealed(path / _CONTENT)
+    tensors, _ = read_tensors(path / _STATE)
+    best_model = None if content["best_sha256"] is None else read_tensors(path / _BEST)[0]
+    for name, tree, key in ((_STATE, tensors, "state_sha256"), (_BEST, best_model, "best_sha256")):
+        if tree is not None and sha256(tree) != content[key]:
+            raise ValueError(f"{name} does not have the hash that {_CONTENT} says")
+    metrics = (path / _METRICS).read_bytes()
+    if hashlib.sha256(metrics).hexdigest() != content["metrics_sha256"]:
+        raise ValueError(f"{_METRICS} does not have the hash that {_CONTENT} says")
+    rows = pq.read_table(pa.BufferReader(metrics))
+    return Checkpoint(Progress(**content["progress"]), content["state"], tensors, best_model, rows, path)
 
 
-def restore(found: Checkpoint, strategy: Strategy[Any], server: Callable[[], ServerContext]) -> Any:
+def restore(checkpoint: Checkpoint, strategy: Strategy[Any], server: Callable[[], ServerContext]) -> Any:
     """Return the strategy's State of a checkpoint.
 
     Args:
-        found: The checkpoint.
+        checkpoint: The checkpoint.
         strategy: The strategy.
         server: Gives the server before the first round, where the State's classes are known only from one.
     """
     classes = _state_classes(strategy)
-    if not states.named_classes(found.skeleton) <= classes.keys():
+    if not states.named_classes(checkpoint.skeleton) <= classes.keys():
         # Of a module that the strategy's own does not name. To make a State may cost much: a frame, trials.
         classes |= states.state_classes(strategy.initial(server()))
-    return states.unpack(found.skeleton, found.tensors, classes)
+    return states.unpack(checkpoint.skeleton, checkpoint.tensors, classes)
 
 
 def _state_classes(strategy: Strategy[Any]) -> dict[str, type]:
     """Return the dataclasses that a strategy's State may be made of, with those of a strategy that it holds."""
-    found = states.module_classes(type(strategy))
+    classes = states.module_classes(type(strategy))
     for held in vars(strategy).values():
         if isinstance(held, Strategy):
-            found |= _state_classes(held)
-    return found
+            classes |= _state_classes(held)
+    return classes

@@ -11,6 +11,10 @@ class RunStoppedError(RuntimeError):
     """The run cannot go on; everything up to the last completed round is saved."""
 
 
+class DivergedError(RunStoppedError):
+    """What the server made of replies holds NaN or infinity; a resume would come to the same."""
+
+
 class RunFailedError(RuntimeError):
     """Something that nobody foresaw ended a run in another process; what it raised is in the message."""
 
@@ -22,30 +26,33 @@ class StopRequested(Exception):  # noqa: N818 - a request, not an error
 def ending(error: BaseException) -> dict[str, Any]:
     """Return how a run ended, in words that travel between processes: `raise_again` makes the error of it.
 
-    `how` is one of `refused`, `asked` (to stop), `stopped` (it cannot go on), `failed` (anything else).
+    `how` is one of `refused`, `asked` (to stop), `diverged`, `stopped` (it cannot go on), `failed` (anything else).
     """
     if isinstance(error, Refusal):
         return {"how": "refused", **error.as_dict()}
     if isinstance(error, StopRequested | KeyboardInterrupt):
         return {"how": "asked"}
     if isinstance(error, RunStoppedError):
-        return {"how": "stopped", "text": str(error)}
+        return {"how": "diverged" if isinstance(error, DivergedError) else "stopped", "text": str(error)}
     return {"how": "failed", "text": f"{type(error).__name__}: {error}"}
 
 
-def raise_again(found: dict[str, Any]) -> NoReturn:
+def raise_again(end: dict[str, Any]) -> NoReturn:
     """Raise here what ended a run in another process.
 
     Raises:
         Refusal: It was refused.
         StopRequested: Somebody asked it to stop.
+        DivergedError: Its model was no longer finite.
         RunStoppedError: It could not go on.
         RunFailedError: Anything else.
     """
-    if found["how"] == "refused":
-        raise Refusal.again(found)
-    if found["how"] == "asked":
+    if end["how"] == "refused":
+        raise Refusal.again(end)
+    if end["how"] == "asked":
         raise StopRequested
-    if found["how"] == "stopped":
-        raise RunStoppedError(found["text"])
-    raise RunFailedError(found["text"])
+    if end["how"] == "diverged":
+        raise DivergedError(end["text"])
+    if end["how"] == "stopped":
+        raise RunStoppedError(end["text"])
+    raise RunFailedError(end["text"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from umbel.core import metrics
 from umbel.core.collecting import replies_in
+from umbel.core.evaluation import SCORES
 from umbel.core.folds import Folded
-from umbel.core.metrics import ClassCounts, collapse, matching, sequences
+from umbel.core.metrics import ClassCounts, collapse, matching, scores, sequences
 from umbel.data.types import Examples
 from umbel.server.checkpoint import Progress
 from umbel.server.results import RunFolder
@@ -55,8 +56,10 @@ def on_server(
                 folder.add(round_, "server", split, matched, seconds)
                 found |= {f"{split}/{metric}": value for metric, value in matched.items()}
                 continue
-            measured = _classify(session, predictor, examples)
+            kept, names = scores.Seen(), session.experiment.evaluate.metrics
+            measured = _classify(session, predictor, examples, kept if names else None)
             values, by_class = _summary(session, predictor, measured, _last_task(session, round_))
+            values |= kept.scores(names, _last_task(session, round_))
             values, by_class = ({f"{_prefix(name)}{k}": v for k, v in each.items()} for each in (values, by_class))
             folder.add(round_, "server", split, by_class, seconds)
             if session.experiment.schedule.is_sequence:
@@ -114,12 +117,15 @@ def _last_task(session: Session, round_: int) -> int:
     return schedule.task(round_) if schedule.is_sequence else session.data.num_tasks
 
 
-def _classify(session: Session, predictor: Predictor, examples: Examples) -> Measured:
+def _classify(session: Session, predictor: Predictor, examples: Examples, kept: scores.Seen | None = None) -> Measured:
     images, labels = session.prepare(examples)
     heads = session.data.task_of_class if session.experiment.data.heads == "per_task" else None
     size, num_classes = session.experiment.evaluate.batch_size, session.data.num_classes
+    keep = None if kept is None else kept.add
     if examples.domains is None:
-        found = metrics.classify_tasks(predictor.predict, images, labels, examples.tasks, num_classes, size, heads)
+        found = metrics.classify_tasks(
+            predictor.predict, images, labels, examples.tasks, num_classes, size, heads, keep
+        )
         return {NO_DOMAIN: found}
     measured = {}
     for domain in torch.unique(examples.domains).tolist():
@@ -127,7 +133,7 @@ def _classify(session: Session, predictor: Predictor, examples: Examples) -> Mea
         tasks = None if examples.tasks is None else examples.tasks[rows]
         rows = rows.to(labels.device)
         measured[domain] = metrics.classify_tasks(
-            predictor.predict, images[rows], labels[rows], tasks, num_classes, size, heads
+            predictor.predict, images[rows], labels[rows], tasks, num_classes, size, heads, keep
         )
     return measured
 
@@ -179,7 +185,12 @@ def class_groups(predictors: Mapping[str, Predictor]) -> Tensor | None:
 
 
 def of_clients(
-    folded: Folded, round_: int, folder: RunFolder, seconds: float, groups: Tensor | None = None
+    folded: Folded,
+    round_: int,
+    folder: RunFolder,
+    seconds: float,
+    groups: Tensor | None = None,
+    names: Sequence[str] = (),
 ) -> dict[str, float]:
     """Summarise what clients measured on their own examples.
 
@@ -189,19 +200,23 @@ def of_clients(
         folder: Where rows go.
         seconds: Time since the run began.
         groups: Class groups [C] whose accuracy is reported apart, pooled over all clients' examples.
+        names: Metrics beyond counts, which every client measured; their spread over those that have a value.
 
     Returns:
         Metrics by name: over clients `clients/test/accuracy_mean`, `_std`, `_worst10`, `_min`, and pooled over
         all of their examples `clients/test/accuracy`.
     """
     by_split: dict[tuple[str, str], dict[int, ClassCounts]] = {}
+    scored: dict[tuple[str, str], dict[int, dict[str, float]]] = {}
     for client, _, counts in replies_in(folded.trees["counts"]):
         for key, value in counts.items():
-            if key.endswith("/loss"):
+            if key.endswith(("/loss", SCORES)):
                 continue
             split, _, name = key.partition("/")
             loss = float(counts[f"{key}/loss"])
             by_split.setdefault((split, name), {})[client] = ClassCounts(value[0], value[1], loss)
+            if f"{key}{SCORES}" in counts:
+                scored.setdefault((split, name), {})[client] = scores.from_tensor(counts[f"{key}{SCORES}"], names)
     found: dict[str, float] = {}
     for (split, name), per_client in sorted(by_split.items()):
         if name == matching.NAME:
@@ -209,14 +224,17 @@ def of_clients(
             continue
         values = {client: metrics.summarise(counts) for client, counts in per_client.items()}
         for client, own in values.items():
-            kept = {f"{_prefix(name)}{metric}": own[metric] for metric in ("accuracy", "loss")}
-            folder.add(round_, "client", split, kept, seconds, client)
+            own_scores = scored.get((split, name), {}).get(client, {})
+            kept = {metric: own[metric] for metric in ("accuracy", "loss")} | own_scores
+            rows = {f"{_prefix(name)}{metric}": value for metric, value in kept.items()}
+            folder.add(round_, "client", split, rows, seconds, client)
         spread = {
             f"{_prefix(name)}{metric}_{statistic}": value
             for metric in ("accuracy", "loss")
             for statistic, value in metrics.over_clients([own[metric] for own in values.values()]).items()
             if metric == "accuracy" or statistic == "mean"
         }
+        spread |= _spread_of_scores(_prefix(name), scored.get((split, name), {}))
         whole = metrics.total(per_client.values(), len(next(iter(per_client.values())).total_C))
         pooled = metrics.summarise(whole)
         if groups is not None:
@@ -225,6 +243,16 @@ def of_clients(
         folder.add(round_, "clients", split, spread, seconds)
         found |= {f"clients/{split}/{metric}": value for metric, value in spread.items()}
     return found
+
+
+def _spread_of_scores(prefix: str, per_client: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
+    """Return mean, deviation, worst tenth and least of each metric over the clients where it has a value."""
+    titles = sorted({title for own in per_client.values() for title in own})
+    return {
+        f"{prefix}{title}_{statistic}": value
+        for title in titles
+        for statistic, value in metrics.over_clients([o[title] for o in per_client.values() if title in o]).items()
+    }
 
 
 def _matched(

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from flwr.app import Message
 
+from umbel.core import leftovers
 from umbel.core.blocks import Assembler, Block, BlockTree, cut
 from umbel.core.files import read_tensors, write_tensors
-from umbel.core.folds import Folded, Partial, Product
+from umbel.core.folds import Folded, Partial, Product, Shapes
 from umbel.core.messages import MessageError, decode_outcome, encode_payload, encode_work, framing_bytes
-from umbel.core.records import BadReplyError, Payload
-from umbel.core.tree import Tree
+from umbel.core.records import BadReplyError, Payload, shortened
 from umbel.core.work import Outcome, Work, share
 from umbel.server.nodes import Directory
 from umbel.server.port import Port
@@ -78,7 +78,14 @@ class Exchange:
         self._on_clients = on_clients
         self._on_wait = on_wait
 
-    def run(self, work: Work, payload: Payload, cohort: Sequence[int], fold: Product) -> tuple[Folded | None, Report]:
+    def run(
+        self,
+        work: Work,
+        payload: Payload,
+        cohort: Sequence[int],
+        fold: Product,
+        dropped_out: frozenset[int] = frozenset(),
+    ) -> tuple[Folded | None, Report]:
         """Run one phase.
 
         Args:
@@ -86,6 +93,7 @@ class Exchange:
             payload: What every client receives.
             cohort: The selected clients in their fixed order.
             fold: How their replies combine.
+            dropped_out: Those of the cohort that are not asked and count as failed.
 
         Returns:
             The combination, or None when there is no good reply; and what happened.
@@ -93,10 +101,12 @@ class Exchange:
         report = Report(tuple(cohort))
         blocks = cut(cohort, self._block_size)
         self._directory.refresh()
-        assigned, unheld = self._directory.split(cohort)
-        with tempfile.TemporaryDirectory(prefix="umbel-fold-") as folder:
+        assigned, unheld = self._directory.split([client for client in cohort if client not in dropped_out])
+        with tempfile.TemporaryDirectory(prefix=leftovers.prefix("fold")) as folder:
             tree = BlockTree(fold, len(blocks), Spill(Path(folder)), self._memory_bytes)
             receiver = _Receiver(Assembler(fold, blocks, tree), blocks, fold, payload, report)
+            for client in sorted(dropped_out):
+                receiver.fail(client, 0, "dropped out, as run.dropout has it")
             for client in unheld:
                 receiver.fail(client, 0, "no connected node holds this client")
             messages = self._messages(work, payload, blocks, assigned, report)
@@ -185,7 +195,7 @@ class _Receiver:
         self._payload = payload
         self._report = report
         self._height = (len(blocks) - 1).bit_length()
-        self._shapes: dict[tuple[str, str], tuple[int, ...]] = {}
+        self._shapes: Shapes = {}
         self._done: set[int] = set()
         self.answered: set[int] = set()
 
@@ -197,7 +207,7 @@ class _Receiver:
         """Record a client that failed, unless it is accounted for already."""
         if client not in self._done:
             self._done.add(client)
-            self._report.failures[client] = (node, reason)
+            self._report.failures[client] = (node, shortened(reason))
             self._assembler.add_client(client, None)
 
     def take(self, message: Message, node: int, clients: frozenset[int]) -> None:
@@ -237,7 +247,7 @@ class _Receiver:
             try:
                 self._fold.check_partial(partial, self._payload, good)
                 if good:
-                    self._agree(partial.trees, lifted=True)
+                    self._fold.agree(self._shapes, partial.trees, lifted=True)
             except BadReplyError as error:
                 for client in covered:
                     self.fail(client, node, str(error))
@@ -245,7 +255,7 @@ class _Receiver:
             for client in covered:
                 self._done.add(client)
                 if client in outcome.failures:
-                    self._report.failures[client] = (node, outcome.failures[client])
+                    self._report.failures[client] = (node, shortened(outcome.failures[client]))
             self._assembler.add_node(level, index, partial)
 
     def _take_singles(self, outcome: Outcome, node: int, clients: frozenset[int]) -> None:
@@ -254,31 +264,12 @@ class _Receiver:
                 continue
             try:
                 self._fold.check(reply, self._payload)
-                self._agree(reply.trees, lifted=False)
+                self._fold.agree(self._shapes, reply.trees, lifted=False)
             except BadReplyError as error:
                 self.fail(client, node, str(error))
                 continue
             self._done.add(client)
             self._assembler.add_client(client, reply)
-
-    def _agree(self, trees: Mapping[str, Tree], lifted: bool) -> None:
-        """Raise `BadReplyError` for what the tree of blocks could not merge, before it is in: it never comes out again.
-
-        Where the payload leaves shapes open, the first answer sets them.
-        """
-        found = {
-            (tree, name): shape
-            for tree, fold in self._fold.folds.items()
-            for name, shape in fold.shapes(trees[tree], lifted).items()
-        }
-        for (tree, name), shape in found.items():
-            known = self._shapes.get((tree, name), shape)
-            if shape != known:
-                raise BadReplyError(
-                    f"{tree}: {name!r} should have shape {known} as another client's has, found {shape}; they cannot "
-                    "be combined"
-                )
-        self._shapes |= found
 
     def finish(self) -> Partial:
         return self._assembler.finish()

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from umbel.conf.schema import Experiment
+from umbel.core.files import DamagedError, plain
 from umbel.server.errors import ending
 
 PROGRESS_FILE = "progress.jsonl"
@@ -19,6 +21,9 @@ class Listener:
 
     def begin(self, experiment: Experiment, folder: str) -> None:
         """A run begins, or goes on."""
+
+    def resumed(self, round_: int) -> None:
+        """A run goes on after a round; what was told of later ones is lost, and comes again."""
 
     def phase(self, round_: int, phase: str, num_clients: int) -> None:
         """A phase begins with so many clients."""
@@ -53,6 +58,10 @@ class Both(Listener):
     def begin(self, experiment: Experiment, folder: str) -> None:
         for listener in self._all:
             listener.begin(experiment, folder)
+
+    def resumed(self, round_: int) -> None:
+        for listener in self._all:
+            listener.resumed(round_)
 
     def phase(self, round_: int, phase: str, num_clients: int) -> None:
         for listener in self._all:
@@ -94,10 +103,14 @@ class FileListener(Listener):
 
     def _write(self, event: str, **values: object) -> None:
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"event": event, "time": round(time.time(), 3), **values}) + "\n")
+            line = plain({"event": event, "time": round(time.time(), 3), **values})
+            file.write(json.dumps(line, allow_nan=False) + "\n")
 
     def begin(self, experiment: Experiment, folder: str) -> None:
         self._write("begin", folder=folder)
+
+    def resumed(self, round_: int) -> None:
+        self._write("resumed", round=round_)
 
     def phase(self, round_: int, phase: str, num_clients: int) -> None:
         self._write("phase", round=round_, phase=phase, num_clients=num_clients)
@@ -129,6 +142,39 @@ def has_begun(folder: Path) -> bool:
         return any(line.startswith('{"event": "phase"') for line in lines)
 
 
+def mend(folder: Path) -> None:
+    """Drop the half of a line that a process left in the progress file when it was killed."""
+    file = folder / PROGRESS_FILE
+    if not file.is_file():
+        return
+    content = file.read_bytes()
+    if content and not content.endswith(b"\n"):
+        with file.open("r+b") as opened:
+            opened.truncate(content.rfind(b"\n") + 1)
+
+
+def events(folder: Path) -> list[dict[str, Any]]:
+    """Return what a run told, without what it told of rounds that were lost.
+
+    Raises:
+        DamagedError: A line cannot be read.
+    """
+    file = folder / PROGRESS_FILE
+    kept: list[dict[str, Any]] = []
+    if not file.is_file():
+        return kept
+    for number, line in enumerate(file.read_bytes().splitlines(), start=1):
+        try:
+            entry = json.loads(line)
+            if entry["event"] == "resumed":
+                kept = [each for each in kept if each.get("round", 0) <= entry["round"]]
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            remedy = "Delete that line; no more depends on it than the list of failures."
+            raise DamagedError.of(file, f"line {number} tells of no event ({error})", remedy) from error
+        kept.append(entry)
+    return kept
+
+
 def replay(line: str, experiment: Experiment, listener: Listener) -> tuple[bool, dict[str, Any] | None]:
     """Tell a listener what a line of a progress file says.
 
@@ -139,6 +185,8 @@ def replay(line: str, experiment: Experiment, listener: Listener) -> tuple[bool,
     event = entry["event"]
     if event == "begin":
         listener.begin(experiment, entry["folder"])
+    elif event == "resumed":
+        listener.resumed(entry["round"])
     elif event == "phase":
         listener.phase(entry["round"], entry["phase"], entry["num_clients"])
     elif event == "clients_done":
@@ -146,7 +194,8 @@ def replay(line: str, experiment: Experiment, listener: Listener) -> tuple[bool,
     elif event == "failure":
         listener.failure(entry["round"], entry["phase"], entry["client"], entry["node"], entry["reason"])
     elif event == "round":
-        listener.round(entry["round"], entry["num_rounds"], entry["metrics"], entry["seconds"])
+        metrics = {name: math.nan if value is None else value for name, value in entry["metrics"].items()}
+        listener.round(entry["round"], entry["num_rounds"], metrics, entry["seconds"])
     elif event == "notice":
         listener.notice(entry["text"])
     elif event == "end":

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
 from umbel.conf.schema import Experiment
 from umbel.core.device import set_threads
-from umbel.core.files import read_json
 from umbel.core.kernels import kernels
-from umbel.server import checkpoint
+from umbel.core.memory import MemoryStore, Version
+from umbel.core.refusal import Refusal
+from umbel.server import checkpoint, reading
+from umbel.server.checkpoint import Checkpoint
+from umbel.server.describe import describe
 from umbel.server.flower import strategies as flower
 from umbel.server.listener import Both, FileListener, Listener
 from umbel.server.lock import exclusive
@@ -32,7 +34,7 @@ def execute(
         experiment: The experiment.
         port: How nodes are reached.
         listener: Told of everything that happens.
-        folder: The run's folder; None makes one.
+        folder: The run's folder, from `new_folder`; None makes one.
         resume: Go on from the folder's last checkpoint.
 
     Returns:
@@ -41,27 +43,80 @@ def execute(
     Raises:
         RunStoppedError: The run cannot go on.
         StopRequested: Somebody asked it to stop.
+        Refusal: It is refused, or what it would go on from is damaged.
     """
     flower.check(experiment)
     set_threads(experiment.run.threads)  # before anything is written down about this process
-    path = folder or new_folder(experiment)
+    path = folder or new_folder(experiment, "nodes")  # only Flower starts one without a folder, over its nodes
     told = Both(listener, FileListener(path))
     run_folder = RunFolder(path, experiment)
     with exclusive(path), _told_of_its_end(told):
-        found = None
-        if resume:
-            found = checkpoint.latest(run_folder.checkpoints)
-            if found is not None:
-                run_folder.read_metrics(found.progress.round)
-        if not resume or not (path / "run.json").is_file():
-            run_folder.begin()
+        before = _last_checkpoint(run_folder) if resume else None
         told.begin(experiment, str(path))
-        if found is not None and (text := other_arithmetic(path)):
+        session = Session(experiment)
+        for text in session.data.notices:
             told.notice(text)
-        run = FederatedRun(Session(experiment), run_folder, told, found)
+        if before is None and (text := session.start()):
+            told.notice(text)
+        if resume:
+            told.resumed(before.progress.round if before else 0)
+            for text in _notices(path, session, before):
+                told.notice(text)
+        run = FederatedRun(session, run_folder, told, before)
         run.start(port)
         _finish(run, run_folder)
     return path
+
+
+def _last_checkpoint(folder: RunFolder) -> Checkpoint | None:
+    """Return what a run goes on from, and make its folder that of a run that goes on.
+
+    Raises:
+        DamagedError: There are checkpoints, but none is sound.
+        Refusal: More rounds are done than the run is to have.
+    """
+    memory = MemoryStore(folder.path / "memory" / folder.identity(), cache_size=0)
+    is_here = reading.memory_place(folder.path) == "run"
+
+    def check(checkpoint: Checkpoint) -> None:
+        for client, version in checkpoint.progress.memories.items() if is_here else ():
+            memory.read(int(client), Version(*version))
+
+    before, rounds = checkpoint.latest(folder.checkpoints, check), folder.experiment.run.rounds
+    done = before.progress.round if before else 0
+    if done > rounds:
+        raise Refusal(
+            f"run.rounds={rounds}, and {done} rounds of {folder.path} are done.",
+            key="run.rounds",
+            remedy=f"Set run.rounds={done} or more; for a shorter run start a new one.",
+        )
+    if before is not None:
+        folder.take_metrics(before.metrics)
+    if done < rounds:  # what it had come to before is no longer how it ends
+        (folder.path / reading.SUMMARY).unlink(missing_ok=True)
+    folder.go_on()
+    return before
+
+
+def _notices(folder: Path, session: Session, before: Checkpoint | None) -> Iterator[str]:
+    """Say what whoever resumes a run should know."""
+    if before is None:
+        return
+    for text in before.passed_over:
+        yield f"Passed over a damaged checkpoint, the run goes on after round {before.progress.round}: {text}"
+    if text := other_arithmetic(folder):
+        yield text
+    rounds, planned = session.experiment.run.rounds, before.progress.num_rounds
+    strategy, client = session.experiment.strategy.name, session.experiment.client
+    planner = f"strategy.name={strategy}" if session.strategy.plans_rounds else ""
+    if client.lr_schedule == "cosine" and not client.lr_rounds:
+        planner = planner or "client.lr_schedule=cosine"
+    if planner and rounds != planned:
+        yield (
+            f"{planner} plans its course by run.rounds: rounds up to "
+            f"{before.progress.round} ran as of {planned}, those to come run as of {rounds}. A run of {rounds} rounds "
+            "from its beginning ends with other weights."
+        )
 
 
 @contextmanager
@@ -77,8 +132,7 @@ def _told_of_its_end(listener: Listener) -> Iterator[None]:
 
 def other_arithmetic(folder: Path) -> str:
     """Say whether this process rounds otherwise than the one that began a run; "" where it does not, or none knows."""
-    file = folder / "env.json"
-    before = read_json(file).get("kernels") if file.is_file() else None
+    before = reading.environment(folder).get("kernels") if (folder / "env.json").is_file() else None
     now = kernels()
     if not isinstance(before, dict) or before.get("bits") == now["bits"]:
         return ""
@@ -93,9 +147,10 @@ def _finish(run: FederatedRun, folder: RunFolder) -> None:
     session, progress = run.session, run.progress
     model = session.full_state(session.strategy.model(run.state))
     folder.write_metrics()
-    digest = folder.write_model(model)
+    card = describe(session, run.state, model)
+    digest = folder.write_model(model, card=card)
     if run.best_model is not None:
-        folder.write_model(session.full_state(run.best_model), "best.safetensors")
+        folder.write_model(session.full_state(run.best_model), "best.safetensors", card)
     experiment = session.experiment
     best = {f"best/{name}": value for name, value in progress.best_metrics.items()}
     folder.write_summary(
@@ -107,6 +162,7 @@ def _finish(run: FederatedRun, folder: RunFolder) -> None:
             "rounds": progress.round,
             "metrics": {**progress.last_metrics, **best},
             "best_round": progress.best_round,
+            "ended": progress.ended,
             "seconds": {name: round(value, 3) for name, value in progress.seconds.items()},
             "bytes_up": progress.bytes_up,
             "bytes_down": progress.bytes_down,
@@ -119,21 +175,8 @@ def _finish(run: FederatedRun, folder: RunFolder) -> None:
     )
 
 
-def _representations(folder: RunFolder, found: dict[str, Tensor]) -> dict[str, str]:
+def _representations(folder: RunFolder, representations: dict[str, Tensor]) -> dict[str, str]:
     """Write a strategy's representations, if it has some, and return their hash for the summary."""
-    if not found:
+    if not representations:
         return {}
-    return {"representations_sha256": folder.write_model(found, "representations.safetensors")}
-
-
-def summary(path: Path) -> Mapping[str, Any]:
-    """Read a run's summary.
-
-    Raises:
-        FileNotFoundError: The run has not ended; the message says how to go on.
-    """
-    file = path / "summary.json"
-    if not file.is_file():
-        raise FileNotFoundError(f"{path} has no summary.json: the run has not ended. umbel resume {path}")
-    found: Mapping[str, Any] = read_json(file)
-    return found
+    return {"representations_sha256": folder.write_model(representations, "representations.safetensors")}

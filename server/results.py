@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
 import platform
+import re
+import shutil
 import subprocess
 import time
 import uuid
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -19,9 +24,24 @@ from torch import Tensor
 import umbel
 from umbel.conf.load import as_yaml
 from umbel.conf.schema import Experiment
-from umbel.core.files import read_json, write_bytes, write_json, write_tensors, write_text
+from umbel.core.files import (
+    file_sha256,
+    plain,
+    write_bytes,
+    write_json,
+    write_sealed,
+    write_tensors,
+    write_text,
+)
 from umbel.core.kernels import kernels
+from umbel.core.leftovers import beside
+from umbel.core.names import file_stem
 from umbel.core.tree import sha256
+from umbel.models.card import MODEL, Card
+from umbel.server import reading
+from umbel.server.sources import sources
+
+_LONGEST_NAME = 80  # file systems take 255 bytes
 
 SCHEMA = pa.schema(
     [
@@ -32,6 +52,7 @@ SCHEMA = pa.schema(
         ("side", pa.string()),
         ("client", pa.int64()),
         ("split", pa.string()),
+        ("phase", pa.string()),
         ("metric", pa.string()),
         ("value", pa.float64()),
         ("seconds", pa.float64()),
@@ -43,7 +64,6 @@ _PACKAGES = (
     "torch",
     "numpy",
     "grpcio",
-    "omegaconf",
     "flwr-datasets",
     "safetensors",
     "pyarrow",
@@ -52,32 +72,63 @@ _PACKAGES = (
 )
 
 
-def new_folder(experiment: Experiment) -> Path:
+def new_folder(experiment: Experiment, place: str = "run") -> Path:
     """Make the folder of a new run and return its absolute path.
+
+    It is there with all that a resume needs, or not at all.
+
+    Args:
+        experiment: The experiment.
+        place: Where the clients' memory lives: `run`, in the folder, or `nodes`.
 
     Raises:
         FileExistsError: `run.name` names a folder that is there already.
     """
     root = Path(experiment.run.results).expanduser().resolve()
     root.mkdir(parents=True, exist_ok=True)
-    if experiment.run.name:
-        folder = root / experiment.run.name
-        if folder.exists():
-            raise FileExistsError(
-                f"{folder} is there already. Choose another run.name, or go on with it: umbel resume {folder}"
-            )
-        folder.mkdir()
-        return folder
     strategy = experiment.strategy.name.replace(":", "-").replace("/", "-")
-    stem = f"{experiment.name}-{strategy}-s{experiment.run.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
-    for attempt in range(1000):
-        folder = root / (stem if not attempt else f"{stem}-{attempt + 1}")
-        try:
-            folder.mkdir()
-        except FileExistsError:
-            continue  # another run of this experiment began within the same second
-        return folder
-    raise FileExistsError(f"{root} has a thousand runs called {stem}.")
+    stem = f"{file_stem(experiment.name)}-{strategy}-s{experiment.run.seed}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = root / (experiment.run.name or stem)
+    part = beside(folder)
+    part.mkdir()
+    try:
+        _begin(part, folder.name, experiment, place)
+        if experiment.run.name:
+            if folder.exists() or not _moved(part, folder):
+                raise FileExistsError(
+                    f"{folder} is there already. Choose another run.name, or go on with it: umbel resume {folder}"
+                )
+            return folder
+        for attempt in range(1000):  # other runs of this experiment may have begun within the same second
+            folder = root / (stem if not attempt else f"{stem}-{attempt + 1}")
+            if not folder.exists() and _moved(part, folder):
+                return folder
+        raise FileExistsError(f"{root} has a thousand runs called {stem}.")
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def _begin(folder: Path, run: str, experiment: Experiment, place: str) -> None:
+    """Write what a run is known by: configuration, environment, identity, place of the clients' memory."""
+    write_text(folder / "config.yaml", as_yaml(experiment))
+    write_json(folder / "env.json", environment() | {"sources": sources(experiment)})
+    write_sealed(folder / "memory.json", {"place": place})
+    # Nodes make a folder of it, each on its own machine.
+    name = re.sub(r"[^\w.-]+", "-", run).lstrip(".-")[:_LONGEST_NAME]
+    identity = f"{name or 'run'}-{uuid.uuid4().hex[:12]}"
+    write_sealed(folder / "run.json", {"id": identity, "config_sha256": [file_sha256(folder / "config.yaml")]})
+
+
+def _moved(part: Path, folder: Path) -> bool:
+    """Give a folder its name; False where somebody else was faster."""
+    try:
+        part.rename(folder)
+    except OSError as error:
+        if error.errno in (errno.EEXIST, errno.ENOTEMPTY):
+            return False
+        raise
+    return True
 
 
 class RunFolder:
@@ -105,17 +156,27 @@ class RunFolder:
         """A file that asks the run to stop."""
         return self.path / "stop"
 
-    def begin(self) -> str:
-        """Write configuration and environment; return the run's identity."""
-        write_text(self.path / "config.yaml", as_yaml(self.experiment))
-        write_json(self.path / "env.json", environment())
-        identity = f"{self.path.name}-{uuid.uuid4().hex[:12]}"
-        write_json(self.path / "run.json", {"id": identity})
-        return identity
-
     def identity(self) -> str:
-        """Return the run's identity."""
-        return str(read_json(self.path / "run.json")["id"])
+        """Return the run's identity.
+
+        Raises:
+            DamagedError: run.json is not what was written.
+        """
+        return str(reading.identity(self.path)["id"])
+
+    def go_on(self) -> None:
+        """Write down an experiment that has changed in what may change; whatever happens meanwhile, one of both holds.
+
+        Raises:
+            DamagedError: run.json is not what was written.
+        """
+        text = as_yaml(self.experiment)
+        file, content = self.path / "config.yaml", reading.identity(self.path)
+        if text == file.read_text(encoding="utf-8"):
+            return
+        known = [file_sha256(file), hashlib.sha256(text.encode()).hexdigest()]
+        write_sealed(self.path / "run.json", content | {"config_sha256": known})
+        write_text(file, text)
 
     def add(
         self,
@@ -125,6 +186,7 @@ class RunFolder:
         values: Mapping[str, float],
         seconds: float,
         client: int = -1,
+        phase: str = "",
     ) -> None:
         """Add metrics: one row each.
 
@@ -135,34 +197,41 @@ class RunFolder:
             values: Value of each metric.
             seconds: Time since the run began.
             client: The client, or -1.
+            phase: The phase of the round, where a round may have the same metric in several.
         """
         config = self.experiment
-        head = (self._run, config.strategy.name, config.run.seed, round_, side, client, split)
+        head = (self._run, config.strategy.name, config.run.seed, round_, side, client, split, phase)
         self._rows.extend((*head, metric, float(value), seconds) for metric, value in values.items())
 
-    def write_metrics(self, name: str = "metrics.parquet") -> None:
-        """Write a file with all rows so far."""
-        columns = list(zip(*self._rows, strict=True)) or [()] * len(SCHEMA)
+    def metrics(self, last_round: int | None = None) -> bytes:
+        """Return a Parquet file of all rows up to a round; None takes what the round under way has measured, too."""
+        place = SCHEMA.get_field_index("round")
+        rows = [row for row in self._rows if last_round is None or row[place] <= last_round]
+        columns = list(zip(*rows, strict=True)) or [()] * len(SCHEMA)
         arrays = [pa.array(column, type=field.type) for column, field in zip(columns, SCHEMA, strict=True)]
         sink = pa.BufferOutputStream()
         pq.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA), sink)
-        write_bytes(self.path / name, sink.getvalue().to_pybytes())
+        return bytes(sink.getvalue())
 
-    def read_metrics(self, last_round: int) -> None:
-        """Take over the rows that are on disk up to a round: what a resume goes on from."""
-        path = self.path / "metrics.parquet"
-        if path.is_file():
-            rows = pq.read_table(path).to_pylist()
-            self._rows = [tuple(row[name] for name in SCHEMA.names) for row in rows if row["round"] <= last_round]
+    def write_metrics(self, name: str = "metrics.parquet") -> None:
+        """Write a file with all rows so far."""
+        write_bytes(self.path / name, self.metrics())
 
-    def write_model(self, state: Mapping[str, Tensor], name: str = "model.safetensors") -> str:
-        """Write a model and return the SHA-256 of its tensors."""
-        write_tensors(self.path / name, state)
-        return sha256(state)
+    def take_metrics(self, rows: pa.Table) -> None:
+        """Take over rows: those of a checkpoint, which a resume goes on from."""
+        self._rows = [tuple(row[name] for name in SCHEMA.names) for row in rows.to_pylist()]
+
+    def write_model(self, state: Mapping[str, Tensor], name: str = MODEL, card: Card | None = None) -> str:
+        """Write a model, with what says what it is, and return the SHA-256 of its tensors."""
+        digest = sha256(state)
+        metadata = replace(card, weights_sha256=digest).metadata() if card else None
+        write_tensors(self.path / name, state, metadata)
+        return digest
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
-        """Write summary.json."""
-        write_json(self.path / "summary.json", dict(summary))
+        """Write summary.json, with the hashes of the files that are read beside it."""
+        files = {name: file_sha256(path) for name in reading.FILES if (path := self.path / name).is_file()}
+        write_sealed(self.path / reading.SUMMARY, plain({**summary, "files_sha256": files}))
 
 
 def environment() -> dict[str, Any]:

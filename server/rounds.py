@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import copy
+import re
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
+from umbel.conf.schema import Experiment
+from umbel.core import state as states
 from umbel.core.evaluation import evaluation_fold
 from umbel.core.folds import Folded
 from umbel.core.memory import Version
 from umbel.core.records import BadReplyError
+from umbel.core.refusal import Refusal
+from umbel.core.until import parse
 from umbel.core.work import Work
 from umbel.server import checkpoint, evaluation
 from umbel.server.checkpoint import Checkpoint, Progress
-from umbel.server.errors import RunStoppedError, StopRequested
+from umbel.server.errors import DivergedError, RunStoppedError, StopRequested
 from umbel.server.exchange import Exchange, Report
 from umbel.server.listener import Listener
 from umbel.server.nodes import Directory
@@ -27,6 +32,7 @@ from umbel.server.session import Session
 from umbel.strategies.base import EVALUATE
 
 EVALUATION_STEP = 99  # sorts after every phase of a round
+_RATE = re.compile(r"(^|_)(lr|eta|rate)(_|$)")
 
 
 class FederatedRun:
@@ -47,6 +53,8 @@ class FederatedRun:
         self.listener = listener
         self.progress = resume.progress if resume else Progress()
         self.best_model = resume.best_model if resume else None
+        if not (session.experiment.run.until or session.experiment.run.patience):
+            self.progress.ended = ""  # it was asked to go on after all
         self._resume = resume
         self._attempt = uuid.uuid4().hex
         self._run_id = folder.identity()
@@ -90,6 +98,8 @@ class FederatedRun:
                 self.state = self._begin()
                 directory.wait(self._look_for_stop)
             for round_ in range(self.progress.round + 1, total + 1):
+                if self.progress.ended:
+                    break
                 self._round(exchange, round_, total)
         except (StopRequested, RunStoppedError, KeyboardInterrupt):
             self._save()
@@ -101,6 +111,8 @@ class FederatedRun:
     def _begin(self) -> Any:
         if self._resume is None:
             state = self.session.strategy.initial(self.session.context(0))
+            if name := states.not_finite(state):
+                raise Refusal(f"The server's state has a NaN or an infinity before the first round, in {name}.")
             experiment = self.session.experiment
             if experiment.schedule.is_sequence and experiment.evaluate.every and experiment.evaluate.server:
                 evaluation.before_training(self.session, state, self.progress)
@@ -121,33 +133,66 @@ class FederatedRun:
                     payload = phase.broadcast(state, context)
                     self.listener.phase(round_, phase.name, len(cohort))
                     work = self._work(phase.name, round_, step, cohort, progress)
-                    answer, report = exchange.run(work, payload, cohort, phase.fold())
+                    out = self.session.dropped_out(cohort, round_)
+                    answer, report = exchange.run(work, payload, cohort, phase.fold(), out)
                 folded = self._enough(answer, report, work, progress)
             with self._stage("server", progress):
-                state = phase.update(state, folded, context)
+                state = self._finite(phase.update(state, folded, context), round_, phase.name)
             if values := phase.measured(state):
-                self.folder.add(round_, "server", "train", values, time.monotonic() - self._began)
+                seconds = time.monotonic() - self._began
+                self.folder.add(round_, "server", "train", values, seconds, phase=phase.name)
         if round_ == total:
             with self._stage("server", progress):
-                state = strategy.finish(state, context)
+                state = self._finite(strategy.finish(state, context), round_, "finish")
         found = self._evaluate(exchange, state, round_, total, progress)
-        progress.round = round_
+        progress.round, progress.num_rounds = round_, total
         if found:
-            progress.last_metrics = found
-            schedule = self.session.experiment.schedule
-            # In a sequence, rounds of different tasks measure different things; only those of the last see all.
-            whole = not schedule.is_sequence or schedule.task(round_) == schedule.num_tasks - 1
-            value = evaluation.selection_value(found) if whole else None
-            if value is not None and value > progress.best_value:
-                progress.best_round, progress.best_value, progress.best_metrics = round_, value, found
-                self.best_model = strategy.model(state)
+            self._judge(found, state, progress)
+        if progress.ended and round_ < total:
+            with self._stage("server", progress):
+                state = self._finite(strategy.finish(state, context), round_, "finish")
         progress.seconds["total"] = time.monotonic() - self._began
         self.state, self.progress = state, progress
         every = self.session.experiment.checkpoint.every
-        if every and (round_ % every == 0 or round_ == total):
+        if every and (round_ % every == 0 or round_ == total or progress.ended):
             with self._stage("checkpoint", self.progress):
                 self._save()
         self.listener.round(round_, total, found, progress.seconds["total"])
+        if progress.ended:
+            self.listener.notice(progress.ended)
+
+    def _judge(self, found: dict[str, float], state: Any, progress: Progress) -> None:
+        """Note an evaluation: whether it is the best so far, and whether the run has what it was for."""
+        experiment, round_ = self.session.experiment, progress.round
+        progress.last_metrics = found
+        # In a sequence, rounds of different tasks measure different things; only those of the last see all.
+        schedule, run = experiment.schedule, experiment.run
+        whole = not schedule.is_sequence or schedule.task(round_) == schedule.num_tasks - 1
+        value = evaluation.selection_value(found) if whole else None
+        if value is not None and value > progress.best_value:
+            progress.best_round, progress.best_value, progress.best_metrics = round_, value, found
+            progress.since_best = 0
+            self.best_model = self.session.strategy.model(state)
+        elif value is not None:
+            progress.since_best += 1
+        if run.until and parse(run.until).is_met(found):
+            progress.ended = f"Round {round_} meets run.until={run.until}: the run ends."
+        elif run.patience and progress.since_best >= run.patience:
+            progress.ended = (
+                f"No evaluation was better than that of round {progress.best_round} for run.patience={run.patience}: "
+                f"the run ends after round {round_}."
+            )
+
+    def _finite(self, state: Any, round_: int, step: str) -> Any:
+        """Return a State, unless it has diverged."""
+        if name := states.not_finite(state):
+            rates = ", ".join(f"{key}={value}" for key, value in _rates(self.session.experiment).items())
+            raise DivergedError(
+                f"Round {round_}, {step}: the server's state has a NaN or an infinity, in {name}. The run has "
+                f"diverged; it is kept as it was after round {self.progress.round}. Learning rates in force: {rates}. "
+                "Start a new run with lower ones."
+            )
+        return state
 
     def _work(self, phase: str, round_: int, step: int, cohort: tuple[int, ...], progress: Progress) -> Work:
         every = self.session.experiment.checkpoint.every
@@ -183,7 +228,7 @@ class FederatedRun:
                 f"{needed} are needed (run.min_replies).\n{reasons}"
             )
         values = {**folded.numbers, "num_replies": good, "num_failures": len(report.failures)}
-        self.folder.add(work.round, "clients", "train", values, seconds)
+        self.folder.add(work.round, "clients", "train", values, seconds, phase=work.phase)
         return folded
 
     def _account(self, report: Report, work: Work, progress: Progress) -> None:
@@ -222,14 +267,14 @@ class FederatedRun:
                 self.listener.phase(round_, EVALUATE, len(cohort))
                 work = self._work(EVALUATE, round_, EVALUATION_STEP, cohort, progress)
                 try:
-                    fold = evaluation_fold(self.session.data.num_classes)
+                    fold = evaluation_fold(self.session.data.num_classes, len(config.metrics))
                     folded, report = exchange.run(work, payload, cohort, fold)
                 except BadReplyError as error:
                     self.listener.failure(round_, EVALUATE, -1, 0, str(error))
                     return found
                 self._account(report, work, progress)
                 if folded is not None:
-                    found |= evaluation.of_clients(folded, round_, self.folder, seconds, groups)
+                    found |= evaluation.of_clients(folded, round_, self.folder, seconds, groups, config.metrics)
         return found
 
     def _look_for_stop(self) -> None:
@@ -241,11 +286,11 @@ class FederatedRun:
         """Write a checkpoint of the last completed round, if there is one."""
         if not self.progress.round:
             return
-        # Metrics first: a resume drops rows that are newer than its checkpoint, but cannot make up missing ones.
         self.folder.write_metrics()
         if self._checkpoint_round == self.progress.round:
             return  # it is on disk already, and to replace it would be a moment without it
-        checkpoint.write(self.folder.checkpoints, self.progress, self.state, self.best_model)
+        metrics = self.folder.metrics(self.progress.round)
+        checkpoint.write(self.folder.checkpoints, self.progress, self.state, self.best_model, metrics)
         self._older_checkpoint_round, self._checkpoint_round = self._checkpoint_round, self.progress.round
 
     @contextmanager
@@ -255,6 +300,15 @@ class FederatedRun:
             yield
         finally:
             seconds[name] = seconds.get(name, 0.0) + time.monotonic() - start
+
+
+def _rates(experiment: Experiment) -> dict[str, float]:
+    """Return the learning rates that an experiment names, by key."""
+    rates, own = {"client.lr": experiment.client.lr}, experiment.strategy.options
+    inner = {f"strategy.{key}": value for key, value in own.items() if isinstance(value, Mapping)}
+    for section, options in {"strategy": own, **inner}.items():
+        rates |= {f"{section}.{key}": value for key, value in options.items() if _RATE.search(key)}
+    return rates
 
 
 def _copy(progress: Progress) -> Progress:

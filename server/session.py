@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from umbel.conf import initial
 from umbel.conf.federation import build_model, federation, local_names
 from umbel.conf.load import build_strategy, portable_hash
 from umbel.conf.schema import Experiment
@@ -19,7 +20,7 @@ from umbel.core.rng import generator
 from umbel.data import transforms
 from umbel.data.types import Examples
 from umbel.models.base import Model
-from umbel.models.weights import shared_state
+from umbel.models.weights import load_state, shared_state
 from umbel.server.flower import strategies as flower
 from umbel.strategies.base import Phase, ServerContext, Strategy, by_name
 from umbel.strategies.whole_models import WholeModels
@@ -49,10 +50,28 @@ class Session:
         self.local_names = local_names(experiment, self._initial)
         self.shared_names = frozenset(shared_state(self._initial, self.local_names))
         self.prepare = Kept(self._prepare)
+        self._start: dict[str, Tensor] = {}
+
+    def start(self) -> str:
+        """Give the global model the weights of `model.init`, if there is one; return what is to be said of it.
+
+        A run that goes on from a checkpoint need not: all of them are in it.
+
+        Raises:
+            Refusal: They cannot be read, or do not fit.
+        """
+        if not self.experiment.model.init:
+            return ""
+        start = initial.start(self.experiment, self._initial, self.data)
+        self._start = start.tensors
+        load_state(self._initial, self._start, partial=True)
+        return start.notice
 
     def build_model(self) -> Model:
         """Build the global model as it is before the first round."""
-        return build_model(self.experiment, self.data)
+        model = build_model(self.experiment, self.data)
+        load_state(model, self._start, partial=True)
+        return model
 
     def full_state(self, shared: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return all parameters and buffers of the generic model: the shared ones, the rest as initialised.
@@ -77,7 +96,7 @@ class Session:
             round=round_,
             num_rounds=self.experiment.run.rounds,
             num_clients=self.experiment.data.num_clients,
-            local=self.experiment.client,
+            local=self.experiment.local,
             build_model=self.build_model,
             shared_names=self.shared_names,
             validation=validation if len(validation) else None,
@@ -134,20 +153,38 @@ class Session:
             return tuple(range(everyone))
         return self._draw(asked, everyone, round_, "evaluate")
 
+    def dropped_out(self, cohort: Sequence[int], round_: int) -> frozenset[int]:
+        """Return the clients that are out for a round by `run.dropout`: each by itself, with that probability."""
+        share = self.experiment.run.dropout
+        if not share:
+            return frozenset()
+        draws = torch.rand(self.experiment.data.num_clients, generator=self._source(round_, "dropout")).tolist()
+        return frozenset(client for client in cohort if draws[client] < share)
+
     def _draw(self, number: int, everyone: int, round_: int, purpose: str) -> tuple[int, ...]:
-        source = generator(self.experiment.run.seed, round_, "server", -1, purpose)
-        return tuple(sorted(torch.randperm(everyone, generator=source)[:number].tolist()))
+        chosen = self._choose(range(everyone), number, self._source(round_, purpose), purpose)
+        return tuple(sorted(chosen))
+
+    def _source(self, round_: int, purpose: str) -> torch.Generator:
+        return generator(self.experiment.run.seed, round_, "server", -1, purpose)
+
+    def _choose(self, members: Sequence[int], number: int, source: torch.Generator, purpose: str) -> list[int]:
+        """Draw so many of `members`, none twice: uniformly, or for training by `run.sampling`."""
+        if purpose != "sample" or self.experiment.run.sampling == "uniform":
+            return [members[index] for index in torch.randperm(len(members), generator=source)[:number].tolist()]
+        weights = self.data.num_train[list(members)].double()
+        number = min(number, int((weights > 0).sum()))  # who has nothing to train on is never drawn
+        return [members[index] for index in torch.multinomial(weights, number, generator=source).tolist()]
 
     def _draw_groups(self, number: int, groups: tuple[int, ...], round_: int) -> tuple[int, ...]:
         """Draw from each group in proportion to its size, at least one while there are enough to draw."""
         sizes = torch.bincount(torch.tensor(groups)).tolist()
-        source = generator(self.experiment.run.seed, round_, "server", -1, "sample")
+        source = self._source(round_, "sample")
         start = Fraction(int(torch.randint(0, 2**32, (), generator=source)), 2**32)
         chosen: list[int] = []
         for group, quota in enumerate(quotas(number, sizes, start)):
             members = [client for client, own in enumerate(groups) if own == group]
-            order = torch.randperm(len(members), generator=source)[:quota].tolist()
-            chosen.extend(members[index] for index in order)
+            chosen.extend(self._choose(members, quota, source, "sample"))
         return tuple(sorted(chosen))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,17 +13,24 @@ from typing import Any
 import pandas as pd
 
 from umbel import data
+from umbel.conf import initial
 from umbel.conf.errors import ExperimentError
 from umbel.conf.load import as_yaml, load
 from umbel.conf.schema import Experiment
-from umbel.core.files import read_json, write_json
-from umbel.core.refusal import REFUSALS
+from umbel.core.device import set_threads
+from umbel.core.leftovers import sweep, sweep_within
+from umbel.server import reading
+from umbel.server.errors import RunStoppedError, StopRequested
 from umbel.server.flower import strategies as flower
-from umbel.server.listener import Listener, has_begun
-from umbel.server.main import execute, summary
+from umbel.server.listener import PROGRESS_FILE, Listener, has_begun, mend
+from umbel.server.lock import exclusive
+from umbel.server.main import execute
 from umbel.server.port import Port
 from umbel.server.results import new_folder
 from umbel.simulations.engines.inline import InlinePort
+
+_PATIENCE_SECONDS = 10.0
+_MAY_CHANGE = ("run.rounds", "data.path", "client.device")  # with all of engine and checkpoint
 
 
 @dataclass(frozen=True)
@@ -39,12 +46,13 @@ class RunResult:
     @cached_property
     def summary(self) -> Mapping[str, Any]:
         """Content of summary.json."""
-        return summary(self.path)
+        return reading.summary(self.path)
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
         """All metrics, long and tidy."""
-        return pd.read_parquet(self.path / "metrics.parquet")
+        frame: pd.DataFrame = reading.metrics(self.path).to_pandas()
+        return frame
 
 
 def run(experiment: str | Experiment, *overrides: str, listener: Listener | None = None) -> RunResult:
@@ -67,13 +75,32 @@ def run(experiment: str | Experiment, *overrides: str, listener: Listener | None
         composed = load(experiment, overrides)
     flower.check(composed)
     data.check(composed.data)
-    folder = new_folder(composed)
+    composed = initial.resolved(composed)
+    # Absolute, because workers and nodes have current folders of their own.
+    results = Path(composed.run.results).expanduser().resolve()
+    composed = replace(composed, run=replace(composed.run, results=str(results)))
+    sweep(results)
+    set_threads(composed.run.threads)  # the folder says with how many
+    folder = new_folder(composed, _memory_place(composed))
     try:
         return _start(composed, listener or Listener(), folder, resuming=False)
-    except REFUSALS:
-        if not has_begun(folder):
-            shutil.rmtree(folder, ignore_errors=True)
+    except RunStoppedError:
+        raise  # its folder says why, and can be gone on with
+    except (StopRequested, KeyboardInterrupt):
+        # Over gRPC its server may begin only now: it finds that it is to stop.
+        if composed.engine.name != "grpc" and not (folder / PROGRESS_FILE).is_file():
+            _remove(folder)
         raise
+    except BaseException:
+        if not has_begun(folder):
+            _remove(folder)
+        raise
+
+
+def _remove(folder: Path) -> None:
+    """Remove the folder of a run that did not begin, once its server has ended."""
+    with suppress(RunStoppedError), exclusive(folder, _PATIENCE_SECONDS):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def resume(folder: str | Path, *overrides: str, listener: Listener | None = None) -> RunResult:
@@ -81,25 +108,32 @@ def resume(folder: str | Path, *overrides: str, listener: Listener | None = None
 
     Args:
         folder: The run's folder.
-        overrides: What may change: `run.rounds`, and everything of `engine` and `checkpoint`.
+        overrides: What may change: `run.rounds`, everything of `engine` and `checkpoint`, and, where they have moved,
+            `data.path` and `client.device`.
         listener: Told of everything that happens.
 
     Raises:
         ExperimentError: There is no such run, or an override would change the experiment.
+        DamagedError: What the run would go on from is not what was written.
+        Refusal: More rounds are done than the run is to have.
     """
     path = Path(folder).expanduser().resolve()
-    config = path / "config.yaml"
-    if not config.is_file():
-        raise ExperimentError(f"{path} is no run: it has no config.yaml.")
+    reading.is_run(path)
     for override in overrides:
         key = override.partition("=")[0]
-        if key != "run.rounds" and key.partition(".")[0] not in ("engine", "checkpoint"):
+        if key not in _MAY_CHANGE and key.partition(".")[0] not in ("engine", "checkpoint"):
             raise ExperimentError(
-                f"{key} cannot change in the middle of a run; run.rounds, engine.*, checkpoint.* can."
+                f"{key} cannot change in the middle of a run; {', '.join(_MAY_CHANGE)}, engine.*, checkpoint.* can.",
+                key=key,
             )
-    text = config.read_text(encoding="utf-8")
-    composed = load(config.stem, overrides, text)
-    (path / "stop").unlink(missing_ok=True)
+    with exclusive(path):  # after a kill the server may still be writing
+        sweep(path.parent)
+        sweep_within(path)
+        mend(path)
+        composed = load("config", overrides, reading.configuration(path))
+        (path / "stop").unlink(missing_ok=True)
+    composed = replace(composed, run=replace(composed.run, results=str(path.parent)))
+    _check_memory_place(composed, path)
     return _start(composed, listener or Listener(), path, resuming=True)
 
 
@@ -109,10 +143,6 @@ def run_config(experiment: Experiment) -> dict[str, Any]:
 
 
 def _start(experiment: Experiment, listener: Listener, folder: Path, resuming: bool) -> RunResult:
-    # Absolute, because workers and nodes have current folders of their own.
-    absolute = replace(experiment.run, results=str(folder.parent))
-    experiment = replace(experiment, run=absolute)
-    _check_memory_place(experiment, folder, resuming)
     if experiment.engine.name == "grpc":
         from umbel.simulations.engines.grpc_engine import submit
 
@@ -123,20 +153,17 @@ def _start(experiment: Experiment, listener: Listener, folder: Path, resuming: b
     return RunResult(folder)
 
 
-def _check_memory_place(experiment: Experiment, folder: Path, resuming: bool) -> None:
-    """Note where the clients' memory lives; refuse to go on where it is not.
-
-    A federation that is up keeps memory on its nodes; everything else keeps it in the run's folder.
-    """
+def _memory_place(experiment: Experiment) -> str:
+    """Return where the clients' memory lives: a federation that is up keeps it, else it is in the run's folder."""
     from umbel.simulations.engines import federate
 
     outside = experiment.engine.name == "grpc" and federate.find() is not None
-    place = "nodes" if outside else "run"
-    file = folder / "memory.json"
-    if not resuming or not file.is_file():
-        write_json(file, {"place": place})
-        return
-    before = read_json(file)["place"]
+    return "nodes" if outside else "run"
+
+
+def _check_memory_place(experiment: Experiment, folder: Path) -> None:
+    """Refuse to go on where the clients' memory is not."""
+    before, place = reading.memory_place(folder), _memory_place(experiment)
     if before == place:
         return
     remedy = (
@@ -145,7 +172,7 @@ def _check_memory_place(experiment: Experiment, folder: Path, resuming: bool) ->
         else "Take the federation down first (umbel federate down), or resume on inline or ray."
     )
     raise ExperimentError(
-        f"The clients of {folder} keep their memory elsewhere ({before}), not here ({place}). {remedy}"
+        f"The clients of {folder} keep their memory elsewhere ({before}), not here ({place}).", remedy=remedy
     )
 
 

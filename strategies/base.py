@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from umbel.core import training
+from umbel.core.losses import CrossEntropy
 from umbel.core.memory import MemoryRecord
 from umbel.core.metrics import Predict
 from umbel.core.names import UnknownNameError, nearest
@@ -164,7 +164,7 @@ class ClientContext:
     num_classes: int
     memory: MemoryRecord | None
     remember: Callable[[MemoryRecord], None]
-    loss: training.Loss = F.cross_entropy
+    loss: training.Loss = field(default_factory=CrossEntropy)
     task: int = 0
     keep: Callable[[str, float, Callable[[], Examples]], Examples] = field(default=lambda name, version, make: make())
     public: Examples | None = None
@@ -204,15 +204,19 @@ class ClientContext:
             round_=self.round,
             correct=correct,
             augment=self.augment,
-            loss=self.loss,
+            loss=self._loss_of(labels),
         )
 
     def full_gradient(self, model: Model) -> dict[str, Tensor]:
         """Return the gradient of the mean loss over the client's training examples, by parameter name."""
         images, labels = self.prepare(self.train_data)
         names = [name for name, p in model.named_parameters() if p.requires_grad]
-        gradients = training.full_gradient(model, images, labels, batch_size=512, loss=self.loss)
+        gradients = training.full_gradient(model, images, labels, batch_size=512, loss=self._loss_of(labels))
         return dict(zip(names, gradients, strict=True))
+
+    def _loss_of(self, labels: Tensor) -> training.Loss:
+        """Return the loss for training on examples with these labels, which may weigh their classes."""
+        return self.loss.of(labels, self.num_classes) if isinstance(self.loss, CrossEntropy) else self.loss
 
     def align(self, model: Model, tree: Tree) -> list[Tensor]:
         """Return the tensors of `tree` in the order of the model's trainable parameters, on its device.
@@ -246,6 +250,11 @@ class Strategy(ABC, Generic[S]):
     def __init__(self, config: Any) -> None:
         check_ranges(config, "strategy")
         self.config = config
+
+    @property
+    def plans_rounds(self) -> bool:
+        """Whether what a round does depends on how many there are in all, as under a schedule; by default not."""
+        return False
 
     def check(self, setting: Setting) -> None:
         """Raise a `Refusal` when the method does not go with this experiment; asked before anything starts."""

@@ -111,14 +111,14 @@ def by_name(phases: Iterable[Phase[S]], key: str = "strategy.name") -> dict[str,
         Refusal: Two have the same name, or one has that of the loop's own exchange: what a client draws, and what it
             is asked for, goes by the name.
     """
-    found: dict[str, Phase[S]] = {}
+    named: dict[str, Phase[S]] = {}
     for phase in phases:
-        if phase.name in found or phase.name == EVALUATE:
-            whose = "two phases of a round are" if phase.name in found else "the loop's own exchange is"
+        if phase.name in named or phase.name == EVALUATE:
+            whose = "two phases of a round are" if phase.name in named else "the loop's own exchange is"
             raise Refusal(
                 f"A round has phases of different names, and {whose} called {phase.name!r}.",
                 key=key,
                 remedy="Give the phase another name, or choose another strategy.",
             )
-        found[phase.name] = phase
-    return found
+        named[phase.name] = phase
+    return named

@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
+from umbel.core import outside
 from umbel.core.names import unknown
 from umbel.core.refusal import Refusal
 from umbel.strategies.base import Strategy
+from umbel.strategies.phase import Phase, by_name
+from umbel.strategies.setting import Setting
 
 FLOWER_PREFIX = "flwr:"
 DEFAULT = "fedavg"
@@ -54,36 +58,93 @@ def find(name: str, key: str = "strategy.name") -> type[Strategy[Any]]:
     """
     if name not in _TABLE and ":" not in name:
         raise unknown("strategy", name, [*_TABLE, "flwr:<Flower strategy>"], key=key, own="module:Class")
-    path = _TABLE[name][0] if name in _TABLE else name
-    module_name, _, class_name = path.partition(":")
-    try:
-        found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as error:
+    if name in _TABLE:
+        module_name, _, class_name = _TABLE[name][0].partition(":")
+        ours: type[Strategy[Any]] = getattr(importlib.import_module(module_name), class_name)
+        return ours
+    return _checked(name, outside.find(name, "strategy", key), key)
+
+
+def make(name: str, options: Mapping[str, Any], key: str = "strategy.name") -> Strategy[Any]:
+    """Make a strategy with these hyper-parameters.
+
+    Args:
+        name: As in `find`.
+        options: Values of fields of its `config_class`; the others have their defaults.
+        key: As in `find`.
+
+    Raises:
+        Refusal: A hyper-parameter is out of its range; or a strategy from outside raises, or has no phases.
+    """
+    kind = find(name, key)
+    if name in _TABLE:
+        return kind(kind.config_class(**options))
+    with outside.guarded(f"{key}={name} cannot be made", key):
+        strategy = kind(kind.config_class(**options))
+        phases = strategy.every_phase()
+    if not (isinstance(phases, tuple) and phases and all(isinstance(phase, Phase) for phase in phases)):
         raise Refusal(
-            f"{key}={name}: {error}.",
+            f"{key}={name}: every_phase() should return a tuple of one umbel.Phase or more, found {phases!r}.",
             key=key,
-            remedy="The package must be installed here, or be in a folder that PYTHONPATH names, and for a real "
-            "federation on every node.",
-        ) from error
-    if not (inspect.isclass(found) and issubclass(found, Strategy)):
+            remedy='Return (Phase("train", self.send_model, self.local, self.fold, self.update),).',
+        )
+    by_name(phases, key)
+    return strategy
+
+
+def check(name: str, strategy: Strategy[Any], setting: Setting, key: str = "strategy.name") -> None:
+    """Ask a strategy whether it goes with an experiment.
+
+    Args:
+        name: The strategy's.
+        strategy: The strategy.
+        setting: The experiment.
+        key: As in `find`.
+
+    Raises:
+        Refusal: It does not; or one from outside raises something else.
+    """
+    if ":" not in name or name.startswith(FLOWER_PREFIX):
+        strategy.check(setting)
+        return
+    with outside.guarded(f"{key}={name} cannot be asked whether it goes with this experiment", key):
+        strategy.check(setting)
+
+
+def _checked(name: str, kind: Any, key: str) -> type[Strategy[Any]]:
+    """Return what somebody named if it is a class of a strategy that says all that it must."""
+    path = f"{key}={name}"
+    if not (inspect.isclass(kind) and issubclass(kind, Strategy)):
         raise Refusal(
-            f"{key}={name}: {class_name} is no subclass of umbel.strategies.base.Strategy.",
+            f"{path}: {getattr(kind, '__name__', repr(kind))} is no subclass of umbel.Strategy.",
             key=key,
             remedy="Name a class that is.",
         )
-    if missing := sorted(getattr(found, "__abstractmethods__", ())):
+    if missing := sorted(getattr(kind, "__abstractmethods__", ())):
         raise Refusal(
-            f"{key}={name}: {class_name} does not say {', '.join(missing)}.",
+            f"{path}: {kind.__name__} does not say {', '.join(missing)}.",
             key=key,
             remedy="Write these methods; umbel.strategies.base.Strategy says what each returns.",
         )
-    if not dataclasses.is_dataclass(getattr(found, "config_class", None)):
+    config = getattr(kind, "config_class", None)
+    if not (inspect.isclass(config) and dataclasses.is_dataclass(config)):
         raise Refusal(
-            f"{key}={name}: {class_name} has no config_class, the frozen dataclass of its hyper-parameters.",
+            f"{path}: {kind.__name__} has no config_class, the frozen dataclass of its hyper-parameters.",
             key=key,
             remedy="Set it; without hyper-parameters it is an empty dataclass.",
         )
-    return found
+    without = [
+        field.name
+        for field in dataclasses.fields(config)
+        if field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+    ]
+    if without:
+        raise Refusal(
+            f"{path}: {config.__name__} has no default for {', '.join(without)}.",
+            key=key,
+            remedy="Give each hyper-parameter one.",
+        )
+    return kind
 
 
 def options(name: str) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from umbel.core.refusal import Refusal
 from umbel.core.schedule import Schedule
 from umbel.core.training import LocalConfig
 from umbel.data.config import DataConfig
@@ -80,3 +81,26 @@ class Setting(Protocol):
     def schedule(self) -> Schedule: ...
     @property
     def num_sampled(self) -> int: ...
+
+
+def refuse_other_losses(setting: Setting, strategy: str) -> None:
+    """Refuse what would change a loss that the strategy does not train with.
+
+    Args:
+        setting: The experiment.
+        strategy: The strategy's name, for the message.
+
+    Raises:
+        Refusal: Labels are to be smoothed, or classes weighed.
+    """
+    client = setting.client
+    for key, value, off in (
+        ("label_smoothing", client.label_smoothing, 0.0),
+        ("class_weights", client.class_weights, "none"),
+    ):
+        if value != off:
+            raise Refusal(
+                f"strategy.name={strategy} trains with losses of its own, in which client.{key}={value} has no part.",
+                key=f"client.{key}",
+                remedy=f"Set client.{key}={off:g}." if isinstance(off, float) else f"Set client.{key}={off}.",
+            )

@@ -127,8 +127,8 @@ def shared_home(tmp_path_factory: pytest.TempPathFactory, pytestconfig: pytest.C
 def federation(shared_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Two warm SuperNodes behind a SuperLink, up and whole when a test begins: whoever broke it, it is made again."""
     monkeypatch.setenv("UMBEL_HOME", str(shared_home))
-    found = federate.find(shared_home)
-    if found is None or found.num_alive < 2:
+    running = federate.find(shared_home)
+    if running is None or running.num_alive < 2:
         federate.stop(shared_home)
         federate.start(2, shared_home)
     return shared_home

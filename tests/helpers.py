@@ -154,9 +154,9 @@ def watch_phases(monkeypatch: pytest.MonkeyPatch, kind: type[Strategy[Any]], **p
     """
     phase, phases = kind.phase, kind.phases
 
-    def watched(found: Phase[Any]) -> Phase[Any]:
-        changes: dict[str, Any] = {name: partial(part, found) for name, part in parts.items()}
-        return replace(found, **changes)
+    def watched(own: Phase[Any]) -> Phase[Any]:
+        changes: dict[str, Any] = {name: partial(part, own) for name, part in parts.items()}
+        return replace(own, **changes)
 
     monkeypatch.setattr(kind, "phase", lambda self, name: watched(phase(self, name)))
     monkeypatch.setattr(kind, "phases", lambda self, state: tuple(map(watched, phases(self, state))))

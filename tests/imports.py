@@ -22,21 +22,21 @@ PACKAGES = ("umbel", "core", "models", "data", "strategies", "conf", "server", "
 
 def beside_the_doors() -> list[str]:
     """Return the imports of Flower's private modules that stand elsewhere, which import-linter cannot tell apart."""
-    found = []
+    imports = []
     for path in (path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))):
         name = path.relative_to(ROOT).as_posix()
         for node in [] if name.startswith(DOORS) else ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             modules = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             modules += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             private = [module for module in modules if module.split(".")[0] == "flwr" and module.split(".")[1:2] != []]
-            found += [f"{name}:{node.lineno}: {module}" for module in private if module.split(".")[1] in PRIVATE]
-    return found
+            imports += [f"{name}:{node.lineno}: {module}" for module in private if module.split(".")[1] in PRIVATE]
+    return imports
 
 
 if __name__ == "__main__":
     others = [path for path in sys.path if path not in ("", str(ROOT), str(ROOT / "tests"))]
     sys.path[:] = [str(ROOT / ".typing"), *others]
     os.chdir(ROOT / ".typing")  # import-linter puts its folder on the path
-    if found := beside_the_doors():
-        sys.exit("Flower's own modules, which it may change any day, belong behind a door:\n" + "\n".join(found))
+    if imports := beside_the_doors():
+        sys.exit("Flower's own modules, which it may change any day, belong behind a door:\n" + "\n".join(imports))
     lint_imports_command([str(ROOT / "pyproject.toml"), "--cache-dir", str(ROOT / ".import_linter_cache")])

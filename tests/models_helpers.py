@@ -7,10 +7,29 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
+from umbel.core.rng import generator
 from umbel.models import Model, build
+
+
+class Tied(Model):
+    """Two linear layers of one weight, and a counter."""
+
+    def __init__(self, num_classes: int, image_size: int = 2, in_channels: int = 1) -> None:
+        super().__init__()
+        self.num_features, self.image_size, self.in_channels = 4, image_size, in_channels
+        self.first = nn.Linear(4, 4, bias=False)
+        self.second = nn.Linear(4, 4, bias=False)
+        self.second.weight = self.first.weight
+        self.norm = nn.BatchNorm1d(4)
+        self.head = nn.Linear(4, num_classes)
+
+    def features(self, x: Tensor) -> Tensor:
+        self.check_input(x)
+        features: Tensor = self.norm(self.second(self.first(x.flatten(1))))
+        return features
 
 
 def seeded_with(seed: int) -> Callable[..., Iterator[None]]:
@@ -23,6 +42,11 @@ def seeded_with(seed: int) -> Callable[..., Iterator[None]]:
             yield
 
     return seeded
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    """Return normal numbers in float64."""
+    return torch.randn(*shape, generator=generator(seed), dtype=torch.float64)
 
 
 def num_parameters(model: nn.Module) -> int:

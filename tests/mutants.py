@@ -36,16 +36,17 @@ _CREAMFL = (
     "tests/core/metrics/test_matching.py",
     "tests/simulations/report/test_measures.py",
 )
+_FOLDS = tuple(f"tests/core/test_{name}.py" for name in ("folds", "moments", "collecting", "evaluation_counts"))
 SUITES: dict[str, tuple[str, ...]] = {
-    "core/folds.py": ("tests/core/test_folds.py", "tests/strategies/test_quadratics.py"),
-    "core/blocks.py": ("tests/core/test_blocks.py", "tests/core/test_folds.py"),
-    "core/records.py": ("tests/core/test_folds.py", "tests/core/test_messages.py"),
+    "core/folds.py": (*_FOLDS, "tests/strategies/test_quadratics.py"),
+    "core/blocks.py": ("tests/core/test_blocks.py", *_FOLDS),
+    "core/records.py": (*_FOLDS, "tests/core/test_messages.py"),
     "core/training.py": (
         "tests/core/test_training.py",
         "tests/strategies/test_local.py",
         "tests/strategies/test_quadratics.py",
     ),
-    "core/moments.py": ("tests/core/test_folds.py", *_GGEUR),
+    "core/moments.py": (*_FOLDS, *_GGEUR),
     "core/metrics/collapse.py": _FEDLOGE,
     "core/metrics/matching.py": _CREAMFL,
     "strategies/ggeur/pooling.py": _GGEUR,
@@ -208,8 +209,8 @@ def main() -> None:
         given.json.write_text(json.dumps([asdict(m) | {"noticed": fates[m]} for m in drawn], indent=1) + "\n")
     print("| module | mutants | noticed |\n|---|---:|---:|")
     for module in given.modules:
-        found = [fates[mutant] for mutant in drawn if mutant.module == module]
-        print(f"| `{module}` | {len(found)} | {sum(found)} |")
+        outcomes = [fates[mutant] for mutant in drawn if mutant.module == module]
+        print(f"| `{module}` | {len(outcomes)} | {sum(outcomes)} |")
     print(f"| all | {len(drawn)} | {sum(fates.values())} ({sum(fates.values()) / len(drawn):.1%}) |")
 
 

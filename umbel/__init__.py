@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from umbel.simulations.compare.carry_out import compare
     from umbel.simulations.explain.look import explain
     from umbel.simulations.report.page import report
+    from umbel.simulations.use.evaluate import evaluate
+    from umbel.simulations.use.export import export
+    from umbel.simulations.use.predict import predict
+    from umbel.simulations.use.trained import Trained, load_model
     from umbel.strategies.base import Phase, Strategy
 
 # name -> where it is defined; a package is its own place
@@ -34,11 +38,16 @@ _PLACES = {
     "Phase": "umbel.strategies.base",
     "RunResult": "umbel.simulations.api",
     "Strategy": "umbel.strategies.base",
+    "Trained": "umbel.simulations.use.trained",
     "compare": "umbel.simulations.compare.carry_out",
     "data": "",
+    "evaluate": "umbel.simulations.use.evaluate",
     "explain": "umbel.simulations.explain.look",
+    "export": "umbel.simulations.use.export",
     "load": "umbel.conf.load",
+    "load_model": "umbel.simulations.use.trained",
     "models": "",
+    "predict": "umbel.simulations.use.predict",
     "report": "umbel.simulations.report.page",
     "resume": "umbel.simulations.api",
     "run": "umbel.simulations.api",
@@ -50,11 +59,16 @@ __all__ = [
     "Phase",
     "RunResult",
     "Strategy",
+    "Trained",
     "compare",
     "data",
+    "evaluate",
     "explain",
+    "export",
     "load",
+    "load_model",
     "models",
+    "predict",
     "report",
     "resume",
     "run",

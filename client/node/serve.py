@@ -49,6 +49,7 @@ def main() -> None:
     start = json.loads(first)
     context = Context(start["run_id"], start["node_id"], start["node_config"], RecordDict(), start["run_config"])
     from umbel.client.app import app
+    from umbel.core.records import reason
 
     while (content := read_frame(requests)) is not None:
         message = message_from_proto(ProtoMessage.FromString(content))
@@ -56,7 +57,7 @@ def main() -> None:
             reply = app(message, context)
         except Exception as error:  # noqa: BLE001 - whatever the app raises is its answer, as with Flower
             traceback.print_exc()
-            reply = Message(Error(_APP_RAISED, f"{type(error).__name__}: {error}"), reply_to=message)
+            reply = Message(Error(_APP_RAISED, reason(error)), reply_to=message)
         write_frame(answers, message_to_proto(reply).SerializeToString())
 
 

@@ -142,11 +142,11 @@ def measure(features_ND: Tensor, labels_N: Tensor, head: nn.Linear) -> dict[str,
     weight = head.weight.detach().double().cpu()
     bias = None if head.bias is None else head.bias.detach().double().cpu()
     sums = class_sums(features_ND, labels_N, len(weight))
-    found = describe(sums, weight)
-    if found:
+    measures = describe(sums, weight)
+    if measures:
         logits = F.linear(features_ND.double(), weight, bias)
-        found["nc4"] = num_agreeing(features_ND, logits, sums.means(), sums.present()) / len(labels_N)
-    return found
+        measures["nc4"] = num_agreeing(features_ND, logits, sums.means(), sums.present()) / len(labels_N)
+    return measures
 
 
 def describe(sums: ClassSums, weight_CD: Tensor) -> dict[str, float]:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 Predict = Callable[[Tensor], Tensor]
+Keep = Callable[[Tensor, Tensor, int], None]
 _RULED_OUT = -100.0
 
 
@@ -43,7 +44,15 @@ class ClassCounts:
 
 
 @torch.no_grad()
-def classify(predict: Predict, images: Tensor, labels: Tensor, num_classes: int, batch_size: int = 512) -> ClassCounts:
+def classify(
+    predict: Predict,
+    images: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    batch_size: int = 512,
+    keep: Keep | None = None,
+    task: int = 0,
+) -> ClassCounts:
     """Classify examples and count.
 
     Args:
@@ -52,6 +61,8 @@ def classify(predict: Predict, images: Tensor, labels: Tensor, num_classes: int,
         labels: [N] int64, same device.
         num_classes: C.
         batch_size: Examples at once.
+        keep: Called with logits [B, C], labels [B] and `task` for each batch.
+        task: Whose examples they are.
     """
     correct = torch.zeros(num_classes, dtype=torch.float64)
     total = torch.bincount(labels.cpu(), minlength=num_classes).to(torch.float64)
@@ -60,10 +71,14 @@ def classify(predict: Predict, images: Tensor, labels: Tensor, num_classes: int,
         x, y = images[start : start + batch_size], labels[start : start + batch_size]
         logits = predict(x)
         logits = logits if logits.dtype == torch.float64 else logits.float()
+        if keep is not None:
+            keep(logits, y, task)
         # A class that a predictor rules out (minus infinity) costs 100 nats more than the others, not infinity.
         finite = logits.masked_fill(logits.isneginf(), _RULED_OUT)
         loss += float(F.cross_entropy(finite, y, reduction="sum").item())
-        hits = y[logits.argmax(dim=1) == y]
+        # Where a logit is NaN or infinite, or all classes are ruled out, argmax would name one all the same.
+        is_prediction = (logits < torch.inf).all(dim=1) & logits.isfinite().any(dim=1)
+        hits = y[is_prediction & (logits.argmax(dim=1) == y)]
         correct += torch.bincount(hits.cpu(), minlength=num_classes)
     return ClassCounts(correct, total, loss)
 
@@ -77,6 +92,7 @@ def classify_tasks(
     num_classes: int,
     batch_size: int = 512,
     task_of_class: Tensor | None = None,
+    keep: Keep | None = None,
 ) -> dict[int, ClassCounts]:
     """Classify the examples of each task and count.
 
@@ -88,18 +104,19 @@ def classify_tasks(
         num_classes: C.
         batch_size: Examples at once.
         task_of_class: [C] int64, when a task is told its own classes' outputs only; None lets it see all.
+        keep: As in `classify`.
 
     Returns:
         The counts of each task that occurs.
     """
     if tasks is None:
-        return {0: classify(predict, images, labels, num_classes, batch_size)}
-    found = {}
+        return {0: classify(predict, images, labels, num_classes, batch_size, keep)}
+    by_task = {}
     for task in torch.unique(tasks).tolist():
         rows = (tasks == task).to(labels.device)
         told = predict if task_of_class is None else only_task(predict, task_of_class == task)
-        found[task] = classify(told, images[rows], labels[rows], num_classes, batch_size)
-    return found
+        by_task[task] = classify(told, images[rows], labels[rows], num_classes, batch_size, keep, task)
+    return by_task
 
 
 def only_task(predict: Predict, classes_C: Tensor) -> Predict:
@@ -165,12 +182,12 @@ def by_group(counts: ClassCounts, groups_C: Tensor) -> dict[str, float]:
         raise ValueError(
             f"Expected a group 0, 1 or 2 for each of {len(counts.total_C)} classes, found {known.tolist()}."
         )
-    found = {}
+    accuracies = {}
     for number, name in enumerate(GROUPS):
         inside = known == number
         if (examples := float(counts.total_C[inside].sum())) > 0:
-            found[f"accuracy_{name}"] = float(counts.correct_C[inside].sum()) / examples
-    return found
+            accuracies[f"accuracy_{name}"] = float(counts.correct_C[inside].sum()) / examples
+    return accuracies
 
 
 def by_domain(counts: Mapping[str, ClassCounts]) -> dict[str, float]:
@@ -185,10 +202,10 @@ def by_domain(counts: Mapping[str, ClassCounts]) -> dict[str, float]:
     accuracies = {name: summarise(each)["accuracy"] for name, each in counts.items() if each.num_examples}
     if not accuracies:
         return {}
-    found = {f"domain/{name}/accuracy": value for name, value in accuracies.items()}
-    found["domains_mean"] = math.fsum(accuracies.values()) / len(accuracies)
-    found["domains_worst"] = min(accuracies.values())
-    return found
+    measures = {f"domain/{name}/accuracy": value for name, value in accuracies.items()}
+    measures["domains_mean"] = math.fsum(accuracies.values()) / len(accuracies)
+    measures["domains_worst"] = min(accuracies.values())
+    return measures
 
 
 def over_clients(values: Sequence[float]) -> dict[str, float]:

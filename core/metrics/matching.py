@@ -51,16 +51,16 @@ def distinct_texts(tokens: Tensor, ids_N: Tensor) -> Tensor:
     return first.scatter_reduce_(0, member, torch.arange(len(tokens)), "amin").sort().values
 
 
-def as_counts(found: dict[str, float], num_images: int, num_texts: int) -> Tensor:
+def as_counts(measured: dict[str, float], num_images: int, num_texts: int) -> Tensor:
     """Return [2, 6]: how many of a client's queries found their partner under each of `RECALLS`, and how many asked.
 
     Args:
-        found: What `match` says.
+        measured: What `match` says.
         num_images: Images that asked for their text.
         num_texts: Texts that asked for their image: the distinct ones.
     """
     asked = [num_images if name.startswith("i2t") else num_texts for name in RECALLS]
-    right = [round(found[name] / 100 * queries) for name, queries in zip(RECALLS, asked, strict=True)]
+    right = [round(measured[name] / 100 * queries) for name, queries in zip(RECALLS, asked, strict=True)]
     return torch.tensor([right, asked], dtype=torch.float64)
 
 

@@ -41,7 +41,7 @@ def retrieval(
             f"{list(text_MD.shape)}, {len(image_ids_N)} and {len(text_ids_M)} ids."
         )
     image, text = F.normalize(image_ND, dim=1), F.normalize(text_MD, dim=1)
-    found: dict[str, float] = {}
+    measures: dict[str, float] = {}
     ways = {"i2t": (image, text, image_ids_N, text_ids_M), "t2i": (text, image, text_ids_M, image_ids_N)}
     for way, (queries, items, query_ids, item_ids) in ways.items():
         parts = []
@@ -54,7 +54,7 @@ def retrieval(
             parts.append(1 + (~(scores < best) & ~right).sum(1))  # NaN is worse than anything
         ranks = torch.cat(parts).to(torch.float64)
         for k in (1, 5, 10):
-            found[f"{way}_recall@{k}"] = 100 * float((ranks <= k).double().mean())
-        found[f"{way}_median_rank"] = float(ranks.quantile(0.5))
-    found["rsum"] = sum(value for name, value in found.items() if "recall@" in name)
-    return found
+            measures[f"{way}_recall@{k}"] = 100 * float((ranks <= k).double().mean())
+        measures[f"{way}_median_rank"] = float(ranks.quantile(0.5))
+    measures["rsum"] = sum(value for name, value in measures.items() if "recall@" in name)
+    return measures

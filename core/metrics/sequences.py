@@ -34,14 +34,14 @@ def summarise(matrix: Matrix, before: Sequence[float] | None = None) -> dict[str
     if last < 0:
         return {}
     now = matrix[last]
-    found = {"acc": math.fsum(now[: last + 1]) / (last + 1)}
+    measures = {"acc": math.fsum(now[: last + 1]) / (last + 1)}
     if last:
         lost = [matrix[t][t] - now[t] for t in range(last)]
-        found["forgetting"] = math.fsum(lost) / last
+        measures["forgetting"] = math.fsum(lost) / last
         peaks = [max(matrix[j][t] for j in range(t, last)) for t in range(last)]
-        found["max_forgetting"] = math.fsum(peak - now[t] for t, peak in enumerate(peaks)) / last
-        found["bwt"] = -found["forgetting"]
+        measures["max_forgetting"] = math.fsum(peak - now[t] for t, peak in enumerate(peaks)) / last
+        measures["bwt"] = -measures["forgetting"]
         if before is not None:
             ahead = [matrix[t - 1][t] - before[t] for t in range(1, last + 1)]
-            found["fwt"] = math.fsum(ahead) / last
-    return found
+            measures["fwt"] = math.fsum(ahead) / last
+    return measures

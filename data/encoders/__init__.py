@@ -5,6 +5,24 @@ An encoder's name is `name` or `name:argument`; a module of an encoder is import
 
 from __future__ import annotations
 
-from umbel.data.encoders.registry import check, describe, encode, encode_images, encode_texts, names
+from umbel.data.encoders.registry import (
+    check,
+    describe,
+    encode,
+    encode_images,
+    encode_texts,
+    is_fitted,
+    names,
+    open_images,
+)
 
-__all__ = ["check", "describe", "encode", "encode_images", "encode_texts", "names"]
+__all__ = [
+    "check",
+    "describe",
+    "encode",
+    "encode_images",
+    "encode_texts",
+    "is_fitted",
+    "names",
+    "open_images",
+]

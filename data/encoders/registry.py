@@ -6,7 +6,7 @@ A name is `name`, or `name:argument`.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import cast
 
@@ -29,6 +29,7 @@ _TABLE: Mapping[str, str] = {
     "pca:<d>": "umbel.data.encoders.pixels:PRINCIPAL",
     "pixels": "umbel.data.encoders.pixels:PIXELS",
 }
+_FITTED = {"pca"}  # to the training images; the others are what they are
 
 
 def names() -> tuple[str, ...]:
@@ -124,6 +125,27 @@ def encode_images(
     encoder, argument = _encoder(name)
     encoder.check(argument, size)
     return embed.images(images, encoder.images(argument, size, images, images), f"{label}-{name}", progress)
+
+
+def is_fitted(name: str) -> bool:
+    """Say whether an encoder is fitted to the training images of a set."""
+    return name.partition(":")[0] in _FITTED
+
+
+def open_images(name: str, size: int, fit: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return what makes embeddings [B, D] of images [B, C, H, W]; nothing is cached but what an encoder is fitted to.
+
+    Args:
+        name: The encoder.
+        size: `data.encoder_size`; 0 is the encoder's own.
+        fit: [N, C, H, W], what a fitted encoder is fitted to; of others only the shape of an image matters.
+
+    Raises:
+        DataError: The encoder takes no images; or as `check`.
+    """
+    encoder, argument = _encoder(name)
+    encoder.check(argument, size)
+    return encoder.images(argument, size, fit, fit).open()
 
 
 def encode_texts(texts: Texts, name: str, label: str = "texts", progress: Progress | None = None) -> Tensor:

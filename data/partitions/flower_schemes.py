@@ -158,10 +158,10 @@ def _by_column(request: Request, client: Ints) -> Assignment:
     from flwr_datasets.partitioner import GroupedNaturalIdPartitioner
 
     partitioner = GroupedNaturalIdPartitioner(partition_by="label", group_size=1, sort_unique_ids=True)
-    found = len(np.unique(client))
-    if found < request.config.num_clients:
+    reached = len(np.unique(client))
+    if reached < request.config.num_clients:
         raise PartitionError(
-            f"data.partition={request.config.partition} leaves {request.config.num_clients - found} of "
+            f"data.partition={request.config.partition} leaves {request.config.num_clients - reached} of "
             f"data.num_clients={request.config.num_clients} clients without examples.",
             key="data.num_clients",
             remedy="Lower data.num_clients.",
@@ -191,7 +191,7 @@ def _run(partitioner: Any, request: Request, column: Ints) -> Assignment:
         # Its advice names its own parameters; sizes and classes are checked by us, with the keys to change.
         warnings.simplefilter("ignore")
         try:
-            tables = _tables(partitioner, request.config.num_clients)
+            tables = read_tables(partitioner, request.config.num_clients)
         except ValueError as error:
             raise PartitionError(
                 f"data.partition={request.config.partition} with data.num_clients="
@@ -203,7 +203,7 @@ def _run(partitioner: Any, request: Request, column: Ints) -> Assignment:
     return np.concatenate(tables), owner
 
 
-def _tables(partitioner: Any, num_clients: int) -> list[Ints]:
+def read_tables(partitioner: Any, num_clients: int) -> list[Ints]:
     """Return the values of "idx" of each client."""
     first = np.asarray(partitioner.load_partition(0)["idx"], dtype=np.int64)
     rows = getattr(partitioner, "_partition_id_to_indices", None)

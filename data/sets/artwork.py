@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from umbel.data import pictures
 from umbel.data.errors import DamagedDataError, MissingDataError
 
 
@@ -33,7 +34,7 @@ def read(path: Path, size: int) -> NDArray[np.uint8]:
     try:
         with Image.open(io.BytesIO(_rendered(path, size)) if path.suffix == ".svg" else path) as picture:
             return on_white(picture, size)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except pictures.UNREADABLE as error:
         if isinstance(error, MissingDataError):
             raise
         raise DamagedDataError(f"{path}: cannot be read as a picture ({error}).", remedy="Install it again.") from error
@@ -41,7 +42,7 @@ def read(path: Path, size: int) -> NDArray[np.uint8]:
 
 def on_white(picture: Image.Image, size: int) -> NDArray[np.uint8]:
     """Return a picture in the middle of a white square, [3, S, S]."""
-    picture = picture.convert("RGBA")
+    picture = pictures.eight_bits(picture).convert("RGBA")
     scale = size / max(picture.size)
     width, height = (max(1, round(side * scale)) for side in picture.size)
     small = picture.resize((width, height), Image.Resampling.BILINEAR)

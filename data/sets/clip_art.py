@@ -37,7 +37,7 @@ UNSORTED = "unsorted"
 # A handful have up to 623 million, which would take gigabytes to read; PIL warns above about 89 million.
 MOST_PIXELS = 64_000_000
 
-_FORMAT = 2  # of the cached entry; raise it when what is read changes
+_FORMAT = 3  # of the cached entry; raise it when what is read changes
 _DUBLIN_CORE = "{http://purl.org/dc/elements/1.1/}"
 # `HASH` and `HASH(0x858df04)` are what the library's own script wrote for a list.
 _NO_KEYWORD = re.compile(rf"(hash(\(0x[0-9a-f]+\))?|{UNSORTED})?")
@@ -84,15 +84,15 @@ def load(config: DataConfig, size: int) -> ClipArt:
         DamagedDataError: A file of theirs cannot be read; the message names it.
     """
     pictures, drawings = debian.folders(PACKAGES, config.path, config.name)
-    found = debian.files(pictures, [".png"])
+    pngs = debian.files(pictures, [".png"])
     prints = [
         debian.fingerprint(package, folder, files)
         for package, folder, files in zip(
-            PACKAGES, (pictures, drawings), (found, debian.files(drawings, [".svg"])), strict=True
+            PACKAGES, (pictures, drawings), (pngs, debian.files(drawings, [".svg"])), strict=True
         )
     ]
     key = {"format": _FORMAT, "image_size": size, "packages": prints, "pillow": version("pillow")}
-    entry = cached("sets", "openclipart", key, lambda maker: _make(maker, pictures, drawings, found, size))
+    entry = cached("sets", "openclipart", key, lambda maker: _make(maker, pictures, drawings, pngs, size))
     return _opened(entry)
 
 
@@ -102,14 +102,14 @@ def _opened(entry: Entry) -> ClipArt:
     return ClipArt(images, facts["titles"], facts["names"], facts["keywords"], facts["classes"])
 
 
-def _make(maker: Maker, pictures: Path, drawings: Path, found: list[Path], size: int) -> None:
-    images = maker.empty("images", (len(found), 3, size, size), np.uint8)
+def _make(maker: Maker, pictures: Path, drawings: Path, files: list[Path], size: int) -> None:
+    images = maker.empty("images", (len(files), 3, size, size), np.uint8)
     titles: list[str] = []
     keywords: list[list[str]] = []
     classes: list[str] = []
     seen: set[bytes] = set()
     left_out = dict.fromkeys(("not_free", "too_large", "copies", "blank"), 0)
-    for file in found:
+    for file in files:
         relative = file.relative_to(pictures)
         title, words, free = _described(drawings / relative.with_suffix(".svg"))
         reason, picture = ("" if free and title else "not_free"), None

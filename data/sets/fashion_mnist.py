@@ -71,7 +71,7 @@ def load(config: DataConfig, _seed: int) -> DataSet:
     except MissingDataError:
         if not config.options.get("hub"):
             raise
-        return hub.fetch(HUB_NAME, {}, licence=LICENCE, name="fashion_mnist", class_names=CLASSES)
+        return hub.read(HUB_NAME, {}, licence=LICENCE, name="fashion_mnist", class_names=CLASSES)
     train, test = (idx.read_split(folder, split, len(CLASSES)) for split in ("train", "test"))
     mean, std = channel_statistics(train.images)
     return DataSet("fashion_mnist", train, test, CLASSES, (), mean, std, LICENCE)

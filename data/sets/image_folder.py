@@ -2,16 +2,19 @@
 
 Three layouts under `data.path`:
 
-    train/<class>/*  and  test/<class>/*      the split is given
+    train/<class>/*  and  test/<class>/*      the split is given; val/ is the test set where there is no test/
     <class>/*                                 a hashed part of the pictures is the test set
     <domain>/<class>/*                        with data.options.domains=true
 
 The hashed split looks at class and file name only. So it never changes when pictures are added, and a concept
 that every domain draws in its own style, under one file name, never has one drawing on each side.
+
+What lies elsewhere, is hidden, or has another suffix is left out, and the set's notices say so.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,21 +22,32 @@ import torch
 
 from umbel.data import pictures
 from umbel.data.config import DataConfig
-from umbel.data.errors import DataError, MissingDataError
+from umbel.data.errors import DataError, MissingDataError, shown
+from umbel.data.sources.picture_files import PictureFiles, find, require_classes
 from umbel.data.split import hashed
 from umbel.data.types import DataSet, Examples, channel_statistics
 
 DESCRIPTION = "pictures in folders: train/<class>, <class>, or <domain>/<class>; needs data.path"
-OPTIONS: dict[str, Any] = {"image_size": 32, "in_channels": 3, "domains": False, "test_fraction": 0.2}
+OPTIONS: dict[str, Any] = {
+    "image_size": 32,
+    "in_channels": 3,
+    "domains": False,
+    "test_fraction": 0.2,
+    "white": 0,  # value of white in pictures of more than 8 bits; 0 takes what their format says
+}
 
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+# What the folders of a split are called, in small letters; the first one that is there is taken.
+_SPLITS = {
+    "train": ("train", "training"),
+    "test": ("test", "testing"),
+    "validation": ("val", "valid", "validation"),
+}
 
 
 def check(config: DataConfig) -> None:
     """Raise `MissingDataError` without a folder, and `DataError` for options that cannot be."""
     options = OPTIONS | config.options
-    pictures.as_size(options["image_size"])
-    pictures.mode_of(options["in_channels"])
+    pictures.Form.of(options)
     if not isinstance(options["domains"], bool):
         raise DataError(
             f"data.options.domains must be true or false, found {options['domains']!r}.", key="data.options.domains"
@@ -60,85 +74,135 @@ def load(config: DataConfig, _seed: int) -> DataSet:
         _seed: Changes nothing here.
 
     Raises:
-        DataError: There are no pictures, or no split can be made of them.
+        DataError: There are no pictures, those of one class only, or no split can be made of them.
         DamagedDataError: A picture cannot be read; the message names it.
     """
     check(config)
     options = OPTIONS | config.options
-    root = Path(str(config.path)).expanduser()
-    size, mode = pictures.as_size(options["image_size"]), pictures.mode_of(options["in_channels"])
+    root, form = Path(str(config.path)).expanduser(), pictures.Form.of(options)
     has_domains = bool(options["domains"])
-    given = {split: root / split for split in ("train", "test")}
-    if all(folder.is_dir() for folder in given.values()) and not has_domains:
-        found = {split: _walk(folder, domains=False) for split, folder in given.items()}
-    else:
-        found = _hashed_split(_walk(root, has_domains), float(options["test_fraction"]))
-    everything = [entry for entries in found.values() for entry in entries]
-    shown = sorted({_concept(entry) for entry in everything})
-    number = {concept: place for place, concept in enumerate(shown)}
-    classes = sorted({class_name for _, class_name, _ in everything})
-    domains = sorted({domain for domain, _, _ in everything}) if has_domains else []
+    sides, notices = _sides(root, has_domains, float(options["test_fraction"]))
+    everything = [path for paths in sides.values() for path in paths]
+    concepts = _numbered(map(_concept, everything))
+    classes = _numbered(path.parent.name for path in everything)
+    domains = _numbered(path.parent.parent.name for path in everything) if has_domains else {}
 
-    def examples(split: str) -> Examples:
-        entries = found[split]
-        if not entries:
+    def examples(split: str) -> tuple[Examples, tuple[str, ...]]:
+        paths = sides[split]
+        if not paths:
             raise DataError(
-                f"data.path={root}: no picture is left for {split}.",
+                f"data.path={shown(root)}: no picture is left for {split}.",
                 key="data.options.test_fraction",
                 remedy=f"Add pictures, or change data.options.test_fraction={options['test_fraction']}.",
             )
+        images, more = pictures.read(paths, form)
         return Examples(
-            images=pictures.read([path for _, _, path in entries], size, mode),
-            labels=torch.tensor([classes.index(class_name) for _, class_name, _ in entries]),
-            domains=torch.tensor([domains.index(domain) for domain, _, _ in entries]) if domains else None,
-            concepts=torch.tensor([number[_concept(entry)] for entry in entries]) if domains else None,
-        )
+            images=images,
+            labels=torch.tensor([classes[path.parent.name] for path in paths]),
+            domains=torch.tensor([domains[path.parent.parent.name] for path in paths]) if domains else None,
+            concepts=torch.tensor([concepts[_concept(path)] for path in paths]) if domains else None,
+        ), more
 
-    train = examples("train")
+    (train, of_train), (test, of_test) = examples("train"), examples("test")
     mean, std = channel_statistics(train.images)
     return DataSet(
         name="image_folder",
         train=train,
-        test=examples("test"),
-        class_names=tuple(classes),
-        domain_names=tuple(domains),
+        test=test,
+        class_names=tuple(map(shown, classes)),
+        domain_names=tuple(map(shown, domains)),
         mean=mean,
         std=std,
-        licence=f"as stated by whoever made {root}",
+        licence=f"as stated by whoever made {shown(root)}",
         natural_ids=train.domains,
+        notices=(*notices, *of_train, *of_test),
     )
 
 
-Entry = tuple[str, str, Path]
+def _sides(root: Path, has_domains: bool, fraction: float) -> tuple[dict[str, tuple[Path, ...]], tuple[str, ...]]:
+    """Return the pictures of train and test, and what was left out."""
+    places = _splits(root)
+    if "train" in places and len(places) > 1 and not has_domains:
+        return _given(root, places)
+    layout = "<domain>/<class>/*" if has_domains else "<class>/*"
+    files = find(root, 3 if has_domains else 2, layout)
+    _require_no_splits(root, files, has_domains, places.get("train"))
+    above = "Set data.path to the folder above the classes"
+    if has_domains:
+        remedy = "Set data.path to the folder above the domains."
+    elif "train" in places:
+        remedy = f"{above}: data.path={shown(places['train'])}; a part of it is then the test set."
+    else:
+        domains = ", or data.options.domains=true where folders are <domain>/<class>/*" if files.num_deeper else ""
+        remedy = f"{above}{domains}."
+    require_classes(root, files, layout, remedy)
+    sides: dict[str, list[Path]] = {"train": [], "test": []}
+    for path in files.paths:
+        sides["test" if hashed(_concept(path), fraction) else "train"].append(path)
+    return {split: tuple(paths) for split, paths in sides.items()}, files.notices
 
 
-def _walk(root: Path, domains: bool) -> list[Entry]:
-    """Return (domain, class, file) of all pictures below `root`, sorted; the domain is "" without domains."""
-    depth = 3 if domains else 2
-    entries = [
-        (path.parent.parent.name if domains else "", path.parent.name, path)
-        for path in sorted(root.glob("/".join(["*"] * depth)))
-        if path.suffix.lower() in _SUFFIXES and path.is_file()
-    ]
-    if not entries:
-        layout = "<domain>/<class>/*" if domains else "<class>/*"
-        hint = "" if domains else ", or data.options.domains=true where folders are <domain>/<class>/*"
+def _require_no_splits(root: Path, files: PictureFiles, has_domains: bool, train: Path | None) -> None:
+    """Refuse folders of splits that would be taken for classes or for domains."""
+    first = {path.relative_to(root).parts[0] for path in files.paths}
+    if not first or not {name.lower() for name in first} <= {name for names in _SPLITS.values() for name in names}:
+        return
+    if has_domains:
+        remedy = "Remove data.options.domains."
+    elif train is not None:
+        remedy = f"Set data.path={shown(train)}; a part of it is then the test set."
+    else:
+        remedy = "Put the pictures of each class into a folder of its own, train/<class>/* and test/<class>/*."
+    raise DataError(
+        f"{shown(root)}: expected {'domains' if has_domains else 'classes'}, found the folders of splits "
+        f"{', '.join(sorted(first))}.",
+        key="data.options.domains" if has_domains else "data.path",
+        remedy=remedy,
+    )
+
+
+def _given(root: Path, places: Mapping[str, Path]) -> tuple[dict[str, tuple[Path, ...]], tuple[str, ...]]:
+    """Return the pictures of the splits that have folders."""
+    tested = places.get("test", places.get("validation"))
+    assert tested is not None, "a second split is there"
+    train, test = (find(place, 2, "<class>/*") for place in (places["train"], tested))
+    remedy = "Put the pictures of each class into a folder of its own."
+    require_classes(places["train"], train, "<class>/*", remedy)
+    if not test.paths:
         raise DataError(
-            f"{root}: expected pictures as {layout} ({', '.join(sorted(_SUFFIXES))}), found none.",
+            " ".join([f"{shown(tested)}: expected pictures as <class>/*, found none.", *test.notices]),
             key="data.path",
-            remedy=f"Set data.path to the folder above them{hint}.",
+            remedy=remedy,
         )
-    return entries
+    notices = [*train.notices, *test.notices]
+    if "test" not in places:
+        notices.append(f"{shown(root)}: no folder test has classes in it, so that {tested.name} is the test set.")
+    elif "validation" in places:
+        notices.append(
+            f"{shown(root)}: left out the folder {places['validation'].name}; the server validates with a part of "
+            f"{places['train'].name} (data.server_validation)."
+        )
+    return {"train": train.paths, "test": test.paths}, tuple(notices)
 
 
-def _hashed_split(entries: list[Entry], fraction: float) -> dict[str, list[Entry]]:
-    found: dict[str, list[Entry]] = {"train": [], "test": []}
-    for entry in entries:
-        found["test" if hashed(_concept(entry), fraction) else "train"].append(entry)
-    return found
+def _splits(root: Path) -> dict[str, Path]:
+    """Return the folders of splits: those with such a name that hold folders, as a class does not."""
+    folders = {path.name.lower(): path for path in sorted(root.iterdir()) if path.is_dir()}
+    named = {
+        split: next((folders[name] for name in names if name in folders), None) for split, names in _SPLITS.items()
+    }
+    return {
+        split: place
+        for split, place in named.items()
+        if place is not None and any(path.is_dir() and not path.name.startswith(".") for path in place.iterdir())
+    }
 
 
-def _concept(entry: Entry) -> str:
+def _numbered(values: Iterable[str]) -> dict[str, int]:
+    """Return the distinct values, sorted, each with its place."""
+    return {value: place for place, value in enumerate(sorted(set(values)))}
+
+
+def _concept(path: Path) -> str:
     """Return what a picture shows: with domains, files of one name in a class show the same."""
-    _, class_name, path = entry
-    return f"{class_name}/{path.stem}"
+    return f"{path.parent.name}/{path.stem}"

@@ -105,7 +105,7 @@ def load(config: DataConfig, _seed: int) -> DataSet:
     """
     found = folder(config)
     if found is None:
-        return hub.fetch(HUB_NAME, {}, licence="see its page on the hub", name="mnist", class_names=CLASSES)
+        return hub.read(HUB_NAME, {}, licence="see its page on the hub", name="mnist", class_names=CLASSES)
     train, test = (idx.read_split(found, split, len(CLASSES)) for split in ("train", "test"))
     mean, std = channel_statistics(train.images)
     return DataSet(

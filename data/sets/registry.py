@@ -7,12 +7,16 @@ than `load` is needed to get the set onto this machine, also `fetch(config, say)
 from __future__ import annotations
 
 import importlib
+import traceback
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 from umbel.core.names import unknown
+from umbel.core.refusal import Refusal
 from umbel.data.config import DataConfig
 from umbel.data.errors import DataError
+from umbel.data.sets import checks
 from umbel.data.types import DataSet
 
 HUB = "hub:<owner/name>"
@@ -109,17 +113,52 @@ def load(config: DataConfig, seed: int) -> DataSet:
     Args:
         config: Which set, where it is, and its options.
         seed: The seed of the data, for sets that are made from one.
+
+    Raises:
+        DataError: The set cannot be loaded, or is none that can be learnt from.
     """
     check(config)
-    function = _function(config.name) if _is_path(config.name) else _module(config.name).load
-    found = function(config, seed)
-    if not isinstance(found, DataSet):
+    loaded = _called(config, seed) if _is_path(config.name) else _module(config.name).load(config, seed)
+    checks.check(loaded)
+    if _is_path(config.name):
+        checks.check_units(loaded)
+    # What others made may lack a class; what is made here says so on its page.
+    foreign = _is_path(config.name) or config.name.startswith("hub:") or config.name == "image_folder"
+    return replace(loaded, notices=(*loaded.notices, *checks.notices(loaded))) if foreign else loaded
+
+
+def _called(config: DataConfig, seed: int) -> DataSet:
+    """Return what a function of the user's own makes.
+
+    Raises:
+        DataError: It raises something, or returns something else than a data set.
+    """
+    function = _function(config.name)
+    try:
+        loaded = function(config, seed)
+    except Refusal as error:
         raise DataError(
-            f"data.name={config.name}: expected a data.DataSet, found {type(found).__name__}.",
+            f"data.name={config.name}: {error.reason}", key=error.key or "data.name", remedy=error.remedy
+        ) from error
+    except (Exception, SystemExit) as error:
+        raise DataError(
+            f"data.name={config.name}: the function raised {_said(error)}.",
+            key="data.name",
+            remedy="Mend the function.",
+        ) from error
+    if not isinstance(loaded, DataSet):
+        raise DataError(
+            f"data.name={config.name}: expected a data.DataSet, found {type(loaded).__name__}.",
             key="data.name",
             remedy="Let the function return one.",
         )
-    return found
+    return loaded
+
+
+def _said(error: BaseException) -> str:
+    """Return what was raised, and by which line."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    return f"{type(error).__name__}: {error} ({last.filename}, line {last.lineno})"
 
 
 def _is_path(name: str) -> bool:
@@ -146,6 +185,12 @@ def _function(path: str) -> Callable[[DataConfig, int], DataSet]:
             f"data.name={path}: module {error.name!r} is not installed.",
             key="data.name",
             remedy="On a real federation it must be installed on every node.",
+        ) from error
+    except (Exception, SystemExit) as error:
+        raise DataError(
+            f"data.name={path}: importing {module_name} raised {_said(error)}.",
+            key="data.name",
+            remedy="Mend the module.",
         ) from error
     function = getattr(module, attribute, None)
     if not callable(function):

@@ -30,7 +30,7 @@ PACKAGE = debian.Package("tuxpaint-stamps-default", "usr/share/tuxpaint/stamps")
 LICENCE = "GPL-2"
 ATTRIBUTION = "Bill Kendrick and the authors of Tux Paint's stamps"
 
-_FORMAT = 1
+_FORMAT = 2
 _REINSTALL = "    sudo apt-get install --reinstall --no-install-recommends tuxpaint-stamps-default"
 
 
@@ -47,8 +47,8 @@ def check(config: DataConfig) -> None:
 def fetch(config: DataConfig, say: Callable[[str], None]) -> None:
     """Get the package, and read all stamps into the cache."""
     debian.fetch([PACKAGE], config.path, config.name, say)
-    found = load(config, 0)
-    say(f"stamps: {len(found.train) + len(found.test)} pictures with captions in the cache")
+    loaded = load(config, 0)
+    say(f"stamps: {len(loaded.train) + len(loaded.test)} pictures with captions in the cache")
 
 
 def load(config: DataConfig, _seed: int) -> DataSet:
@@ -66,15 +66,15 @@ def load(config: DataConfig, _seed: int) -> DataSet:
     check(config)
     size, min_examples, one_per_caption, vectors = _options(config)
     (root,) = debian.folders([PACKAGE], config.path, config.name)
-    found = debian.files(root, [".png", ".svg", ".txt"])
+    files = debian.files(root, [".png", ".svg", ".txt"])
     key = {
         "format": _FORMAT,
         "image_size": size,
         "vectors": vectors,
-        "package": debian.fingerprint(PACKAGE, root, found),
+        "package": debian.fingerprint(PACKAGE, root, files),
         "versions": {each: version(each) for each in ("pillow", *(["resvg-py"] if vectors else []))},
     }
-    entry = cached("sets", "stamps", key, lambda maker: _make(maker, root, found, size, vectors))
+    entry = cached("sets", "stamps", key, lambda maker: _make(maker, root, files, size, vectors))
     captions, classes = entry.facts["captions"], entry.facts["classes"]
     keys = [assemble.plain(caption) for caption in captions]
     rows = assemble.first_of(keys) if one_per_caption else list(range(len(keys)))
@@ -91,11 +91,11 @@ def load(config: DataConfig, _seed: int) -> DataSet:
     )
 
 
-def _make(maker: Maker, root: Path, found: list[Path], size: int, vectors: bool) -> None:
-    pairs = _pairs(found, vectors)
+def _make(maker: Maker, root: Path, files: list[Path], size: int, vectors: bool) -> None:
+    pairs = _pairs(files, vectors)
     if not pairs:
         raise DataError(
-            f"{root}: expected pictures with captions beside them (frog.png and frog.txt), found none in {len(found)} "
+            f"{root}: expected pictures with captions beside them (frog.png and frog.txt), found none in {len(files)} "
             f"files.",
             remedy=f"Install the package again with\n{_REINSTALL}",
         )
@@ -110,13 +110,13 @@ def _make(maker: Maker, root: Path, found: list[Path], size: int, vectors: bool)
     )
 
 
-def _pairs(found: list[Path], vectors: bool) -> list[tuple[Path, Path]]:
+def _pairs(files: list[Path], vectors: bool) -> list[tuple[Path, Path]]:
     """Return pictures and the captions beside them; a stamp that is there in both forms is taken as PNG.
 
     The mirrored second pictures of some stamps have no caption, and drop out.
     """
     by_suffix = {
-        suffix: {file.with_suffix("") for file in found if file.suffix == suffix} for suffix in (".png", ".svg", ".txt")
+        suffix: {file.with_suffix("") for file in files if file.suffix == suffix} for suffix in (".png", ".svg", ".txt")
     }
     drawn = by_suffix[".png"] | (by_suffix[".svg"] if vectors else set())
     stems = sorted(drawn & by_suffix[".txt"], key=lambda stem: stem.parts)

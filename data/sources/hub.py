@@ -10,25 +10,21 @@ Nothing is decoded that is not kept, and a set that cannot fit into this machine
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import PIL
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from umbel.data import pictures
 from umbel.data.assemble import plain
 from umbel.data.config import DataConfig
-from umbel.data.errors import DamagedDataError, DataError, MissingDataError
-from umbel.data.sources.cache import Maker, cached
+from umbel.data.errors import DataError, MissingDataError
 from umbel.data.sources.hub_columns import Columns, Pairing, Pairs, codes, column, hold_out, values
+from umbel.data.sources.hub_pictures import Decoder
+from umbel.data.sources.hub_rows import check_pictures, check_rows
 from umbel.data.sources.hub_source import open_splits
 from umbel.data.split import subset
 from umbel.data.texts import Texts
@@ -52,15 +48,12 @@ OPTIONS: dict[str, Any] = {
     "cache_dir": "",
     "image_size": 0,
     "in_channels": 0,
+    "white": 0,  # value of white in pictures of more than 8 bits; 0 takes what their format says
     "limit": 0,  # rows of each split, drawn by a constant before any is decoded; 0 is all
 }
 
 _SPLIT_SEED = 20_240_102
 _TEST_FRACTION = 0.2
-_BATCH = 256
-# Fewer are decoded in less than a second.
-_WORTH_CACHING = 2000
-_MEMORY_SHARE = 0.8
 
 # Which rows of a split are wanted: (train or test, the rows) -> row numbers, ascending.
 Choice = Callable[[str, Any], Sequence[int]]
@@ -84,6 +77,7 @@ def check_options(options: Mapping[str, Any]) -> None:
         pictures.as_size(options["image_size"])
     if options.get("in_channels", 0) != 0:
         pictures.mode_of(options["in_channels"])
+    pictures.as_white(options.get("white", 0))
     limit = options.get("limit", 0)
     if not isinstance(limit, int) or isinstance(limit, bool) or limit < 0:
         raise DataError(
@@ -109,10 +103,10 @@ def load(config: DataConfig, _seed: int) -> DataSet:
         config: The name after `hub:`, and the options.
         _seed: Changes nothing here.
     """
-    return fetch(config.name.removeprefix("hub:"), config.options)
+    return read(config.name.removeprefix("hub:"), config.options)
 
 
-def fetch(
+def read(
     source: str,
     given: Mapping[str, Any],
     licence: str = "",
@@ -122,7 +116,7 @@ def fetch(
     remedy: str = "data.name=hub:FOLDER",
     choose: Choice | None = None,
 ) -> DataSet:
-    """Fetch a set from the hub or a folder.
+    """Read a set of the hub, fetched where it is not in the cache, or of a folder.
 
     A set without a test split gives a fixed fifth to it, stratified by class and domain; of pairs, a fifth of the
     images. Of pairs, no caption is kept twice, and the test set takes first.
@@ -139,14 +133,20 @@ def fetch(
 
     Raises:
         MissingDataError: The set is not there, or there is no network.
-        DataError: A split or a column is not there; the message lists those that are. Or it is larger than memory.
+        DataError: A split or a column is not there; the message lists those that are. Or a row has no label, several or
+            no picture; the message names it. Or the set is larger than memory.
     """
     check_options(OPTIONS | dict(given))
     options = {key: str(value) for key, value in (OPTIONS | dict(given)).items()}
     splits, info = open_splits(source, options, remedy)
     columns = Columns.find(source, splits["train"].features, options)
+    numbers = {key: range(len(split)) if choose is None else choose(key, split) for key, split in splits.items()}
+    if columns.image:
+        for key, split in splits.items():
+            check_pictures(source, options[f"{key}_split"], columns.image, split, numbers[key])
     if choose is not None:
-        splits = {key: split.select(choose(key, split)) for key, split in splits.items()}
+        splits = {key: split.select(numbers[key]) for key, split in splits.items()}
+    notices = check_rows(source, splits, columns, options, numbers)
     classes = list(class_names) or columns.classes(splits)
     domains = values(splits, options["domain_column"])
     splits = _cut(splits, columns, options, classes, domains)
@@ -160,7 +160,7 @@ def fetch(
         for key in ("test", "train"):
             ids = column(splits[key], options["image_id_column"]) if options["image_id_column"] else None
             pairs[key] = pairing.take(column(splits[key], options["caption_column"]), ids)
-    decoder = _Decoder(source, splits["train"], columns, options)
+    decoder = Decoder(source, splits["train"], columns.image, options)
     decoder.check_memory(sum(len(pairs[key].rows if pairs else split) for key, split in splits.items()))
 
     def examples(key: str) -> Examples:
@@ -198,6 +198,7 @@ def fetch(
         licence=licence or info or "see its page on the hub",
         natural_ids=natural_ids,
         attribution=attribution,
+        notices=notices,
     )
 
 
@@ -239,97 +240,3 @@ def _cut(
         key: split.select(subset(len(split), limit, _SPLIT_SEED, f"hub limit {key}").tolist())
         for key, split in splits.items()
     }
-
-
-class _Decoder:
-    """Decodes pictures of one set to one size, a few at a time.
-
-    Attributes:
-        size: Pixels on a side; 0 in a set of texts.
-    """
-
-    def __init__(self, source: str, train: Any, columns: Columns, options: Mapping[str, str]) -> None:
-        self._source, self._column = source, columns.image
-        self.size, self._mode = 0, "L"
-        if columns.image:
-            with self._named():
-                first = train[0][columns.image]
-            self.size = int(options["image_size"]) or _square(first.size, source)
-            grey = first.mode in ("1", "L", "I", "I;16", "F")
-            self._mode = pictures.mode_of(int(options["in_channels"]) or (1 if grey else 3))
-
-    def check_memory(self, count: int) -> None:
-        """Raise `DataError` when `count` pictures do not fit into this machine."""
-        needed, there = count * len(self._mode) * self.size**2, _memory_bytes()
-        if there and needed > _MEMORY_SHARE * there:
-            raise DataError(
-                f"{self._source}: {count:,} pictures of {self.size} x {self.size} pixels need {needed / 1e9:.1f} GB, "
-                f"and this machine has {there / 1e9:.1f} GB.",
-                key="data.options.image_size",
-                remedy="Lower data.options.image_size, or set data.options.limit to the number of examples to keep.",
-            )
-
-    def images(self, split: Any, rows: Sequence[int]) -> Tensor:
-        """Return the pictures of `rows`, ascending, [N, C, S, S] uint8, each decoded once; [N, 0] without any."""
-        if not self.size:
-            return torch.zeros(len(rows), 0)
-        if not len(rows):
-            return torch.zeros(0, len(self._mode), self.size, self.size, dtype=torch.uint8)
-        distinct, back = torch.unique(torch.tensor(rows), return_inverse=True)
-        whole = len(distinct) == len(split)
-        images = self._decoded(split if whole else split.select(distinct.tolist()))
-        return images if len(back) == len(distinct) else images[back]
-
-    def _decoded(self, split: Any) -> Tensor:
-        """Decode all pictures of a split; many of them once for ever, into the cache."""
-        shape = (len(split), len(self._mode), self.size, self.size)
-        fingerprint = getattr(split, "_fingerprint", None)  # of its files, their commit or age, and the rows
-        if len(split) < _WORTH_CACHING or not fingerprint:
-            images = np.empty(shape, dtype=np.uint8)
-            self._fill(split, images)
-            return torch.from_numpy(images)
-        key = {"fingerprint": fingerprint, "column": self._column, "shape": shape, "pillow": PIL.__version__}
-        entry = cached("hub", Path(self._source).name, key, lambda maker: self._fill(split, _whole(maker, shape)))
-        # A copy: what the cache maps into memory is read-only.
-        return torch.from_numpy(np.array(entry["images"]))
-
-    def _fill(self, split: Any, images: NDArray[np.uint8]) -> None:
-        start = 0
-        with self._named():
-            for batch in split.select_columns([self._column]).iter(batch_size=_BATCH):
-                found = pictures.stack(batch[self._column], len(batch[self._column]), self.size, self._mode)
-                images[start : start + len(found)] = found.numpy()
-                start += len(found)
-
-    @contextmanager
-    def _named(self) -> Iterator[None]:
-        """Say which set a picture is of that cannot be decoded."""
-        try:
-            yield
-        except (OSError, SyntaxError) as error:
-            raise DamagedDataError(
-                f"{self._source}: a picture cannot be decoded ({error}).", remedy="Fetch it again."
-            ) from error
-
-
-def _whole(maker: Maker, shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    return maker.empty("images", shape, np.uint8)
-
-
-def _memory_bytes() -> int:
-    """Return this machine's memory, 0 where it is not known."""
-    names = getattr(os, "sysconf_names", {})
-    if "SC_PHYS_PAGES" not in names or "SC_PAGE_SIZE" not in names:
-        return 0
-    return int(os.sysconf("SC_PHYS_PAGES")) * int(os.sysconf("SC_PAGE_SIZE"))
-
-
-def _square(size: tuple[int, int], source: str) -> int:
-    width, height = size
-    if width != height:
-        raise DataError(
-            f"{source}: the first picture has {width} x {height} pixels and is not square.",
-            key="data.options.image_size",
-            remedy="Set data.options.image_size.",
-        )
-    return width

@@ -63,17 +63,17 @@ class Columns:
     def _one(source: str, features: Mapping[str, Any], wanted: str, option: str, kind: type) -> str:
         if wanted:
             return named(source, features, wanted, option)
-        found = [name for name, feature in features.items() if isinstance(feature, kind)]
-        if not found and option == "label_column" and "label" in features:
+        fitting = [name for name, feature in features.items() if isinstance(feature, kind)]
+        if not fitting and option == "label_column" and "label" in features:
             return "label"
-        if len(found) != 1:
+        if len(fitting) != 1:
             raise DataError(
-                f"{source}: expected one column of type {kind.__name__}, found {found or 'none'} among "
+                f"{source}: expected one column of type {kind.__name__}, found {fitting or 'none'} among "
                 f"{', '.join(features)}.",
                 key=f"data.options.{option}",
                 remedy=f"Set data.options.{option}.",
             )
-        return found[0]
+        return fitting[0]
 
     def classes(self, splits: Mapping[str, Any]) -> list[Any]:
         """Return the classes in the order of their labels."""
@@ -109,8 +109,8 @@ def values(splits: Mapping[str, Any], name: str) -> list[Any]:
 
 def column(split: Any, name: str) -> list[Any]:
     """Return a column that holds no pictures, without touching another; row by row takes twenty times as long."""
-    found: list[Any] = split.select_columns([name]).with_format("arrow")[:][name].to_pylist()
-    return found
+    entries: list[Any] = split.select_columns([name]).with_format("arrow")[:][name].to_pylist()
+    return entries
 
 
 def codes(split: Any, name: str, known: Sequence[Any]) -> Tensor:
@@ -175,7 +175,7 @@ class Pairing:
             captions: One of each row, or a list of them.
             ids: The image id of each row; rows with one id show one image. None makes each row its own image.
         """
-        found = Pairs([], [], [])
+        taken = Pairs([], [], [])
         first: dict[Hashable, int] = {}
         used: set[Hashable] = set()
         for row, entry in enumerate(captions):
@@ -190,14 +190,14 @@ class Pairing:
                     continue
                 self._seen.add(plain)
                 used.add(key)
-                found.rows.append(place)
-                found.captions.append(caption.strip())
-                found.images.append(self._numbers.setdefault(key, len(self._numbers)))
-        order = sorted(range(len(found.rows)), key=found.rows.__getitem__)
+                taken.rows.append(place)
+                taken.captions.append(caption.strip())
+                taken.images.append(self._numbers.setdefault(key, len(self._numbers)))
+        order = sorted(range(len(taken.rows)), key=taken.rows.__getitem__)
         return Pairs(
-            [found.rows[index] for index in order],
-            [found.captions[index] for index in order],
-            [found.images[index] for index in order],
+            [taken.rows[index] for index in order],
+            [taken.captions[index] for index in order],
+            [taken.images[index] for index in order],
         )
 
 

@@ -57,7 +57,7 @@ def global_convolution(u: Tensor, kernel: Tensor) -> Tensor:
         kernel: [S, C, T]; what goes beyond L is cut off, and a shorter kernel is 0 from its end on.
     """
     length = u.shape[2]
-    if not len(u):
+    if not u.shape[0]:
         return u  # of which the Fourier transform of a CPU is an error
     kernel = F.pad(kernel[..., :length], (0, max(0, length - kernel.shape[2])))
     # Twice the length, so that neither direction wraps into the other; the far end is what lies before.

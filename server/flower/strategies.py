@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import json
 import logging
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -68,8 +70,14 @@ def _find(name: str) -> type[FlowerStrategy]:
 def check(experiment: Experiment) -> None:
     """Raise `ExperimentError` when the experiment names a Flower strategy that cannot be made as it says."""
     name, options = experiment.strategy.name, experiment.strategy.options
-    if not name.startswith(FLOWER_PREFIX):
-        return
+    if name.startswith(FLOWER_PREFIX):
+        _check(name, json.dumps(options, sort_keys=True))
+
+
+@lru_cache(maxsize=64)
+def _check(name: str, options_json: str) -> None:
+    """Check options; the same ones once in a process."""
+    options = json.loads(options_json)
     known = flower_options(name)
     for option, value in options.items():
         if option not in known:
@@ -78,7 +86,7 @@ def check(experiment: Experiment) -> None:
             raise ExperimentError(f"strategy.{option}: {name} has no such option. {hint}")
         default = known[option]
         right = isinstance(value, int | float) if isinstance(default, float) else isinstance(value, type(default))
-        if default is not None and not right:
+        if default is not None and (not right or isinstance(value, bool) != isinstance(default, bool)):
             raise ExperimentError(f"strategy.{option}: expected {type(default).__name__}, found {value!r}.")
     try:
         _make(name, options)

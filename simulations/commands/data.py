@@ -106,7 +106,8 @@ def describe(found: DataSet) -> list[str]:
         lines.append(f"  a text for each{mean}{example}")
     lines.append(f"  licence: {found.licence}")
     asked = found.attribution.strip().splitlines()
-    return lines + [f"  attribution: {line}" for line in asked]
+    lines += [f"  attribution: {line}" for line in asked]
+    return lines + [f"  note: {notice}" for notice in found.notices]
 
 
 def _some(names: tuple[str, ...]) -> str:
@@ -158,12 +159,15 @@ def show(experiment: str, overrides: tuple[str, ...], output: Path | None, show_
     import json
 
     from umbel.conf.load import load
+    from umbel.core.names import file_stem
     from umbel.data import check
     from umbel.simulations.commands import data_view
 
     composed = load(experiment, overrides)
     check(composed.data)
     federation = data_view.build(composed)
+    for notice in federation.notices:
+        click.echo(f"Note: {notice}", err=True)
     counts, domains = data_view.class_counts(federation), data_view.domain_counts(federation)
     facts = data_view.statistics(counts)
     facts["server"] = {
@@ -173,7 +177,7 @@ def show(experiment: str, overrides: tuple[str, ...], output: Path | None, show_
     found = data_view.distances(federation)
     facts["features"] = (composed.data.encoder or "pixels") if found else ""
     facts["distances"] = {kind: one.plain() for kind, one in found.items()}
-    stem = f"partition-{composed.name}-{composed.data.partition}.png"
+    stem = f"partition-{file_stem(composed.name)}-{composed.data.partition}.png"
     path = (output or Path(composed.run.results) / stem).expanduser().resolve()
     pictures = _draw(composed, federation, counts, domains, path)
     if as_json:

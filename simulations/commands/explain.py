@@ -42,8 +42,9 @@ def explain(
       neural collapse; by round, if the run had evaluate.collapse=true
 
     A client's model is made again: it trains from the run's last checkpoint as it would in one round more, with
-    the same bits every time. A client whose filters have drifted out of the ordinary is flagged. The pictures,
-    explain.parquet and explain.json are in RUN/explain, and `umbel report RUN` shows them.
+    the same bits every time. A client is suspect whose labels do not go with its images, and from whose data a model
+    learns less than from others'. The pictures, explain.parquet and explain.json are in RUN/explain, and `umbel report
+    RUN` shows them.
 
     \b
     Examples:
@@ -59,36 +60,47 @@ def explain(
     console = Console(stderr=True, highlight=False)
     with Progress(console=console, transient=True, disable=quiet or not console.is_terminal) as progress:
         task = progress.add_task("clients", total=None)
-        found = look(
+        inside = look(
             folder,
             Options(clients, images, probe, shown, layer),
             output,
             lambda done, of: progress.update(task, completed=done, total=of),
         )
     if not quiet:
-        if found.clients:
-            console.print(_table(found.clients))
-        for note in found.notes:
+        if inside.clients:
+            console.print(_table(inside.clients))
+        for note in inside.notes:
             console.print(note, style="dim", soft_wrap=True)
-        console.print(_verdict(found.clients), soft_wrap=True)
+        for line in verdict(inside.clients):
+            console.print(line, soft_wrap=True)
         if output is None:
-            say(f"Next: umbel report {found.path.parent}")
-    click.echo(str(found.path))
+            say(f"Next: umbel report {inside.path.parent}")
+    click.echo(str(inside.path))
 
 
-def _verdict(clients: Sequence[Client]) -> str:
-    """Return a line about who stands out."""
-    flagged = [str(row.client) for row in clients if row.flagged]
+def verdict(clients: Sequence[Client]) -> list[str]:
+    """Return a line about each suspect, with the signs that accuse it, or one that there is none.
+
+    Who only drifts has a line too, since it is no suspect.
+    """
     if not clients:
-        return "No client was looked at."
-    if not any(row.drift is not None for row in clients):
-        return "No filters to compare clients by."
-    if len(clients) < 3:
-        return "Fewer than three clients: none can stand out."
-    if not flagged:
-        return f"No client's filters stand out among {len(clients)}."
-    who, whose = ("client", "its") if len(flagged) == 1 else ("clients", "their")
-    return f"The filters of {who} {', '.join(flagged)} stand out among {len(clients)}: look at {whose} data."
+        return ["No client was looked at."]
+    judged = [row for row in clients if row.bound is not None]
+    lines = [_accusation(row) for row in clients if row.flagged]
+    if not lines and judged:
+        lines.append(f"No client is suspect among {len(judged)}.")
+    if drifting := [row for row in clients if not row.flagged and row.out_of_the_ordinary]:
+        who = ", ".join(f"{row.client} ({' and '.join(row.out_of_the_ordinary)})" for row in drifting)
+        lines.append(f"Out of the ordinary, but not by labels: client{'s' * (len(drifting) > 1)} {who}.")
+    return lines
+
+
+def _accusation(row: Client) -> str:
+    return (
+        f"Client {row.client} is suspect: its labels go with its images by {row.labels:.2f} where {row.ordinary:.2f} "
+        f"is ordinary (below {row.bound:.2f} they do not), and training on them changed what its model knows of its "
+        f"classes by {row.gain:+.2f} where {row.ordinary_gain:+.2f} is ordinary. Look at its data."
+    )
 
 
 def _table(clients: Sequence[Client]) -> Table:
@@ -99,9 +111,10 @@ def _table(clients: Sequence[Client]) -> Table:
     from umbel.simulations.report.rows import inside_rows
 
     table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
-    for head in ("client", "acc.", "drift", "z", "kernels", "z", "update", "z", "CAM r", "IoU", ""):
+    for head in ("client", "acc.", "labels", "held-out", "after", "drift z", "update z", "CAM r", ""):
         table.add_column(head, justify="right" if head else "left", no_wrap=bool(head))
-    for row, cells in zip(clients, inside_rows([asdict(row) for row in clients]), strict=True):
+    keys = ("accuracy", "labels", "expected", "learned", "drift_z", "update_z", "correlation")
+    for row, cells in zip(clients, inside_rows([asdict(row) for row in clients], keys), strict=True):
         # "labels shuffled" does not fit into 80 columns.
         table.add_row(*cells[:-1], cells[-1].replace("labels ", ""), style="red" if row.flagged else None)
     return table

@@ -11,7 +11,9 @@ from umbel.simulations.commands.compare import compare
 from umbel.simulations.commands.data import data
 from umbel.simulations.commands.explain import explain
 from umbel.simulations.commands.federate import federate
+from umbel.simulations.commands.new import new
 from umbel.simulations.commands.supervision import REFUSED, Stopper, fail, guarded, say, supervised
+from umbel.simulations.commands.use import evaluate, export, predict
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 96}
 KINDS = ("strategies", "models", "operators", "data", "encoders", "partitions", "experiments", "keys")
@@ -33,6 +35,7 @@ def main() -> None:
       umbel data show digits                              who has which classes
       umbel compare digits --strategies fedavg,scaffold --seeds 3
       umbel explain RUN                                   what its models look at
+      umbel predict RUN FOLDER                            what pictures show, by its model
       umbel list strategies                               all of them, with their options
 
     \b
@@ -196,6 +199,9 @@ main.add_command(compare)
 main.add_command(data)
 main.add_command(explain)
 main.add_command(federate)
+main.add_command(new)
+for each in (predict, evaluate, export):
+    main.add_command(each)
 
 
 if __name__ == "__main__":

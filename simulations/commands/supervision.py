@@ -24,12 +24,14 @@ if TYPE_CHECKING:
     from umbel.simulations.commands.watcher import Watcher
 
 FAILED, REFUSED, INCOMPLETE, STOPPED = 1, 2, 3, 130
+STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _P = ParamSpec("_P")
 
 
 def say(text: str = "") -> None:
-    """Print a line for a person, on standard error."""
-    click.echo(text, err=True)
+    """Print a line for a person, on standard error; where their terminal is gone, nobody reads it."""
+    with suppress(OSError):
+        click.echo(text, err=True)
 
 
 def fail(error: BaseException | str, code: int) -> NoReturn:
@@ -39,7 +41,7 @@ def fail(error: BaseException | str, code: int) -> NoReturn:
 
 
 class Stopper:
-    """Turns Ctrl-C and SIGTERM into one orderly stop.
+    """Turns Ctrl-C, SIGTERM and the end of the terminal (SIGHUP) into one orderly stop.
 
     The first signal raises `KeyboardInterrupt`, upon which the round loop writes its checkpoint. While it
     does, the second is only answered, so that nothing is written by halves; the third ends the process
@@ -53,7 +55,9 @@ class Stopper:
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Stopper:
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in STOPS:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # nohup: the run is to outlive its terminal
             with suppress(ValueError):  # not the main thread: whoever called us has the signals
                 self._before[number] = signal.signal(number, self._on_signal)
         return self
@@ -105,27 +109,35 @@ def supervised(watcher: Watcher, stopper: Stopper, again: str = "") -> Iterator[
         stopper: Its signals are ours from here.
         again: How to go on; empty is `umbel resume` with the run's folder.
     """
-    from umbel.server.errors import RunStoppedError, StopRequested
+    from umbel.server.errors import DivergedError, RunStoppedError, StopRequested
 
     stopper.watcher = watcher
     try:
         yield
     except (KeyboardInterrupt, StopRequested):
-        watcher.close()
+        _close(watcher)
         say(_stopped(watcher, again))
         sys.exit(STOPPED)
+    except DivergedError as error:  # to go on would come to the same
+        _close(watcher)
+        fail(error, INCOMPLETE)
     except RunStoppedError as error:
-        watcher.close()
+        _close(watcher)
         fail(f"{error}\n{_stopped(watcher, again)}", INCOMPLETE)
     except REFUSALS as error:
-        watcher.close()
+        _close(watcher)
         if watcher.started:
             _failed(error, watcher, again)
         fail(_message(error), REFUSED)
     except Exception as error:  # noqa: BLE001 - whatever it is, say how to go on
-        watcher.close()
+        _close(watcher)
         _failed(error, watcher, again)
     finally:
+        _close(watcher)
+
+
+def _close(watcher: Watcher) -> None:
+    with suppress(OSError):  # the terminal is gone, and with it whoever looked at it
         watcher.close()
 
 
@@ -146,11 +158,12 @@ def _message(error: BaseException) -> str:
 
 
 def _stopped(watcher: Watcher, again: str) -> str:
-    """Return the line that says how to go on."""
-    if watcher.folder is None:
+    """Return the line that says how to go on; a run that has not begun leaves no folder to go on with."""
+    from umbel.server.checkpoint import last_round
+
+    if watcher.folder is None or not (folder := Path(watcher.folder)).is_dir():
         return f"Stopped before anything began. Go on with: {again}" if again else "Stopped before anything began."
-    folder = Path(watcher.folder)
-    rounds = [int(path.name[6:]) for path in (folder / "checkpoints").glob("round-*") if path.name[6:].isdigit()]
+    round_ = last_round(folder / "checkpoints")
     (folder / "stop").unlink(missing_ok=True)
-    after = f"after round {max(rounds)}" if rounds else "before the first checkpoint; it begins again"
+    after = f"after round {round_}" if round_ else "before the first checkpoint; it begins again"
     return f"Stopped {after}. Go on with: {again or f'umbel resume {folder}'}"

@@ -14,11 +14,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from umbel.core.files import write_json, write_text
+from umbel.core.files import plain, write_sealed, write_text
+from umbel.server import reading
+from umbel.server.sources import changed, sources
 from umbel.simulations import api
 from umbel.simulations.commands.watcher import Watcher
 from umbel.simulations.compare.comparison import Comparison, Member
 from umbel.simulations.compare.prepare import prepare
+from umbel.simulations.compare.statistics import Difference, interquartile_mean, interval
 from umbel.simulations.compare.tables import markdown
 
 
@@ -76,14 +79,27 @@ def carry_out(comparison: Comparison, listener: Watcher | None = None, fresh: bo
 def _run(member: Member, index: int, total: int, listener: Watcher) -> None:
     """Use the run that is there, go on with it, or start it."""
     there = (member.path / "config.yaml").is_file()
-    finished = (member.path / "summary.json").is_file()
+    finished = (member.path / reading.SUMMARY).is_file()
     how = "reused" if finished else "resumed" if there else "new"
     listener.member(index, total, member.item.label, member.seed, how)
+    if there and (names := changed(_sources(member.path), sources(member.experiment))):
+        listener.notice(
+            f"{member.path.name} is {how}, and began with other code than there is now ({', '.join(names)}): its "
+            "numbers may not be those of the others. Run everything anew with --fresh."
+        )
+    if finished:
+        reading.metrics(member.path)  # refuses a damaged one before the others run
     if how == "new":
         shutil.rmtree(member.path, ignore_errors=True)  # it was stopped before it wrote anything
         api.run(member.experiment, listener=listener)
     elif how == "resumed":
         api.resume(member.path, listener=listener)
+
+
+def _sources(folder: Path) -> dict[str, str]:
+    """Return the hashes of the code that a run began with; none where it did not say."""
+    hashes = reading.environment(folder).get("sources", {})
+    return hashes if isinstance(hashes, dict) else {}
 
 
 def write(comparison: Comparison) -> None:
@@ -96,20 +112,16 @@ def write(comparison: Comparison) -> None:
             "seed": member.seed,
             "folder": member.path.name,
             "weights_sha256": member.summary["weights_sha256"],
-            **_finite({measure: member.measures[measure] for measure in comparison.shown}),
+            **{measure: member.measures[measure] for measure in comparison.shown},
         }
         for member in comparison.members
     ]
     reference = comparison.items[0].label
-    table = {}
-    for item in comparison.items:
-        row: dict[str, Any] = {}
-        for measure in comparison.shown:
-            mean, deviation = comparison.mean_and_deviation(item.label, measure)
-            difference, error = comparison.difference(item.label, reference, measure)
-            numbers = {"mean": mean, "deviation": deviation, "difference": difference, "standard_error": error}
-            row[measure] = _finite(numbers)
-        table[item.label] = row
+    table: dict[str, dict[str, Any]] = {item.label: {} for item in comparison.items}
+    for measure in comparison.shown:
+        differences = comparison.differences(measure)
+        for label, row in table.items():
+            row[measure] = _numbers(comparison, label, measure, differences.get(label))
     content = {
         "experiment": comparison.members[0].experiment.name,
         "source": comparison.source,
@@ -122,11 +134,17 @@ def write(comparison: Comparison) -> None:
         "table": table,
         "runs": runs,
     }
-    write_json(comparison.path / "comparison.json", content)
+    write_sealed(comparison.path / "comparison.json", plain(content))
     write_text(comparison.path / "table.md", markdown(comparison))
     write_pictures(comparison)
     report([comparison.path])
 
 
-def _finite(values: dict[str, float]) -> dict[str, float | None]:
-    return {key: value if math.isfinite(value) else None for key, value in values.items()}
+def _numbers(comparison: Comparison, label: str, measure: str, difference: Difference | None) -> dict[str, Any]:
+    """Return what is known of a strategy's measure over seeds, and of its difference to the reference."""
+    values = comparison.values(label, measure)
+    mean, deviation = comparison.mean_and_deviation(label, measure)
+    numbers: dict[str, Any] = {"mean": mean, "deviation": deviation}
+    if all(map(math.isfinite, values)):
+        numbers |= {"interval": list(interval(values)), "interquartile_mean": interquartile_mean(values)}
+    return numbers if difference is None else numbers | {"difference": dataclasses.asdict(difference)}

@@ -10,11 +10,11 @@ from typing import Any
 
 import pandas as pd
 
-from umbel.conf.load import load
 from umbel.conf.schema import Experiment
-from umbel.core.files import read_json
+from umbel.core.files import DamagedError, read_sealed
 from umbel.core.metrics import mean_and_deviation
-from umbel.server.main import summary
+from umbel.server import reading
+from umbel.simulations.compare.statistics import Difference, between_all, compared
 from umbel.simulations.report.measures import COLUMNS, MAIN, NOT_OF_TASKS
 
 
@@ -52,12 +52,13 @@ class Member:
     @cached_property
     def summary(self) -> dict[str, Any]:
         """Content of the run's summary.json."""
-        return dict(summary(self.path))
+        return dict(reading.summary(self.path))
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
         """The run's metrics, long and tidy."""
-        return pd.read_parquet(self.path / "metrics.parquet")
+        frame: pd.DataFrame = reading.metrics(self.path).to_pandas()
+        return frame
 
     @cached_property
     def measures(self) -> dict[str, float]:
@@ -114,28 +115,37 @@ class Comparison:
         """Return mean and sample standard deviation over seeds."""
         return mean_and_deviation(self.values(label, measure))
 
-    def difference(self, label: str, other: str, measure: str) -> tuple[float, float]:
-        """Return the mean of `label` minus `other` over seeds and its standard error (NaN for one seed)."""
-        pairs = zip(self.values(label, measure), self.values(other, measure), strict=True)
-        mean, deviation = mean_and_deviation([a - b for a, b in pairs])
-        return mean, deviation / math.sqrt(len(self.seeds)) if len(self.seeds) > 1 else math.nan
+    def differences(self, measure: str) -> dict[str, Difference]:
+        """Return how each strategy differs from the first, paired by seed, as one family of tests.
+
+        Those that lack the measure in a run are left out; without the first there are none.
+        """
+        reference = self._values(measure).get(self.items[0].label)
+        if reference is None:
+            return {}
+        others = {label: values for label, values in self._values(measure).items() if label != self.items[0].label}
+        pairs = {(label, self.items[0].label): (values, reference) for label, values in others.items()}
+        return {label: each for (label, _), each in compared(pairs).items()}
 
     def best(self, measure: str) -> str | None:
-        """Return the label of the best strategy, or None where it cannot be told.
+        """Return the label of the strategy that is told to be better than every other, or None.
 
-        It cannot with a single seed or strategy, when the paired difference to any other strategy is within
-        one standard error, or for what is a cost (bytes, seconds) and not an aim.
+        That is where the paired permutation tests against all others have p below .05 after Holm's correction over
+        all pairs of strategies; never for a cost (bytes, seconds), nor where a run lacks the measure.
         """
-        aim = COLUMNS[measure].aim
-        means = {item.label: aim * self.mean_and_deviation(item.label, measure)[0] for item in self.items}
-        if not aim or len(self.seeds) < 2 or len(means) < 2 or any(math.isnan(mean) for mean in means.values()):
+        aim, values = COLUMNS[measure].aim, self._values(measure)
+        if not aim or len(values) < max(len(self.items), 2):
             return None
-        best = max(means, key=means.__getitem__)
-        for other in means.keys() - {best}:
-            difference, error = self.difference(best, other, measure)
-            if aim * difference <= error:
-                return None
-        return best
+        tests = between_all(values)
+        for label in values:
+            if all(each.is_told and aim * each.mean > 0 for (first, _), each in tests.items() if first == label):
+                return label
+        return None
+
+    def _values(self, measure: str) -> dict[str, list[float]]:
+        """Return a measure of the strategies that have it in all runs."""
+        lacking = self.lacking(measure)
+        return {item.label: self.values(item.label, measure) for item in self.items if item.label not in lacking}
 
 
 def measures(content: dict[str, Any]) -> dict[str, float]:
@@ -151,15 +161,16 @@ def read_comparison(folder: Path) -> Comparison:
     """Read a comparison's folder.
 
     Raises:
-        FileNotFoundError: It is none.
+        DamagedError: comparison.json is not what was written, or a run of it.
     """
-    content = read_json(folder / "comparison.json")
-    items = tuple(Item(item["label"], item["name"], tuple(item["options"])) for item in content["strategies"])
-    by_label = {item.label: item for item in items}
-    members = []
-    for run in content["runs"]:
-        path = folder / run["folder"]
-        text = (path / "config.yaml").read_text(encoding="utf-8")
-        members.append(Member(by_label[run["strategy"]], run["seed"], load("config", (), text), path))
-    source, overrides = content["source"], tuple(content["overrides"])
-    return Comparison(folder, items, tuple(content["seeds"]), tuple(members), source, overrides)
+    file = folder / "comparison.json"
+    try:
+        content = read_sealed(file)
+        items = tuple(Item(item["label"], item["name"], tuple(item["options"])) for item in content["strategies"])
+        by_label = {item.label: item for item in items}
+        runs = [(by_label[run["strategy"]], run["seed"], folder / run["folder"]) for run in content["runs"]]
+        source, overrides, seeds = content["source"], tuple(content["overrides"]), tuple(content["seeds"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DamagedError.of(file, str(error), "Make it again by the command that made it.") from error
+    members = tuple(Member(item, seed, reading.experiment(path), path) for item, seed, path in runs)
+    return Comparison(folder, items, seeds, members, source, overrides)

@@ -9,12 +9,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import yaml
-
 from umbel import data
+from umbel.conf import initial
 from umbel.conf.errors import ExperimentError
-from umbel.conf.load import as_dict, experiment_names, load, read
+from umbel.conf.load import as_dict, experiment_names, load
 from umbel.conf.schema import Experiment
+from umbel.core.names import file_stem
 from umbel.server.flower import strategies as flower
 from umbel.simulations.compare.comparison import Comparison, Item, Member
 
@@ -86,19 +86,12 @@ def compose(experiment: str, item: Item, seed: int | None, overrides: Sequence[s
 
     The strategy options of the experiment's file hold for the strategy that it names, and for no other.
     """
-    name, text = read(experiment)
-    content = yaml.safe_load(text)
-    if isinstance(content, dict):
-        given = content.get("strategy") or {}
-        same = given.get("name", "fedavg") == item.name
-        content["strategy"] = {**given, "name": item.name} if same else {"name": item.name}
-        text = yaml.safe_dump(content, sort_keys=False)
     own = [f"strategy.{option}" for option in item.options]
     seeds = [] if seed is None else [f"run.seed={seed}"]
-    composed = load(name, [*overrides, *own, *seeds], text)
+    composed = load(experiment, [*overrides, *own, *seeds], strategy=item.name)
     flower.check(composed)
     data.check(composed.data)
-    return composed
+    return initial.resolved(composed)  # with the hash of the weights that it starts from
 
 
 def folder_name(item: Item, experiment: Experiment) -> str:
@@ -133,7 +126,7 @@ def prepare(
     items = parse_strategies(strategies)
     base = compose(experiment, items[0], None, overrides)
     chosen = parse_seeds(seeds, base.run.seed)
-    folder = Path(output or Path(base.run.results) / f"compare-{base.name}").expanduser().resolve()
+    folder = Path(output or Path(base.run.results) / f"compare-{file_stem(base.name)}").expanduser().resolve()
     members = []
     for seed in chosen:
         for item in items:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from umbel.simulations.compare.comparison import Comparison
+from umbel.simulations.compare.statistics import seeds_needed, smallest_p
 from umbel.simulations.report.measures import COLUMNS
 
 
@@ -29,28 +30,32 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def cell(comparison: Comparison, label: str, measure: str) -> str:
-    """Return `mean ± deviation`, with a star for a best that can be told."""
+    """Return `mean ± deviation`; in the main measure with a star for a best that can be told."""
     mean, deviation = comparison.mean_and_deviation(label, measure)
     if math.isnan(mean):
         return "–"
     digits = COLUMNS[measure].unit.digits
     spread = f" ± {deviation:.{digits}f}" if len(comparison.seeds) > 1 else ""
-    star = " *" if comparison.best(measure) == label else ""
+    star = " *" if measure == comparison.main and comparison.best(measure) == label else ""
     return f"{mean:.{digits}f}{spread}{star}"
 
 
 def difference_cell(comparison: Comparison, label: str) -> str:
-    """Return the paired difference to the first strategy in the main measure, with its standard error."""
-    reference = comparison.items[0].label
-    if label == reference:
+    """Return the paired difference to the first strategy in the main measure, its standard error and corrected p."""
+    if label == comparison.items[0].label:
         return "reference"
-    if comparison.main is None:
-        return "–"
-    mean, error = comparison.difference(label, reference, comparison.main)
-    if math.isnan(mean):
+    difference = comparison.differences(comparison.main).get(label) if comparison.main else None
+    if difference is None or comparison.main is None:
         return "–"
     digits = COLUMNS[comparison.main].unit.digits
-    return f"{mean:+.{digits}f}" + ("" if math.isnan(error) else f" ± {error:.{digits}f}")
+    if len(comparison.seeds) < 2:
+        return f"{difference.mean:+.{digits}f}"
+    return f"{difference.mean:+.{digits}f} ± {difference.error:.{digits}f} ({p_value(difference.corrected)})"
+
+
+def p_value(p: float) -> str:
+    """Write a p as tables have it: three digits, `p<.001` below."""
+    return "p<.001" if p < 0.001 else f"p={p:.3f}".replace("0.", ".", 1)
 
 
 def footnote(comparison: Comparison) -> str:
@@ -65,12 +70,28 @@ def footnote(comparison: Comparison) -> str:
         *(COLUMNS[measure].meaning for measure in comparison.shown if COLUMNS[measure].meaning),
     ]
     if comparison.main is not None:
-        title = COLUMNS[comparison.main].heading
-        parts.append(
-            f"Difference: of {title}, to {comparison.items[0].label}, paired by seed, ± its standard error. "
-            "* best, by more than one standard error of the paired difference to every other."
+        title, reference = COLUMNS[comparison.main].heading, comparison.items[0].label
+        parts.append(f"Difference: of {title}, to {reference}, paired by seed, ± its standard error; p of the paired")
+        parts.append("permutation test, after Holm's correction.")
+        parts.append(_what_can_be_told(comparison))
+    return " ".join([part for part in [*parts, *missing] if part])
+
+
+def _what_can_be_told(comparison: Comparison) -> str:
+    """Say what a star means, or that so few seeds can tell nothing."""
+    num_strategies, num_seeds, reference = len(comparison.items), len(comparison.seeds), comparison.items[0].label
+    if num_strategies < 2 or comparison.main is None or comparison.lacking(comparison.main):
+        return ""
+    for_one, for_best = seeds_needed(num_strategies - 1), seeds_needed(math.comb(num_strategies, 2))
+    if num_seeds < for_one:
+        smallest = smallest_p(num_seeds) * (num_strategies - 1)
+        return (
+            f"Of {num_seeds} seeds the smallest p is {min(smallest, 1):.2g}: nothing can be told from chance, and "
+            f"nothing is marked. {for_one} seeds could tell a difference to {reference}, {for_best} a best."
         )
-    return " ".join([*parts, *missing])
+    if num_seeds < for_best:
+        return f"A best needs p below .05 against every other, which takes {for_best} seeds: nothing is marked."
+    return "* best: p below .05 against every other, corrected over all pairs."
 
 
 def _missing(comparison: Comparison) -> list[str]:

@@ -13,6 +13,8 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.cli.build import build_fab_from_disk
 from flwr.supercore.task_identity import TaskIdentity
 
+from umbel.core.records import reason
+
 NODE = 1  # the only node of an engine that runs on one machine
 CLIENT_FAILED = 3  # Flower's code for a ClientApp that raised
 
@@ -31,7 +33,7 @@ def make_context(run_config: dict[str, Any], node_config: dict[str, Any]) -> Con
 
 def error_reply(message: Message, error: BaseException) -> Message:
     """Answer a message with an error."""
-    return Message(Error(CLIENT_FAILED, f"{type(error).__name__}: {error}"), reply_to=message)
+    return Message(Error(CLIENT_FAILED, reason(error)), reply_to=message)
 
 
 def build_bundle(app: Path) -> bytes:

@@ -15,6 +15,7 @@ from typing import Any
 from umbel.client.node.bundle import flower_name, unpack
 from umbel.conf.load import as_yaml
 from umbel.conf.schema import Experiment
+from umbel.core import leftovers
 from umbel.server.errors import RunStoppedError, raise_again
 from umbel.server.listener import PROGRESS_FILE, Listener, replay
 from umbel.server.lock import exclusive, is_free
@@ -100,7 +101,7 @@ def _federation(nodes: int, folder: Path) -> Iterator[Federation]:
 
 def _flwr_run(experiment: Experiment, federation: Federation, folder: Path, resuming: bool) -> str:
     """Submit the bundle and return Flower's run id."""
-    with tempfile.TemporaryDirectory(prefix="umbel-bundle-") as temporary:
+    with tempfile.TemporaryDirectory(prefix=leftovers.prefix("bundle")) as temporary:
         app = write_app(Path(temporary))
         config = Path(temporary) / "run.toml"
         values = {
@@ -110,13 +111,17 @@ def _flwr_run(experiment: Experiment, federation: Federation, folder: Path, resu
             "folder": str(folder),
             "resume": "yes" if resuming else "",
         }
-        # JSON's strings are TOML's basic strings.
-        config.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
+        config.write_text("".join(f"{key} = {_toml(value)}\n" for key, value in values.items()), encoding="utf-8")
         # The ServerApps of two runs that start together would meet in Flower's own installation.
         bundle = build_bundle(app)
         unpack(bundle, Path(federation.environment()["FLWR_HOME"]) / "apps", flower_name(bundle))
         answer = _flwr(federation, "run", str(app), CONNECTION, "--run-config", str(config))
     return str(answer["run-id"])
+
+
+def _toml(text: str) -> str:
+    """Return a TOML string: JSON's, but that a character beyond 16 bits is no pair of escapes, and DEL is one."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _flwr(federation: Federation, *arguments: str) -> dict[str, Any]:

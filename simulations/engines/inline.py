@@ -33,7 +33,7 @@ class InlinePort(LocalPort):
     def stream(
         self, messages: Collection[Message], deadline: float, on_wait: OnWait | None = None
     ) -> Iterator[Message]:
-        """Run each message and yield its reply; a deadline cannot interrupt one's own process."""
+        """Run each message and yield its reply; a phase has no deadline here, each of its clients has."""
         done = 0
 
         def count(_: int) -> None:

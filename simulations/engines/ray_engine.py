@@ -3,8 +3,9 @@
 Each worker is an actor that runs the same ClientApp as every other engine and keeps model, optimiser buffers and
 data between messages. The data set is put in the object store once and read there by all workers of a machine
 without a copy. Blocks of clients go to whichever worker is free, those with the most examples first; the driver
-waits for the next one that is done and never looks around. A worker that dies is replaced and its block runs
-again, from the same memory and the same random generators, with the same result.
+waits for the next one that is done and never looks around. A worker that dies is replaced and the clients of its block
+run again, now one by one, from the same memory and the same random generators, with the same result: if it was one of
+them that killed it, it is the only one that fails.
 
 Workers of other machines need the project installed and the run's folder on a shared file system.
 """
@@ -17,7 +18,7 @@ import signal
 import time
 from collections import deque
 from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -28,14 +29,16 @@ import umbel
 from umbel.conf.errors import ExperimentError
 from umbel.conf.federation import federation
 from umbel.conf.schema import Experiment
-from umbel.core.messages import Pieces, encode_outcome, split_work
+from umbel.core.messages import Pieces, encode_outcome, split_clients, split_work
+from umbel.core.records import reason
 from umbel.core.work import Outcome
 from umbel.server.errors import RunStoppedError, raise_again
 from umbel.server.port import OnWait
 from umbel.simulations.engines.local import LocalPort
 from umbel.simulations.engines.ray_worker import RayWorker
+from umbel.simulations.engines.raylet import LOOK_SECONDS, Raylet
 
-_TRIES = 3  # how often a block is started before its clients count as failed
+_TRIES = 3  # how often a client is started, alone or in its block, before it counts as failed
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry: this runs in hospitals
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray would run its workers at niceness 15
@@ -44,13 +47,21 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 @dataclass
 class _Block:
-    """A block's journey."""
+    """A block's journey, or that of one of its clients.
+
+    Attributes:
+        message: What it is a part of.
+        pieces: Its work.
+        payload: Where the phase's payload is.
+        tries: How often it was started.
+        due: `time.monotonic()` at which its worker counts as lost.
+    """
 
     message: Message
     pieces: Pieces
     payload: Any
     tries: int = 0
-    last_error: str = ""
+    due: float = float("inf")
 
 
 @dataclass
@@ -78,6 +89,7 @@ class RayPort(LocalPort):
         self._pool = _Pool()
         self._made: list[Any] = []
         self._started_ray = False
+        self._raylet: Raylet | None = None
         self._neutral = memory.parent / "ray"
 
     def __enter__(self) -> RayPort:
@@ -102,7 +114,12 @@ class RayPort(LocalPort):
         quiet = {"log_to_driver": False, "configure_logging": False}
         with contextlib.chdir(self._neutral), own_signals():
             if not config.ray_address:
-                ray.init(address="local", num_cpus=config.workers or None, include_dashboard=False, **quiet)
+                try:
+                    ray.init(address="local", num_cpus=config.workers or None, include_dashboard=False, **quiet)
+                except BaseException:  # a signal, too: what has started by then ends
+                    ray.shutdown()
+                    raise
+                self._raylet = Raylet()
             else:
                 try:
                     ray.init(address=config.ray_address, **quiet)
@@ -145,11 +162,13 @@ class RayPort(LocalPort):
     ) -> None:
         import ray
 
-        for worker in self._made:
+        for worker in self._made if self._raylet is None or self._raylet.is_alive() else ():
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.kill(worker)
         if self._started_ray:
             ray.shutdown()
+            if self._raylet is not None:
+                self._raylet.end_rest()
             with contextlib.suppress(OSError):
                 self._neutral.rmdir()
 
@@ -185,6 +204,7 @@ class RayPort(LocalPort):
         """Spread the messages' blocks over the workers and yield one reply a block, as they are done."""
         import ray
 
+        self._look_at_ray()
         waiting: deque[_Block] = deque()
         for message in messages:
             arrays = dict(message.content.array_records)
@@ -194,12 +214,21 @@ class RayPort(LocalPort):
         while waiting or self._pool.running:
             while waiting and self._pool.free:
                 self._launch(waiting.popleft())
-            remaining = None if deadline == float("inf") else max(deadline - time.monotonic(), 0.0)
-            done, _ = ray.wait(list(self._pool.running), num_returns=1, timeout=remaining)
-            if not done:
+            due = min(deadline, *(block.due for _, block in self._pool.running.values()))
+            patience = min(max(due - time.monotonic(), 0.0), LOOK_SECONDS)
+            done, _ = ray.wait(list(self._pool.running), num_returns=1, timeout=patience)
+            self._look_at_ray()
+            if done:
+                yield from self._collect(done[0], waiting)
+            elif time.monotonic() >= deadline:
                 self._abandon()
                 return
-            yield from self._collect(done[0], waiting)
+            else:
+                yield from self._end_overdue(waiting)
+
+    def _look_at_ray(self) -> None:
+        if self._raylet is not None:
+            self._raylet.check()
 
     def _cost(self, block: _Block) -> float:
         """Estimate a block's time: its training examples."""
@@ -208,6 +237,11 @@ class RayPort(LocalPort):
     def _launch(self, block: _Block) -> None:
         worker = self._pool.free.popleft()
         block.tries += 1
+        # A client that is late is interrupted where it runs; what cannot be interrupted ends with its worker, which may
+        # have to start first.
+        config, num_clients = self._experiment.engine, len(block.pieces.clients)
+        if num_clients:
+            block.due = time.monotonic() + num_clients * config.client_seconds + config.node_timeout_seconds
         reference = worker.run.remote(block.payload, block.pieces.head, block.message.metadata.message_type)
         self._pool.running[reference] = (worker, block)
 
@@ -220,18 +254,38 @@ class RayPort(LocalPort):
         except ray.exceptions.RayTaskError as error:
             self._pool.free.append(worker)
             cause = error.cause or error
-            yield self._failed(block, f"{type(cause).__name__}: {cause}")
+            yield self._failed(block, reason(cause))
             return
-        except ray.exceptions.RayError as error:  # the worker died: another runs the block again
+        except ray.exceptions.RayError as error:
             self._replace(worker)
-            block.last_error = _first_line(error)
-            if block.tries < _TRIES:
+            if len(block.pieces.clients) > 1:
+                self._apart(block, waiting)
+            elif block.tries < _TRIES:
                 waiting.appendleft(block)
             else:
-                yield self._failed(block, f"its worker died {_TRIES} times; the last time: {block.last_error}")
+                yield self._failed(block, f"its worker died {_TRIES} times; the last time: {_first_line(error)}")
             return
         self._pool.free.append(worker)
         yield Message(content, reply_to=block.message)
+
+    def _apart(self, block: _Block, waiting: deque[_Block]) -> None:
+        """Have a block's clients run again, one by one: who killed their worker is known only when it is alone."""
+        alone = [replace(block, pieces=pieces) for pieces in split_clients(block.pieces)]
+        waiting.extendleft(reversed(alone))
+
+    def _end_overdue(self, waiting: deque[_Block]) -> Iterator[Message]:
+        """Replace the workers whose blocks are overdue; a client that was alone has failed."""
+        now = time.monotonic()
+        for reference, (worker, block) in list(self._pool.running.items()):
+            if block.due > now:
+                continue
+            del self._pool.running[reference]
+            self._replace(worker)
+            if len(block.pieces.clients) > 1:
+                self._apart(block, waiting)
+                continue
+            limit = self._experiment.engine.client_seconds
+            yield self._failed(block, f"it took longer than {limit:g} s (engine.client_seconds) and did not stop")
 
     def _failed(self, block: _Block, reason: str) -> Message:
         outcome = Outcome(failures=dict.fromkeys(block.pieces.clients, reason))
@@ -255,14 +309,25 @@ class RayPort(LocalPort):
 
 @contextlib.contextmanager
 def own_signals() -> Iterator[None]:
-    """Keep our handlers: Ray's would end the process at a SIGTERM with a dump in place of a checkpoint."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    """Keep our handlers: Ray's would end the process at a SIGTERM with a dump in place of a checkpoint.
+
+    They hold while Ray starts, too. What it starts is deaf to the end of the terminal, which is for us to answer.
+    """
+    from ray._private import utils
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    set_handler = utils.set_sigterm_handler
+    utils.set_sigterm_handler = lambda _: None
+    with contextlib.suppress(ValueError):  # not the main thread: signals are not ours to answer
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
         yield
     finally:
+        utils.set_sigterm_handler = set_handler
         for number, handler in before.items():
-            if callable(handler):
-                with contextlib.suppress(ValueError):  # not the main thread: Ray has changed nothing
+            if handler is not None:
+                with contextlib.suppress(ValueError):
                     signal.signal(number, handler)
 
 

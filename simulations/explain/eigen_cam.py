@@ -65,15 +65,15 @@ def eigen_cam(maps_BCHW: Tensor, centred: bool = True, size: int | tuple[int, in
     if centred:
         places = places - places.mean(dim=1, keepdim=True)
     left, values, _ = torch.linalg.svd(places, full_matrices=False)
-    found = left[:, :, 0] * values[:, :1]
-    found = torch.where((found.amax(1) - found.amin(1) <= noise)[:, None], 0.0, _turned(found))
-    found = found.view(batch, height, width)
+    heat = left[:, :, 0] * values[:, :1]
+    heat = torch.where((heat.amax(1) - heat.amin(1) <= noise)[:, None], 0.0, _turned(heat))
+    heat = heat.view(batch, height, width)
     if size is not None:
-        found = F.interpolate(found[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
-    low, high = found.amin(dim=(1, 2), keepdim=True), found.amax(dim=(1, 2), keepdim=True)
-    found = (found - low) / torch.where(high > low, high - low, 1.0)
+        heat = F.interpolate(heat[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+    low, high = heat.amin(dim=(1, 2), keepdim=True), heat.amax(dim=(1, 2), keepdim=True)
+    heat = (heat - low) / torch.where(high > low, high - low, 1.0)
     dtype = torch.float64 if maps_BCHW.dtype == torch.float64 else torch.float32
-    return found.to(dtype).to(maps_BCHW.device)
+    return heat.to(dtype).to(maps_BCHW.device)
 
 
 def _turned(maps: Tensor) -> Tensor:
@@ -106,7 +106,7 @@ def agreement(one: Tensor, other: Tensor, top: float = 0.2) -> Agreement:
     constant = (a.amax(1) == a.amin(1)) | (b.amax(1) == b.amin(1))
     num_places = max(1, round(top * a.shape[1]))
     regions = [maps >= maps.topk(num_places, dim=1).values[:, -1:] for maps in (a, b)]
-    both, either = (found.sum(1).to(torch.float64) for found in (regions[0] & regions[1], regions[0] | regions[1]))
+    both, either = (each.sum(1).to(torch.float64) for each in (regions[0] & regions[1], regions[0] | regions[1]))
     a, b = a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True)
     # Each by its own norm first, so that no product of small numbers vanishes.
     a, b = F.normalize(a, dim=1, eps=0.0), F.normalize(b, dim=1, eps=0.0)

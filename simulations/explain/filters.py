@@ -87,20 +87,20 @@ def layer_filters(state: Tree) -> dict[str, Tensor]:
     Raises:
         ValueError: There is none, or one has weights that are not finite.
     """
-    found = {
+    layers = {
         name: tensor.detach().to("cpu", torch.float64).reshape(-1, 9)
         for name, tensor in state.items()
         if tensor.dim() == 4 and tensor.shape[2:] == (3, 3) and tensor.is_floating_point() and tensor.numel()
     }
-    if not found:
+    if not layers:
         raise ValueError(
             "expected convolutions with 3 x 3 kernels, found none; choose a model that has some (key model.name), as "
             "cnn, resnet18 and most hybrids do, and linear, mlp, ConViT and RaftMLP do not"
         )
-    for name, filters in found.items():
+    for name, filters in layers.items():
         if not filters.isfinite().all():
             raise ValueError(f"{name}: expected finite weights, found NaN or infinity")
-    return found
+    return layers
 
 
 def stacked(state: Tree, scale: str = "filter") -> Tensor:
@@ -199,13 +199,13 @@ def drifts(
     expected = {name: len(filters) for name, filters in layer_filters(global_state).items()}
     directions = basis(reference)
     there = histograms(reference, directions, bins, pseudo_count)
-    found: dict[str, float] = {}
+    distances: dict[str, float] = {}
     for client, state in clients.items():
         if {name: len(filters) for name, filters in layer_filters(state).items()} != expected:
             raise ValueError(f"client {client}: expected the 3 x 3 layers of the global model, found others")
         here = histograms(stacked(state, scale), directions, bins, pseudo_count)
-        found[client] = float((directions.shares * divergence(here, there)).sum())
-    return found
+        distances[client] = float((directions.shares * divergence(here, there)).sum())
+    return distances
 
 
 def drift(
@@ -232,12 +232,14 @@ def layer_statistics(state: Tree) -> dict[str, LayerStatistics]:
     Raises:
         ValueError: No 3 x 3 filters, or weights that are not finite.
     """
-    found = {}
+    statistics = {}
     for name, filters in layer_filters(state).items():
         size = filters.abs().amax(dim=1)
         sparse = (size <= size.max() * _SPARSE).to(torch.float64).mean()
-        found[name] = LayerStatistics(len(filters), float(sparse), entropy(filters), random_threshold(len(filters)))
-    return found
+        statistics[name] = LayerStatistics(
+            len(filters), float(sparse), entropy(filters), random_threshold(len(filters))
+        )
+    return statistics
 
 
 def robust_z(values: Mapping[str, float]) -> dict[str, float]:
@@ -261,18 +263,3 @@ def robust_z(values: Mapping[str, float]) -> dict[str, float]:
     distances = [abs(value - middle) for value in values.values()]
     unit = median(distances) / _MAD or _MEAN_AD * fmean(distances)
     return {name: (value - middle) / unit if unit else 0.0 for name, value in values.items()}
-
-
-def flagged(drifts: Mapping[str, float], threshold: float = THRESHOLD) -> list[str]:
-    """Return the clients whose drift is out of the ordinary: a robust z-score above `threshold`, in their order.
-
-    One-sided: little drift is no fault. Fewer than three clients have no ordinary, and none is returned.
-
-    Args:
-        drifts: By client; any other number that grows with what is suspect will do.
-        threshold: 3.5, as Iglewicz and Hoaglin recommend.
-
-    Raises:
-        ValueError: A drift is not a number.
-    """
-    return [client for client, score in robust_z(drifts).items() if score > threshold]

@@ -17,17 +17,15 @@ from torch import Tensor
 
 from umbel.client.host import Clients, Host
 from umbel.conf.errors import ExperimentError
-from umbel.conf.load import load
-from umbel.core.files import read_json, read_tensors
+from umbel.core.files import DamagedError
 from umbel.core.memory import MemoryRecord, MemoryStore, Version
 from umbel.core.records import Payload
 from umbel.models.base import Model
 from umbel.models.weights import load_state
-from umbel.server import checkpoint
+from umbel.server import checkpoint, reading
 from umbel.server.flower import strategies as flower
-from umbel.server.main import summary
 from umbel.server.session import Session
-from umbel.strategies.base import Phase, by_name
+from umbel.strategies.base import ClientContext, Phase, by_name
 
 _TRAIN = "train"  # the phase that is run again
 State = dict[str, Tensor]  # a model's whole state dict, on the CPU
@@ -41,18 +39,13 @@ class FinishedRun:
 
     Raises:
         ExperimentError: It is no run, has not ended, or shares no classifier of images.
+        DamagedError: A file of it is not what was written.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.path = Path(folder).expanduser().resolve()
-        config = self.path / "config.yaml"
-        if not config.is_file():
-            raise ExperimentError(f"{self.path} is no run: it has no config.yaml.")
-        self.experiment = load("config", (), config.read_text(encoding="utf-8"))
-        try:
-            self.summary = summary(self.path)
-        except FileNotFoundError as error:
-            raise ExperimentError(str(error)) from error
+        self.experiment = reading.experiment(self.path)
+        self.summary = reading.summary(self.path)
         flower.check(self.experiment)
         self.session = Session(self.experiment)
         if self.session.strategy.own_model:
@@ -61,6 +54,8 @@ class FinishedRun:
                 "each has a model of its own. Choose a run of another strategy."
             )
         self.data = self.session.data
+        self._id = reading.identity(self.path)["id"]
+        self._checkpoint = self._last_checkpoint()
 
     @property
     def rounds(self) -> int:
@@ -70,8 +65,8 @@ class FinishedRun:
     @cached_property
     def state(self) -> State:
         """The global model's whole state after the last round, in the model's order: a file has its own."""
-        found = read_tensors(self.path / "model.safetensors")[0]
-        return {name: found[name] for name in self.session.build_model().state_dict()}
+        tensors = reading.model(self.path)
+        return {name: tensors[name] for name in self.session.build_model().state_dict()}
 
     def model(self, state: State) -> Model:
         """Return a model with this state, in evaluation mode on the run's device."""
@@ -91,10 +86,7 @@ class FinishedRun:
             ExperimentError: The strategy has no phase in which clients train a model.
             umbel.core.memory.MissingMemoryError: The client's memory is on a node, and not in the run's folder.
         """
-        remembered: list[MemoryRecord] = []
-        versions = self._checkpoint.progress.memories if self._checkpoint else {}
-        record = self._clients.memory.read(client, Version(*versions[str(client)])) if str(client) in versions else None
-        context = self._clients.context(client, self.rounds + 1, _TRAIN, record, remembered.append)
+        context = self._context(client)
         if self._exchange is None:
             model = context.model({name: self.state[name] for name in self.session.shared_names})
             context.train(model)
@@ -105,10 +97,28 @@ class FinishedRun:
         base = payload.trees["model"]
         return state | {name: base[name].cpu() + change.cpu() for name, change in reply.trees.get("delta", {}).items()}
 
-    @cached_property
-    def _checkpoint(self) -> checkpoint.Checkpoint | None:
-        found = checkpoint.latest(self.path / "checkpoints")
-        return found if found is not None and found.progress.round == self.rounds else None
+    def examples(self, client: int) -> tuple[Tensor, Tensor]:
+        """Return the images and labels that a client trains on in that local run, as its model reads them.
+
+        Raises:
+            umbel.core.memory.MissingMemoryError: The client's memory is on a node, and not in the run's folder.
+        """
+        context = self._context(client)
+        return context.prepare(context.train_data)
+
+    def _context(self, client: int) -> ClientContext:
+        versions = self._checkpoint.progress.memories if self._checkpoint else {}
+        record = self._clients.memory.read(client, Version(*versions[str(client)])) if str(client) in versions else None
+        remembered: list[MemoryRecord] = []  # nobody reads it
+        return self._clients.context(client, self.rounds + 1, _TRAIN, record, remembered.append)
+
+    def _last_checkpoint(self) -> checkpoint.Checkpoint | None:
+        """Return the checkpoint of the last round; None where the run wrote none."""
+        newest = checkpoint.latest(self.path / "checkpoints")
+        if newest is not None and newest.passed_over:
+            reasons, remedy = "\n".join(newest.passed_over), f"Make it again: umbel resume {self.path}"
+            raise DamagedError(f"A checkpoint of {self.path} is damaged: {reasons}.", remedy=remedy)
+        return newest if newest is not None and newest.progress.round == self.rounds else None
 
     @cached_property
     def _exchange(self) -> tuple[Phase[Any], Payload] | None:
@@ -130,8 +140,7 @@ class FinishedRun:
 
     @cached_property
     def _clients(self) -> Clients:
-        run = read_json(self.path / "run.json")["id"]
-        return Clients(self._host, MemoryStore(self.path / "memory" / str(run)))
+        return Clients(self._host, MemoryStore(self.path / "memory" / self._id))
 
 
 def _copy(model: Model) -> State:

@@ -55,6 +55,7 @@ class Look:
 
     Attributes:
         accuracy: On the probe images.
+        logits: Of the probe images, [N, C].
         cams: Eigen-CAM of the probe images [N, S, S], or None.
         attention: Of the shown images.
         locality: Share of each gated layer's attention that goes by position (ConViT).
@@ -65,6 +66,7 @@ class Look:
     """
 
     accuracy: float
+    logits: Tensor = field(repr=False)
     cams: Tensor | None
     attention: Sequence[AttentionMap]
     locality: Mapping[str, float]
@@ -126,20 +128,28 @@ def look(model: Model, state: State, seen: Probe, layer: MapLayer | None, refere
             features.append(model.features(images))
             if layer is not None:
                 cams.append(eigen_cam(kept[layer.name], size=seen.images.shape[-1]))
-    found = torch.cat(features)
-    right = (model.head(found).argmax(1) == seen.labels).double().mean()
+    every = torch.cat(features)
+    logits = model.head(every)
+    right = (logits.argmax(1) == seen.labels).double().mean()
     has_filters = any(tensor.dim() == 4 and tensor.shape[2:] == (3, 3) for tensor in state.values())
     changes = [(state[name].double() - reference[name].double()).square().sum() for name, _ in model.named_parameters()]
     return Look(
         accuracy=float(right),
+        logits=logits.cpu(),
         cams=torch.cat(cams).cpu() if cams else None,
         attention=attention_maps(model, seen.images[: seen.num_shown]) if seen.images.dim() == 4 else [],
         locality=gpsa_locality(model),
-        collapse=collapse.measure(found.double().cpu(), seen.labels.cpu(), model.head),
+        collapse=collapse.measure(every.double().cpu(), seen.labels.cpu(), model.head),
         layers=filters.layer_statistics(state) if has_filters else {},
         filters={name: state[name] for name in filters.layer_filters(state)} if has_filters else {},
         update=math.sqrt(float(torch.stack(changes).sum())),
     )
+
+
+@torch.no_grad()
+def answers(model: Model, images: Tensor) -> Tensor:
+    """Return a model's logits of prepared images [N, ...], on the CPU, [N, C]."""
+    return torch.cat([model.head(model.features(batch)).cpu() for batch in torch.split(images, _BATCH)])
 
 
 def layer_of(run: FinishedRun, name: str) -> tuple[MapLayer | None, str]:

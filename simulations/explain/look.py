@@ -23,7 +23,7 @@ from umbel.models.maps import MapLayer
 from umbel.server.errors import RunStoppedError
 from umbel.server.lock import exclusive
 from umbel.server.results import RunFolder
-from umbel.simulations.explain import filters, inside
+from umbel.simulations.explain import filters, inside, suspects
 from umbel.simulations.explain import pictures as inside_pictures
 from umbel.simulations.explain.clients import Client, describe
 from umbel.simulations.explain.finished import FinishedRun
@@ -109,7 +109,8 @@ def explain(
         notes.append("No statistics of filters: the model has no 3 x 3 kernels.")
     if not whole.attention:
         notes.append("No maps of attention or gates: the model computes none over places of the image.")
-    clients = describe(run, whole, looks)
+    clients = describe(run, seen, whole, looks)
+    notes += _not_judged(clients)
     path = (output or run.path / FOLDER).expanduser().resolve()
     path.mkdir(parents=True, exist_ok=True)
     try:
@@ -143,9 +144,24 @@ def _write(
         plots.save(figure, path / f"{name}.png")
         drawn.append((f"{name}.png", alternative))
     _write_rows(run, path, seen.split, whole, looks, clients)
-    found = Inside(path, clients, notes, drawn)
-    write_json(path / "explain.json", _summary(run, seen, layer.name if layer else "", found))
-    return found
+    result = Inside(path, clients, notes, drawn)
+    write_json(path / "explain.json", _summary(run, seen, layer.name if layer else "", result))
+    return result
+
+
+def _not_judged(clients: Sequence[Client]) -> list[str]:
+    """Say of whose labels nothing is said, and why."""
+    silent = [str(row.client) for row in clients if row.labels is None]
+    notes = []
+    if silent:
+        who = "client" if len(silent) == 1 else "clients"
+        notes.append(
+            f"The labels of {who} {', '.join(silent)} are not judged: fewer than two of the classes are among the "
+            "held-out images, or a model answers the same to all."
+        )
+    if clients and len(clients) - len(silent) < suspects.FEWEST:
+        notes.append(f"No client is accused: that takes {suspects.FEWEST} clients whose labels can be compared.")
+    return notes
 
 
 def _chosen(run: FinishedRun, number: int) -> list[int]:
@@ -160,17 +176,17 @@ def _looks(
     run: FinishedRun, chosen: Sequence[int], seen: Probe, layer: MapLayer | None, told: Told
 ) -> tuple[dict[int, Look], list[str]]:
     """Let each client train once more and look inside its model; a client that fails costs itself alone."""
-    found, notes = {}, []
+    looks, notes = {}, []
     for done, client in enumerate(chosen, start=1):
         try:
             state = run.client(client)
-            found[client] = inside.look(run.model(state), state, seen, layer, run.state)
+            looks[client] = inside.look(run.model(state), state, seen, layer, run.state)
         except ExperimentError:  # of the run, not of this client
             raise
         except (MissingMemoryError, DataError, ValueError) as error:
             notes.append(f"Client {client} is left out: {error}")
         told(done, len(chosen))
-    return found, notes
+    return looks, notes
 
 
 def _write_rows(
@@ -198,13 +214,13 @@ def _write_rows(
 
 
 def _of_look(look: Look) -> dict[str, float]:
-    found = {"accuracy": look.accuracy} | {f"collapse/{name}": value for name, value in look.collapse.items()}
+    values = {"accuracy": look.accuracy} | {f"collapse/{name}": value for name, value in look.collapse.items()}
     for layer, each in look.layers.items():
-        found |= {f"filters/{layer}/sparsity": each.sparsity, f"filters/{layer}/entropy": each.entropy}
-    return found | {f"locality/{layer}": value for layer, value in look.locality.items()}
+        values |= {f"filters/{layer}/sparsity": each.sparsity, f"filters/{layer}/entropy": each.entropy}
+    return values | {f"locality/{layer}": value for layer, value in look.locality.items()}
 
 
-def _summary(run: FinishedRun, seen: Probe, layer: str, found: Inside) -> dict[str, Any]:
+def _summary(run: FinishedRun, seen: Probe, layer: str, result: Inside) -> dict[str, Any]:
     return {
         "run": run.path.name,
         "strategy": run.experiment.strategy.name,
@@ -215,9 +231,9 @@ def _summary(run: FinishedRun, seen: Probe, layer: str, found: Inside) -> dict[s
         "num_images": len(seen.labels),
         "layer": layer,
         "threshold": filters.THRESHOLD,
-        "flagged": [row.client for row in found.clients if row.flagged],
+        "flagged": [row.client for row in result.clients if row.flagged],
         "shuffled": list(run.data.shuffled_clients),
-        "clients": [asdict(row) for row in found.clients],
-        "notes": list(found.notes),
-        "pictures": [list(picture) for picture in found.pictures],
+        "clients": [asdict(row) for row in result.clients],
+        "notes": list(result.notes),
+        "pictures": [list(picture) for picture in result.pictures],
     }

@@ -26,6 +26,7 @@ NAMES = (
     "cams",
     "attention",
     "attention_clients",
+    "labels",
     "drift",
     "kernels",
     "update",
@@ -58,11 +59,9 @@ def draw(
         looks: Each client's.
         clients: A row each.
         metrics: Of the run.
-        num_shown: Clients with a column of their own.
+        num_shown: Clients with a column of their own; suspects have one in any case, unless it is 0.
     """
-    # Those that stand out first, then in order.
-    first = sorted(clients, key=lambda row: (not row.flagged, row.client))[:num_shown]
-    shown = sorted(first, key=lambda row: row.client)
+    shown = with_columns(clients, num_shown)
     images = seen.examples.images[: seen.num_shown]
     names = [run.data.class_names[int(label)] for label in seen.labels[: seen.num_shown]]
     if layer is not None and whole.cams is not None:
@@ -71,11 +70,19 @@ def draw(
         yield _attention(images, names, whole.attention)
         if shown:
             yield _attention_of_clients(images, names, whole.attention, looks, shown)
+    yield from _labels(clients)
     yield from _outliers(clients)
     yield from _layers(whole, looks)
     if panels := report_series.collapse(metrics):
         yield "collapse", metric_plots.panels(panels, "Neural collapse by round"), "neural collapse by round"
     yield from _collapsed(whole, looks, seen.split)
+
+
+def with_columns(clients: Sequence[Client], num_shown: int) -> list[Client]:
+    """Return the clients that have a column: all suspects, and others up to `num_shown`; none where that is 0."""
+    number = max(num_shown, sum(row.flagged for row in clients)) if num_shown else 0
+    first = sorted(clients, key=lambda row: (not row.flagged, row.client))[:number]
+    return sorted(first, key=lambda row: row.client)
 
 
 def _cams(
@@ -89,19 +96,18 @@ def _cams(
     columns = [Column("image"), Column("global", cams)]
     for row in shown:
         own = looks[row.client].cams
-        mark = ", flagged" if row.flagged else ""
         told = "" if row.correlation is None else f"\nr = {row.correlation:.2f}"
-        columns.append(Column(f"client {row.client}{mark}{told}", None if own is None else own[: len(images)]))
+        columns.append(Column(f"{_named(row)}{told}", None if own is None else own[: len(images)], row.flagged))
     title = f"Eigen-CAM at {layer.name}, {layer.side} x {layer.side}"
     return "cams", inside_plots.sheet(images, names, columns, title), "where each model's activations vary most"
 
 
-def _attention(images: Tensor, names: Sequence[str], found: Sequence[AttentionMap]) -> Picture:
+def _attention(images: Tensor, names: Sequence[str], maps: Sequence[AttentionMap]) -> Picture:
     """Draw the global model's layers, those in the middle left out where they are many."""
-    if len(found) > _MOST_LAYERS:
-        found = [each for each in found if each.kind != "positional"]  # these are the same for all images
-    step = max(1, -(-len(found) // _MOST_LAYERS))
-    chosen = found[::-1][::step][::-1]
+    if len(maps) > _MOST_LAYERS:
+        maps = [each for each in maps if each.kind != "positional"]  # these are the same for all images
+    step = max(1, -(-len(maps) // _MOST_LAYERS))
+    chosen = maps[::-1][::step][::-1]
     titles = short([each.name for each in chosen])
     columns = [
         Column("image"),
@@ -114,17 +120,21 @@ def _attention(images: Tensor, names: Sequence[str], found: Sequence[AttentionMa
 def _attention_of_clients(
     images: Tensor,
     names: Sequence[str],
-    found: Sequence[AttentionMap],
+    maps: Sequence[AttentionMap],
     looks: Mapping[int, Look],
     shown: Sequence[Client],
 ) -> Picture:
-    last = found[-1]
+    last = maps[-1]
     columns = [Column("image"), Column("global", scaled(last.map))]
     for row in shown:
         own = looks[row.client].attention
-        columns.append(Column(f"client {row.client}{', flagged' if row.flagged else ''}", scaled(own[-1].map)))
+        columns.append(Column(_named(row), scaled(own[-1].map), row.flagged))
     figure = inside_plots.sheet(images, names, columns, f"{_said(last).capitalize()} at {last.name}")
     return "attention_clients", figure, "attention of each model in its last layer that has maps"
+
+
+def _named(row: Client) -> str:
+    return f"client {row.client}" + (", suspect" if row.flagged else "")
 
 
 def scaled(maps: Tensor) -> Tensor:
@@ -142,14 +152,26 @@ def short(names: Sequence[str]) -> list[str]:
     return [name if len(name) <= _LETTERS else "…" + name[-_LETTERS + 1 :] for name in joined]
 
 
-def _said(found: AttentionMap) -> str:
-    return found.kind.replace("_", " ")
+def _said(attention: AttentionMap) -> str:
+    return attention.kind.replace("_", " ")
 
 
 # What clients are told apart by: field of a `Client`, its title, and what it is.
 _DRIFT = ("drift", "Drift of each client's filters from the global model's", "drift (no unit)")
 _KERNELS = ("kernels", "Length of the change of each client's 3 x 3 kernels", "Euclidean length")
 _UPDATE = ("update", "Length of each client's update", "Euclidean length")
+
+
+def _labels(clients: Sequence[Client]) -> Iterator[Picture]:
+    judged = [row for row in clients if row.labels is not None and row.bound is not None]
+    if judged:
+        title = "How well each client's labels go with the global model's answers"
+        values = {row.client: float(row.labels or 0) for row in judged}
+        bounds = {row.client: float(row.bound or 0) for row in judged}
+        figure = inside_plots.bounded(
+            values, bounds, [row.client for row in judged if row.flagged], title, "association"
+        )
+        yield "labels", figure, "association of each client's labels with the global model's answers to its images"
 
 
 def _outliers(clients: Sequence[Client]) -> Iterator[Picture]:
@@ -159,7 +181,7 @@ def _outliers(clients: Sequence[Client]) -> Iterator[Picture]:
         values = {row.client: float(getattr(row, name)) for row in clients}
         scores = {row.client: float(getattr(row, f"{name}_z")) for row in clients}
         far = [client for client, score in scores.items() if score > filters.THRESHOLD]
-        said = "flagged above" if name == "drift" else f"robust z above {filters.THRESHOLD:g}"
+        said = f"robust z above {filters.THRESHOLD:g}"
         yield name, inside_plots.outliers(values, far, bound(values, scores), title, unit, said), title.lower()
 
 
@@ -179,11 +201,11 @@ def _layers(whole: Look, looks: Mapping[int, Look]) -> Iterator[Picture]:
             "as random": {layer: s.threshold for layer, s in whole.layers.items()},
             "hardly any variety": dict.fromkeys(whole.layers, filters.LEAST_ENTROPY),
         }
-        found = [
+        panels = [
             Layers("Variance entropy of 3 x 3 filters", entropy, bounds),
             Layers("Sparsity: share of filters that are next to nothing", sparsity, {}),
         ]
-        yield "layers", inside_plots.by_layer(found, "Filters by layer"), "entropy and sparsity of filters by layer"
+        yield "layers", inside_plots.by_layer(panels, "Filters by layer"), "entropy and sparsity of filters by layer"
     if whole.locality:
         panel = Layers("Share of attention that goes by position", {n: look.locality for n, look in named.items()}, {})
         yield (

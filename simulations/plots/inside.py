@@ -12,6 +12,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -35,10 +36,12 @@ class Column:
     Attributes:
         title: Above it, a line or two.
         heat: Maps [M, s, s] in 0..1 that are laid over the images, or None for the images alone.
+        marked: Whether the title is red.
     """
 
     title: str
     heat: Tensor | None = None
+    marked: bool = False
 
 
 def sheet(images: Tensor, labels: Sequence[str], columns: Sequence[Column], title: str) -> Figure:
@@ -64,7 +67,7 @@ def sheet(images: Tensor, labels: Sequence[str], columns: Sequence[Column], titl
             axes.set_xticks([])
             axes.set_yticks([])
             axes.spines[:].set_color("0.8")
-        cells[0, across].set_title(column.title, fontsize=7)
+        cells[0, across].set_title(column.title, fontsize=7, color=COLOURS[1] if column.marked else "black")
     for down, label in enumerate(labels):
         said = label if len(label) <= _LONGEST else label[: _LONGEST - 1] + "…"
         cells[down, 0].set_ylabel(said, fontsize=7, rotation=0, ha="right", va="center", parse_math=False)
@@ -77,10 +80,10 @@ def _pictures(images: Tensor) -> NDArray[np.float32]:
     scaled = images.float().div(255) if images.dtype == torch.uint8 else images.float()
     mode = "area" if images.shape[-1] > _SIDE else "nearest-exact"
     scaled = F.interpolate(scaled, size=(_SIDE, _SIDE), mode=mode).clamp(0, 1)
-    found: NDArray[np.float32] = (
+    pictures: NDArray[np.float32] = (
         (scaled.expand(-1, 3, -1, -1) if scaled.shape[1] == 1 else scaled[:, :3]).permute(0, 2, 3, 1).numpy()
     )
-    return found
+    return pictures
 
 
 def _resized(heat: Tensor) -> Tensor:
@@ -122,14 +125,46 @@ def outliers(
             va="bottom",
             fontsize=8,
         )
-    every = int(np.ceil(len(clients) / 30))
-    axes.set_xticks(range(0, len(clients), every), [str(client) for client in clients[::every]], fontsize=8)
-    axes.set_xlabel("client" + (" (above the line: red)" if far else ""))
+    _by_client(axes, clients, "client" + (" (above the line: red)" if far else ""))
     axes.set_ylabel(what)
     axes.set_title(title, loc="left", fontsize=11)
+    return figure
+
+
+def bounded(
+    values: Mapping[int, float], bounds: Mapping[int, float], far: Sequence[int], title: str, what: str
+) -> Figure:
+    """Draw a bar for each client and a line across it for the least that is in order; suspects are red.
+
+    Args:
+        values: By client.
+        bounds: By client, the least that is in order.
+        far: The suspects.
+        title: Title.
+        what: What the values are, with their unit.
+    """
+    figure, axes = new_figure(7.2, 3.0)
+    clients = sorted(values)
+    colours = [COLOURS[1] if client in far else COLOURS[0] for client in clients]
+    axes.bar(range(len(clients)), [values[client] for client in clients], color=colours, width=0.75)
+    for place, client in enumerate(clients):
+        said = "least that is in order" if place == 0 else None
+        axes.plot((place - 0.45, place + 0.45), (bounds[client],) * 2, color="0.15", linewidth=1.5, label=said)
+    axes.axhline(0, color="0.3", linewidth=0.8)
+    _by_client(axes, clients, "client" + (" (suspect: red)" if far else ""))
+    axes.set_ylabel(what)
+    axes.set_title(title, loc="left", fontsize=11)
+    axes.legend(frameon=False, fontsize=8, loc="upper right", bbox_to_anchor=(1, 1.02))
+    axes.set_ylim(min(0, *values.values(), *bounds.values()) - 0.05, 1.15)
+    return figure
+
+
+def _by_client(axes: Axes, clients: Sequence[int], said: str) -> None:
+    every = int(np.ceil(len(clients) / 30))
+    axes.set_xticks(range(0, len(clients), every), [str(client) for client in clients[::every]], fontsize=8)
+    axes.set_xlabel(said)
     axes.grid(axis="y", alpha=0.3, linewidth=0.6)
     axes.set_axisbelow(True)
-    return figure
 
 
 @dataclass(frozen=True)
@@ -147,12 +182,12 @@ class Layers:
     bounds: Mapping[str, Mapping[str, float]]
 
 
-def by_layer(found: Sequence[Layers], title: str) -> Figure:
+def by_layer(panels: Sequence[Layers], title: str) -> Figure:
     """Draw panels of values by layer, from the first layer to the last: the global model's and each client's."""
-    figure = Figure(figsize=(7.2, 0.6 + 2.5 * len(found)), dpi=DPI, layout="constrained")
+    figure = Figure(figsize=(7.2, 0.6 + 2.5 * len(panels)), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    cells = figure.subplots(len(found), 1, squeeze=False).flatten()
-    for axes, panel in zip(cells, found, strict=True):
+    cells = figure.subplots(len(panels), 1, squeeze=False).flatten()
+    for axes, panel in zip(cells, panels, strict=True):
         for label, values in panel.of.items():
             if label != GLOBAL:
                 axes.plot(list(values.values()), color=COLOURS[4], linewidth=0.8, alpha=0.7)

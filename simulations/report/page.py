@@ -9,16 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from umbel.conf.errors import ExperimentError
-from umbel.conf.load import load
 from umbel.conf.schema import Experiment
-from umbel.core.files import read_json, write_text
+from umbel.core.files import DamagedError, read_json, write_text
 from umbel.data.errors import DataError
-from umbel.server.main import summary
+from umbel.server import reading
 from umbel.simulations.commands.data_view import statistics, title
 from umbel.simulations.commands.display import describe
 from umbel.simulations.compare.comparison import Comparison, Member, read_comparison
@@ -74,13 +72,12 @@ def write_pictures(comparison: Comparison) -> None:
 
 
 def _run(folder: Path) -> dict[str, Any]:
-    text = (folder / "config.yaml").read_text(encoding="utf-8")
-    experiment = load("config", (), text)
-    try:
-        content = summary(folder)
-    except FileNotFoundError as error:
-        raise ExperimentError(str(error)) from error
-    metrics = pd.read_parquet(folder / "metrics.parquet")
+    content = reading.summary(folder)
+    text = reading.checked(folder, "config.yaml").read_text(encoding="utf-8")
+    experiment = reading.experiment(folder)
+    metrics = reading.metrics(folder).to_pandas()
+    # Whatever is damaged is refused before anything is drawn.
+    inside, failures, environment = _inside(folder), report_rows.failures(folder), reading.environment(folder)
     heads, facts = report_rows.client_facts(report_series.of_clients(metrics))
     return {
         "kind": "run",
@@ -91,19 +88,19 @@ def _run(folder: Path) -> dict[str, Any]:
         "tiles": report_rows.tiles(content),
         "pictures": [_picture(*picture) for picture in pictures.of_run(metrics)],
         **_partition(experiment),
-        "inside": _inside(folder),
+        "inside": inside,
         "metrics": report_rows.metric_rows(content["metrics"]),
         "classes": report_rows.class_rows(metrics),
         "clients_heads": heads,
         "clients_table": facts,
         "seconds": report_rows.shares(content["seconds"]),
         "bytes": report_rows.bytes(content),
-        "failures": report_rows.failures(folder),
+        "failures": failures,
         "num_failures": content["num_failures"],
         "weights_sha256": content["weights_sha256"],
         "config_hash": content["config_hash"],
         "config": text,
-        "environment": report_rows.flat(read_json(folder / "env.json")),
+        "environment": report_rows.flat(environment),
         "command": _run_command(folder, experiment),
     }
 
@@ -133,15 +130,18 @@ def _inside(folder: Path) -> dict[str, Any] | None:
     path = folder / "explain" / "explain.json"
     if not path.is_file():
         return None
-    content = read_json(path)
-    if content.get("weights_sha256") != summary(folder)["weights_sha256"]:
-        return None
-    pictures = [
-        {"source": _embedded((path.parent / name).read_bytes()), "alternative": alternative}
-        for name, alternative in content["pictures"]
-        if name != "collapse.png" and (path.parent / name).is_file()  # the run's own curves have it
-    ]
-    return {"pictures": pictures, "rows": report_rows.inside_rows(content["clients"]), "notes": content["notes"]}
+    try:
+        content = read_json(path)
+        if content["weights_sha256"] != reading.summary(folder)["weights_sha256"]:
+            return None
+        pictures = [
+            {"source": _embedded((path.parent / name).read_bytes()), "alternative": alternative}
+            for name, alternative in content["pictures"]
+            if name != "collapse.png" and (path.parent / name).is_file()  # the run's own curves have it
+        ]
+        return {"pictures": pictures, "rows": report_rows.inside_rows(content["clients"]), "notes": content["notes"]}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedError.of(path, repr(error), f"Make it again: umbel explain {folder}") from error
 
 
 def _embedded(content: bytes) -> str:
@@ -164,6 +164,7 @@ def _run_command(folder: Path, experiment: Experiment) -> str:
 
 def _comparison(comparison: Comparison) -> dict[str, Any]:
     first = comparison.members[0].experiment
+    environment = reading.environment(comparison.members[0].path)
     labels = [item.label for item in comparison.items]
     heads, rows = table(comparison)
     main = comparison.main
@@ -181,7 +182,7 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
         "main": COLUMNS[main].heading if main else "",
         "runs": [(m.item.label, m.seed, _main(m, main), m.path.name, _sha(m)) for m in comparison.members],
         "config": (comparison.members[0].path / "config.yaml").read_text(encoding="utf-8"),
-        "environment": report_rows.flat(read_json(comparison.members[0].path / "env.json")),
+        "environment": report_rows.flat(environment),
         "command": _compare_command(comparison),
     }
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from umbel.server.listener import events
 from umbel.simulations.report import series as report_series
 from umbel.simulations.report.measures import MEASURES, NOT_OF_TASKS, known
 from umbel.simulations.report.progress import text
@@ -89,11 +89,8 @@ def _size(number: float) -> str:
 
 
 def failures(folder: Path) -> list[dict[str, Any]]:
-    """Return the first failures that the run told of."""
-    path = folder / "progress.jsonl"
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    events = [json.loads(line) for line in lines if '"failure"' in line]
-    return [event for event in events if event.get("event") == "failure"][:_FAILURES]
+    """Return the first failures that the run told of, in rounds that count."""
+    return [event for event in events(folder) if event["event"] == "failure"][:_FAILURES]
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
@@ -107,13 +104,30 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return rows
 
 
-def inside_rows(clients: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """Return what `umbel explain` says of each client, a cell a column, the last one what stands out."""
-    forms = {"accuracy": "{:.3f}", "drift": "{:.4f}", "drift_z": "{:+.1f}", "kernels": "{:.3f}", "kernels_z": "{:+.1f}"}
-    forms |= {"update": "{:.3f}", "update_z": "{:+.1f}", "correlation": "{:.2f}", "iou": "{:.2f}"}
+# What the report says of each client after `umbel explain`, and how it is written.
+INSIDE = {
+    "accuracy": "{:.3f}",
+    "labels": "{:.2f}",
+    "expected": "{:.2f}",
+    "learned": "{:.2f}",
+    "drift": "{:.4f}",
+    "drift_z": "{:+.1f}",
+    "kernels": "{:.3f}",
+    "kernels_z": "{:+.1f}",
+    "update": "{:.3f}",
+    "update_z": "{:+.1f}",
+    "correlation": "{:.2f}",
+    "iou": "{:.2f}",
+}
+
+
+def inside_rows(clients: Sequence[Mapping[str, Any]], keys: Sequence[str] = tuple(INSIDE)) -> list[list[str]]:
+    """Return what `umbel explain` says of each client: its number, a cell a key, and the last one what stands out."""
     rows = []
     for row in clients:
-        cells = ["–" if row[key] is None else form.format(row[key]) for key, form in forms.items()]
-        words = [word for word, key in (("flagged", "flagged"), ("labels shuffled", "shuffled")) if row[key]]
+        cells = [
+            "–" if row[key] is None else form.format(row[key]) for key, form in ((key, INSIDE[key]) for key in keys)
+        ]
+        words = [word for word, key in (("suspect", "flagged"), ("labels shuffled", "shuffled")) if row[key]]
         rows.append([str(row["client"]), *cells, ", ".join(words)])
     return rows

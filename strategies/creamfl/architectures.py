@@ -132,5 +132,5 @@ def _check_turns(key: str, sizes: Any, known: Iterable[str]) -> None:
 
 def sizes_of(client: int, sizes: Any) -> Mapping[str, Any]:
     """Return a client's sizes of a model, where several are taken by turns."""
-    found: Mapping[str, Any] = sizes[client % len(sizes)] if isinstance(sizes, list) else sizes
-    return found
+    own: Mapping[str, Any] = sizes[client % len(sizes)] if isinstance(sizes, list) else sizes
+    return own

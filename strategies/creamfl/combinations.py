@@ -8,6 +8,7 @@ from umbel.core.refusal import Refusal
 from umbel.data import partition
 from umbel.strategies.base import Setting
 from umbel.strategies.creamfl.architectures import KINDS
+from umbel.strategies.setting import refuse_other_losses
 
 if TYPE_CHECKING:
     from umbel.strategies.creamfl.method import Config
@@ -32,6 +33,7 @@ def check_options(config: Config) -> None:
 
 def check_setting(config: Config, setting: Setting) -> None:
     """Refuse an experiment without public pairs, with other clients, or with parts that CreamFL has no use for."""
+    refuse_other_losses(setting, "creamfl")
     data, counts = setting.data, [config.num_image, config.num_text, config.num_both]
     for key, needed in (("public", data.public > 0), ("text_encoder", bool(data.text_encoder))):
         if not needed:

@@ -54,9 +54,9 @@ def contrast_loss(
         return None
     other = dict(zip(MODALITIES, MODALITIES[::-1], strict=True))
 
-    def loss(found_MBD: Tensor, index_B: Tensor) -> Tensor:
+    def loss(unit_MBD: Tensor, index_B: Tensor) -> Tensor:
         parts = []
-        for name, own in zip(model.modalities, found_MBD, strict=True):
+        for name, own in zip(model.modalities, unit_MBD, strict=True):
             if config.inter:
                 parts.append(inter_contrast(own, shared[other[name]].to(own.dtype), index_B, config.temperature))
             if config.intra:
@@ -70,8 +70,8 @@ def contrast_loss(
 def pair_loss(config: Config, model: Encoders, identity_N: Tensor) -> training.Loss:
     """Return the loss of pairs [2, B, D] whose rows are those of `identity_N`, where equal ones belong together."""
 
-    def loss(found_MBD: Tensor, index_B: Tensor) -> Tensor:
-        image, text = found_MBD
+    def loss(unit_MBD: Tensor, index_B: Tensor) -> Tensor:
+        image, text = unit_MBD
         own = identity_N[index_B]
         same = own[:, None] == own[None, :]
         if config.pair_loss == "infonce":
@@ -85,10 +85,10 @@ def pair_loss(config: Config, model: Encoders, identity_N: Tensor) -> training.L
 def class_loss(config: Config, weight_CD: Tensor) -> training.Loss:
     """Return the loss of representations [1, B, D] and labels [B] under a classifier's weights."""
 
-    def loss(found_MBD: Tensor, labels_B: Tensor) -> Tensor:
+    def loss(unit_MBD: Tensor, labels_B: Tensor) -> Tensor:
         if config.class_loss == "margin":
-            return margin_loss(found_MBD[0], weight_CD, labels_B, config.class_sharpness)
-        return F.cross_entropy(class_logits(found_MBD[0], weight_CD, config.class_sharpness), labels_B)
+            return margin_loss(unit_MBD[0], weight_CD, labels_B, config.class_sharpness)
+        return F.cross_entropy(class_logits(unit_MBD[0], weight_CD, config.class_sharpness), labels_B)
 
     return exact(loss)
 
@@ -96,8 +96,8 @@ def class_loss(config: Config, weight_CD: Tensor) -> training.Loss:
 def exact(loss: training.Loss) -> training.Loss:
     """Return a loss that autocast does not round: a sharp softmax of unit vectors needs more than bf16."""
 
-    def whole(found: Tensor, target: Tensor) -> Tensor:
-        with torch.autocast(found.device.type, enabled=False):
-            return loss(found, target)
+    def whole(output: Tensor, target: Tensor) -> Tensor:
+        with torch.autocast(output.device.type, enabled=False):
+            return loss(output, target)
 
     return whole

@@ -56,12 +56,7 @@ from umbel.models.pair import MODALITIES, Encoders, Reader, class_logits
 from umbel.strategies.base import ClientContext, Phase, Predictor, ServerContext, Setting, Strategy
 from umbel.strategies.creamfl.architectures import check_models, client_model, server_model, try_models
 from umbel.strategies.creamfl.combinations import check_options, check_setting
-from umbel.strategies.creamfl.contrasts import (
-    class_loss,
-    contrast_loss,
-    exact,
-    pair_loss,
-)
+from umbel.strategies.creamfl.contrasts import class_loss, contrast_loss, exact, pair_loss
 from umbel.strategies.creamfl.ensemble import combine
 from umbel.strategies.creamfl.passes import by_turns, server_training
 from umbel.strategies.creamfl.public import fingerprint, on_device, public_of, rows_of, tables_of
@@ -170,6 +165,11 @@ class CreamFL(Strategy[State]):
     config: Config
     own_model = True
 
+    @property
+    def plans_rounds(self) -> bool:
+        """Under `server_cosine` the server's learning rate falls to 0 over all rounds."""
+        return bool(self.config.server_cosine)
+
     def __init__(self, config: Config) -> None:
         super().__init__(config)
         check_options(config)
@@ -206,26 +206,28 @@ class CreamFL(Strategy[State]):
     def _learn(self, model: Encoders, moments: Tree, server: ServerContext) -> dict[str, Tensor]:
         """Train on the public pairs with the server's own loss; return the optimiser's moments."""
         reader = Reader(model, tables_of(server))
-        loss = pair_loss(self.config, model, public_of(server).identities().to(server.device))
-        source, noise, local, own = (
-            server.rng("learn"),
-            server.rng("learn noise"),
-            server_training(self.config, server),
+        report = training.train(
+            reader,
             reader.numbers,
+            reader.numbers,
+            server_training(self.config, server),
+            batches=server.rng("learn"),
+            noise=server.rng("learn noise"),
+            loss=pair_loss(self.config, model, public_of(server).identities().to(server.device)),
+            moments=moments,
         )
-        done = training.train(reader, own, own, local, batches=source, noise=noise, loss=loss, moments=moments)
-        return dict(done.moments)
+        return dict(report.moments)
 
     @staticmethod
     def _read(model: Encoders, server: ServerContext) -> dict[str, Tensor]:
         """Return a model's representations of the public set."""
-        return {name: found.float().cpu() for name, found in Reader(model, tables_of(server)).all().items()}
+        return {name: unit.float().cpu() for name, unit in Reader(model, tables_of(server)).all().items()}
 
     # ---- contrast: clients with what the server says of P, and back ------------------------------------------
 
     def send(self, state: State, server: ServerContext) -> Payload:
         rows = rows_of(server, self.config.public_per_round)
-        sent = {name: to_wire(found[rows], self.config.wire) for name, found in state.representations.items()}
+        sent = {name: to_wire(unit[rows], self.config.wire) for name, unit in state.representations.items()}
         numbers = {"public": fingerprint(public_of(server))}
         return Payload({"representations": sent, "index": {"rows": rows.to(torch.int32)}}, numbers)
 
@@ -237,16 +239,14 @@ class CreamFL(Strategy[State]):
         rows = payload.trees["index"]["rows"].to(client.device, torch.int64)
         whole = len(rows) == len(public)  # ascending and each once, as the server draws them
         reader = Reader(model, on_device(public, client, model.modalities), None if whole else rows)
-        report = self._train(model, reader, payload, client)
+        loss = self._train(model, reader, payload, client)
         client.remember(MemoryRecord({"encoders": _state(model)}))
-        made = reader.all()
+        said = reader.all()
         if client.id in self.config.noise_clients:
             source = generator(client.seed, client=client.id, purpose="noise in place of representations")
-            made = {
-                name: F.normalize(torch.randn(found.shape, generator=source), dim=1) for name, found in made.items()
-            }
-        sent = {name: to_wire(found.float(), self.config.wire) for name, found in made.items()}
-        return Reply({"representations": sent}, {"loss": report}, client.num_examples)
+            said = {name: F.normalize(torch.randn(unit.shape, generator=source), dim=1) for name, unit in said.items()}
+        sent = {name: to_wire(unit.float(), self.config.wire) for name, unit in said.items()}
+        return Reply({"representations": sent}, {"loss": loss}, client.num_examples)
 
     def _train(self, model: Encoders, reader: Reader, payload: Payload, client: ClientContext) -> float:
         """Do the local epochs, each a pass over the private data and one over the public; return the private loss."""
@@ -276,13 +276,13 @@ class CreamFL(Strategy[State]):
 
     def ensembles(self, folded: Folded, state: State, server: ServerContext) -> dict[str, Tensor]:
         """Return the ensemble [M, D] of each modality of which somebody replied."""
-        rows, found = rows_of(server, self.config.public_per_round), {}
-        replies = folded.trees["representations"]
+        rows = rows_of(server, self.config.public_per_round)
+        replies, combined = folded.trees["representations"], {}
         for own, other in (MODALITIES, MODALITIES[::-1]):
             if own in replies:
                 across = from_wire(to_wire(state.representations[other][rows], self.config.wire)).to(server.device)
-                found[own] = combine(self.config, replies[own], across)
-        return found
+                combined[own] = combine(self.config, replies[own], across)
+        return combined
 
     def _distil(
         self, model: Encoders, ensemble: Mapping[str, Tensor], moments: Tree, server: ServerContext
@@ -294,22 +294,26 @@ class CreamFL(Strategy[State]):
         names = [name for name in MODALITIES if name in ensemble]
         if not names:
             return dict(moments)
-        reader = Reader(
-            model, tables_of(server), rows_of(server, self.config.public_per_round).to(server.device), names
-        )
+        rows = rows_of(server, self.config.public_per_round).to(server.device)
+        reader = Reader(model, tables_of(server), rows, names)
         targets = [ensemble[name].to(parameter_dtype(server.local.precision)) for name in names]
 
-        def loss(found_MBD: Tensor, index_B: Tensor) -> Tensor:
-            pairs = zip(found_MBD, targets, strict=True)
+        def loss(unit_MBD: Tensor, index_B: Tensor) -> Tensor:
+            pairs = zip(unit_MBD, targets, strict=True)
             return self.config.distil * torch.stack([F.mse_loss(own, to[index_B]) for own, to in pairs]).sum()
 
-        local = replace(
-            server_training(self.config, server), epochs=self.config.distil_epochs or self.config.server_epochs
+        report = training.train(
+            reader,
+            reader.numbers,
+            reader.numbers,
+            server_training(self.config, server, self.config.distil_epochs),
+            batches=server.rng("distil"),
+            noise=server.rng("distil noise"),
+            loss=exact(loss),
+            moments=moments,
         )
-        source, noise, own = server.rng("distil"), server.rng("distil noise"), reader.numbers
-        done = training.train(reader, own, own, local, batches=source, noise=noise, loss=exact(loss), moments=moments)
         # Moments of what was not read are as they were.
-        return dict(moments) | dict(done.moments)
+        return dict(moments) | dict(report.moments)
 
     # ---- what is evaluated -----------------------------------------------------------------------------------
 

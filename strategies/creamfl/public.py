@@ -70,9 +70,9 @@ def tables_of(server: ServerContext) -> dict[str, Tensor]:
 
 def on_device(examples: Examples, client: ClientContext, modalities: tuple[str, ...]) -> dict[str, Tensor]:
     """Return the images and texts that a client's encoders read, on its device."""
-    found = {}
+    tables = {}
     if "image" in modalities:
-        found["image"] = client.prepare(examples)[0]
+        tables["image"] = client.prepare(examples)[0]
     if "text" in modalities:
-        found["text"] = examples.read_tokens(client.device, parameter_dtype(client.local.precision))
-    return found
+        tables["text"] = examples.read_tokens(client.device, parameter_dtype(client.local.precision))
+    return tables

@@ -73,6 +73,7 @@ from umbel.strategies.fedloge.heads import (
     sum_of_losses,
 )
 from umbel.strategies.neural_collapse import Collapse
+from umbel.strategies.setting import refuse_other_losses
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,7 @@ class FedLoGe(Strategy[State]):
             )
 
     def check(self, setting: Setting) -> None:
+        refuse_other_losses(setting, "fedloge")
         if setting.schedule.is_sequence:
             raise Refusal(
                 "FedLoGe takes what it knows of the classes once, in the first round, and does not go "
@@ -187,7 +189,7 @@ class FedLoGe(Strategy[State]):
                 self.model,
                 self._other_heads,
                 get=lambda state: Collapse(state.means, state.collapse),
-                put=lambda state, found: replace(state, means=found.means, collapse=found.values),
+                put=lambda state, measured: replace(state, means=measured.means, collapse=measured.values),
             ),
         )
 
@@ -227,9 +229,8 @@ class FedLoGe(Strategy[State]):
 
     def train(self, payload: Payload, client: ClientContext) -> Reply:
         model = client.model(payload.trees["model"])
-        frame = self._frame(client)
+        frame = self._frame(model, client)
         head = self._personal_head(model, client) if self.config.personal else None
-        frame = None if frame is None else frame.to(client.device, model.head.weight.dtype)
         heads = Heads(model, frame, head, self.config.bias)
         report = replace(client, loss=sum_of_losses).train(heads)
         if head is not None:
@@ -238,8 +239,8 @@ class FedLoGe(Strategy[State]):
         delta = subtract(client.weights(model), payload.trees["model"])
         return Reply({"delta": delta}, {"loss": report.loss}, client.num_examples)
 
-    def _frame(self, client: ClientContext) -> Tensor | None:
-        """Return psi_SSE [C, D] out of the client's memory; None with `frame=none`."""
+    def _frame(self, model: Model, client: ClientContext) -> Tensor | None:
+        """Return psi_SSE [C, D] out of the client's memory, as its model computes; None with `frame=none`."""
         if self.config.frame == "none":
             return None
         packed = _remembered(client).get("frame")
@@ -248,7 +249,7 @@ class FedLoGe(Strategy[State]):
                 "This client has no frame yet: it did not answer in the phase `classes`, in which everyone gets it. "
                 "The phase is repeated in the next round."
             )
-        return unpack_frame(packed)
+        return unpack_frame(packed).to(client.device, model.head.weight.dtype)
 
     def _personal_head(self, model: Model, client: ClientContext) -> nn.Linear:
         """Return phi_k, which begins as psi."""
@@ -283,26 +284,26 @@ class FedLoGe(Strategy[State]):
     def predictors(self, state: State, server: ServerContext) -> Mapping[str, Predictor]:
         groups = split_at(state.counts["examples"]) if state.counts else None
         model = server.model(state.model)  # one trunk under all heads
-        bias = bias_of(model.head)
-        heads = {"model": (self.model(state)["head.weight"], bias)}
+        shared_bias = bias_of(model.head)
+        heads = {"model": (self.model(state)["head.weight"], shared_bias)}
         if self.config.align:
-            heads["psi"] = (state.model["head.weight"], bias)
+            heads["psi"] = (state.model["head.weight"], shared_bias)
         if state.frame:
             heads["frame"] = (state.frame["weight"], None)
         return {
-            name: Predictor(headed(model, weight.to(model.head.weight), own), groups=groups)
-            for name, (weight, own) in heads.items()
+            name: Predictor(headed(model, weight.to(model.head.weight), bias), groups=groups)
+            for name, (weight, bias) in heads.items()
         }
 
     def personal(self, payload: Payload, client: ClientContext) -> Mapping[str, Predictor]:
         model = client.model(payload.trees["model"]).eval()
         psi, shared_bias = model.head.weight.detach(), bias_of(model.head)
         generic = realign_global(psi, self.config.scale) if self.config.align else psi
-        found = {"generic": Predictor(lambda x: F.linear(model.features(x), generic, shared_bias))}
+        others = {"generic": Predictor(lambda x: F.linear(model.features(x), generic, shared_bias))}
         if self.config.align:
-            found["psi"] = Predictor(model)
+            others["psi"] = Predictor(model)
         if not self.config.personal:
-            return {"model": found.pop("generic"), **found}
+            return {"model": others.pop("generic"), **others}
         head = self._personal_head(model, client)
         phi, own_bias = head.weight.detach(), bias_of(head)
         present = torch.bincount(client.train_data.labels, minlength=client.num_classes).to(psi.device) > 0
@@ -312,14 +313,14 @@ class FedLoGe(Strategy[State]):
             return personal_logits(model.features(x), phi, nothing, present, own_bias)
 
         if not self.config.align_personal:
-            return {"model": Predictor(alone), **found}
+            return {"model": Predictor(alone), **others}
         aligned = realign_personal(psi, phi)
         first, bias = (phi, own_bias) if self.config.personal_form == "phi" else (psi, shared_bias)
 
         def both(x: Tensor) -> Tensor:
             return personal_logits(model.features(x), first, aligned, present, bias, shared_bias)
 
-        return {"model": Predictor(both), "phi": Predictor(alone), **found}
+        return {"model": Predictor(both), "phi": Predictor(alone), **others}
 
 
 def _remembered(client: ClientContext) -> dict[str, Tree]:

@@ -171,15 +171,16 @@ class FOT(Strategy[State]):
     def _layers(self, server: ServerContext) -> dict[str, tuple[int, int]]:
         """Find the layers to project by showing the model empty images."""
         model = server.build_model()
-        names, found = {name for name, _ in model.named_parameters()}, {}
+        names = {name for name, _ in model.named_parameters()}
         side, dtype = model.image_size, model.head.weight.dtype
         empty = torch.zeros(2, model.in_channels, side, side, dtype=dtype)  # two: of one, a norm may have no variance
+        layers = {}
         for name, columns in layer_inputs(model, empty).items():
             if name.startswith(self.config.skip) or (server.task_of_class is not None and name.startswith("head.")):
                 continue
             ones = self.config.bias == "augment" and bias_name(name) in names - {name}
-            found[name] = (columns.shape[0] if columns.ndim == 3 else 1, columns.shape[-2] + ones)
-        return found
+            layers[name] = (columns.shape[0] if columns.ndim == 3 else 1, columns.shape[-2] + ones)
+        return layers
 
     def _sketches(self, server: ServerContext, round_: int) -> bool:
         """Say whether a round is the last of a task that another follows."""
@@ -236,9 +237,9 @@ class FOT(Strategy[State]):
         projected = {} if self.config.rest == "freeze" else dict(scaled)
         for name, basis in state.bases.items():
             bias = scaled.get(bias_name(name)) if self.config.bias == "augment" else None
-            projected[name], moved = project_layer(scaled[name], bias, basis)
-            if moved is not None:
-                projected[bias_name(name)] = moved
+            projected[name], projected_bias = project_layer(scaled[name], bias, basis)
+            if projected_bias is not None:
+                projected[bias_name(name)] = projected_bias
             elif self.config.bias == "free" and bias_name(name) in scaled:
                 projected[bias_name(name)] = scaled[bias_name(name)]
             elif self.config.bias == "freeze":
@@ -266,11 +267,11 @@ class FOT(Strategy[State]):
         images, _ = client.prepare(client.train_data)
         images = images[: self.config.sample_limit] if self.config.sample_limit else images
         rng = None if self.config.secret_omega else client.rng
-        found = Sketches(payload.trees["bases"], layers_of(payload), self.config.width, rng)
+        sketches = Sketches(payload.trees["bases"], layers_of(payload), self.config.width, rng)
         for batch in torch.split(images, _BATCH):
-            stream_inputs(model, batch, found.take)
-        ratio = {name: (e[..., 0] / e[..., 1].clamp_min(1e-300)).sqrt() for name, e in found.energy.items()}
-        return {"sketch": found.sketch, "energy": found.energy, "ratio": ratio}
+            stream_inputs(model, batch, sketches.take)
+        ratio = {name: (e[..., 0] / e[..., 1].clamp_min(1e-300)).sqrt() for name, e in sketches.energy.items()}
+        return {"sketch": sketches.sketch, "energy": sketches.energy, "ratio": ratio}
 
     def fold_sketches(self) -> Product:
         width = self.config.width
@@ -330,12 +331,12 @@ class FOT(Strategy[State]):
         `rank/<layer>`: directions, of all groups together; `columns/<layer>`: those of its longest group, which is what
         travels for each; `protected`: the share of the layers' weights that cannot move.
         """
-        found, held, whole = {}, 0.0, 0
+        sizes, protected, whole = {}, 0.0, 0
         for name, (groups, inputs) in state.layers.items():
             basis = state.bases.get(name)
             rank = 0 if basis is None else int((basis.abs().sum(-2) > 0).sum())
-            found[f"rank/{name}"] = float(rank)
-            found[f"columns/{name}"] = 0.0 if basis is None else float(basis.shape[-1])
+            sizes[f"rank/{name}"] = float(rank)
+            sizes[f"columns/{name}"] = 0.0 if basis is None else float(basis.shape[-1])
             outputs = state.model[name].shape[0]
-            held, whole = held + rank * outputs / groups, whole + inputs * outputs
-        return {**found, "protected": held / max(whole, 1)}
+            protected, whole = protected + rank * outputs / groups, whole + inputs * outputs
+        return {**sizes, "protected": protected / max(whole, 1)}

@@ -49,6 +49,5 @@ def make_base(config: Config, over: type[Strategy[Any]]) -> Strategy[Any]:
             key="strategy.refresh",
             remedy="Choose one of these, or set strategy.refresh=0.",
         )
-    options = kind.config_class(**config.base_options)
-    check_ranges(options, "strategy.base_options")
-    return kind(options)
+    check_ranges(kind.config_class(**config.base_options), "strategy.base_options")
+    return registry.make(config.base, config.base_options, "strategy.base")

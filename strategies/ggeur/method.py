@@ -110,15 +110,15 @@ class Config:
     base: str = "fedavg"
     base_options: dict[str, Any] = field(default_factory=dict)
     augment: bool = True
-    target: Annotated[int, Ge(0)] = 0
-    draws: Annotated[int, Ge(0)] = 0
+    target: Annotated[int, Interval(ge=0, le=10_000_000)] = 0
+    draws: Annotated[int, Interval(ge=0, le=10_000_000)] = 0
     scale: Annotated[str, OneOf(*SCALES)] = "sqrt"
     rank: Annotated[int, Ge(0)] = 0
     within_only: bool = False
     complete: Annotated[str, OneOf("held", "all")] = "held"
     domains: bool = False
-    draws_per_prototype: Annotated[int, Ge(0)] = 50
-    keep_own: Annotated[int, Ge(0)] = 0
+    draws_per_prototype: Annotated[int, Interval(ge=0, le=10_000_000)] = 50
+    keep_own: Annotated[int, Interval(ge=0, le=10_000_000)] = 0
     min_count: Annotated[int, Ge(1)] = 1
     release: Annotated[str, OneOf("moments", "sums")] = "moments"
     wire: Annotated[str, OneOf(*WIRES)] = "float32"
@@ -301,8 +301,8 @@ class GGEUR(Strategy[State]):
         if memory is None or f"{PREFIX}geometry" not in memory.trees:
             return for_base(client)  # it failed when the geometry was sent: it trains on what it has
         if not self.config.refresh:
-            came = memory.numbers.get(f"{PREFIX}round", 0.0)
-            completed = client.keep("ggeur", came, lambda: complete(self.config, client, memory))
+            version = memory.numbers.get(f"{PREFIX}round", 0.0)  # the round in which the geometry came
+            completed = client.keep("ggeur", version, lambda: complete(self.config, client, memory))
             return for_base(client).with_data(completed)
         features, labels = features_of(self.config, payload, client)
         seen = replace(client.train_data, images=features.float().cpu(), labels=labels.cpu())

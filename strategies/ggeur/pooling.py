@@ -148,13 +148,13 @@ def from_sums(packed_CZ: Tensor, least: float = 0.0) -> ClassStatistics:
 def domain_means(features_ND: Tensor, labels_N: Tensor, domains_N: Tensor | None, min_count: int) -> dict[str, Tensor]:
     """Return for each domain and class that occur `<domain>/<class>`: count and sum of features, [1 + D] float32."""
     domains = torch.zeros_like(labels_N) if domains_N is None else domains_N
-    found = {}
+    prototypes = {}
     for domain, label in torch.unique(torch.stack([domains, labels_N]), dim=1).T.tolist():
         rows = features_ND[((domains == domain) & (labels_N == label)).to(features_ND.device)]
         if len(rows) >= min_count:
             count = torch.tensor([float(len(rows))], dtype=torch.float32)
-            found[f"{domain}/{label}"] = torch.cat([count, rows.float().sum(0).cpu()])
-    return found
+            prototypes[f"{domain}/{label}"] = torch.cat([count, rows.float().sum(0).cpu()])
+    return prototypes
 
 
 def covering_clients(counts_KC: Tensor, share: float) -> Tensor:

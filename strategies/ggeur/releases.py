@@ -60,14 +60,14 @@ def release(
         labels_N: Their labels, [N].
     """
     taken = privacy.clip_rows(features_ND, config.clip) if config.clip else features_ND
-    found = class_statistics(taken, labels_N, client.num_classes)
-    found = ClassStatistics(*(part.cpu() for part in found.parts))
+    statistics = class_statistics(taken, labels_N, client.num_classes)
+    statistics = ClassStatistics(*(part.cpu() for part in statistics.parts))
     if config.release == "moments":
-        tree = statistics_tree(found, config.min_count, WIRES[config.wire])
+        tree = statistics_tree(statistics, config.min_count, WIRES[config.wire])
         if guide := payload.trees["guide"]:
             tree = {label: row for label, row in tree.items() if client.id in guide[label].tolist()}
     else:
-        tree = sums_tree(found, config.min_count)
+        tree = sums_tree(statistics, config.min_count)
     trees: dict[str, Tree] = {"statistics": tree}
     if config.domains:
         domains = client.train_data.domains
@@ -92,10 +92,10 @@ def pooled_geometry(config: Config, sigma: float, tree: Tree, num_classes: int) 
     """
     sums = config.release == "sums"
     pooled = from_sums(tree["sums"], least=3 * sigma) if sums else from_tree(tree, num_classes)
-    found = geometry(pooled, config.rank or None)
+    shape = geometry(pooled, config.rank or None)
     if config.epsilon:
-        found = denoise(found, sigma, config.unit or config.clip)
-    return inflate_smallest(found) if config.legacy_small_eig_scale else found
+        shape = denoise(shape, sigma, config.unit or config.clip)
+    return inflate_smallest(shape) if config.legacy_small_eig_scale else shape
 
 
 def shaped(
@@ -112,14 +112,14 @@ def shaped(
         counts: Examples of each class over all clients, where there is a guided set.
     """
     replies = folded.num_replies / (num_clients if config.noise == "distributed" else 1)
-    found = pooled_geometry(config, sigma * math.sqrt(replies), folded.trees["statistics"], num_classes)
-    described = tuple(found.count_C.tolist())
+    shape = pooled_geometry(config, sigma * math.sqrt(replies), folded.trees["statistics"], num_classes)
+    described = tuple(shape.count_C.tolist())
     if config.guide:  # of everyone, unless nobody of the guided set could say what the class looks like
         described = tuple(every if guiding else 0.0 for every, guiding in zip(counts, described, strict=True))
     prototypes = folded.trees.get("prototypes", {})
     return {
-        "geometry": {"eigenvalues": found.eigenvalues_CR.float(), "eigenvectors": found.eigenvectors_CDR.float()},
-        "means": {"mean": found.mean_CD.float()} if config.complete == "all" else {},
+        "geometry": {"eigenvalues": shape.eigenvalues_CR.float(), "eigenvectors": shape.eigenvectors_CDR.float()},
+        "means": {"mean": shape.mean_CD.float()} if config.complete == "all" else {},
         "counts": described,
         "prototypes": {name: (packed[1:] / packed[0]).float() for name, packed in prototypes.items()},
     }

@@ -52,11 +52,11 @@ def geometry(statistics: ClassStatistics, rank: int | None = None) -> Geometry:
     vectors = covariance.new_zeros(num_classes, width, kept)
     for label in range(num_classes):
         symmetric = (covariance[label] + covariance[label].T) / 2
-        ascending, found = torch.linalg.eigh(symmetric)
-        found = found.flip(1)[:, :kept]
-        peak = found.gather(0, found.abs().argmax(0, keepdim=True)).sign()
+        ascending, directions = torch.linalg.eigh(symmetric)
+        directions = directions.flip(1)[:, :kept]
+        peak = directions.gather(0, directions.abs().argmax(0, keepdim=True)).sign()
         values[label] = ascending.flip(0)[:kept].clamp_min(0)
-        vectors[label] = found * peak
+        vectors[label] = directions * peak
     return Geometry(values, vectors, statistics.mean_CD, statistics.count_C)
 
 

@@ -13,10 +13,10 @@ from umbel.strategies import fedprox, registry
 
 
 def test_defaults_and_overrides():
-    found = load("digits", ["run.rounds=3", "client.lr=1e-3", "strategy.name=fedprox", "strategy.mu=2e-1"])
-    assert (found.run.rounds, found.client.lr, found.strategy.options["mu"]) == (3, 1e-3, 0.2)
-    assert found.strategy.options == {"mu": 0.2, "server_lr": 1.0, "weighting": "examples"}
-    assert isinstance(found.client, LocalConfig) and found.name == "digits"
+    composed = load("digits", ["run.rounds=3", "client.lr=1e-3", "strategy.name=fedprox", "strategy.mu=2e-1"])
+    assert (composed.run.rounds, composed.client.lr, composed.strategy.options["mu"]) == (3, 1e-3, 0.2)
+    assert composed.strategy.options == {"mu": 0.2, "server_lr": 1.0, "weighting": "examples"}
+    assert isinstance(composed.client, LocalConfig) and composed.name == "digits"
 
 
 @pytest.mark.parametrize(
@@ -35,8 +35,8 @@ def test_defaults_and_overrides():
     ],
 )
 def test_values_of_overrides(override, read, expected):
-    found = read(load("digits", ["data.name=synthetic", override] if "options" in override else [override]))
-    assert found == expected and type(found) is type(expected)
+    composed = read(load("digits", ["data.name=synthetic", override] if "options" in override else [override]))
+    assert composed == expected and type(composed) is type(expected)
 
 
 def test_later_overrides_win():
@@ -44,8 +44,8 @@ def test_later_overrides_win():
 
 
 def test_lists_in_model_sizes():
-    found = load("digits", ["model.name=cvt_tiny32", "model.sizes.dims=[8,16,32]"])
-    assert list(found.model.sizes["dims"]) == [8, 16, 32]
+    composed = load("digits", ["model.name=cvt_tiny32", "model.sizes.dims=[8,16,32]"])
+    assert list(composed.model.sizes["dims"]) == [8, 16, 32]
 
 
 REFUSED = [
@@ -65,7 +65,7 @@ REFUSED = [
     ("run.rounds", "An override is key=value"),
     ("=3", "An override is key=value"),
     ("strategy.name=fedprx", "strategy.name.*Did you mean 'fedprox'"),
-    ("strategy.name=nowhere.to_be:Found", "strategy.name=nowhere.to_be:Found"),
+    ("strategy.name=nowhere.to_be:Found", "nowhere.to_be:Found.*key strategy.name"),
     ("model.name=cvt_tiny", "model.name.*Did you mean .*'cvt_tiny32'"),
     ("data.name=digit", "data.name.*Did you mean 'digits'"),
     ("data.partition=dirichlett", "data.partition.*Did you mean 'dirichlet'"),
@@ -130,16 +130,16 @@ def test_files_that_are_no_experiments(tmp_path):
 
 @pytest.mark.parametrize("name", experiment_names())
 def test_every_shipped_experiment_loads_and_survives(name):
-    found = load(name)
-    assert found.name == name and describe(name) == found.description and len(found.description) > 10
-    assert load("came-in-a-message", text=as_yaml(found)) == found
-    assert portable_hash(load("x", text=as_yaml(found))) == portable_hash(found)
-    build_strategy(found)
+    composed = load(name)
+    assert composed.name == name and describe(name) == composed.description and len(composed.description) > 10
+    assert load("came-in-a-message", text=as_yaml(composed)) == composed
+    assert portable_hash(load("x", text=as_yaml(composed))) == portable_hash(composed)
+    build_strategy(composed)
 
 
 def test_tiny_numbers_survive():
-    found = load("digits", ["client.lr=1e-7", "strategy.server_lr=1e20", "data.seed=3"])
-    assert load("x", text=as_yaml(found)) == found
+    composed = load("digits", ["client.lr=1e-7", "strategy.server_lr=1e20", "data.seed=3"])
+    assert load("x", text=as_yaml(composed)) == composed
 
 
 @pytest.mark.parametrize(
@@ -185,8 +185,8 @@ def test_what_fixes_the_bits_is_in_the_hash(override):
 
 
 def test_a_strategy_from_a_package():
-    found = load("digits", ["strategy.name=umbel.strategies.fedprox:FedProx", "strategy.mu=0.5"])
-    strategy = build_strategy(found)
+    composed = load("digits", ["strategy.name=umbel.strategies.fedprox:FedProx", "strategy.mu=0.5"])
+    strategy = build_strategy(composed)
     assert isinstance(strategy, fedprox.FedProx) and strategy.config.mu == 0.5
     with pytest.raises(ExperimentError, match=r"Did you mean strategy.mu"):
         load("digits", ["strategy.name=umbel.strategies.fedprox:FedProx", "strategy.mux=0.5"])
@@ -213,9 +213,9 @@ SHRUNK = (
 
 def levels(name: str) -> set[tuple[str, str]]:
     """What an experiment is made of."""
-    found = load(name)
-    chosen = {"partition": found.data.partition, "model": found.model.name, "strategy": found.strategy.name}
-    return {("data", found.data.name), *chosen.items()}  # test_operators_federated.py runs each operator
+    composed = load(name)
+    chosen = {"partition": composed.data.partition, "model": composed.model.name, "strategy": composed.strategy.name}
+    return {("data", composed.data.name), *chosen.items()}  # test_operators_federated.py runs each operator
 
 
 def covering() -> set[str]:
@@ -242,11 +242,11 @@ def test_every_shipped_experiment_runs_a_round(name, tmp_path):
 
     at_once = ["data.rounds_per_task=0"] if load(name).schedule.is_sequence else []  # one round has no second task
     try:
-        found = run(name, *SHRUNK, *at_once, f"run.results={tmp_path}")
+        composed = run(name, *SHRUNK, *at_once, f"run.results={tmp_path}")
     except MissingDataError as error:
         pytest.skip(f"{name}: {error}")
-    assert found.summary["rounds"] == 1 and len(found.summary["weights_sha256"]) == 64
-    assert found.summary["num_failures"] == 0
+    assert composed.summary["rounds"] == 1 and len(composed.summary["weights_sha256"]) == 64
+    assert composed.summary["num_failures"] == 0
 
 
 def test_a_refused_experiment_leaves_nothing_behind(tmp_path):

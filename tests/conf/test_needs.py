@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.strategies.creamfl.test_creamfl_runs import PAIRS
+from tests.strategies.creamfl.pairs import PAIRS
 from umbel.conf.check import strategy_of
 from umbel.conf.errors import ExperimentError
 from umbel.conf.federation import federation
@@ -68,12 +68,12 @@ def test_what_a_strategy_does_not_find_in_the_data_is_refused(by_path):
 
 
 def test_a_strategy_over_a_base_asks_it_about_the_data():
-    found = load("digits", ["strategy.name=ggeur", *EMBEDDED, "strategy.base=fedprox"])
-    data = federation(found)
+    composed = load("digits", ["strategy.name=ggeur", *EMBEDDED, "strategy.base=fedprox"])
+    data = federation(composed)
     from umbel.strategies.fedprox import FedProx
 
     asked = []
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(FedProx, "check_data", lambda self, given: asked.append(given))
-        strategy_of(found).check_data(data)
+        strategy_of(composed).check_data(data)
     assert asked == [data]

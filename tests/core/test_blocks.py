@@ -124,12 +124,21 @@ def test_a_hole_is_not_closed_up():
     assert fold.finish(assembler.finish()).trees["s"]["x"].item() == 2**53 + 2
 
 
-def test_in_order_at_most_one_accumulator_a_level_waits():
+@pytest.mark.parametrize(("room", "spilled"), [(6, False), (5, True)])
+def test_in_order_at_most_one_accumulator_a_level_waits(room, spilled):
+    """Of 64 blocks at most six wait, at levels 0 to 5, before the last one comes; with room for five one is spilled."""
     fold, count = product({"s": Sum()}), 64
-    tree = BlockTree(fold, count)
-    for index in range(count):
-        tree.add(0, index, fold.lift(index, Reply({"s": {"x": torch.zeros(1)}})))
-        assert len(tree._waiting) <= 7
+    leaves = [fold.lift(index, Reply({"s": {"x": torch.zeros(1)}})) for index in range(count)]
+    written = []
+
+    def spill(partial):
+        written.append(partial)
+        return lambda: partial
+
+    tree = BlockTree(fold, count, spill, max_waiting_bytes=room * leaves[0].num_bytes)
+    for index, leaf in enumerate(leaves):
+        tree.add(0, index, leaf)
+    assert bool(written) is spilled
     assert tree.root().num_replies == count
 
 

@@ -48,9 +48,9 @@ def test_the_same_in_every_process_and_without_a_draw():
     torch.backends.cpu.get_cpu_capability() not in ("AVX2", "AVX512"), reason="this processor has one set of kernels"
 )
 def test_other_kernels_have_other_bits():
-    found = elsewhere(ATEN_CPU_CAPABILITY="default")
-    assert found["aten"] == found["ATEN_CPU_CAPABILITY"].upper() == "DEFAULT"
-    assert found["bits"] != elsewhere(ATEN_CPU_CAPABILITY="avx2")["bits"]
+    other = elsewhere(ATEN_CPU_CAPABILITY="default")
+    assert other["aten"] == other["ATEN_CPU_CAPABILITY"].upper() == "DEFAULT"
+    assert other["bits"] != elsewhere(ATEN_CPU_CAPABILITY="avx2")["bits"]
 
 
 class Stops(Listener):

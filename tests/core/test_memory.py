@@ -14,8 +14,8 @@ def record(value, **numbers):
     return MemoryRecord({"control": {"w": tensor, "a/b": tensor}, "empty": {}}, numbers)
 
 
-def value(found):
-    return found.trees["control"]["w"].item()
+def value(remembered):
+    return remembered.trees["control"]["w"].item()
 
 
 def at(round_, step=0, attempt="first"):
@@ -39,10 +39,10 @@ def kept(store, client=0):
 def test_round_trip(store):
     store.write(1234, at(1), record(3, rate=0.5))
     for each in (store, fresh(store)):
-        found = each.read(1234, at(1))
-        assert value(found) == 3 and found.numbers == {"rate": 0.5}
-        assert found.trees["control"]["w"].dtype == torch.float64
-        assert set(found.trees["control"]) == {"w", "a/b"} and found.trees["empty"] == {}
+        remembered = each.read(1234, at(1))
+        assert value(remembered) == 3 and remembered.numbers == {"rate": 0.5}
+        assert remembered.trees["control"]["w"].dtype == torch.float64
+        assert set(remembered.trees["control"]) == {"w", "a/b"} and remembered.trees["empty"] == {}
 
 
 def test_memory_that_is_gone_is_an_error(store):

@@ -91,15 +91,15 @@ def test_outcome_round_trip():
         bytes_up=100,
         framing_up=7,
     )
-    found = decode_outcome(encode_outcome(outcome))
-    (level, index, partial), (*place, hole) = found.nodes
+    decoded = decode_outcome(encode_outcome(outcome))
+    (level, index, partial), (*place, hole) = decoded.nodes
     assert (level, index) == (2, 1) and place == [0, 9] and hole == Partial()
     assert same(partial.trees["delta"], {"w": torch.ones(2).double()}) and same(partial.trees["c"], ODD)
     assert (partial.numbers, partial.num_examples, partial.num_replies) == ({"loss": 1.5}, 12, 3)
-    assert same(found.singles[5].trees["delta"], ODD) and found.singles[5].trees["empty"] == {}
-    assert (found.singles[5].numbers, found.singles[5].num_examples) == ({"loss": 0.1}, 4)
+    assert same(decoded.singles[5].trees["delta"], ODD) and decoded.singles[5].trees["empty"] == {}
+    assert (decoded.singles[5].numbers, decoded.singles[5].num_examples) == ({"loss": 0.1}, 4)
     for name in ("failures", "seconds", "remembered", "bytes_up", "framing_up"):
-        assert getattr(found, name) == getattr(outcome, name)
+        assert getattr(decoded, name) == getattr(outcome, name)
     assert decode_outcome(encode_outcome(Outcome())) == Outcome()
 
 
@@ -127,10 +127,10 @@ def test_json_round_trip():
 
 def with_head(head, content=None):
     text = head if isinstance(head, str) else json.dumps(head)
-    found = RecordDict({"umbel": ConfigRecord({"json": text})})
+    message = RecordDict({"umbel": ConfigRecord({"json": text})})
     for name, record in (content.array_records if content else {}).items():
-        found[name] = record
-    return found
+        message[name] = record
+    return message
 
 
 def outcome_head(**changes):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -26,7 +27,7 @@ class Line(nn.Module):
         return self.w * x.flatten(1).sum(1)
 
 
-def run(config, images=(1.0,), start=1.0, loss=lambda found, _: (found**2 / 2).mean(), **more):
+def run(config, images=(1.0,), start=1.0, loss=lambda output, _: (output**2 / 2).mean(), **more):
     """Train w on w^2 x^2 / 2 and return it; with x = 1 the gradient is w."""
     model = Line(start)
     x = torch.tensor(images, dtype=torch.float64)[:, None]
@@ -37,8 +38,8 @@ def run(config, images=(1.0,), start=1.0, loss=lambda found, _: (found**2 / 2).m
 
 def test_sgd():
     # 1 - 1/4 = 3/4, - 3/16 = 9/16; losses 1/2 and 9/32.
-    found, report = run(replace(PLAIN, epochs=2))
-    assert found == 9 / 16
+    weight, report = run(replace(PLAIN, epochs=2))
+    assert weight == 9 / 16
     assert (report.loss, report.num_steps, report.lr) == ((1 / 2 + 9 / 32) / 2, 2, 0.25)
 
 
@@ -93,16 +94,38 @@ def test_clip_norm():
 def test_learning_rate_decays_by_round():
     config = replace(PLAIN, lr_decay=0.5)
     assert [learning_rate(config, round_) for round_ in (1, 2, 3)] == [0.25, 0.125, 0.0625]
-    found, report = run(config, round_=3)
-    assert (found, report.lr) == (1 - 1 / 16, 1 / 16)
+    weight, report = run(config, round_=3)
+    assert (weight, report.lr) == (1 - 1 / 16, 1 / 16)
+
+
+def rates(**changes: object) -> list[float]:
+    config = replace(PLAIN, **changes)
+    return [learning_rate(config, round_) for round_ in range(1, 8)]
+
+
+def test_schedules_by_their_formulas():
+    assert rates(lr_schedule="step", lr_decay=0.5, lr_step=3) == [0.25] * 3 + [0.125] * 3 + [0.0625]
+    cosine = [0.125 * (1 + math.cos(math.pi * t / 6)) for t in range(7)]
+    assert rates(lr_schedule="cosine", lr_rounds=6) == pytest.approx(cosine, abs=1e-15)
+    assert cosine[0] == 0.25 and rates(lr_schedule="cosine", lr_rounds=6)[6] == 0  # a round too many
+    assert rates() == [0.25] * 7
+
+
+def test_warm_up_rises_to_the_rate_and_the_schedule_begins_after_it():
+    rising = [0.0625, 0.125, 0.1875, 0.25]
+    assert rates(lr_warmup=4, lr_decay=0.5) == [*rising, 0.25, 0.125, 0.0625]
+    assert rates(lr_warmup=4, lr_schedule="step", lr_decay=0.5, lr_step=2) == [*rising, 0.25, 0.25, 0.125]
+    cosine = [0.125 * (1 + math.cos(math.pi * t / 3)) for t in range(3)]
+    assert rates(lr_warmup=4, lr_schedule="cosine", lr_rounds=7) == pytest.approx([*rising, *cosine], abs=1e-15)
+
 
 
 def test_adam_and_adamw():
     # Adam's first step is lr * sign; with decay 1/2 Adam adds it to the gradient, AdamW shrinks w by lr / 2 first.
     assert run(replace(PLAIN, optimizer="adam"))[0] == pytest.approx(3 / 4, abs=1e-7)
     assert run(replace(PLAIN, optimizer="adam", weight_decay=0.5))[0] == pytest.approx(3 / 4, abs=1e-7)
-    found, _ = run(replace(PLAIN, optimizer="adamw", weight_decay=0.5))
-    assert found == pytest.approx(1 - 1 / 8 - 1 / 4, abs=1e-7)
+    weight, _ = run(replace(PLAIN, optimizer="adamw", weight_decay=0.5))
+    assert weight == pytest.approx(1 - 1 / 8 - 1 / 4, abs=1e-7)
 
 
 def test_max_steps():
@@ -116,9 +139,9 @@ def test_max_steps():
 def test_batches_cover_all_examples_in_an_order_of_their_own():
     seen = []
 
-    def loss(found, _):
-        seen.append(found.detach().tolist())
-        return 0 * found.sum()
+    def loss(output, _):
+        seen.append(output.detach().tolist())
+        return 0 * output.sum()
 
     config = replace(PLAIN, epochs=2, batch_size=4)
     values = [float(i) for i in range(10)]
@@ -269,12 +292,12 @@ def test_full_gradient_is_that_of_the_mean_loss(batch_size):
     x, y = examples(10, torch.float64)
     state = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     model.train()
-    found = full_gradient(model, x, y, batch_size=batch_size)
+    gradient = full_gradient(model, x, y, batch_size=batch_size)
     assert model.training and all(p.grad is None for p in model.parameters())
     assert all(torch.equal(state[name], tensor) for name, tensor in model.state_dict().items())
     model.eval()
     expected = torch.autograd.grad(nn.functional.cross_entropy(model(x), y), list(model.parameters()))
-    for left, right in zip(found, expected, strict=True):
+    for left, right in zip(gradient, expected, strict=True):
         assert torch.allclose(left, right, rtol=0, atol=1e-14)
 
 

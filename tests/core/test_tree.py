@@ -40,8 +40,8 @@ def test_mismatch_names_what_is_wrong():
 
 
 def test_cast_like():
-    found = tree.cast_like(T(a=[1 / 3]), {"a": torch.zeros(1)})
-    assert found["a"].dtype == torch.float32 and torch.equal(found["a"], torch.tensor([1 / 3]))
+    cast = tree.cast_like(T(a=[1 / 3]), {"a": torch.zeros(1)})
+    assert cast["a"].dtype == torch.float32 and torch.equal(cast["a"], torch.tensor([1 / 3]))
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
@@ -59,8 +59,8 @@ def test_sha256_is_over_name_dtype_shape_and_little_endian_bytes_in_sorted_order
     expected = hashlib.sha256()
     expected.update(b"a\x00int64\x00()\x00" + struct.pack("<q", 7))
     expected.update(b"b\x00float32\x00(2, 1)\x00" + struct.pack("<ff", 1.5, -2.0))
-    found = tree.sha256({"b": torch.tensor([[1.5], [-2.0]]), "a": torch.tensor(7)})
-    assert found == expected.hexdigest()
+    digest = tree.sha256({"b": torch.tensor([[1.5], [-2.0]]), "a": torch.tensor(7)})
+    assert digest == expected.hexdigest()
 
 
 def test_sha256_sees_every_part_and_no_layout():

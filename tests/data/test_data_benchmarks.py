@@ -30,6 +30,16 @@ def probe(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 
 
 @pytest.fixture
+def linear_probe(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    yield from script("linear_probe", monkeypatch)
+
+
+@pytest.fixture
+def pair_retrieval(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    yield from script("pair_retrieval", monkeypatch)
+
+
+@pytest.fixture
 def partitions(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     yield from script("partitions", monkeypatch)
 
@@ -37,8 +47,9 @@ def partitions(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
 def script(name: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
     """Import a script as its own folder would."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
+    before = set(sys.modules)
     yield importlib.import_module(name)
-    for module in (name, "probe_tables"):
+    for module in {path.stem for path in BENCHMARKS.glob("*.py")} - before:
         sys.modules.pop(module, None)
 
 
@@ -56,23 +67,22 @@ def blobs(count: int, features: int, classes: int, purpose: str, spread: float =
 # --- the probe ------------------------------------------------------------------------------------
 
 
-def test_a_feature_that_hardly_varies_is_not_blown_up(probe: ModuleType) -> None:
+def test_a_feature_that_hardly_varies_is_not_blown_up(linear_probe: ModuleType) -> None:
     features = normal(50, 4)
     features[:, 1], features[:, 2] = 5.0, 1e-6 * features[:, 2]
-    mean, scale = probe.standardiser(features)
+    mean, scale = linear_probe.standardiser(features)
     spread = features.std(0, correction=0)
     floor = 0.1 * spread.square().mean().sqrt()
     assert scale[0] == spread[0] and scale[3] == spread[3]
     assert scale[1] == pytest.approx(float(floor)) and scale[2] == pytest.approx(float(floor))
     assert mean[1] == pytest.approx(5.0)
-    assert probe.standardiser(torch.full((3, 2), 7.0))[1].tolist() == [1, 1]
+    assert linear_probe.standardiser(torch.full((3, 2), 7.0))[1].tolist() == [1, 1]
 
 
-def test_the_fit_is_sklearns(probe: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_fit_is_sklearns(linear_probe: ModuleType) -> None:
     """The mean loss plus penalty / 2 |W|^2 is sklearn's with C = 1 / (N * penalty)."""
-    monkeypatch.setattr(probe, "ITERATIONS", 500)
     train, penalty = blobs(90, 5, 3, "train"), 0.05
-    (found,) = probe.path(train.images, train.labels, 3, [penalty])
+    (found,) = linear_probe.path(train.images, train.labels, 3, [penalty], iterations=500)
     reference = LogisticRegression(C=1 / (90 * penalty), tol=1e-10, max_iter=5000)
     reference.fit(train.images.numpy(), train.labels.numpy())
     np.testing.assert_allclose(found[:, :-1].numpy(), reference.coef_, atol=1e-4)
@@ -81,23 +91,21 @@ def test_the_fit_is_sklearns(probe: ModuleType, monkeypatch: pytest.MonkeyPatch)
     np.testing.assert_allclose(ours - ours.mean(), theirs - theirs.mean(), atol=1e-4)
 
 
-def test_fewer_examples_than_features_give_the_same_model(probe: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(probe, "ITERATIONS", 500)
-    monkeypatch.setattr(probe, "PENALTIES", (0.02,))
+def test_fewer_examples_than_features_give_the_same_model(linear_probe: ModuleType) -> None:
     train, validation = blobs(30, 80, 3, "train"), blobs(30, 80, 3, "validation")
-    weights, mean, scale, penalty = probe.fit(train, validation, 3)
+    weights, mean, scale, penalty = linear_probe.fit(train, validation, 3, penalties=(0.02,), iterations=500)
     assert weights.shape == (3, 81) and penalty == 0.02
-    (plain,) = probe.path((train.images - mean) / scale, train.labels, 3, [0.02])
+    (plain,) = linear_probe.path((train.images - mean) / scale, train.labels, 3, [0.02], iterations=500)
     torch.testing.assert_close(weights, plain, atol=1e-3, rtol=0)
 
 
-def test_the_penalty_is_chosen_on_the_validation_part(probe: ModuleType) -> None:
+def test_the_penalty_is_chosen_on_the_validation_part(linear_probe: ModuleType) -> None:
     """Noise only: no penalty is better than the strongest, which gives the commonest class."""
     train = Examples(normal(120, 20), (torch.arange(120) % 4 > 0).long())
     alike = Examples(normal(400, 20, purpose="other"), torch.ones(400).long())
-    assert probe.fit(train, alike, 2)[3] == probe.PENALTIES[0]
+    assert linear_probe.fit(train, alike, 2)[3] == linear_probe.PENALTIES[0]
     # Where the training examples themselves are asked, a weak penalty wins.
-    assert probe.fit(train, train, 2)[3] < probe.PENALTIES[0]
+    assert linear_probe.fit(train, train, 2)[3] < linear_probe.PENALTIES[0]
 
 
 def encoded() -> DataSet:
@@ -112,14 +120,14 @@ def encoded() -> DataSet:
     return DataSet("made", parts["train"], parts["test"], tuple("abcd"), ("plain", "mirrored"), (), (), "")
 
 
-def test_probe_of_domains(probe: ModuleType) -> None:
+def test_probe_of_domains(linear_probe: ModuleType) -> None:
     data_set = encoded()
-    draws = [probe.draw(data_set.train, 100, seed, "probe train", 2) for seed in range(2)]
+    draws = [linear_probe.draw(data_set.train, 100, seed, "probe train", 2) for seed in range(2)]
     assert [len(index) for index in draws] == [200, 200]
-    assert torch.equal(draws[0], probe.draw(data_set.train, 100, 0, "probe train", 2))
+    assert torch.equal(draws[0], linear_probe.draw(data_set.train, 100, 0, "probe train", 2))
     assert not torch.equal(draws[0], draws[1])
-    assert len(probe.draw(data_set.train, 0, 0, "probe train", 2)) == 240
-    found = probe.probe(data_set, draws)
+    assert len(linear_probe.draw(data_set.train, 0, 0, "probe train", 2)) == 240
+    found = linear_probe.probe(data_set, draws)
     assert found["rows"] == ["plain", "mirrored", "all of them"] and found["columns"] == ["plain", "mirrored"]
     assert found["test"] == [40, 40] and found["majority"] == [0.25, 0.25] and found["features"] == 6
     for domain in (0, 1):
@@ -128,38 +136,38 @@ def test_probe_of_domains(probe: ModuleType) -> None:
     assert all(0 < count < 100 for count in found["train"][:2])
 
 
-def test_no_concept_is_fitted_on_and_chosen_with(probe: ModuleType) -> None:
-    kept, held = probe.hold_out(encoded().train, 0)
+def test_no_concept_is_fitted_on_and_chosen_with(linear_probe: ModuleType) -> None:
+    kept, held = linear_probe.hold_out(encoded().train, 0)
     assert len(held) == 48 and not set(kept.concepts.tolist()) & set(held.concepts.tolist())
 
 
-def test_ridge_map_is_the_minimum(probe: ModuleType) -> None:
+def test_ridge_map_is_the_minimum(pair_retrieval: ModuleType) -> None:
     x, y, strength = normal(30, 4, purpose="x"), normal(30, 3, purpose="y"), 0.3
-    found = probe.ridge(x, y, strength)
+    found = pair_retrieval.ridge(x, y, strength)
     gradient = x.T @ (x @ found - y) + strength * 30 * found
     assert float(gradient.abs().max()) < 1e-9
 
 
-def test_recalls_by_hand(probe: ModuleType) -> None:
+def test_recalls_by_hand(pair_retrieval: ModuleType) -> None:
     pairs = torch.eye(5)
-    assert probe.recalls(pairs, pairs, rank=1) == (1.0, 1.0)
-    assert probe.recalls(pairs.roll(1, 0), pairs, rank=1) == (0.0, 0.0)
-    assert probe.recalls(torch.ones(5, 5), pairs, rank=4) == (0.0, 0.0)  # all alike: a tie is no find
+    assert pair_retrieval.recalls(pairs, pairs, rank=1) == (1.0, 1.0)
+    assert pair_retrieval.recalls(pairs.roll(1, 0), pairs, rank=1) == (0.0, 0.0)
+    assert pair_retrieval.recalls(torch.ones(5, 5), pairs, rank=4) == (0.0, 0.0)  # all alike: a tie is no find
     # Image 0 is nearest to text 1, image 1 to its own; text 0 finds its image first, text 1 second.
     images = F.normalize(torch.tensor([[0.5, 0.8], [0.1, 1.0]]), dim=1)
-    assert probe.recalls(images, torch.eye(2), rank=1) == (0.5, 1.0)
+    assert pair_retrieval.recalls(images, torch.eye(2), rank=1) == (0.5, 1.0)
 
 
-def test_candidates_have_no_caption_and_no_concept_twice(probe: ModuleType) -> None:
+def test_candidates_have_no_caption_and_no_concept_twice(pair_retrieval: ModuleType) -> None:
     texts = Texts.of(["a cat", "A cat ", "a dog", "a cow", "a hen"])
     examples = Examples(torch.zeros(5, 2), torch.zeros(5).long(), concepts=torch.tensor([0, 1, 2, 2, 3]), texts=texts)
     for seed in range(6):
-        kept = probe.one_each(examples, seed).tolist()
+        kept = pair_retrieval.one_each(examples, seed).tolist()
         assert len(kept) == 3 and 4 in kept
         assert len({0, 1} & set(kept)) == 1 and len({2, 3} & set(kept)) == 1
 
 
-def test_retrieval_finds_what_is_linear(probe: ModuleType) -> None:
+def test_retrieval_finds_what_is_linear(pair_retrieval: ModuleType) -> None:
     """Text embeddings that are a linear map of the images' are found; unrelated ones by chance."""
 
     def half(count: int, purpose: str, matrix: Tensor | None) -> tuple[Examples, Examples]:
@@ -173,7 +181,7 @@ def test_retrieval_finds_what_is_linear(probe: ModuleType) -> None:
     for name, matrix in (("linear", normal(8, 5, purpose="matrix")), ("unrelated", None)):
         (x, y), (x_test, y_test) = half(200, "train", matrix), half(100, "test", matrix)
         sets = [DataSet("made", a, b, ("one",), (), (), (), "") for a, b in ((x, x_test), (y, y_test))]
-        scores[name] = probe.retrieve(*sets, [torch.arange(200)], candidates=80)
+        scores[name] = pair_retrieval.retrieve(*sets, [torch.arange(200)], candidates=80)
     assert scores["linear"]["to_text"][0] > 0.95 and scores["linear"]["to_image"][0] > 0.95
     assert scores["unrelated"]["to_text"][0] < 0.4
     assert scores["linear"]["candidates"] == 80 and scores["linear"]["chance"] == 0.125

@@ -196,7 +196,7 @@ def test_what_is_missing_says_how_to_get_it(tmp_path: Path, monkeypatch: pytest.
 def test_what_is_damaged_says_how_to_mend_it(tmp_path: Path) -> None:
     file = tmp_path / "a.png"
     file.write_bytes(b"no picture")
-    error = refused(DamagedDataError, pictures.read, [file], 4, "L")
+    error = refused(DamagedDataError, pictures.read, [file], pictures.Form(4, "L"))
     assert (error.key, error.remedy) == ("", "Mend the file or remove it.") and str(file) in error.reason
     assert refused(DamagedDataError, artwork.read, file, 4).remedy == "Install it again."
     assert refused(DamagedDataError, idx.read_idx, file, 1).remedy == "Fetch it again."
@@ -219,7 +219,7 @@ def test_images_that_are_not_square() -> None:
 def test_every_key_is_one_of_the_configuration() -> None:
     """Keys that are written out are of the configuration; a slip of the pen would name one that there is not."""
     known = {field.name for field in fields(DataConfig)}
-    found = [
+    keys = [
         (file, keyword.value.value)
         for file in sorted((ROOT / "data").rglob("*.py"))
         for call in ast.walk(ast.parse(file.read_text(encoding="utf-8")))
@@ -227,8 +227,8 @@ def test_every_key_is_one_of_the_configuration() -> None:
         for keyword in call.keywords
         if keyword.arg == "key" and isinstance(keyword.value, ast.Constant)
     ]
-    assert len(found) > 60
-    for file, key in found:
+    assert len(keys) > 60
+    for file, key in keys:
         section, name, *_ = key.split(".")
         assert section == "data" and name in known, f"{file}: {key}"
 

@@ -31,14 +31,14 @@ def train(captions: Sequence[str] = CAPTIONS, vocabulary: int = 64, length: int 
 
 def words(tokenizer: Tokenizer) -> list[str]:
     """Return the tokens in the order of their numbers."""
-    found: dict[str, int] = json.loads(tokenizer.definition)["model"]["vocab"]
-    assert sorted(found.values()) == list(range(len(found)))
-    return sorted(found, key=found.__getitem__)
+    vocabulary: dict[str, int] = json.loads(tokenizer.definition)["model"]["vocab"]
+    assert sorted(vocabulary.values()) == list(range(len(vocabulary)))
+    return sorted(vocabulary, key=vocabulary.__getitem__)
 
 
 def rows(tokenizer: Tokenizer, *texts: str) -> list[list[int]]:
-    found: list[list[int]] = tokenizer.encode(Texts.of(texts)).tolist()
-    return found
+    embeddings: list[list[int]] = tokenizer.encode(Texts.of(texts)).tolist()
+    return embeddings
 
 
 @needs_tokenizers
@@ -87,11 +87,11 @@ def test_a_text_without_a_character_is_one_unknown() -> None:
 @needs_tokenizers
 def test_a_text_that_names_a_special_token_has_none() -> None:
     tokenizer = train([*CAPTIONS, "[pad] [unk]"] * 2, vocabulary=128, length=16)
-    found = tokenizer.encode(Texts.of(["[PAD] a [UNK] dog [PAD]"]))
-    used = int((found != PAD).sum())
+    embeddings = tokenizer.encode(Texts.of(["[PAD] a [UNK] dog [PAD]"]))
+    used = int((embeddings != PAD).sum())
     assert used > 5
-    assert (found[0, used:] == PAD).all()
-    assert UNKNOWN not in found
+    assert (embeddings[0, used:] == PAD).all()
+    assert UNKNOWN not in embeddings
 
 
 @needs_tokenizers
@@ -156,7 +156,7 @@ def test_a_text_is_encoded_alike_in_any_company(monkeypatch: pytest.MonkeyPatch)
     tokenizer = train()
     whole = rows(tokenizer, *CAPTIONS)
     assert whole == [rows(tokenizer, caption)[0] for caption in CAPTIONS]
-    monkeypatch.setattr(tokens, "_CHUNK", 3)
+    monkeypatch.setattr(tokens, "CHUNK", 3)
     assert rows(tokenizer, *CAPTIONS) == whole
 
 

@@ -61,10 +61,10 @@ def test_pages_are_those_of_the_files(name: str) -> None:
 
 def test_a_changed_number_changes_its_page() -> None:
     name = "digits"
-    found, probe = read(COUNTED / f"{name}.json"), read(PROBES / f"{name}.json")
-    assert MAKE["page"](found, ABOUT[name], [probe]) == text_of(f"{name}.md")
+    facts, probe = read(COUNTED / f"{name}.json"), read(PROBES / f"{name}.json")
+    assert MAKE["page"](facts, ABOUT[name], [probe]) == text_of(f"{name}.md")
     for change in ("train", "classes", "accuracy"):
-        counted, probed = copy.deepcopy(found), copy.deepcopy(probe)
+        counted, probed = copy.deepcopy(facts), copy.deepcopy(probe)
         if change == "train":
             counted["train"] += 1
         elif change == "classes":
@@ -80,30 +80,30 @@ def test_counts_are_those_of_the_set(name: str) -> None:
         data_set = registry.load(DataConfig(name=name), 0)
     except MissingDataError as error:
         pytest.skip(f"{name} is not on this machine: {error}")
-    found = MAKE["facts"](name, data_set, int(ABOUT[name].get("examples", 0)))
-    assert json.loads(json.dumps(found)) == read(COUNTED / f"{name}.json"), f"run python docs/make_data.py {name}"
+    facts = MAKE["facts"](name, data_set, int(ABOUT[name].get("examples", 0)))
+    assert json.loads(json.dumps(facts)) == read(COUNTED / f"{name}.json"), f"run python docs/make_data.py {name}"
 
 
 @pytest.mark.parametrize("name", ABOUT)
 def test_counts_add_up(name: str) -> None:
-    found = read(COUNTED / f"{name}.json")
+    facts = read(COUNTED / f"{name}.json")
     for column, split in ((1, "train"), (2, "test")):
-        assert sum(row[column] for row in found["classes"]) == found[split] > 0
-        assert not found["domains"] or sum(row[column] for row in found["domains"]) == found[split]
+        assert sum(row[column] for row in facts["classes"]) == facts[split] > 0
+        assert not facts["domains"] or sum(row[column] for row in facts["domains"]) == facts[split]
 
 
 @pytest.mark.parametrize("name", ABOUT)
 def test_probes_are_of_these_sets(name: str) -> None:
-    found, files = read(COUNTED / f"{name}.json"), MAKE["probe_files"](name)
+    facts, files = read(COUNTED / f"{name}.json"), MAKE["probe_files"](name)
     assert files, f"run python benchmarks/probe.py --set {name} --json benchmarks/results/probe/{name}.json"
     for file in files:
         result = read(file)
-        assert result["set"] == name and result["classes"] == len(found["classes"])
+        assert result["set"] == name and result["classes"] == len(facts["classes"])
         assert str(file.relative_to(ROOT)) in result["command"] and "\\\n" not in result["command"]
         for probe in result["probes"]:
-            assert probe["columns"] == ([row[0] for row in found["domains"]] or ["all"])
+            assert probe["columns"] == ([row[0] for row in facts["domains"]] or ["all"])
             if not (result["options"] or result["max_test"]):
-                assert sum(probe["test"]) == found["test"], "probe it again"
+                assert sum(probe["test"]) == facts["test"], "probe it again"
             for row in (*probe["accuracy"], *probe["balanced"]):
                 assert all(len(cell) == result["seeds"] and 0 <= min(cell) <= max(cell) <= 1 for cell in row)
 
@@ -114,7 +114,7 @@ def test_no_probe_is_without_a_page() -> None:
 
 @pytest.mark.parametrize("name", ABOUT)
 def test_pictures(name: str) -> None:
-    path, page, found = PICTURES / f"{name}.png", text_of(f"{name}.md"), read(COUNTED / f"{name}.json")
+    path, page, facts = PICTURES / f"{name}.png", text_of(f"{name}.md"), read(COUNTED / f"{name}.json")
     assert path.stat().st_size <= 160_000
     with Image.open(path) as picture:
         picture.verify()
@@ -122,7 +122,7 @@ def test_pictures(name: str) -> None:
     below = " ".join(page[shown : page.index("## ", shown)].split("<br>"))
     if ABOUT[name]["picture"] == "counts":
         return
-    for line in found["attribution"]:
+    for line in facts["attribution"]:
         assert line in below, "the licence asks for its line right under the picture"
 
 
@@ -187,14 +187,13 @@ def made() -> DataSet:
                    (0.0,), (1.0,), "none", attribution="One\nTwo")  # fmt: skip
 
 
-def test_facts_by_hand(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registry, "describe", lambda _: "a line")
-    monkeypatch.setattr(registry, "options", lambda _: {"size": 3})
-    found = MAKE["facts"]("made", made(), examples=2)
-    assert found["classes"] == [["sky", 4, 0], ["road", 2, 0]] and found["imbalance"] == 2
-    assert found["domains"] == [["a", 3, 0], ["b", 3, 0]] and found["concepts"] == [3, 0]
-    assert found["attribution"] == ["One", "Two"] and found["texts"] == {"distinct": 3, "words": 1, "longest": 1}
-    assert [row[0] for row in found["examples"]] == ["sky", "road"] and found["examples"][1][1] == "car"
+def test_facts_by_hand() -> None:
+    facts = MAKE["facts"]("synthetic", made(), examples=2)
+    assert facts["line"] == registry.describe("synthetic") and facts["options"] == registry.options("synthetic")
+    assert facts["classes"] == [["sky", 4, 0], ["road", 2, 0]] and facts["imbalance"] == 2
+    assert facts["domains"] == [["a", 3, 0], ["b", 3, 0]] and facts["concepts"] == [3, 0]
+    assert facts["attribution"] == ["One", "Two"] and facts["texts"] == {"distinct": 3, "words": 1, "longest": 1}
+    assert [row[0] for row in facts["examples"]] == ["sky", "road"] and facts["examples"][1][1] == "car"
 
 
 def test_a_column_shows_one_concept_in_all_styles() -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import pytest
 import torch
 
 from tests.helpers import small_run
-from tests.server.test_state_checkpoint import killed
+from tests.server.test_resume_bits import killed
 from umbel import resume
 from umbel.client import worker
 from umbel.conf.errors import ExperimentError
 from umbel.core.files import read_tensors
+from umbel.core.tree import Tree
 from umbel.server.flower import strategies as flower
 from umbel.strategies import scaffold
 
@@ -46,10 +49,10 @@ def test_flowers_fedavg_is_ours(tmp_path):
 )
 def test_flowers_strategies_run(tmp_path, options):
     name, *more = options
-    found = small_run(tmp_path, f"strategy.name={name}", *more)
-    assert found.summary["rounds"] == 2 and found.summary["num_failures"] == 0
-    assert largest_difference(model(found), model(small_run(tmp_path, f"strategy.name={name}", *more))) == 0
-    assert largest_difference(model(found), model(small_run(tmp_path, "client.lr=0"))) > 1e-4
+    result = small_run(tmp_path, f"strategy.name={name}", *more)
+    assert result.summary["rounds"] == 2 and result.summary["num_failures"] == 0
+    assert largest_difference(model(result), model(small_run(tmp_path, f"strategy.name={name}", *more))) == 0
+    assert largest_difference(model(result), model(small_run(tmp_path, "client.lr=0"))) > 1e-4
 
 
 def test_flowers_momentum_is_ours(tmp_path):
@@ -72,8 +75,8 @@ def test_flowers_momentum_is_ours(tmp_path):
 def test_flowers_strategies_resume(tmp_path, options):
     options = [*options, "run.rounds=4", "checkpoint.every=2"]
     whole = small_run(tmp_path / "whole", *options)
-    found = resume(killed(tmp_path / "killed", *options))
-    assert found.summary["weights_sha256"] == whole.summary["weights_sha256"]
+    resumed = resume(killed(tmp_path / "killed", *options))
+    assert resumed.summary["weights_sha256"] == whole.summary["weights_sha256"]
 
 
 @pytest.mark.parametrize(
@@ -107,7 +110,7 @@ CVT = ("model.name=cvt_tiny32", "model.sizes={}")
 
 def test_identities_hold_through_whole_runs(tmp_path):
     # With batch norm, minibatches and float32, in which rounding would show.
-    found = {
+    hashes = {
         small_run(tmp_path, *CVT, *options).summary["weights_sha256"]
         for options in (
             ["strategy.name=fedavg"],
@@ -115,8 +118,8 @@ def test_identities_hold_through_whole_runs(tmp_path):
             ["strategy.name=fedopt", "strategy.optimizer=sgd", "strategy.lr=1.0"],
         )
     }
-    assert len(found) == 1
-    assert small_run(tmp_path, *CVT, "run.seed=1").summary["weights_sha256"] not in found
+    assert len(hashes) == 1
+    assert small_run(tmp_path, *CVT, "run.seed=1").summary["weights_sha256"] not in hashes
 
 
 # Batch norm ---------------------------------------------------------------------------------------------------
@@ -154,9 +157,9 @@ KINDS = ("fedavg", "scaffold", "fedopt", "flwr:FedAvg")
 )
 def test_rules_for_batch_norm(tmp_path, monkeypatch, norm, strategy):
     names = sent_names(monkeypatch)
-    found = small_run(tmp_path, *CVT, f"model.norm={norm}", f"strategy.name={strategy}")
-    state = model(found)
-    assert found.summary["num_failures"] == 0 and all(torch.isfinite(t).all() for t in state.values())
+    result = small_run(tmp_path, *CVT, f"model.norm={norm}", f"strategy.name={strategy}")
+    state = model(result)
+    assert result.summary["num_failures"] == 0 and all(torch.isfinite(t).all() for t in state.values())
     statistics = {name for name in state if "running_" in name}
     counters = {name for name in state if "num_batches_tracked" in name}
     owners = {name.rpartition(".")[0] for name in counters}
@@ -170,7 +173,7 @@ def test_rules_for_batch_norm(tmp_path, monkeypatch, norm, strategy):
         assert statistics | affine <= names
         return
     assert not (statistics | affine) & names
-    files = sorted((found.path / "memory").rglob("*.safetensors"))
+    files = sorted((result.path / "memory").rglob("*.safetensors"))
     assert len({path.parent for path in files}) == 4
     kept = [read_tensors(path)[0] for path in files if path.name.startswith("000002")]
     own = [{name.removeprefix("#norm/"): t for name, t in each.items() if "#norm/" in name} for each in kept]
@@ -184,14 +187,17 @@ def test_rules_for_batch_norm(tmp_path, monkeypatch, norm, strategy):
     assert all(torch.equal(state[name], initial[name]) for name in affine)  # the generic model has none of theirs
 
 
-def test_scaffold_has_no_control_variate_for_statistics(tmp_path, monkeypatch):
-    found = {}
-    update = scaffold.Scaffold.update
+class Overheard(scaffold.Scaffold):
+    """SCAFFOLD that keeps what replies come to."""
 
-    def spy(self, state, folded, server):
-        found.update(folded.trees)
-        return update(self, state, folded, server)
+    trees: ClassVar[dict[str, Tree]] = {}
 
-    monkeypatch.setattr(scaffold.Scaffold, "update", spy)
-    small_run(tmp_path, *CVT, "strategy.name=scaffold")
-    assert found["delta"].keys() - found["control"].keys() == {n for n in found["delta"] if "running_" in n} != set()
+    def update(self, state, folded, server):
+        self.trees.update(folded.trees)
+        return super().update(state, folded, server)
+
+
+def test_scaffold_has_no_control_variate_for_statistics(tmp_path):
+    small_run(tmp_path, *CVT, f"strategy.name={__name__}:Overheard")
+    trees = Overheard.trees
+    assert trees["delta"].keys() - trees["control"].keys() == {n for n in trees["delta"] if "running_" in n} != set()

@@ -2,56 +2,43 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from tests.helpers import SMALL
 from umbel import models, run
-from umbel.server.exchange import Exchange
-from umbel.strategies.local import Local
 
 OPTIONS = ("strategy.name=umbel.strategies.local:Local", "evaluate.clients=-1", "evaluate.every=1")
 
 
-def test_nothing_is_shared_and_everybody_learns(tmp_path, monkeypatch):
-    up, original = [], Exchange.run
-
-    def measured(self, work, payload, cohort, fold):
-        answer, report = original(self, work, payload, cohort, fold)
-        if work.phase == "train":
-            up.append(report.bytes_up)
-        return answer, report
-
-    monkeypatch.setattr(Exchange, "run", measured)
+def test_nothing_is_shared_and_everybody_learns(tmp_path):
     result = run("digits", *SMALL, *OPTIONS, "run.rounds=4", f"run.results={tmp_path}")
-    assert up == [0, 0, 0, 0] and result.summary["num_failures"] == 0
+    assert result.summary["num_failures"] == 0
     rows = result.metrics.query("side == 'clients' and split == 'test' and metric == 'loss_mean'")
     assert rows["value"].is_monotonic_decreasing and len(rows) == 4
     losses = result.metrics.query("metric == 'loss' and split == 'train'")["value"]
     assert losses.is_monotonic_decreasing  # each goes on from its own model
 
 
+def test_no_tensor_travels_up(tmp_path):
+    quiet = ("evaluate.clients=0", "evaluate.every=0", f"run.results={tmp_path}")
+    summary = run("digits", *SMALL, *OPTIONS, *quiet).summary
+    assert summary["bytes_up"]["tensors"] == 0 < summary["bytes_up"]["framing"]
+
+
 def test_the_generic_model_is_the_initial_one(tmp_path):
-    found = [run("digits", *SMALL, *OPTIONS, f"run.rounds={n}", f"run.results={tmp_path}") for n in (1, 2)]
-    assert found[0].summary["weights_sha256"] == found[1].summary["weights_sha256"]
+    one, two = (run("digits", *SMALL, *OPTIONS, f"run.rounds={n}", f"run.results={tmp_path}") for n in (1, 2))
+    assert one.summary["weights_sha256"] == two.summary["weights_sha256"]
 
 
-def test_clients_end_with_different_models(tmp_path, monkeypatch):
-    kept, local = {}, Local.local
-
-    def watch(self, payload, client):
-        def remember(record):
-            kept[client.id] = record.trees["model"]["head.weight"]
-            original(record)
-
-        original = client.remember
-        object.__setattr__(client, "remember", remember)
-        return local(self, payload, client)
-
-    monkeypatch.setattr(Local, "local", watch)
-    run("digits", *SMALL, *OPTIONS, f"run.results={tmp_path}")
-    assert len(kept) == 4 and all(not torch.equal(kept[0], kept[k]) for k in (1, 2, 3))
+def test_clients_end_with_different_models(tmp_path):
+    result = run("digits", *SMALL, *OPTIONS, "run.rounds=1", f"run.results={tmp_path}")
+    files = sorted((result.path / "memory").rglob("*.safetensors"))
+    heads = [next(t for name, t in load_file(path).items() if name.endswith("head.weight")) for path in files]
+    assert len(heads) == 4 and not any(torch.equal(a, b) for a, b in combinations(heads, 2))
 
 
 def test_the_cnn_with_batch_norm(tmp_path):

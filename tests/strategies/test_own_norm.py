@@ -23,15 +23,15 @@ SMALL = (
 @pytest.fixture
 def written(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, int, int], MemoryRecord]:
     """All memory that is written, by round, step of the round, and client."""
-    found: dict[tuple[int, int, int], MemoryRecord] = {}
+    records: dict[tuple[int, int, int], MemoryRecord] = {}
     write = MemoryStore.write
 
     def noting(self: MemoryStore, client: int, version: Version, record: MemoryRecord, *rest: Any) -> None:
-        found[version.round, version.step, client] = record
+        records[version.round, version.step, client] = record
         write(self, client, version, record, *rest)
 
     monkeypatch.setattr(MemoryStore, "write", noting)
-    return found
+    return records
 
 
 def norm_of(record: MemoryRecord) -> torch.Tensor:

@@ -18,8 +18,8 @@ from umbel.strategies import fedavg, fedopt, fedprox, scaffold
 WEIGHTINGS = ("examples", "uniform")
 
 
-def close(found, expected):
-    return torch.allclose(found, expected, rtol=0, atol=1e-9)
+def close(w, expected):
+    return torch.allclose(w, expected, rtol=0, atol=1e-9)
 
 
 def biased_point(problem: Quadratics, weighting: str, mu: float = 0.0):
@@ -41,20 +41,20 @@ def optimum(problem: Quadratics, weighting: str):
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 def test_fedavg_ends_at_its_biased_point(weighting):
     problem = unequal()
-    found = problem.run(fedavg.FedAvg(fedavg.Config(weighting=weighting)), 40)
-    assert close(found, biased_point(problem, weighting))
-    assert (found - optimum(problem, weighting)).abs().max() > 0.05
+    end = problem.run(fedavg.FedAvg(fedavg.Config(weighting=weighting)), 40)
+    assert close(end, biased_point(problem, weighting))
+    assert (end - optimum(problem, weighting)).abs().max() > 0.05
     other = WEIGHTINGS[weighting == "examples"]
-    assert (found - biased_point(problem, other)).abs().max() > 0.05
+    assert (end - biased_point(problem, other)).abs().max() > 0.05
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS)
 @pytest.mark.parametrize("mu", [0.5, 2.0])
 def test_fedprox_ends_at_its_biased_point(weighting, mu):
     problem = unequal()
-    found = problem.run(fedprox.FedProx(fedprox.Config(mu=mu, weighting=weighting)), 60)
-    assert close(found, biased_point(problem, weighting, mu))
-    assert (found - biased_point(problem, weighting)).abs().max() > 1e-3  # mu is seen
+    end = problem.run(fedprox.FedProx(fedprox.Config(mu=mu, weighting=weighting)), 60)
+    assert close(end, biased_point(problem, weighting, mu))
+    assert (end - biased_point(problem, weighting)).abs().max() > 1e-3  # mu is seen
 
 
 @pytest.mark.parametrize("server_lr", [1.0, 0.5])
@@ -63,8 +63,8 @@ def test_fedprox_ends_at_its_biased_point(weighting, mu):
 def test_scaffold_ends_at_the_optimum(weighting, option, server_lr):
     problem = unequal()
     config = scaffold.Config(option=option, weighting=weighting, server_lr=server_lr)
-    found = problem.run(scaffold.Scaffold(config), 80)
-    assert close(found, optimum(problem, weighting))
+    end = problem.run(scaffold.Scaffold(config), 80)
+    assert close(end, optimum(problem, weighting))
 
 
 @pytest.mark.parametrize("option", ["I", "II"])
@@ -132,7 +132,7 @@ def test_proximal_step_by_hand():
 def test_fedprox_0_and_fedopt_sgd_1_are_fedavg_bit_for_bit():
     start = torch.tensor([0.1, 0.7], dtype=torch.float64)
     for weighting in WEIGHTINGS:
-        found = [
+        ends = [
             unequal().run(strategy, 7, start)
             for strategy in (
                 fedavg.FedAvg(fedavg.Config(weighting=weighting)),
@@ -140,7 +140,7 @@ def test_fedprox_0_and_fedopt_sgd_1_are_fedavg_bit_for_bit():
                 fedopt.FedOpt(fedopt.Config(optimizer="sgd", lr=1.0, weighting=weighting)),
             )
         ]
-        assert torch.equal(found[0], found[1]) and torch.equal(found[0], found[2])
+        assert torch.equal(ends[0], ends[1]) and torch.equal(ends[0], ends[2])
 
 
 @pytest.mark.parametrize(

@@ -118,9 +118,9 @@ def test_weighting_of_fedopt():
 
 def test_means_are_cast_once_and_then_added():
     # A third in float32, added to 1 in float32; not 4/3 computed in float64.
-    found = fedavg.step({"w": torch.ones(1)}, T(w=[1 / 3]), 1.0)["w"]
-    assert found.dtype == torch.float32
-    assert torch.equal(found, torch.ones(1) + torch.tensor([1 / 3], dtype=torch.float32))
+    w = fedavg.step({"w": torch.ones(1)}, T(w=[1 / 3]), 1.0)["w"]
+    assert w.dtype == torch.float32
+    assert torch.equal(w, torch.ones(1) + torch.tensor([1 / 3], dtype=torch.float32))
 
 
 def test_proximal_gradient():
@@ -131,8 +131,8 @@ def test_proximal_gradient():
 
 def test_scaffolds_renewed_control():
     # One less two, and the mean gradient (8 - 5) / (3 / 4).
-    found = scaffold.renewed_control(T(w=1.0), T(w=2.0), T(w=8.0), T(w=5.0), 3, 0.25)
-    assert found["w"].item() == 3.0
+    control = scaffold.renewed_control(T(w=1.0), T(w=2.0), T(w=8.0), T(w=5.0), 3, 0.25)
+    assert control["w"].item() == 3.0
     assert scaffold.control_step(T(w=1.0), T(w=8.0), 0.25)["w"].item() == 3.0
 
 
@@ -209,8 +209,8 @@ def test_a_strategy_of_ones_own_that_lacks_something_is_refused_before_anything_
     module.Bare, module.Mute = Bare, Mute
     monkeypatch.setitem(sys.modules, "own_strategies", module)
     for name, lacking in (("Bare", "has no config_class"), ("Mute", "does not say every_phase, initial, model")):
-        with pytest.raises(Refusal, match=lacking) as found:
+        with pytest.raises(Refusal, match=lacking) as refused:
             registry.find(f"own_strategies:{name}")
-        assert found.value.key == "strategy.name" and found.value.remedy
+        assert refused.value.key == "strategy.name" and refused.value.remedy
     with pytest.raises(Refusal, match=r"One of your own is named module:Class\."):
         registry.find("own_strategies.Bare")

@@ -44,10 +44,10 @@ def _files(pattern: str) -> Callable[[Style, Sequence[Concept]], Mapping[str, So
     def find(style: Style, concepts: Sequence[Concept]) -> Mapping[str, Source]:
         folder = npm.folder(PACKAGES[style.package], DATA_NAME)
         # Of two spellings of one emoji the longer, with the variation selector, is Unicode's own: it comes last.
-        found = {code_of(path.stem): path for path in sorted(folder.glob(pattern), key=lambda path: len(path.stem))}
-        if not found:
+        by_code = {code_of(path.stem): path for path in sorted(folder.glob(pattern), key=lambda path: len(path.stem))}
+        if not by_code:
             raise damaged(folder / pattern, style.package, "there is no such file")
-        return {concept.code: found[concept.code] for concept in concepts if concept.code in found}
+        return {concept.code: by_code[concept.code] for concept in concepts if concept.code in by_code}
 
     return find
 
@@ -87,13 +87,13 @@ def _by_name(parents: Mapping[str, str | None], concepts: Sequence[Concept]) -> 
         parents: Name of each icon -> the icon that it is another name of, or None.
         concepts: Those to look for.
     """
-    found: dict[str, str] = {}
+    by_code: dict[str, str] = {}
     for concept in concepts:
         for name in (slug(concept.name), slug(concept.name.replace("flag:", "flag for", 1))):
             if name in parents:
-                found[concept.code] = parents[name] or name
-    claims = Counter(found.values())
-    return {code: name for code, name in found.items() if claims[name] == 1}
+                by_code[concept.code] = parents[name] or name
+    claims = Counter(by_code.values())
+    return {code: name for code, name in by_code.items() if claims[name] == 1}
 
 
 STYLES: Mapping[str, Style] = {
@@ -128,9 +128,9 @@ def draw(style: Style, source: Source, size: int) -> NDArray[np.uint8]:
     try:
         picture = Image.open(io.BytesIO(_render(source, size))) if style.vector else Image.open(source)
         with picture:
-            squared = _squared(picture)
-            return np.ascontiguousarray(pictures.to_array(squared, size, "RGB").transpose(2, 0, 1))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+            squared = _squared(pictures.eight_bits(picture))
+            return np.ascontiguousarray(pictures.Form(size, "RGB").array(squared).transpose(2, 0, 1))
+    except pictures.UNREADABLE as error:
         folder = npm.folder(PACKAGES[style.package], DATA_NAME)
         path = source if isinstance(source, Path) else folder / "icons.json"
         raise damaged(path, style.package, error) from error

@@ -45,7 +45,14 @@ class Digits:
     @property
     def OPTIONS(self) -> dict[str, Any]:  # noqa: N802 - as modules of sets spell it
         """What `data.options` takes; `limit` is for each split of each domain."""
-        return {"domains": "mnist,svhn,usps,mnist_m", "image_size": 32, "in_channels": 3, "cache_dir": "", "limit": 0}
+        return {
+            "domains": "mnist,svhn,usps,mnist_m",
+            "image_size": 32,
+            "in_channels": 3,
+            "white": 0,
+            "cache_dir": "",
+            "limit": 0,
+        }
 
     def check(self, config: DataConfig) -> None:
         """Raise `DataError` for domains that are not known, `MissingDataError` for folders that are not there."""
@@ -60,9 +67,9 @@ class Digits:
             DataError: A set has other classes than the ten digits.
         """
         parts = self._parts(config)
-        found = {name: _as_digits(name, paper.load(one, seed)) for name, (paper, one) in parts.items()}
+        domains = {name: as_digits(name, paper.load(one, seed)) for name, (paper, one) in parts.items()}
         licences = "; ".join(f"{name}: {paper.licence}" for name, (paper, _) in parts.items())
-        return replace(join(found), name="digits4", licence=licences)
+        return replace(join(domains), name="digits4", licence=licences)
 
     def _parts(self, config: DataConfig) -> dict[str, tuple[Paper, DataConfig]]:
         options = self.OPTIONS | config.options
@@ -83,14 +90,22 @@ class Digits:
         }
 
 
-def _as_digits(name: str, found: DataSet) -> DataSet:
-    """Return the set with the classes 0 to 9 in this order, whatever they are called, "0 - zero" say."""
+def as_digits(name: str, given: DataSet) -> DataSet:
+    """Return a set with the classes 0 to 9 in this order, whatever they are called, "0 - zero" say.
+
+    Args:
+        name: What the message calls it.
+        given: The set.
+
+    Raises:
+        DataError: Its classes are not the ten digits.
+    """
     words = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
     value = {word: digit for digit, word in enumerate(words)} | {str(digit): digit for digit in range(10)} | {"10": 0}
-    digits = [value.get(label.split("-")[0].strip().casefold(), -1) for label in found.class_names]
+    digits = [value.get(label.split("-")[0].strip().casefold(), -1) for label in given.class_names]
     if sorted(digits) != list(range(10)):
         raise DataError(
-            f"{name}: expected the ten digits as classes, found {', '.join(found.class_names[:12])}.",
+            f"{name}: expected the ten digits as classes, found {', '.join(given.class_names[:12])}.",
             key="data.options.domains",
         )
     new = torch.tensor(digits)
@@ -98,7 +113,7 @@ def _as_digits(name: str, found: DataSet) -> DataSet:
     def renamed(examples: Examples) -> Examples:
         return replace(examples, labels=new[examples.labels])
 
-    return replace(found, class_names=_DIGIT_NAMES, train=renamed(found.train), test=renamed(found.test))
+    return replace(given, class_names=_DIGIT_NAMES, train=renamed(given.train), test=renamed(given.test))
 
 
 DIGITS4 = Digits()

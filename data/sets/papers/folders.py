@@ -6,19 +6,20 @@ Shapes: N examples.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from umbel.data import pictures
-from umbel.data.errors import DataError
+from umbel.data.errors import DataError, shown
+from umbel.data.pictures import Form, read
+from umbel.data.sources.picture_files import find, require_classes
 from umbel.data.split import stratified, subset
 from umbel.data.types import DataSet, Examples, channel_statistics
 
 _SPLIT_SEED = 20_240_103
 _TEST_FRACTION = 0.2
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".gif", ".bmp", ".webp", ".tif", ".tiff"}
 
 
 def is_pictures(folder: Path) -> bool:
@@ -27,50 +28,46 @@ def is_pictures(folder: Path) -> bool:
     return not hub_files and any(path.is_dir() for path in folder.glob("*/*"))
 
 
-def read_domains(folder: Path, size: int, channels: int, limit: int = 0) -> DataSet:
+def read_domains(folder: Path, form: Form, limit: int = 0) -> DataSet:
     """Read `<domain>/<class>/*` and hold a fixed fifth of each class of each domain out.
 
     Args:
         folder: Above the domains.
-        size: Pixels on a side.
-        channels: 1 or 3.
+        form: What all pictures are made to be.
         limit: Pictures that are read, drawn by a constant; 0 reads all.
 
     Raises:
-        DataError: There are no pictures in that form.
+        DataError: There are no pictures in that form, or those of one class only.
         DamagedDataError: A picture cannot be read; the message names it.
     """
-    paths = [path for path in sorted(folder.glob("*/*/*")) if path.suffix.lower() in _SUFFIXES and path.is_file()]
-    if not paths:
-        raise DataError(
-            f"{folder}: expected pictures as <domain>/<class>/* ({', '.join(sorted(_SUFFIXES))}), found none.",
-            key="data.path",
-            remedy="Set data.path to the folder above them.",
-        )
-    paths = [paths[index] for index in subset(len(paths), limit, _SPLIT_SEED, "limit").tolist()]
+    files = find(folder, 3, "<domain>/<class>/*")
+    require_classes(folder, files, "<domain>/<class>/*", "Set data.path to the folder above the domains.")
+    paths = [files.paths[index] for index in subset(len(files.paths), limit, _SPLIT_SEED, "limit").tolist()]
     domains = sorted({path.parent.parent.name for path in paths})
     classes = sorted({path.parent.name for path in paths})
+    images, notices = read(paths, form)
     everything = Examples(
-        images=pictures.read(paths, size, pictures.mode_of(channels)),
+        images=images,
         labels=torch.tensor([classes.index(path.parent.name) for path in paths]),
         domains=torch.tensor([domains.index(path.parent.parent.name) for path in paths]),
     )
     groups = everything.labels + len(classes) * _domains(everything)
     rest, held_out = stratified(groups, _TEST_FRACTION, _SPLIT_SEED, "domain test")
-    return _made(everything.take(rest), everything.take(held_out), classes, domains)
+    made = _made(everything.take(rest), everything.take(held_out), classes, domains)
+    return replace(made, notices=(*files.notices, *notices))
 
 
-def join(found: Mapping[str, DataSet]) -> DataSet:
+def join(parts: Mapping[str, DataSet]) -> DataSet:
     """Join sets of the same classes and picture size, each as a domain.
 
     Args:
-        found: Domain -> set, in the order of the domains.
+        parts: Domain -> set, in the order of the domains.
 
     Raises:
         DataError: They have other classes.
     """
-    names, sets = list(found), list(found.values())
-    for name, one in found.items():
+    names, sets = list(parts), list(parts.values())
+    for name, one in parts.items():
         if one.class_names != sets[0].class_names:
             raise DataError(
                 f"{name} has the classes {', '.join(one.class_names)} and {names[0]} has "
@@ -78,15 +75,16 @@ def join(found: Mapping[str, DataSet]) -> DataSet:
                 key="data.options.domains",
             )
 
-    def joined(parts: Sequence[Examples]) -> Examples:
+    def joined(each: Sequence[Examples]) -> Examples:
         return Examples(
-            images=torch.cat([part.images for part in parts]),
-            labels=torch.cat([part.labels for part in parts]),
-            domains=torch.cat([torch.full((len(part),), number) for number, part in enumerate(parts)]),
+            images=torch.cat([examples.images for examples in each]),
+            labels=torch.cat([examples.labels for examples in each]),
+            domains=torch.cat([torch.full((len(examples),), number) for number, examples in enumerate(each)]),
         )
 
     train, test = joined([one.train for one in sets]), joined([one.test for one in sets])
-    return _made(train, test, sets[0].class_names, names)
+    notices = tuple(f"{name}: {notice}" for name, one in parts.items() for notice in one.notices)
+    return replace(_made(train, test, sets[0].class_names, names), notices=notices)
 
 
 def _made(train: Examples, test: Examples, classes: Sequence[str], domains: Sequence[str]) -> DataSet:
@@ -95,8 +93,8 @@ def _made(train: Examples, test: Examples, classes: Sequence[str], domains: Sequ
         name="domains",
         train=train,
         test=test,
-        class_names=tuple(classes),
-        domain_names=tuple(domains),
+        class_names=tuple(map(shown, classes)),
+        domain_names=tuple(map(shown, domains)),
         mean=mean,
         std=std,
         licence="",

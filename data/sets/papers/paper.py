@@ -9,6 +9,7 @@ from typing import Any
 
 from umbel.data.config import DataConfig
 from umbel.data.errors import MissingDataError
+from umbel.data.pictures import Form
 from umbel.data.sets.papers.folders import is_pictures, read_domains
 from umbel.data.sources import hub
 from umbel.data.sources.hub import Choice
@@ -58,12 +59,12 @@ class Paper:
     @property
     def OPTIONS(self) -> dict[str, Any]:  # noqa: N802 - as modules of sets spell it
         """What `data.options` takes: name -> default."""
-        found = dict(_COMMON_OPTIONS) | {"revision": self.revision}
+        options = dict(_COMMON_OPTIONS) | {"revision": self.revision}
         if not self.columns.get("text_column"):
-            found |= {"image_size": self.size, "in_channels": self.channels}
+            options |= {"image_size": self.size, "in_channels": self.channels, "white": 0}
         if self.captions:
-            found["captions"] = "first"
-        return found
+            options["captions"] = "first"
+        return options
 
     def check(self, config: DataConfig) -> None:
         """Raise without asking the network.
@@ -107,9 +108,9 @@ class Paper:
         options = self.OPTIONS | config.options
         folder = None if config.path is None else Path(config.path).expanduser()
         if folder is not None and self.columns.get("domain_column") and is_pictures(folder):
-            size, channels, limit = (int(options[key]) for key in ("image_size", "in_channels", "limit"))
-            found = read_domains(folder, size or 32, channels or 3, limit)
-            return replace(found, name=self.name, licence=self.licence, attribution=self.attribution)
+            sizes = {"image_size": options["image_size"] or 32, "in_channels": options["in_channels"] or 3}
+            pictures = read_domains(folder, Form.of(options | sizes), int(options["limit"]))
+            return replace(pictures, name=self.name, licence=self.licence, attribution=self.attribution)
         source = str(folder) if folder is not None else str(options["hub"] or self.hub)
         given = {key: value for key, value in options.items() if key in hub.OPTIONS}
         columns = dict(self.columns)
@@ -117,7 +118,7 @@ class Paper:
             given["revision"] = ""  # a folder has none
             if not (folder / "README.md").is_file():
                 columns.pop("subset", None)  # only the card of a downloaded set knows of subsets
-        return hub.fetch(
+        return hub.read(
             source,
             {**columns, **given},
             licence=self.licence,

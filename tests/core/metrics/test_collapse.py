@@ -27,8 +27,8 @@ def test_collapsed_features_give_nothing_but_zeros_and_one(counts):
     means, features, labels = collapsed(counts)
     sums = class_sums(features, labels, 4)
     head = means - means.mean(0)
-    found = collapse.describe(sums, 7 * head)
-    assert found == pytest.approx({"nc1": 0, "nc2_lengths": 0, "nc2_angles": 0, "nc3": 0}, abs=1e-6)
+    measures = collapse.describe(sums, 7 * head)
+    assert measures == pytest.approx({"nc1": 0, "nc2_lengths": 0, "nc2_angles": 0, "nc3": 0}, abs=1e-6)
     logits = (features - means.mean(0)) @ head.T
     present = torch.ones(4, dtype=torch.bool)
     assert collapse.num_agreeing(features, logits, sums.means(), present) == len(labels)
@@ -105,9 +105,9 @@ def test_measures_of_examples_in_one_place():
     with torch.no_grad():
         head.weight.copy_(means - means.mean(0))
         head.bias.copy_(-(head.weight @ means.mean(0)))
-    found = collapse.measure(features, labels, head)
+    measures = collapse.measure(features, labels, head)
     expected = {"nc1": 0, "nc2_lengths": 0, "nc2_angles": 0, "nc3": 0, "nc4": 1}
-    assert found == pytest.approx(expected, abs=1e-6)
+    assert measures == pytest.approx(expected, abs=1e-6)
     with torch.no_grad():
         head.bias[0] += 1e6  # now everything is class 0
     assert collapse.measure(features, labels, head)["nc4"] == pytest.approx(7 / 17)
@@ -117,9 +117,9 @@ def test_measures_of_examples_in_one_place():
 def test_the_server_measures_by_round(tmp_path):
     from umbel import run
 
-    found = run("digits", "evaluate.collapse=true", "run.rounds=2", "evaluate.clients=0", f"run.results={tmp_path}")
-    rows = found.metrics[found.metrics["metric"].str.startswith("collapse/")]
+    result = run("digits", "evaluate.collapse=true", "run.rounds=2", "evaluate.clients=0", f"run.results={tmp_path}")
+    rows = result.metrics[result.metrics["metric"].str.startswith("collapse/")]
     assert set(rows["metric"]) == {f"collapse/{name}" for name in ("nc1", "nc2_lengths", "nc2_angles", "nc3", "nc4")}
     assert set(rows["round"]) == {1, 2} and set(rows["split"]) == {"validation"} and set(rows["side"]) == {"server"}
     alone = run("digits", "run.rounds=2", "evaluate.clients=0", f"run.results={tmp_path}")
-    assert alone.summary["weights_sha256"] == found.summary["weights_sha256"]
+    assert alone.summary["weights_sha256"] == result.summary["weights_sha256"]

@@ -48,12 +48,12 @@ def encode_text(tokens):
     return TEXTS[tokens[:, 0]]
 
 
-def found(images=IMAGES, tokens=TOKENS, ids=IDS, batch_size=4):
+def measures(images=IMAGES, tokens=TOKENS, ids=IDS, batch_size=4):
     return match(lambda x: x, encode_text, images, tokens, ids, batch_size)
 
 
 def test_a_caption_of_several_drawings_counts_once():
-    measured = found()
+    measured = measures()
     # The images' ranks are 2, 1, 1, 1, 1, 2, 1, 3.
     assert measured["i2t_recall@1"] == 62.5 and measured["i2t_median_rank"] == 1
     assert measured["i2t_recall@5"] == measured["i2t_recall@10"] == 100
@@ -81,7 +81,7 @@ def test_texts_are_one_where_tokens_and_ids_are():
 
 
 def test_counts_are_the_recalls():
-    measured = found()
+    measured = measures()
     counts = as_counts(measured, 8, 3)
     assert counts.tolist() == [[5, 8, 8, 2, 3, 3], [8, 8, 8, 3, 3, 3]]
     assert are_counts(counts) and from_counts(counts) == {name: pytest.approx(measured[name]) for name in RECALLS}
@@ -96,9 +96,9 @@ def test_counts_that_cannot_be(asked):
 
 
 def test_few_texts_are_found_whatever_is_learned():
-    counts = as_counts(found(), 8, 3)
+    counts = as_counts(measures(), 8, 3)
     assert [too_few(counts, name) for name in RECALLS] == [False, True, True] * 2
-    assert [too_few(as_counts(found(), 11, 11), name) for name in RECALLS] == [False] * 6
+    assert [too_few(as_counts(measures(), 11, 11), name) for name in RECALLS] == [False] * 6
 
 
 # Of clients ---------------------------------------------------------------------------------------------------

@@ -27,31 +27,31 @@ def counts(batch_size=2):
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5, 100])
 def test_classify(batch_size):
-    found = counts(batch_size)
-    assert found.correct_C.tolist() == [2, 1, 0] and found.total_C.tolist() == [3, 1, 1]
+    counted = counts(batch_size)
+    assert counted.correct_C.tolist() == [2, 1, 0] and counted.total_C.tolist() == [3, 1, 1]
     right, wrong = -4 + math.log(math.exp(4) + 2), math.log(math.exp(4) + 2)
-    assert found.loss_sum == pytest.approx(3 * right + 2 * wrong, rel=1e-6)
-    assert found.num_examples == 5
+    assert counted.loss_sum == pytest.approx(3 * right + 2 * wrong, rel=1e-6)
+    assert counted.num_examples == 5
 
 
 def test_summarise():
-    found = metrics.summarise(counts())
-    assert found["accuracy"] == pytest.approx(3 / 5)
-    assert found["balanced_accuracy"] == pytest.approx((2 / 3 + 1 + 0) / 3)
-    assert found["worst_class_accuracy"] == 0.0
-    assert found["loss"] == pytest.approx(counts().loss_sum / 5)
+    summary = metrics.summarise(counts())
+    assert summary["accuracy"] == pytest.approx(3 / 5)
+    assert summary["balanced_accuracy"] == pytest.approx((2 / 3 + 1 + 0) / 3)
+    assert summary["worst_class_accuracy"] == 0.0
+    assert summary["loss"] == pytest.approx(counts().loss_sum / 5)
     assert metrics.per_class(counts()) == pytest.approx({0: 2 / 3, 1: 1.0, 2: 0.0})
 
 
 def test_classes_that_do_not_occur_do_not_count():
-    found = ClassCounts(torch.tensor([1.0, 0.0, 2.0]), torch.tensor([2.0, 0.0, 2.0]), 4.0)
-    assert metrics.summarise(found) == {
+    class_counts = ClassCounts(torch.tensor([1.0, 0.0, 2.0]), torch.tensor([2.0, 0.0, 2.0]), 4.0)
+    assert metrics.summarise(class_counts) == {
         "accuracy": 0.75,
         "balanced_accuracy": 0.75,  # (1/2 + 1) / 2
         "worst_class_accuracy": 0.5,
         "loss": 1.0,
     }
-    assert metrics.per_class(found) == {0: 0.5, 2: 1.0}
+    assert metrics.per_class(class_counts) == {0: 0.5, 2: 1.0}
     empty = ClassCounts(torch.zeros(2), torch.zeros(2), 0.0)
     assert all(math.isnan(value) for value in metrics.summarise(empty).values())
 
@@ -63,8 +63,8 @@ def test_counts_add():
 
 
 def test_over_clients():
-    found = metrics.over_clients([0.75, 0.25, math.nan])
-    assert found == {"mean": 0.5, "std": 0.25, "worst10": 0.25, "min": 0.25}
+    statistics = metrics.over_clients([0.75, 0.25, math.nan])
+    assert statistics == {"mean": 0.5, "std": 0.25, "worst10": 0.25, "min": 0.25}
     # Of 20 clients the worst two: (0 + 1) / 2.
     assert metrics.over_clients([float(i) for i in range(20)])["worst10"] == 0.5
     assert all(math.isnan(value) for value in metrics.over_clients([math.nan]).values())
@@ -76,16 +76,16 @@ def test_mean_and_deviation():
 
 
 def test_class_groups_pool_their_examples():
-    found = ClassCounts(torch.tensor([9.0, 1.0, 1.0, 0.0]), torch.tensor([10.0, 2.0, 4.0, 0.0]), 1.0)
+    class_counts = ClassCounts(torch.tensor([9.0, 1.0, 1.0, 0.0]), torch.tensor([10.0, 2.0, 4.0, 0.0]), 1.0)
     groups = torch.tensor([0, 1, 1, 2])
-    assert metrics.by_group(found, groups) == {
+    assert metrics.by_group(class_counts, groups) == {
         "accuracy_head": 0.9,
         "accuracy_middle": 2 / 6,  # over examples; the mean of the classes would be 3/8
     }
-    assert metrics.by_group(found, torch.tensor([2, 2, 2, 0])) == {"accuracy_tail": 11 / 16}
+    assert metrics.by_group(class_counts, torch.tensor([2, 2, 2, 0])) == {"accuracy_tail": 11 / 16}
     for wrong in (torch.tensor([0, 1, 2]), torch.tensor([0, 1, 2, 3]), torch.tensor([0, 1, 2, -1])):
         with pytest.raises(ValueError, match="group 0, 1 or 2 for each of 4 classes"):
-            metrics.by_group(found, wrong)
+            metrics.by_group(class_counts, wrong)
 
 
 def test_domains_count_once_each():
@@ -107,18 +107,18 @@ DOMAINS = (
 
 def test_the_server_reports_each_domain_their_mean_and_the_worst(tmp_path):
     result = run("digits", *DOMAINS, f"run.results={tmp_path}")
-    found = result.summary["metrics"]
+    reported = result.summary["metrics"]
     for split in ("validation", "test"):
-        apart = [found[f"{split}/domain/domain {d}/accuracy"] for d in range(3)]
+        apart = [reported[f"{split}/domain/domain {d}/accuracy"] for d in range(3)]
         assert len(set(apart)) > 1
-        assert found[f"{split}/domains_mean"] == pytest.approx(sum(apart) / 3)
-        assert found[f"{split}/domains_worst"] == min(apart)
+        assert reported[f"{split}/domains_mean"] == pytest.approx(sum(apart) / 3)
+        assert reported[f"{split}/domains_worst"] == min(apart)
     # 34, 33 and 33 test examples: the whole is the mean weighted by them, in metrics as in rows.
     sizes = (34, 33, 33)
-    whole = sum(n * found[f"test/domain/domain {d}/accuracy"] for d, n in enumerate(sizes)) / 100
-    assert found["test/accuracy"] == pytest.approx(whole)
+    whole = sum(n * reported[f"test/domain/domain {d}/accuracy"] for d, n in enumerate(sizes)) / 100
+    assert reported["test/accuracy"] == pytest.approx(whole)
     rows = result.metrics.query("side == 'server' and split == 'test' and metric == 'domains_worst'")
-    assert rows["value"].tolist() == [found["test/domains_worst"]]
+    assert rows["value"].tolist() == [reported["test/domains_worst"]]
 
 
 def test_domains_in_a_sequence_count_the_tasks_seen(tmp_path):
@@ -133,8 +133,8 @@ def test_domains_in_a_sequence_count_the_tasks_seen(tmp_path):
 
 
 def test_a_set_without_domains_has_no_such_metric(tmp_path):
-    found = small_run(tmp_path, "run.rounds=1").summary["metrics"]
-    assert not any("domain" in name or "accuracy_tail" in name for name in found)
+    reported = small_run(tmp_path, "run.rounds=1").summary["metrics"]
+    assert not any("domain" in name or "accuracy_tail" in name for name in reported)
 
 
 def test_retrieval_is_by_cosine():
@@ -147,5 +147,5 @@ def test_the_first_ten_are_ten():
     angle = torch.arange(12.0) / 20  # text j is further from the image the higher j
     texts = torch.stack([angle.cos(), angle.sin()], 1)
     images, ids = torch.tensor([[1.0, 0.0]]).repeat(12, 1), torch.arange(12)
-    found = metrics.retrieval(images, texts, ids, ids)
-    assert [found[f"i2t_recall@{k}"] for k in (1, 5, 10)] == pytest.approx([100 * k / 12 for k in (1, 5, 10)])
+    recalls = metrics.retrieval(images, texts, ids, ids)
+    assert [recalls[f"i2t_recall@{k}"] for k in (1, 5, 10)] == pytest.approx([100 * k / 12 for k in (1, 5, 10)])

@@ -38,11 +38,11 @@ def test_what_is_measured_by_hand():
     matrix = [[0.9, 0.2, 0.1], [0.95, 0.8, 0.3], [0.5, 0.7, 0.6]]
     assert summarise([]) == {}
     assert summarise(matrix[:1]) == {"acc": 0.9}
-    found = summarise(matrix, before=[0.1, 0.1, 0.1])
-    assert found["acc"] == pytest.approx(0.6)
-    assert found["forgetting"] == pytest.approx(((0.9 - 0.5) + (0.8 - 0.7)) / 2) == -found["bwt"]
-    assert found["max_forgetting"] == pytest.approx(((0.95 - 0.5) + (0.8 - 0.7)) / 2)
-    assert found["fwt"] == pytest.approx(((0.2 - 0.1) + (0.3 - 0.1)) / 2)
+    measures = summarise(matrix, before=[0.1, 0.1, 0.1])
+    assert measures["acc"] == pytest.approx(0.6)
+    assert measures["forgetting"] == pytest.approx(((0.9 - 0.5) + (0.8 - 0.7)) / 2) == -measures["bwt"]
+    assert measures["max_forgetting"] == pytest.approx(((0.95 - 0.5) + (0.8 - 0.7)) / 2)
+    assert measures["fwt"] == pytest.approx(((0.2 - 0.1) + (0.3 - 0.1)) / 2)
     assert "fwt" not in summarise(matrix)
 
 
@@ -76,8 +76,8 @@ class Stops(Listener):
 
 def rows(result, metric):
     table = result.metrics
-    found = table[(table.metric == metric) & (table.side == "server") & (table.split == "test")]
-    return {int(r): float(v) for r, v in zip(found["round"], found["value"], strict=True)}
+    chosen = table[(table.metric == metric) & (table.side == "server") & (table.split == "test")]
+    return {int(r): float(v) for r, v in zip(chosen["round"], chosen["value"], strict=True)}
 
 
 @pytest.mark.parametrize(("partition", "heads"), [("permuted_tasks", "shared"), ("split_tasks", "per_task")])

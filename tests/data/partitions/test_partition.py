@@ -40,9 +40,9 @@ def cut(seed: int = 0, **settings: object) -> Partition:
     return build(config, LABELS, DOMAINS, PEOPLE, seed)
 
 
-def skew(found: Partition, labels: Tensor = LABELS) -> float:
+def skew(clients: Partition, labels: Tensor = LABELS) -> float:
     """Mean distance in total variation between a client's classes and the pool's."""
-    counts = found.counts(labels, C).double()
+    counts = clients.counts(labels, C).double()
     mine = counts / counts.sum(1, keepdim=True).clamp_min(1)
     pool = torch.bincount(labels, minlength=C).double() / len(labels)
     return float((mine - pool).abs().sum(1).mean() / 2)
@@ -50,18 +50,18 @@ def skew(found: Partition, labels: Tensor = LABELS) -> float:
 
 @pytest.mark.parametrize("name", names())
 def test_every_partition_is_disjoint_and_deterministic(name: str) -> None:
-    found = cut(partition=name)
-    assert found.num_clients == 10
-    assert len(found.indices.unique()) == len(found.indices), "an example belongs to two clients"
-    assert int(found.indices.min()) >= 0 and int(found.indices.max()) < N
-    assert int(found.sizes.min()) >= 1
-    assert found.offsets[0] == 0 and int(found.offsets[-1]) == len(found.indices)
-    assert torch.equal(torch.cat([found.client(k) for k in range(10)]), found.indices)
-    assert found.counts(LABELS, C).sum() == len(found.indices)
+    clients = cut(partition=name)
+    assert clients.num_clients == 10
+    assert len(clients.indices.unique()) == len(clients.indices), "an example belongs to two clients"
+    assert int(clients.indices.min()) >= 0 and int(clients.indices.max()) < N
+    assert int(clients.sizes.min()) >= 1
+    assert clients.offsets[0] == 0 and int(clients.offsets[-1]) == len(clients.indices)
+    assert torch.equal(torch.cat([clients.client(k) for k in range(10)]), clients.indices)
+    assert clients.counts(LABELS, C).sum() == len(clients.indices)
 
     again, other = cut(partition=name), cut(partition=name, seed=1)
-    assert torch.equal(again.indices, found.indices) and torch.equal(again.offsets, found.offsets)
-    assert not torch.equal(other.indices, found.indices)
+    assert torch.equal(again.indices, clients.indices) and torch.equal(again.offsets, clients.offsets)
+    assert not torch.equal(other.indices, clients.indices)
 
 
 @pytest.mark.parametrize("name", sorted(EVERYTHING))
@@ -70,9 +70,9 @@ def test_covers_the_whole_pool(name: str) -> None:
 
 
 def test_counts_are_those_of_a_loop() -> None:
-    found = cut(partition="dirichlet", alpha=0.3)
-    loop = torch.stack([torch.bincount(LABELS[found.client(k)], minlength=C) for k in range(10)])
-    assert torch.equal(found.counts(LABELS, C), loop)
+    clients = cut(partition="dirichlet", alpha=0.3)
+    loop = torch.stack([torch.bincount(LABELS[clients.client(k)], minlength=C) for k in range(10)])
+    assert torch.equal(clients.counts(LABELS, C), loop)
 
 
 def test_client_out_of_range() -> None:
@@ -84,11 +84,11 @@ def test_iid_is_the_iid_partitioner_of_flwr_datasets() -> None:
     from datasets import Dataset
     from flwr_datasets.partitioner import IidPartitioner
 
-    found = cut(partition="iid", num_clients=7)
+    clients = cut(partition="iid", num_clients=7)
     library = IidPartitioner(7)
-    library.dataset = Dataset.from_dict({"idx": found.indices.numpy()})
+    library.dataset = Dataset.from_dict({"idx": clients.indices.numpy()})
     for client in range(7):
-        assert list(library.load_partition(client)["idx"]) == found.client(client).tolist()
+        assert list(library.load_partition(client)["idx"]) == clients.client(client).tolist()
 
 
 @pytest.mark.parametrize("name", ["dirichlet", "shards", "pathological", "quantity_skew", "natural_id", "domain"])
@@ -100,7 +100,7 @@ def test_table_of_rows_is_what_load_partition_gives(name: str, monkeypatch: pyte
         load = partitioner.load_partition  # type: ignore[attr-defined]
         return [np.asarray(load(client)["idx"], dtype=np.int64) for client in range(num_clients)]
 
-    monkeypatch.setattr(flower_schemes, "_tables", public)
+    monkeypatch.setattr(flower_schemes, "read_tables", public)
     slow = cut(partition=name)
     assert torch.equal(slow.indices, fast.indices) and torch.equal(slow.offsets, fast.offsets)
 
@@ -134,18 +134,18 @@ def test_dirichlet_marginal_has_its_closed_form() -> None:
 
 
 def test_shards_have_few_classes_and_equal_sizes() -> None:
-    found = cut(partition="shards", num_clients=50, shards_per_client=2)
-    assert found.sizes.tolist() == [60] * 50
-    assert int((found.counts(LABELS, C) > 0).sum(1).max()) <= 2
+    clients = cut(partition="shards", num_clients=50, shards_per_client=2)
+    assert clients.sizes.tolist() == [60] * 50
+    assert int((clients.counts(LABELS, C) > 0).sum(1).max()) <= 2
     # 7 clients x 2 shards of 214: the rest, 4 examples, is left out.
     assert cut(partition="shards", num_clients=7).sizes.tolist() == [428] * 7
 
 
 @pytest.mark.parametrize("classes", [1, 3])
 def test_pathological_gives_exactly_so_many_classes(classes: int) -> None:
-    found = cut(partition="pathological", num_clients=20, classes_per_client=classes)
-    assert (found.counts(LABELS, C) > 0).sum(1).tolist() == [classes] * 20
-    assert len(found.indices) == N  # 20 clients use all 10 classes
+    clients = cut(partition="pathological", num_clients=20, classes_per_client=classes)
+    assert (clients.counts(LABELS, C) > 0).sum(1).tolist() == [classes] * 20
+    assert len(clients.indices) == N  # 20 clients use all 10 classes
 
 
 def test_quantity_skew_is_in_sizes_not_in_classes() -> None:
@@ -154,10 +154,10 @@ def test_quantity_skew_is_in_sizes_not_in_classes() -> None:
         for alpha in (0.2, 2.0, 200.0)
     ]
     assert spread[0] > spread[1] > spread[2]
-    found = cut(partition="quantity_skew", alpha=0.2, min_examples=17, num_clients=100)
-    assert int(found.sizes.min()) >= 17 and int(found.sizes.sum()) == N
-    largest = int(found.sizes.argmax())
-    assert float(found.counts(LABELS, C)[largest].double().std()) < 0.25 * int(found.sizes[largest]) / C
+    clients = cut(partition="quantity_skew", alpha=0.2, min_examples=17, num_clients=100)
+    assert int(clients.sizes.min()) >= 17 and int(clients.sizes.sum()) == N
+    largest = int(clients.sizes.argmax())
+    assert float(clients.counts(LABELS, C)[largest].double().std()) < 0.25 * int(clients.sizes[largest]) / C
 
 
 def test_natural_ids_stay_whole() -> None:
@@ -191,8 +191,8 @@ def test_long_tail_counts_are_those_of_cifar_lt() -> None:
 
 
 def test_long_tail_has_the_profile() -> None:
-    found = cut(partition="long_tail", imbalance=20, alpha=1.0)
-    assert found.counts(LABELS, C).sum(0).tolist() == long_tail_counts(N // C, 20, C)
+    clients = cut(partition="long_tail", imbalance=20, alpha=1.0)
+    assert clients.counts(LABELS, C).sum(0).tolist() == long_tail_counts(N // C, 20, C)
     # Without imbalance everything stays.
     assert len(cut(partition="long_tail", imbalance=1, alpha=1.0).indices) == N
     # A class that has less than its share keeps all.
@@ -204,18 +204,18 @@ def test_long_tail_has_the_profile() -> None:
 def test_split_tasks() -> None:
     assert class_tasks(10, 5).tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4, 4]
     assert class_tasks(10, 3).tolist() == [0, 0, 0, 0, 1, 1, 1, 2, 2, 2]
-    found = cut(partition="split_tasks", num_tasks=3, num_clients=7)
-    assert found.tasks is not None
-    assert torch.equal(found.tasks, class_tasks(10, 3)[LABELS[found.indices]])
-    per_task = torch.bincount(found.owners() * 3 + found.tasks, minlength=21).view(7, 3)
+    clients = cut(partition="split_tasks", num_tasks=3, num_clients=7)
+    assert clients.tasks is not None
+    assert torch.equal(clients.tasks, class_tasks(10, 3)[LABELS[clients.indices]])
+    per_task = torch.bincount(clients.owners() * 3 + clients.tasks, minlength=21).view(7, 3)
     expected = torch.tensor([1200, 900, 900]) / 7
     assert bool(((per_task - expected).abs() < 1).all())
-    assert int(found.sizes.max() - found.sizes.min()) <= 1
+    assert int(clients.sizes.max() - clients.sizes.min()) <= 1
 
 
 def test_permuted_tasks_repeat_every_example() -> None:
-    found = cut(partition="permuted_tasks", num_tasks=4)
-    assert found.repeats == 4 and found.tasks is None and found.sizes.tolist() == [300] * 10
+    clients = cut(partition="permuted_tasks", num_tasks=4)
+    assert clients.repeats == 4 and clients.tasks is None and clients.sizes.tolist() == [300] * 10
     assert cut(partition="iid").repeats == 1
 
 
@@ -326,8 +326,8 @@ def test_pool_smaller_than_its_classes() -> None:
     labels = torch.tensor([0, 4, 4, 0, 4, 0, 4, 4])
     for name in ("iid", "dirichlet", "long_tail", "pathological", "shards"):
         config = DataConfig(partition=name, num_clients=2, alpha=50, classes_per_client=1)
-        found = build(config, labels, None, None, 0, num_classes=6)
-        assert found.counts(labels, 6).shape == (2, 6)
+        clients = build(config, labels, None, None, 0, num_classes=6)
+        assert clients.counts(labels, 6).shape == (2, 6)
 
 
 @pytest.mark.parametrize("name", names())
@@ -335,8 +335,8 @@ def test_a_thousand_clients_in_seconds(name: str) -> None:
     labels = torch.arange(60_000) % C
     config = DataConfig(partition=name, num_clients=1000)
     started = time.perf_counter()
-    found = build(config, labels, torch.arange(60_000) // C % D, torch.arange(60_000) // 60, 0)
+    clients = build(config, labels, torch.arange(60_000) // C % D, torch.arange(60_000) // 60, 0)
     seconds = time.perf_counter() - started
     print(f"{name}: 60,000 examples over 1,000 clients in {seconds:.2f} s")
-    assert found.num_clients == 1000
+    assert clients.num_clients == 1000
     assert seconds < 10

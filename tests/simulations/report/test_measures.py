@@ -13,7 +13,7 @@ from matplotlib.patches import Rectangle
 from rich.console import Console
 
 from tests.helpers import compared
-from tests.strategies.creamfl.test_creamfl_runs import PAIRS
+from tests.strategies.creamfl.pairs import PAIRS
 from umbel import run
 from umbel.conf.load import load
 from umbel.simulations.commands import display
@@ -118,7 +118,7 @@ def test_retrieval_is_compared_by_recalls_in_per_cent() -> None:
         *("strategy", "image→text R@10, %", "text→image R@10, %", "rsum, last", "MB a round", "seconds", "difference")
     ]
     assert rows[0][1:4] == ["100.00 ± 0.00", "100.00 ± 0.00", "320.00 ± 0.00"]
-    assert rows[1][3] == "325.00 ± 0.00 *" and rows[1][-1] == "+5.00 ± 0.00"
+    assert rows[1][3] == "325.00 ± 0.00 *" and rows[1][-1] == "+5.00 ± 0.00 (p=.031)"
     assert "R@10" in footnote(found) and "Test:" not in footnote(found) and "–" not in footnote(found)
 
 
@@ -126,11 +126,12 @@ def test_sequences_are_compared_by_their_tasks_and_less_forgetting_is_better() -
     def values(acc: float, forgetting: float) -> dict[str, float]:
         return {"test/accuracy": 0.5, "best/test/accuracy": 0.5, "test/acc": acc, "test/forgetting": forgetting}
 
-    found = made({"a": [values(0.5, 0.3)] * 2, "b": [values(0.6, 0.1)] * 2})
+    found = made({"a": [values(0.5, 0.3)] * 6, "b": [values(0.6, 0.1)] * 6})
     assert found.shown == ("acc", "forgetting", "mb_per_round", "seconds") and found.main == "acc"
     assert found.best("acc") == found.best("forgetting") == "b" and found.best("seconds") is None
-    assert cell(found, "b", "forgetting") == "0.1000 ± 0.0000 *"
-    assert difference_cell(found, "b") == "+0.1000 ± 0.0000"
+    assert cell(found, "b", "acc") == "0.6000 ± 0.0000 *"
+    assert cell(found, "b", "forgetting") == "0.1000 ± 0.0000"  # only what strategies are judged by is marked
+    assert difference_cell(found, "b") == "+0.1000 ± 0.0000 (p=.031)"
 
 
 def test_groups_and_domains_are_columns_where_they_are_measured() -> None:

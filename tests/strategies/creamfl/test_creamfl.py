@@ -36,10 +36,10 @@ def dense(reps: torch.Tensor, other: torch.Tensor, tau: float, exclude: bool) ->
 @pytest.mark.parametrize("chunk", [None, 1, 7, 100])
 def test_aggregation_is_the_dense_formula(exclude, tau, chunk):
     reps, other = unit(K, P), unit(P, seed=1)
-    found = aggregate(reps, other, tau, exclude, chunk)
-    for mine, theirs in zip(found, dense(reps, other, tau, exclude), strict=True):
+    ours = aggregate(reps, other, tau, exclude, chunk)
+    for mine, theirs in zip(ours, dense(reps, other, tau, exclude), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-10)
-    torch.testing.assert_close(found[1].sum(0), torch.ones(P, dtype=torch.float64))
+    torch.testing.assert_close(ours[1].sum(0), torch.ones(P, dtype=torch.float64))
 
 
 def test_two_samples_by_hand():
@@ -93,9 +93,9 @@ def test_bad_input_of_aggregation():
 def test_contrasts():
     local, other = unit(5), unit(P, seed=1)
     index = torch.tensor([3, 0, 7, 7, 29])
-    found = inter_contrast(local, other, index, 0.2)
+    inter = inter_contrast(local, other, index, 0.2)
     expected = -torch.stack([F.log_softmax(local[b] @ other.T / 0.2, 0)[index[b]] for b in range(5)]).mean()
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(inter, expected)
     assert float(inter_contrast(local, other, index, 0.5)) <= math.log(P) + 2 / 0.5
     same, previous = unit(5, seed=4), unit(5, seed=5)
     a, b = (local * same).sum(1) / 0.7, (local * previous).sum(1) / 0.7
@@ -111,18 +111,18 @@ def test_contrasts():
 def test_recall_by_hand():
     images = torch.eye(3)
     texts = torch.tensor([[1.0, 0, 0], [0, 0.6, 0.8], [0.0, 0.9, 0.1]])
-    found = retrieval(images, texts, torch.tensor([0, 1, 2]), torch.tensor([0, 1, 2]))
+    recalls = retrieval(images, texts, torch.tensor([0, 1, 2]), torch.tensor([0, 1, 2]))
     # image 1: text 2 is nearer than text 1; image 2: text 1 is nearer than text 2; texts likewise
-    assert found["i2t_recall@1"] == pytest.approx(100 / 3) and found["t2i_recall@1"] == pytest.approx(100 / 3)
-    assert found["i2t_recall@5"] == 100 and found["i2t_median_rank"] == 2
-    assert found["rsum"] == pytest.approx(2 * (100 / 3 + 200))
+    assert recalls["i2t_recall@1"] == pytest.approx(100 / 3) and recalls["t2i_recall@1"] == pytest.approx(100 / 3)
+    assert recalls["i2t_recall@5"] == 100 and recalls["i2t_median_rank"] == 2
+    assert recalls["rsum"] == pytest.approx(2 * (100 / 3 + 200))
 
 
 def test_several_captions_and_ties():
     images = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     texts = torch.tensor([[0.0, 1.0], [1.0, 0.0], [0.1, 1.0]])
-    found = retrieval(images, texts, torch.tensor([5, 9]), torch.tensor([5, 5, 9]), chunk=1)
-    assert found["i2t_recall@1"] == 50  # image 9's own caption is beaten by image 5's first
+    recalls = retrieval(images, texts, torch.tensor([5, 9]), torch.tensor([5, 5, 9]), chunk=1)
+    assert recalls["i2t_recall@1"] == 50  # image 9's own caption is beaten by image 5's first
     constant = retrieval(torch.ones(20, 2), torch.ones(20, 2), torch.arange(20), torch.arange(20))
     assert constant["rsum"] == 0 and constant["i2t_median_rank"] == 20  # saying the same of all wins nothing
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from types import SimpleNamespace
+from typing import ClassVar
 
 import pytest
 import torch
@@ -14,13 +15,13 @@ from tests.strategies.fedloge.test_fedloge_personal import OTHERS, Client, share
 from tests.strategies.fedloge.test_fedloge_runs import gradients, heads
 from umbel import run
 from umbel.conf.load import load
+from umbel.core import moments
 from umbel.core.folds import Folded
 from umbel.core.metrics import collapse
 from umbel.core.records import Payload
 from umbel.core.rng import generator
 from umbel.data.types import Examples
 from umbel.server.session import Session
-from umbel.strategies import neural_collapse
 from umbel.strategies.fedloge.frames import cosine_error, make_frame, simplex_etf
 from umbel.strategies.fedloge.method import Config, FedLoGe, State
 
@@ -87,9 +88,9 @@ ABSENT = Examples(OTHERS, torch.full((len(OTHERS),), 2))  # only what training l
 
 def test_absent_classes_are_those_of_the_training_labels():
     client = replace(Client().context(), test_data=ABSENT, validation_data=ABSENT)
-    found = FedLoGe(Config()).personal(Payload({"model": shared()}), client)
+    predictors = FedLoGe(Config()).personal(Payload({"model": shared()}), client)
     for name in ("model", "phi"):
-        assert found[name].predict(OTHERS).isneginf().any(0).tolist() == [False, False, True, False]
+        assert predictors[name].predict(OTHERS).isneginf().any(0).tolist() == [False, False, True, False]
 
 
 def test_counts_are_of_training_labels():
@@ -118,36 +119,43 @@ def test_what_the_server_evaluates_by_its_formulas():
     state = session.strategy.initial(session.context(0))
     model = server.model(state.model)
     x = torch.randn(5, 1, 8, 8, generator=generator(1))
-    found = session.strategy.predictors(state, replace(server, build_model=build_model))
+    predictors = session.strategy.predictors(state, replace(server, build_model=build_model))
     assert len(built) == 1  # one trunk under three heads
     f = model.features(x)
-    torch.testing.assert_close(found["frame"].predict(x), f @ state.frame["weight"].T)
-    assert torch.equal(found["psi"].predict(x), model(x))
+    torch.testing.assert_close(predictors["frame"].predict(x), f @ state.frame["weight"].T)
+    assert torch.equal(predictors["psi"].predict(x), model(x))
     aligned = server.model(session.strategy.model(state))
-    assert torch.equal(found["model"].predict(x), aligned(x)) and not torch.equal(aligned(x), model(x))
+    assert torch.equal(predictors["model"].predict(x), aligned(x)) and not torch.equal(aligned(x), model(x))
 
 
-def test_collapse_is_measured_of_psi_and_of_the_frame(monkeypatch):
+def test_collapse_is_measured_of_psi_and_of_the_frame():
     session = Session(load("digits", SMALL))
     state = session.strategy.initial(session.context(0))
     rows = torch.randn(20, 16, generator=generator(2), dtype=torch.float64)
     sums = collapse.class_sums(rows, torch.arange(20) % 10, 10)
-    monkeypatch.setattr(neural_collapse, "sums_of", lambda folded: sums)
-    found = session.strategy.phase("features").update(state, None, session.context(1)).collapse
+    total = moments.pack(*(part[0] for part in sums.total))
+    trees = {"classes": {"count": sums.count_C, "sum": sums.sum_CD}, "total": {"0": total}}
+    folded = Folded(trees, {}, num_examples=20, num_replies=4)
+    measured = session.strategy.phase("features").update(state, folded, session.context(1)).collapse
     for name, weight in (("psi", state.model["head.weight"]), ("frame", state.frame["weight"])):
-        assert found[f"{name}/nc3"] == collapse.describe(sums, weight)["nc3"]
+        assert measured[f"{name}/nc3"] == collapse.describe(sums, weight)["nc3"]
+
+
+class Asked(FedLoGe):
+    """FedLoGe that notes in which rounds it is asked for its predictors."""
+
+    rounds: ClassVar[list[int]] = []
+
+    def predictors(self, state, server):
+        self.rounds.append(server.round)
+        return super().predictors(state, server)
 
 
 @pytest.mark.parametrize("server", ["true", "false"])
-def test_an_evaluation_asks_for_predictors_once(tmp_path, monkeypatch, server):
-    asked, predictors = [], FedLoGe.predictors
-
-    def watched(self, state, context):
-        asked.append(context.round)
-        return predictors(self, state, context)
-
-    monkeypatch.setattr(FedLoGe, "predictors", watched)
-    options = ("data.partition=long_tail", "data.imbalance=5", f"evaluate.server={server}", f"run.results={tmp_path}")
+def test_an_evaluation_asks_for_predictors_once(tmp_path, server):
+    Asked.rounds.clear()
+    options = (f"strategy.name={__name__}:Asked", "data.partition=long_tail", "data.imbalance=5")
+    options = (*options, f"evaluate.server={server}", f"run.results={tmp_path}")
     result = run("digits", *SMALL, *options)
-    assert asked == [1, 2]
+    assert Asked.rounds == [1, 2]
     assert "clients/test/accuracy_head" in result.summary["metrics"]  # groups of the predictor that was asked for

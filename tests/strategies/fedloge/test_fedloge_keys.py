@@ -129,8 +129,8 @@ def test_every_contender_of_the_studies_composes_with_the_gamma_of_its_name(monk
 
     def gamma(study: str, name: str) -> float | None:
         chosen = studies.STUDIES[study]
-        found = load(chosen.experiment, [*chosen.common, *chosen.contenders[name]]).strategy
-        return found.options["norm"] if found.options.get("frame") == "sparse" else None
+        strategy = load(chosen.experiment, [*chosen.common, *chosen.contenders[name]]).strategy
+        return strategy.options["norm"] if strategy.options.get("frame") == "sparse" else None
 
     named = {
         (study, name): float(name.split()[1].rstrip(","))

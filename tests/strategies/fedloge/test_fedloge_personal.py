@@ -65,9 +65,9 @@ class Client:
 
 def predicted(config: Config, trees: dict[str, Tree] | None) -> dict[str, Tensor]:
     """Logits of every predictor of a client with this memory."""
-    found = FedLoGe(config).personal(Payload({"model": shared()}), Client(trees).context())
+    predictors = FedLoGe(config).personal(Payload({"model": shared()}), Client(trees).context())
     with torch.no_grad():
-        return {name: predictor.predict(OTHERS) for name, predictor in found.items()}
+        return {name: predictor.predict(OTHERS) for name, predictor in predictors.items()}
 
 
 def features(tree: Tree, images: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def without_class_two(logits: Tensor) -> Tensor:
 @pytest.mark.parametrize("form", ["phi", "psi"])
 @pytest.mark.parametrize("align", [True, False])
 def test_personal_predictors_by_their_formulas(form, align):
-    found = predicted(Config(personal_form=form, align=align, scale=1.7), {"head": OWN_HEAD})
+    logits_of = predicted(Config(personal_form=form, align=align, scale=1.7), {"head": OWN_HEAD})
     f = features(shared(), OTHERS)
     own, general = f @ PHI.T + PHI_BIAS, f @ PSI.T + PSI_BIAS
     # LA-FR: the rows of psi as they are, at the lengths of phi's rows; the bias is that of psi.
@@ -98,32 +98,32 @@ def test_personal_predictors_by_their_formulas(form, align):
     }
     if align:
         expected["psi"] = general  # without alignment it is `generic` itself
-    assert found.keys() == expected.keys()
+    assert logits_of.keys() == expected.keys()
     for name, logits in expected.items():
-        torch.testing.assert_close(found[name], logits, msg=lambda why, name=name: f"{name}: {why}")
+        torch.testing.assert_close(logits_of[name], logits, msg=lambda why, name=name: f"{name}: {why}")
 
 
 def test_without_la_fr_the_personal_head_stands_alone():
-    found = predicted(Config(align_personal=False), {"head": OWN_HEAD})
-    assert found.keys() == {"model", "generic", "psi"}
-    torch.testing.assert_close(found["model"], without_class_two(features(shared(), OTHERS) @ PHI.T + PHI_BIAS))
+    logits = predicted(Config(align_personal=False), {"head": OWN_HEAD})
+    assert logits.keys() == {"model", "generic", "psi"}
+    torch.testing.assert_close(logits["model"], without_class_two(features(shared(), OTHERS) @ PHI.T + PHI_BIAS))
 
 
 def test_without_a_personal_head_the_generic_predictor_is_the_clients():
-    found = predicted(Config(personal=False), {"head": OWN_HEAD})
-    assert found.keys() == {"model", "psi"}
+    logits = predicted(Config(personal=False), {"head": OWN_HEAD})
+    assert logits.keys() == {"model", "psi"}
     rows = PSI / PSI.square().sum(1, keepdim=True).sqrt()
-    torch.testing.assert_close(found["model"], features(shared(), OTHERS) @ rows.T + PSI_BIAS)
+    torch.testing.assert_close(logits["model"], features(shared(), OTHERS) @ rows.T + PSI_BIAS)
 
 
 @pytest.mark.parametrize("trees", [None, {"frame": {}}])
 def test_a_client_that_never_trained_has_psi_for_both_heads(trees):
-    found = predicted(Config(), trees)
+    logits = predicted(Config(), trees)
     f = features(shared(), OTHERS)
     general = f @ PSI.T + PSI_BIAS
     aligned = f @ (PSI * PSI.square().sum(1, keepdim=True).sqrt()).T + PSI_BIAS
-    torch.testing.assert_close(found["model"], without_class_two(general + aligned))
-    torch.testing.assert_close(found["phi"], without_class_two(general))
+    torch.testing.assert_close(logits["model"], without_class_two(general + aligned))
+    torch.testing.assert_close(logits["phi"], without_class_two(general))
 
 
 def one_step(weight: Tensor, bias: Tensor, f: Tensor) -> dict[str, Tensor]:

@@ -61,21 +61,21 @@ def test_each_head_has_its_own_gradient():
     torch.manual_seed(3)
     personal = torch.nn.Linear(6, 5)
     module = heads(frame, personal)
-    found = gradients(module)
+    own = gradients(module)
     images, labels = torch.randn(7, 1, 8, 8, generator=generator(1)), torch.tensor([0, 1, 2, 3, 4, 0, 1])
     f = module.model.features(images).detach()
     for name, head in (("model.head.weight", module.model.head), ("personal.weight", personal)):
         (expected,) = torch.autograd.grad(F.cross_entropy(head(f), labels), head.weight)
-        torch.testing.assert_close(found[name], expected)
+        torch.testing.assert_close(own[name], expected)
 
 
 def test_without_a_frame_psi_trains_the_trunk():
     module = heads(None, None)
-    found = gradients(module)
+    own = gradients(module)
     images, labels = torch.randn(7, 1, 8, 8, generator=generator(1)), torch.tensor([0, 1, 2, 3, 4, 0, 1])
     expected = torch.autograd.grad(F.cross_entropy(module.model(images), labels), list(module.model.parameters()))
     for (name, _), gradient in zip(module.model.named_parameters(), expected, strict=True):
-        torch.testing.assert_close(found[f"model.{name}"], gradient)
+        torch.testing.assert_close(own[f"model.{name}"], gradient)
 
 
 @pytest.mark.parametrize("balanced", [False, True])
@@ -128,10 +128,10 @@ def test_the_frame_stays_the_personal_head_stays_at_home_and_the_model_is_realig
     assert all(torch.equal(frame, frames[0]) for frame in frames)
     head = load_file(result.path / "model.safetensors")["head.weight"]
     assert torch.allclose(torch.linalg.norm(head, dim=1), torch.ones(10))
-    found = result.summary["metrics"]
-    assert {"test/accuracy", "test/psi/accuracy", "test/frame/accuracy"} <= found.keys()
+    reported = result.summary["metrics"]
+    assert {"test/accuracy", "test/psi/accuracy", "test/frame/accuracy"} <= reported.keys()
     assert {"clients/test/accuracy_mean", "clients/test/phi/accuracy_mean", "clients/test/generic/accuracy_mean"} <= (
-        found.keys()
+        reported.keys()
     )
 
 
@@ -217,34 +217,34 @@ def test_a_frame_travels_bit_for_bit(num_classes, width):
 
 def traffic(monkeypatch, *overrides, folder):
     """Tensor bytes down and up of one client, by round and phase."""
-    found = {}
+    bytes_of = {}
     original = Exchange.run
 
     def measured(self, work, payload, cohort, fold):
         answer, report = original(self, work, payload, cohort, fold)
         assert not report.failures
-        found[work.round, work.phase] = (report.bytes_down / len(cohort), report.bytes_up / len(cohort))
+        bytes_of[work.round, work.phase] = (report.bytes_down / len(cohort), report.bytes_up / len(cohort))
         return answer, report
 
     monkeypatch.setattr(Exchange, "run", measured)
     result = run("digits", *SMALL, *overrides, f"run.results={folder}")
-    return found, result
+    return bytes_of, result
 
 
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_bytes_are_those_of_the_formulas(tmp_path, monkeypatch, norm):
     sizes = f"model.sizes={{width: 4, hidden: 16, norm: {norm}}}"
-    found, result = traffic(monkeypatch, sizes, "strategy.collapse=2", "evaluate.every=0", folder=tmp_path)
+    bytes_of, result = traffic(monkeypatch, sizes, "strategy.collapse=2", "evaluate.every=0", folder=tmp_path)
     model = models.build("cnn", 10, 8, 1, width=4, hidden=16, norm=norm)
     c, d = 10, 16
     theta = sum(t.numel() for n, t in shared_state(model).items() if not n.startswith("head."))
     each_way = 4 * (theta + c * (d + 1))
     kept = c * d - round(0.6 * c * d)
-    assert found.pop((1, "classes")) == (4 * kept + c * d // 8 + 8, 8 * c)
-    assert found.pop((1, "train")) == found.pop((2, "train")) == (each_way, each_way)
-    assert found.pop((2, "features")) == (each_way, 8 * (c + c * d + 1 + d + d * (d + 1) // 2))
-    assert found.pop((2, "nearest")) == (each_way + 8 * c * d + c, 0)
-    assert not found
+    assert bytes_of.pop((1, "classes")) == (4 * kept + c * d // 8 + 8, 8 * c)
+    assert bytes_of.pop((1, "train")) == bytes_of.pop((2, "train")) == (each_way, each_way)
+    assert bytes_of.pop((2, "features")) == (each_way, 8 * (c + c * d + 1 + d + d * (d + 1) // 2))
+    assert bytes_of.pop((2, "nearest")) == (each_way + 8 * c * d + c, 0)
+    assert not bytes_of
     names = {f"collapse/{name}" for name in ("nc1", "nc2_lengths", "nc2_angles", "nc3", "psi/nc3", "frame/nc3", "nc4")}
     rows = result.metrics[result.metrics["metric"].str.startswith("collapse/")]
     assert set(rows["metric"]) == names and set(rows["round"]) == {2} and len(rows) == len(names)
@@ -293,10 +293,10 @@ def test_a_bias_that_is_dropped_stays_zero(tmp_path):
 def test_class_groups_are_reported_for_server_and_clients(tmp_path):
     tail = ("data.partition=long_tail", "data.imbalance=20", "data.max_train=0", "data.min_examples=5")
     result = run("digits", *SMALL, *tail, f"run.results={tmp_path}")
-    found = result.summary["metrics"]
+    reported = result.summary["metrics"]
     for group in ("head", "middle", "tail"):
         for where in ("validation", "test", "test/psi", "test/frame", "clients/test", "clients/test/generic"):
-            assert 0 <= found[f"{where}/accuracy_{group}"] <= 1, where
+            assert 0 <= reported[f"{where}/accuracy_{group}"] <= 1, where
     assert "accuracy_tail" in set(result.metrics.query("side == 'server'")["metric"])
 
 

@@ -210,10 +210,10 @@ def test_weight_times_inputs_is_the_convolution(layer):
     columns = columns.reshape(groups, -1, columns.shape[-1])
     weight = layer.weight.reshape(groups, layer.out_channels // groups, -1)
     bias = 0 if layer.bias is None else layer.bias[:, None]
-    found = (weight @ columns).reshape(layer.out_channels, -1) + bias
+    product = (weight @ columns).reshape(layer.out_channels, -1) + bias
     expected = layer(batch)
     expected = expected.transpose(0, 1).reshape(layer.out_channels, -1)  # sample-major, then row-major
-    assert torch.allclose(found, expected, atol=1e-12)
+    assert torch.allclose(product, expected, atol=1e-12)
 
 
 def test_parts_are_small_and_make_up_the_whole():
@@ -244,13 +244,13 @@ class Attention(nn.Module):
 def test_attention_is_seen_through_its_packed_projection(training):
     model = Attention().double().train(training)
     tokens = normal(2, 5, 8, seed=1)
-    found = layer_inputs(model, tokens)
+    inputs = layer_inputs(model, tokens)
     assert model.training == training and model.attention.training == training
-    assert set(found) == {"attention.in_proj_weight", "attention.out_proj.weight"}
-    assert torch.equal(found["attention.in_proj_weight"], tokens.reshape(-1, 8).T)
+    assert set(inputs) == {"attention.in_proj_weight", "attention.out_proj.weight"}
+    assert torch.equal(inputs["attention.in_proj_weight"], tokens.reshape(-1, 8).T)
     model.eval()
     weight = model.attention.out_proj
-    made = (weight.weight @ found["attention.out_proj.weight"] + weight.bias[:, None]).T.reshape(2, 5, 8)
+    made = (weight.weight @ inputs["attention.out_proj.weight"] + weight.bias[:, None]).T.reshape(2, 5, 8)
     assert torch.allclose(made, model(tokens), atol=1e-12)
 
 
@@ -264,26 +264,26 @@ def test_attention_over_something_else_protects_all_that_goes_in():
             return self.attention(x, x[:, :3] + 1, x[:, :3] - 1)[0]
 
     tokens = normal(2, 5, 8, seed=1)
-    found = layer_inputs(Cross().double(), tokens)["attention.in_proj_weight"]
+    columns = layer_inputs(Cross().double(), tokens)["attention.in_proj_weight"]
     sources = (tokens, tokens[:, :3] + 1, tokens[:, :3] - 1)
-    assert torch.equal(found, torch.cat([x.reshape(-1, 8) for x in sources]).T)
+    assert torch.equal(columns, torch.cat([x.reshape(-1, 8) for x in sources]).T)
     apart = layer_inputs(Cross(kdim=8, vdim=8).double(), tokens)
-    assert torch.equal(apart["attention.in_proj_weight"], found)
+    assert torch.equal(apart["attention.in_proj_weight"], columns)
 
 
 def test_the_layer_saw_what_came_through_dropout_in_evaluation_mode():
     model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Dropout(0.9), nn.Linear(4, 2)).double().train()
     batch = normal(6, 3)
-    found = layer_inputs(model, batch)
-    assert torch.equal(found["3.weight"], torch.relu(model[0](batch)).T)
+    inputs = layer_inputs(model, batch)
+    assert torch.equal(inputs["3.weight"], torch.relu(model[0](batch)).T)
 
 
 @pytest.mark.parametrize("name", ["cnn", "cvt_tiny32"])
 def test_the_zoo_is_seen(name):
     model = models.build(name, 10, 28, 1).eval()
-    found = layer_inputs(model, normal(2, 1, 28, 28, dtype=torch.float32))
+    inputs = layer_inputs(model, normal(2, 1, 28, 28, dtype=torch.float32))
     weights = {n: p for n, p in model.named_parameters() if p.ndim >= 2 and n.endswith("weight")}
-    assert found.keys() == weights.keys()
-    for key, columns in found.items():
+    assert inputs.keys() == weights.keys()
+    for key, columns in inputs.items():
         groups = columns.shape[0] if columns.ndim == 3 else 1
         assert columns.shape[-2] == weights[key][0].numel() and weights[key].shape[0] % groups == 0

@@ -13,14 +13,16 @@ from tests.helpers import SMALL_FOT as SMALL
 from umbel import run
 from umbel.conf.errors import ExperimentError
 from umbel.conf.load import load
+from umbel.core.folds import Folded
 from umbel.core.rng import generator
+from umbel.core.schedule import Schedule
 from umbel.strategies.base import server_step
 from umbel.strategies.fot.layers import grow
 from umbel.strategies.fot.method import FOT, Config, State
 from umbel.strategies.fot.subspace import expand_basis, project_update, residual_sketch, unexplained
 
 F64 = torch.float64
-SHARED = SimpleNamespace(task_of_class=None, task=1)  # all that a step asks of the server
+SHARED = SimpleNamespace(task_of_class=None, task=1, round=1, schedule=Schedule())  # all that a step asks of it
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -49,17 +51,23 @@ def deltas(seed: int) -> dict[str, Tensor]:
     return {name: normal(*tensor.shape, seed=seed) for name, tensor in state_of(Config()).model.items()}
 
 
+def stepped(strategy: FOT, state: State, delta: dict[str, Tensor]) -> State:
+    return strategy.after_train(state, Folded({"delta": delta}, {}, 1, 1), SHARED)
+
+
 def drift(strategy: FOT, steps: int = 5) -> float:
     """Return how far the layer's outputs for the old inputs move, after some steps."""
     state = start = state_of(strategy.config)
     for step in range(steps):
-        state = strategy._step(state, deltas(10 + step), SHARED)
-
-    def says(of: State) -> Tensor:
-        return of.model["l.weight"] @ INPUTS[:-1] + of.model["l.bias"][:, None]
+        state = stepped(strategy, state, deltas(10 + step))
 
     assert not torch.allclose(state.model["l.weight"], start.model["l.weight"], atol=0.1)  # it does learn
-    return float((says(state) - says(start)).abs().max())
+    return leak({name: tensor - start.model[name] for name, tensor in state.model.items()})
+
+
+def leak(change: dict[str, Tensor]) -> float:
+    """Return by how much the layer then says something else about the old inputs."""
+    return float((change["l.weight"] @ INPUTS[:-1] + change["l.bias"][:, None]).abs().max())
 
 
 @pytest.mark.parametrize("bias", ["augment", "freeze"])
@@ -76,35 +84,27 @@ def test_without_projection_everything_moves():
     assert drift(FOT(Config(project=False))) > 0.1
 
 
-def test_projection_on_the_side_of_the_outputs_is_caught(monkeypatch):
+def test_the_projection_is_on_the_side_of_the_inputs():
     """The layer is square, so that nothing but the outputs would tell."""
+    start, delta = state_of(Config()), deltas(10)
+    after = stepped(FOT(Config()), start, delta).model
+    whole = torch.cat([delta["l.weight"], delta["l.bias"][:, None]], 1)
+    right, left = whole - whole @ BASIS @ BASIS.T, whole - BARE @ (BARE.T @ whole)
+    torch.testing.assert_close(after["l.weight"] - start.model["l.weight"], right[:, :-1])
+    torch.testing.assert_close(after["l.bias"] - start.model["l.bias"], right[:, -1])
+    assert leak({"l.weight": right[:, :-1], "l.bias": right[:, -1]}) < 1e-12
+    assert leak({"l.weight": left[:, :-1], "l.bias": left[:, -1]}) > 0.1
 
-    def left(update: Tensor, basis: Tensor) -> Tensor:
-        wide = basis[: update.shape[0]]
-        return update - wide @ (torch.linalg.pinv(wide) @ update)
 
-    monkeypatch.setattr("umbel.strategies.fot.layers.project_update", left)
-    assert drift(FOT(Config())) > 0.1
-
-
-def test_a_momentum_that_is_added_behind_the_projection_is_caught():
-    """Of a sum that began before the task ended, only the new part would be projected."""
-
-    class Behind(FOT):
-        def _step(self, state: State, delta, server) -> State:
-            change = self._projected(state, delta, server)
-            whole = {name: 0.9 * state.velocity[name] + change[name] for name in change}
-            return replace(state, model=server_step(state.model, whole), velocity=whole)
-
-    config = Config(server_momentum=0.9)
-
-    def after_a_task(kind: type[FOT]) -> float:
-        strategy, start = kind(config), replace(state_of(config), velocity=deltas(99))
-        end = strategy._step(start, deltas(10), SHARED)
-        change = {name: end.model[name] - start.model[name] for name in end.model}
-        return float((change["l.weight"] @ INPUTS[:-1] + change["l.bias"][:, None]).abs().max())
-
-    assert after_a_task(FOT) < 1e-12 < 0.1 < after_a_task(Behind)
+def test_the_sum_of_the_momentum_is_projected_not_its_new_part_alone():
+    """What was added to the sum before the task ended would leak."""
+    config, delta = Config(server_momentum=0.9), deltas(10)
+    start = replace(state_of(config), velocity=deltas(99))
+    whole = stepped(FOT(config), start, delta).model
+    assert leak({name: whole[name] - tensor for name, tensor in start.model.items()}) < 1e-12
+    part = stepped(FOT(Config()), replace(start, velocity={}), delta).model
+    behind = {name: part[name] - tensor + 0.9 * start.velocity[name] for name, tensor in start.model.items()}
+    assert leak(behind) > 0.1
 
 
 def test_momentum_by_hand():
@@ -112,20 +112,20 @@ def test_momentum_by_hand():
     model = {"w": torch.zeros(1, dtype=F64)}
     state = State(model, {}, {}, 0, False, {"w": torch.zeros(1, dtype=F64)})
     for change, expected in ((1.0, 2.0), (0.0, 3.0), (1.0, 5.5)):  # velocities 1, .5, 1.25
-        state = FOT(config)._step(state, {"w": torch.tensor([change], dtype=F64)}, SHARED)
+        state = stepped(FOT(config), state, {"w": torch.tensor([change], dtype=F64)})
         assert state.model["w"].item() == expected
 
 
 def test_what_is_no_layer_stays_unless_it_is_free():
     for rest, still in (("freeze", True), ("free", False)):
         strategy, start = FOT(Config(rest=rest)), state_of(Config())
-        end = strategy._step(start, deltas(10), SHARED)
+        end = stepped(strategy, start, deltas(10))
         assert torch.equal(end.model["norm.weight"], start.model["norm.weight"]) == still
 
 
 def test_without_a_basis_a_step_is_fedavgs():
     state = replace(state_of(Config()), bases={}, tasks_done=0)
-    step = FOT(Config(server_lr=0.7))._step(state, deltas(1), SHARED).model
+    step = stepped(FOT(Config(server_lr=0.7)), state, deltas(1)).model
     assert all(torch.equal(step[n], w) for n, w in server_step(state.model, deltas(1), 0.7).items())
     update = normal(4, 5).float()
     assert project_update(update, None) is update

@@ -82,6 +82,6 @@ def test_the_share_that_is_protected_by_hand():
     model = {"a": torch.zeros(4, 2, 1, 1), "b": torch.zeros(2, 5)}
     state = State(model, {"a": (2, 2), "b": (1, 5)}, {"a": grouped}, 1, False, {})
     assert FOT(Config()).phase("train").measured(state) == {}
-    found = FOT(Config()).phase("sketch").measured(state)
-    assert found["rank/a"] == 3 and found["rank/b"] == 0 and found["columns/a"] == 2
-    assert found["protected"] == (3 * 2) / (4 * 2 + 2 * 5)  # each direction of a group holds its 2 outputs
+    held = FOT(Config()).phase("sketch").measured(state)
+    assert held["rank/a"] == 3 and held["rank/b"] == 0 and held["columns/a"] == 2
+    assert held["protected"] == (3 * 2) / (4 * 2 + 2 * 5)  # each direction of a group holds its 2 outputs

@@ -39,11 +39,12 @@ def test_split_cifar_in_small(network, tmp_path):
 
 def test_the_presets_have_the_papers_numbers():
     mnist, cifar = load("fot_pmnist_paper"), load("fot_cifar100_paper")
-    for found, clients, tasks, rounds, batch in ((mnist, (125, 64), 10, 200, 64), (cifar, (50, 25), 10, 1000, 16)):
-        assert (found.data.num_clients, found.num_sampled) == clients
-        assert (found.data.num_tasks, found.data.rounds_per_task, found.run.rounds) == (tasks, rounds, tasks * rounds)
-        assert (found.client.batch_size, found.client.lr, found.client.weight_decay) == (batch, 0.01, 1e-5)
-        options = found.strategy.options
+    for preset, clients, tasks, rounds, batch in ((mnist, (125, 64), 10, 200, 64), (cifar, (50, 25), 10, 1000, 16)):
+        assert (preset.data.num_clients, preset.num_sampled) == clients
+        schedule = (preset.data.num_tasks, preset.data.rounds_per_task, preset.run.rounds)
+        assert schedule == (tasks, rounds, tasks * rounds)
+        assert (preset.client.batch_size, preset.client.lr, preset.client.weight_decay) == (batch, 0.01, 1e-5)
+        options = preset.strategy.options
         authors = {"sketched": "local", "ratio_power": 1, "min_directions": 1, "bias": "free", "rest": "free"}
         assert {key: options[key] for key in authors} == authors and options["weighting"] == "uniform"
     assert mnist.strategy.options["threshold"] == 0.96 and cifar.strategy.options["threshold"] == 0.87

@@ -84,15 +84,15 @@ def sketched(strategy: FOT) -> Folded:
     both rho^2 = 2 / 101 and rho = .141; the mean of the clients' rho is .55, over examples (3 x .1 + 1) / 4 = .325.
     """
     fold = strategy.fold_sketches()
-    found = fold.zero()
+    total = fold.zero()
     for number, (examples, residual, whole, part) in enumerate([(3, 1.0, 100.0, 0.25), (1, 1.0, 1.0, 0.75)]):
         trees = {
             "sketch": {"l.weight": part * SKETCH_DM},
             "energy": {"l.weight": torch.tensor([residual, whole], dtype=F64)},
             "ratio": {"l.weight": torch.tensor(residual / whole, dtype=F64).sqrt()},
         }
-        found = fold.add(found, number, Reply(trees, {}, examples))
-    return fold.finish(found)
+        total = fold.add(total, number, Reply(trees, {}, examples))
+    return fold.finish(total)
 
 
 @pytest.mark.parametrize(
@@ -178,8 +178,8 @@ def payload_of(strategy: FOT) -> Payload:
 def grams(model: Model, client: ClientContext) -> dict[str, Tensor]:
     """Return A A' of each layer's inputs [a; 1] on a client's data."""
     images, _ = client.prepare(client.train_data)
-    found = layer_inputs(model, images)
-    whole = {name: torch.cat([columns, torch.ones_like(columns[:1])]) for name, columns in found.items()}
+    inputs = layer_inputs(model, images)
+    whole = {name: torch.cat([columns, torch.ones_like(columns[:1])]) for name, columns in inputs.items()}
     return {name: columns @ columns.T for name, columns in whole.items()}
 
 
@@ -215,10 +215,10 @@ def test_every_client_layer_and_round_has_random_numbers_of_its_own():
         return strategy.sketch(payload, client_of(number, "sketch", round_)).trees["sketch"]
 
     first = sketch(0)
-    for name, found in first.items():
-        assert torch.equal(sketch(0)[name], found)
+    for name, own in first.items():
+        assert torch.equal(sketch(0)[name], own)
         for other in (sketch(1)[name], sketch(0, round_=4)[name]):  # of the same inputs
-            assert not torch.allclose(found, other, rtol=0.1)
+            assert not torch.allclose(own, other, rtol=0.1)
     columns = normal(4, 12, seed=3)
     sketches = Sketches({}, {"a": (1, 4), "b": (1, 4)}, 1.0, partial(generator, 0, 1, "sketch", 0))
     sketches.take("a", columns)

@@ -52,8 +52,8 @@ def test_pooled_is_numpys_biased_covariance_of_the_pooled_rows(dtype, tolerance)
 def test_the_unbiased_form_would_be_caught():
     features, labels = rows(30)
     mine = features[labels == 0].numpy()
-    found = class_statistics(features, labels, C).covariance_CDD[0].numpy()
-    assert not np.allclose(found, np.cov(mine.T, bias=False), rtol=1e-3)
+    covariance = class_statistics(features, labels, C).covariance_CDD[0].numpy()
+    assert not np.allclose(covariance, np.cov(mine.T, bias=False), rtol=1e-3)
 
 
 def test_one_example_has_no_spread_and_one_client_is_itself():
@@ -144,9 +144,9 @@ def test_samples_have_the_anchor_as_mean_and_the_stated_covariance(scale):
         values = shape.eigenvalues_CR[1]
         spread = values if scale == "sqrt" else values.square()
         expected = shape.eigenvectors_CDR[1] @ torch.diag(spread) @ shape.eigenvectors_CDR[1].T
-        found = torch.cov(mine.T, correction=0)
+        covariance = torch.cov(mine.T, correction=0)
         assert torch.allclose(mine.mean(0), anchor, atol=5 * float(spread.max().sqrt()) / 200)
-        assert torch.linalg.norm(found - expected) < 0.03 * torch.linalg.norm(expected)
+        assert torch.linalg.norm(covariance - expected) < 0.03 * torch.linalg.norm(expected)
         assert (mine[:, -1] - anchor[-1]).abs().max() < 1e-6  # null space
 
 

@@ -120,7 +120,8 @@ def test_what_is_kept_is_of_the_version_that_is_asked_for(tmp_path):
     assert keep(0, 1.0, 5.0) == 5 and keep(0, 1.0, 6.0) == 5
     assert keep(1, 1.0, 7.0) == 7
     assert keep(0, 2.0, 8.0) == 8 and keep(0, 2.0, 9.0) == 8
-    assert len(clients._kept) == 2 and clients._kept_bytes == 2 * 2 * D * 4  # nothing of the old version
+    assert keep(1, 1.0, 6.0) == 7
+    assert keep(0, 1.0, 4.0) == 4  # nothing of the old version was left
 
 
 # ---- values that cannot be --------------------------------------------------------------------------------------

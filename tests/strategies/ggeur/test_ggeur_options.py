@@ -46,13 +46,13 @@ def sha(tmp_path, *overrides, experiment="digits", base=SMALL):
 @pytest.mark.parametrize("rank", [0, 3])
 def test_moments_travel_in_the_bytes_of_the_formula(wire, width, rank, tmp_path):
     options = (f"strategy.wire={wire}", f"strategy.rank={rank}")
-    found = run("digits", *SMALL, *options, f"run.results={tmp_path}").summary
+    summary = run("digits", *SMALL, *options, f"run.results={tmp_path}").summary
     data = federation(load("digits", [*SMALL, *options]))
     held = sum(len(torch.unique(data.client(k).train.labels)) for k in range(K))
     model = 4 * (C * D + C)
-    assert found["bytes_up"]["tensors"] == width * held * (1 + D + D * (D + 1) // 2) + K * model
-    assert found["bytes_down"]["tensors"] == K * (4 * C * (rank or D) * (D + 1) + model)
-    assert found["bytes_up"]["framing"] >= 0 and found["bytes_down"]["framing"] >= 0
+    assert summary["bytes_up"]["tensors"] == width * held * (1 + D + D * (D + 1) // 2) + K * model
+    assert summary["bytes_down"]["tensors"] == K * (4 * C * (rank or D) * (D + 1) + model)
+    assert summary["bytes_up"]["framing"] >= 0 and summary["bytes_down"]["framing"] >= 0
 
 
 def test_sums_means_and_prototypes_travel_in_the_bytes_of_their_formulas(tmp_path):
@@ -60,15 +60,15 @@ def test_sums_means_and_prototypes_travel_in_the_bytes_of_their_formulas(tmp_pat
     sums = run("digits", *SMALL, "strategy.release=sums", "strategy.complete=all", f"run.results={tmp_path}").summary
     assert sums["bytes_up"]["tensors"] == K * (8 * C * (1 + D + D * (D + 1) // 2) + model)
     assert sums["bytes_down"]["tensors"] == K * (4 * C * D * (D + 1) + 4 * C * D + model)
-    found = run("synthetic", *DOMAINS, "strategy.domains=true", f"run.results={tmp_path}").summary
+    summary = run("synthetic", *DOMAINS, "strategy.domains=true", f"run.results={tmp_path}").summary
     data = federation(load("synthetic", [*DOMAINS, "strategy.domains=true"]))
     clients = [data.client(k).train for k in range(K)]
     held = sum(len(torch.unique(each.labels)) for each in clients)  # each client in one domain
     pairs = len({pair for each in clients for pair in zip(each.domains.tolist(), each.labels.tolist(), strict=True)})
     up = 4 * held * (1 + D + D * (D + 1) // 2) + 4 * held * (1 + D)
-    assert found["bytes_up"]["tensors"] == up + K * model
+    assert summary["bytes_up"]["tensors"] == up + K * model
     assert pairs == 2 * C
-    assert found["bytes_down"]["tensors"] == K * (4 * C * D * (D + 1) + 4 * pairs * D + model)
+    assert summary["bytes_down"]["tensors"] == K * (4 * C * D * (D + 1) + 4 * pairs * D + model)
 
 
 def test_moments_in_float64_and_those_in_float32_to_their_precision():
@@ -76,12 +76,12 @@ def test_moments_in_float64_and_those_in_float32_to_their_precision():
     from umbel.core import moments
     from umbel.strategies.ggeur.pooling import statistics_tree
 
-    found = class_statistics(features, torch.zeros(50).long(), 1)
+    statistics = class_statistics(features, torch.zeros(50).long(), 1)
     for dtype, tolerance in ((torch.float64, 1e-14), (torch.float32, 1e-6)):
-        count, mean, covariance = moments.unpack(statistics_tree(found, 1, dtype)["0"].double())
+        count, mean, covariance = moments.unpack(statistics_tree(statistics, 1, dtype)["0"].double())
         assert float(count) == 50
-        torch.testing.assert_close(mean, found.mean_CD[0], rtol=tolerance, atol=0)
-        torch.testing.assert_close(covariance, found.covariance_CDD[0], rtol=tolerance, atol=10 * tolerance)
+        torch.testing.assert_close(mean, statistics.mean_CD[0], rtol=tolerance, atol=0)
+        torch.testing.assert_close(covariance, statistics.covariance_CDD[0], rtol=tolerance, atol=10 * tolerance)
 
 
 # ---- the guided set ---------------------------------------------------------------------------------------------
@@ -236,8 +236,8 @@ def test_the_statistics_are_of_the_global_models_features(monkeypatch, tmp_path)
     images = [normalize(data.client(k).train.images, data.mean, data.std, torch.float32) for k in range(K)]
     with torch.no_grad():
         features = torch.cat([model.features(each) for each in images])
-    found = class_statistics(features, torch.cat([data.client(k).train.labels for k in range(K)]), C)
-    values = torch.linalg.eigvalsh(found.covariance_CDD).flip(1).clamp_min(0)
+    statistics = class_statistics(features, torch.cat([data.client(k).train.labels for k in range(K)]), C)
+    values = torch.linalg.eigvalsh(statistics.covariance_CDD).flip(1).clamp_min(0)
     torch.testing.assert_close(states["geometry"].geometry["eigenvalues"], values.float(), rtol=1e-4, atol=1e-5)
     model_bytes = sum(p.numel() * 4 for p in model.state_dict().values() if p.is_floating_point())
     width = model.num_features
@@ -298,27 +298,27 @@ def test_refresh_is_refused_where_it_cannot_be():
 def test_the_presets_have_the_papers_numbers():
     single = {"cifar10": (0.05, 5000, 500), "cifar100": (0.01, 500, 50), "tiny_imagenet": (0.05, 500, 50)}
     for name, (alpha, target, draws) in single.items():
-        found = load(f"ggeur_{name}_paper")
-        options = found.strategy.options
-        assert (found.data.name, found.data.num_clients, found.data.alpha) == (name, 10, alpha)
-        assert (found.run.rounds, found.client.epochs, found.client.batch_size) == (100, 10, 64)
+        preset = load(f"ggeur_{name}_paper")
+        options = preset.strategy.options
+        assert (preset.data.name, preset.data.num_clients, preset.data.alpha) == (name, 10, alpha)
+        assert (preset.run.rounds, preset.client.epochs, preset.client.batch_size) == (100, 10, 64)
         assert (options["target"], options["draws"], options["complete"]) == (target, draws, "all")
     several = {
         "digits": ("digits4", 4, 10, 64, 2000, 12, 500),
         "office_home": ("office_home", 8, 1, 16, 50, 50, 50),
     }
     for name, (data, clients, epochs, batch, target, draws, around) in several.items():
-        found = load(f"ggeur_{name}_paper")
-        options = found.strategy.options
-        assert (found.data.name, found.data.num_clients, found.run.rounds) == (data, clients, 50)
-        assert (found.client.epochs, found.client.batch_size) == (epochs, batch)
+        preset = load(f"ggeur_{name}_paper")
+        options = preset.strategy.options
+        assert (preset.data.name, preset.data.num_clients, preset.run.rounds) == (data, clients, 50)
+        assert (preset.client.epochs, preset.client.batch_size) == (epochs, batch)
         assert (options["target"], options["draws"], options["draws_per_prototype"]) == (target, draws, around)
         assert options["domains"]
     for name in (*single, *several):
-        found = load(f"ggeur_{name}_paper")
-        assert (found.client.optimizer, found.client.lr) == ("adam", 1e-3)
-        assert found.strategy.options["base_options"] == {"weighting": "uniform"} and found.model.name == "linear"
-        assert found.data.encoder == "clip:openai/clip-vit-base-patch32"
+        preset = load(f"ggeur_{name}_paper")
+        assert (preset.client.optimizer, preset.client.lr) == ("adam", 1e-3)
+        assert preset.strategy.options["base_options"] == {"weighting": "uniform"} and preset.model.name == "linear"
+        assert preset.data.encoder == "clip:openai/clip-vit-base-patch32"
 
 
 @pytest.mark.parametrize("name", ["tiny_imagenet", "digits"])
@@ -328,5 +328,5 @@ def test_the_presets_in_small(name, tmp_path):
         "data.options={num_examples: 300, num_test: 50, num_domains: 4, image_size: 8, num_classes: 4}",
         *("strategy.target=40", "strategy.draws_per_prototype=5", "run.rounds=2", "checkpoint.every=0"),
     )
-    found = run(f"ggeur_{name}_paper", *over, f"run.results={tmp_path}").summary
-    assert found["rounds"] == 2 and found["num_failures"] == 0
+    summary = run(f"ggeur_{name}_paper", *over, f"run.results={tmp_path}").summary
+    assert summary["rounds"] == 2 and summary["num_failures"] == 0

@@ -87,17 +87,17 @@ def test_sums_pool_to_the_same_statistics():
 
 def test_rare_classes_are_withheld():
     features, labels = torch.randn(4, D), torch.tensor([0, 0, 0, 2])
-    found = class_statistics(features, labels, 3)
-    assert list(statistics_tree(found, 1)) == ["0", "2"] and list(statistics_tree(found, 2)) == ["0"]
-    assert sums_tree(found, 2)["sums"][2].abs().sum() == 0
+    statistics = class_statistics(features, labels, 3)
+    assert list(statistics_tree(statistics, 1)) == ["0", "2"] and list(statistics_tree(statistics, 2)) == ["0"]
+    assert sums_tree(statistics, 2)["sums"][2].abs().sum() == 0
     examples = Examples(features, labels, torch.tensor([0, 0, 1, 1]))
     assert list(domain_means(examples.images, examples.labels, examples.domains, 2)) == ["0/0"]
 
 
 def test_means_of_domains_by_hand():
     features = torch.tensor([[1.0], [3.0], [10.0]])
-    found = domain_means(features, torch.tensor([0, 0, 0]), torch.tensor([1, 1, 0]), 1)
-    assert {name: value.tolist() for name, value in found.items()} == {"0/0": [1, 10], "1/0": [2, 4]}
+    prototypes = domain_means(features, torch.tensor([0, 0, 0]), torch.tensor([1, 1, 0]), 1)
+    assert {name: value.tolist() for name, value in prototypes.items()} == {"0/0": [1, 10], "1/0": [2, 4]}
 
 
 def test_options_that_cannot_be():
@@ -193,26 +193,35 @@ def test_the_bases_options_are_set_and_checked(tmp_path):
         load("digits", ["strategy.name=ggeur", "model.name=linear"])
 
 
-@pytest.mark.parametrize("lie", ["class", "width", "name"])
-def test_a_client_that_lies_about_its_statistics_is_left_out(lie, tmp_path, monkeypatch):
-    describe = GGEUR.describe
+class Lying(GGEUR):
+    """GGEUR of which client 2 sends other statistics than it has: of a class that there is not."""
 
-    def lying(self, payload, client):
-        reply = describe(self, payload, client)
-        if client.id == 2:
-            tree = dict(reply.trees["statistics"])
-            first = next(iter(tree))
-            if lie == "class":
-                tree["99"] = tree[first]
-            elif lie == "width":
-                tree[first] = torch.ones(6)
-            else:
-                tree[f"0{first}"] = tree[first]
-            return Reply({"statistics": tree}, {}, reply.num_examples)
-        return reply
+    def describe(self, payload, client):
+        reply = super().describe(payload, client)
+        if client.id != 2:
+            return reply
+        tree = dict(reply.trees["statistics"])
+        tree |= self.lie(*next(iter(tree.items())))
+        return Reply({"statistics": tree}, {}, reply.num_examples)
 
-    monkeypatch.setattr(GGEUR, "describe", lying)
-    result = run("digits", *SMALL, "strategy.name=ggeur", "strategy.target=20", f"run.results={tmp_path}")
+    def lie(self, label, packed):
+        return {"99": packed}
+
+
+class LyingWidth(Lying):
+    def lie(self, label, packed):
+        return {label: torch.ones(6)}
+
+
+class LyingName(Lying):
+    def lie(self, label, packed):
+        return {f"0{label}": packed}
+
+
+@pytest.mark.parametrize("liar", [Lying, LyingWidth, LyingName])
+def test_a_client_that_lies_about_its_statistics_is_left_out(liar, tmp_path):
+    name = f"strategy.name={__name__}:{liar.__name__}"
+    result = run("digits", *SMALL, name, "strategy.target=20", f"run.results={tmp_path}")
     assert result.summary["num_failures"] == 1
 
 

@@ -53,8 +53,10 @@ def of_the_pool() -> ClassStatistics:
     )
 
 
-def same(found: ClassStatistics, expected: ClassStatistics) -> bool:
-    return all(torch.allclose(a, b, rtol=1e-10, atol=1e-10) for a, b in zip(found.parts, expected.parts, strict=True))
+def same(statistics: ClassStatistics, expected: ClassStatistics) -> bool:
+    return all(
+        torch.allclose(a, b, rtol=1e-10, atol=1e-10) for a, b in zip(statistics.parts, expected.parts, strict=True)
+    )
 
 
 # ---- the client's statistics and their pooling ------------------------------------------------------------------

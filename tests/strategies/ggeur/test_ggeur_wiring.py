@@ -90,42 +90,42 @@ def test_sums_without_noise_lose_nothing():
 
 def of_the_base(monkeypatch, tmp_path, *overrides) -> list[tuple[str, int, int]]:
     """Run, and return for each step of the base: its name, the number of examples it was told, and that of replies."""
-    found, finish = [], fedavg.FedAvg.finish
+    steps, finish = [], fedavg.FedAvg.finish
 
     def updating(phase, state, folded, server):
-        found.append((phase.name, server.num_examples, folded.num_examples))
+        steps.append((phase.name, server.num_examples, folded.num_examples))
         return phase.update(state, folded, server)
 
     def finishing(self, state, server):
-        found.append(("finish", server.num_examples, 0))
+        steps.append(("finish", server.num_examples, 0))
         return finish(self, state, server)
 
     watch_phases(monkeypatch, fedavg.FedAvg, update=updating)
     monkeypatch.setattr(fedavg.FedAvg, "finish", finishing)
     run("digits", *SMALL, *overrides, f"run.results={tmp_path}")
-    return found
+    return steps
 
 
 def test_the_base_is_told_the_number_of_completed_examples(monkeypatch, tmp_path):
-    found = of_the_base(monkeypatch, tmp_path)
+    steps = of_the_base(monkeypatch, tmp_path)
     data = federation(load("digits", list(SMALL)))
     counts = torch.stack([torch.bincount(data.client(k).train.labels, minlength=10) for k in range(K)])
     completed = int(torch.where(counts > 0, counts.clamp_min(20), 0).sum())
     assert completed > int(counts.sum())
-    assert found == [("train", completed, completed)] * 2 + [("finish", completed, 0)]
+    assert steps == [("train", completed, completed)] * 2 + [("finish", completed, 0)]
 
 
 def test_without_augmentation_the_base_is_told_the_number_of_its_examples(monkeypatch, tmp_path):
     plain = len(federation(load("digits", list(SMALL))).client(0).train.labels)
-    found = of_the_base(monkeypatch, tmp_path, "strategy.augment=false")
-    assert len({told for _, told, _ in found}) == 1 and found[0][1] == found[0][2] > plain
+    steps = of_the_base(monkeypatch, tmp_path, "strategy.augment=false")
+    assert len({told for _, told, _ in steps}) == 1 and steps[0][1] == steps[0][2] > plain
 
 
 def test_what_the_base_measures_is_reported(tmp_path):
     over = ("strategy.base=fedloge", "strategy.base_options={frame: none, collapse: 1}", "run.min_replies=1")
     over = (*over, "client.optimizer=sgd")
-    found = run("digits", *SMALL, *over, "data.encoder=pca:12", f"run.results={tmp_path}").metrics
-    assert {"collapse/nc1", "collapse/nc4"} <= set(found.metric)
+    rows = run("digits", *SMALL, *over, "data.encoder=pca:12", f"run.results={tmp_path}").metrics
+    assert {"collapse/nc1", "collapse/nc4"} <= set(rows.metric)
     strategy = GGEUR(Config(base="fot"))
     bases = fot.State(
         {"a.weight": torch.ones(2, 3)}, {"a.weight": (1, 3)}, {"a.weight": torch.eye(3)[:, :2]}, 1, False, {}
@@ -197,10 +197,10 @@ def test_draws_are_new_where_features_are():
 @pytest.mark.parametrize("prototypes", [False, True])
 def test_a_class_that_nobody_could_describe_stays_as_it_is(complete, prototypes):
     strategy = GGEUR(Config(target=12, complete=complete, domains=True))
-    found = ggeur.complete(strategy.config, client_of(1), remembered((30, 0, 0), prototypes))
+    completed = ggeur.complete(strategy.config, client_of(1), remembered((30, 0, 0), prototypes))
     own = client_of(1).train_data
-    assert torch.bincount(found.labels, minlength=3).tolist() == [12, 5, 0]
-    assert torch.equal(found.images[found.labels == 1], own.images[own.labels == 1])
+    assert torch.bincount(completed.labels, minlength=3).tolist() == [12, 5, 0]
+    assert torch.equal(completed.images[completed.labels == 1], own.images[own.labels == 1])
 
 
 def test_a_class_that_all_clients_withhold_is_not_multiplied(monkeypatch, tmp_path):

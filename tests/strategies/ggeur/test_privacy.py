@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
+from typing import ClassVar
 
 import pandas as pd
 import pytest
@@ -13,6 +14,7 @@ from umbel import run
 from umbel.conf.errors import ExperimentError
 from umbel.conf.load import load
 from umbel.core import moments
+from umbel.core.records import Reply
 from umbel.core.rng import generator
 from umbel.strategies.ggeur import noise as privacy
 from umbel.strategies.ggeur.method import GGEUR, Config
@@ -30,8 +32,8 @@ SMALL = (
 def packed_of(features: torch.Tensor, bound: float) -> torch.Tensor:
     """Return the release without noise of one class, [Z]."""
     clipped = privacy.clip_rows(features, bound)
-    found = class_statistics(clipped, torch.zeros(len(features)).long(), 1)
-    return sums_tree(found, 1)["sums"][0]
+    statistics = class_statistics(clipped, torch.zeros(len(features)).long(), 1)
+    return sums_tree(statistics, 1)["sums"][0]
 
 
 def exact_delta(epsilon: float, sigma: float) -> float:
@@ -113,29 +115,33 @@ def test_what_the_noise_alone_could_have_made_is_taken_away():
 def test_classes_whose_count_is_within_the_noise_are_absent():
     features = torch.randn(50, D, generator=generator(0), dtype=torch.float64) + 3
     packed = torch.stack([packed_of(features, 100.0), packed_of(features[:2], 100.0)])
-    found = from_sums(packed, least=5.0)
-    assert found.count_C.tolist() == [50, 0]
-    assert found.mean_CD[0].any() and not found.mean_CD[1].any() and not found.covariance_CDD[1].any()
+    statistics = from_sums(packed, least=5.0)
+    assert statistics.count_C.tolist() == [50, 0]
+    assert statistics.mean_CD[0].any() and not statistics.mean_CD[1].any() and not statistics.covariance_CDD[1].any()
 
 
-def captured(monkeypatch, tmp_path, *overrides):
+class Overheard(GGEUR):
+    """GGEUR that keeps the replies of the phase `statistics`."""
+
+    replies: ClassVar[list[Reply]] = []
+
+    def describe(self, payload, client):
+        reply = super().describe(payload, client)
+        self.replies.append(reply)
+        return reply
+
+
+def captured(tmp_path, *overrides):
     """Run, and return the summary and the replies of the phase `statistics`."""
-    replies, describe = [], GGEUR.describe
-
-    def listening(self, payload, client):
-        replies.append(describe(self, payload, client))
-        return replies[-1]
-
-    with monkeypatch.context() as patch:
-        patch.setattr(GGEUR, "describe", listening)
-        result = run("digits", *SMALL, *overrides, f"run.results={tmp_path}")
-    return result, replies
+    Overheard.replies.clear()
+    result = run("digits", *SMALL, *overrides, f"strategy.name={__name__}:Overheard", f"run.results={tmp_path}")
+    return result, list(Overheard.replies)
 
 
 @pytest.mark.parametrize(("noise", "share"), [("local", 1.0), ("distributed", 0.5)])
-def test_each_client_adds_all_the_noise_or_its_share(noise, share, monkeypatch, tmp_path):
-    bare, without = captured(monkeypatch, tmp_path, "strategy.release=sums", "strategy.clip=20")
-    result, noised = captured(monkeypatch, tmp_path, *PRIVATE, f"strategy.noise={noise}")
+def test_each_client_adds_all_the_noise_or_its_share(noise, share, tmp_path):
+    bare, without = captured(tmp_path, "strategy.release=sums", "strategy.clip=20")
+    result, noised = captured(tmp_path, *PRIVATE, f"strategy.noise={noise}")
     sigma = math.sqrt(3) * privacy.noise_multiplier(3, 1e-4)
     scale = privacy.noise_scale(8) * privacy.units(8, 20.0)
     for plain, private in zip(without, noised, strict=True):

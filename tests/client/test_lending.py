@@ -1,0 +1,89 @@
+"""What a client is lent: everybody gets the same, whatever those before made of theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from umbel.client.lending import LentData, LentPayload
+from umbel.core.records import Payload
+
+TREE = {
+    "weight": torch.arange(6.0).reshape(2, 3),
+    "scalar": torch.tensor(2.5, dtype=torch.float64),
+    "empty": torch.zeros(0, 3),
+    "count": torch.tensor([[7, 8]]),
+    "flag": torch.tensor([True, False, True]),
+    "half": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
+    "transposed": torch.arange(6.0).reshape(2, 3).t(),
+}
+
+
+def lent() -> LentPayload:
+    return LentPayload(Payload({"model": TREE, "more": {"w": torch.ones(5)}, "none": {}}, {"rate": 0.5}))
+
+
+def is_as_sent(payload: Payload) -> bool:
+    assert payload.numbers == {"rate": 0.5} and list(payload.trees) == ["model", "more", "none"]
+    assert payload.trees["none"] == {} and torch.equal(payload.trees["more"]["w"], torch.ones(5))
+    tree = payload.trees["model"]
+    assert list(tree) == list(TREE)
+    for name, tensor in TREE.items():
+        assert torch.equal(tree[name], tensor) and tree[name].dtype == tensor.dtype, name
+        assert tree[name].is_contiguous() and tree[name].data_ptr() % 64 == 0 and not tree[name].requires_grad
+    return True
+
+
+def test_everybody_gets_the_same() -> None:
+    payload = lent()
+    assert is_as_sent(payload.lend()) and payload.take_back()
+    assert is_as_sent(payload.lend()) and is_as_sent(payload.payload) and payload.take_back()
+    assert LentPayload(Payload()).take_back()
+
+
+CHANGES: dict[str, Callable[[Tensor], object]] = {
+    "in place": lambda t: t.add_(1),
+    "behind torch": lambda t: t.data.mul_(2),
+    "by numpy": lambda t: t.numpy().fill(9.0),
+    "by a view": lambda t: t.view(-1)[:1].fill_(7.0),
+    "by its storage": lambda t: t.untyped_storage().fill_(1),
+    "by an operation": lambda t: torch.add(t, 1, out=t),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_what_was_changed_is_noticed_and_put_back(name: str) -> None:
+    payload = lent()
+    CHANGES[name](payload.lend().trees["model"]["weight"])
+    assert not payload.take_back()
+    assert is_as_sent(payload.lend()) and is_as_sent(payload.payload) and payload.take_back()
+
+
+HARMLESS: dict[str, Callable[[Tensor], object]] = {
+    "another shape": lambda t: t.resize_(1),
+    "other memory": lambda t: t.set_(torch.zeros(1)),
+    "other data": lambda t: setattr(t, "data", torch.zeros(2, 3)),
+    "gradients": lambda t: t.requires_grad_(True),
+}
+
+
+@pytest.mark.parametrize("name", HARMLESS)
+def test_what_a_client_does_to_its_views_is_its_own(name: str) -> None:
+    payload = lent()
+    mine = payload.lend()
+    HARMLESS[name](mine.trees["model"]["weight"])
+    mine.trees["model"].clear()  # type: ignore[attr-defined]
+    assert payload.take_back() and is_as_sent(payload.lend()) and is_as_sent(payload.payload)
+
+
+def test_data_that_are_changed_in_place_are_named_once() -> None:
+    data, tensors = LentData(), [torch.zeros(3), torch.zeros(2), torch.zeros(1)]
+    data.lend("its memory", tensors[:2])
+    data.lend("its examples", tensors[2:])
+    assert data.take_back() == []
+    tensors[0].detach().add_(1)
+    tensors[1].view(1, 2).zero_()
+    assert data.take_back() == ["its memory"]

@@ -1,0 +1,134 @@
+"""Nodes in this process that behave as a test says, and an exchange with them."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from flwr.app import Message
+
+from tests.helpers import tree as T
+from umbel.core.blocks import Assembler, BlockTree, cut, fold_block
+from umbel.core.collecting import Collect
+from umbel.core.folds import WeightedMean, product
+from umbel.core.messages import decode_work, encode_json, encode_outcome
+from umbel.core.records import Payload, Reply
+from umbel.core.work import Outcome, Work
+from umbel.server.exchange import Exchange
+from umbel.server.nodes import Directory
+from umbel.simulations.engines.flower_internals import error_reply, identify
+from umbel.simulations.engines.local import LocalPort
+
+PAYLOAD = Payload({"model": T(w=[0.0, 0.0])})
+FOLDS = {
+    "mean": product({"delta": WeightedMean("model")}, ["loss"]),
+    "collect": product({"delta": Collect("model")}, ["loss"]),
+}
+# Blocks of two of (0 .. 8): node 2 holds 3, so the block (2 3) is nobody's, and (4 5), (6 7) are node 2's.
+HELD = {1: range(3), 2: range(3, 8), 3: range(8, 9)}
+COHORT = tuple(range(9))
+WORK = Work("run", "a", 1, 0, "train", "hash", 0, (), 0, frozenset())
+
+
+def make_reply(client):
+    value = torch.randn(2, generator=torch.Generator().manual_seed(client), dtype=torch.float64) * 10**client
+    return Reply({"delta": {"w": value}}, {"loss": float(value[0])}, client + 1)
+
+
+def work_honestly(message, fold, answer):
+    work, _ = decode_work(message.content)
+    outcome, tree = Outcome(bytes_up=16 * len(work.clients)), BlockTree(fold, work.num_blocks)
+    for block in work.blocks:
+        replies = {client: answer(client) for client in block.clients if client in work.clients}
+        if work.clients.issuperset(block.clients):
+            tree.add(0, block.index, fold_block(fold, block, replies))
+        else:
+            outcome.singles |= replies
+    outcome.nodes = list(tree.nodes())
+    return outcome
+
+
+class FakePort(LocalPort):
+    """Nodes in this process; `behave` turns a node's honest outcome into what it sends."""
+
+    def __init__(self, fold, behave, answer):
+        identify()
+        self._fold, self._behave, self._answer = fold, behave, answer
+
+    def nodes(self):
+        return set(HELD)
+
+    def stream(self, messages, deadline, on_wait=None):
+        for message in reversed(list(messages)):
+            node = message.metadata.dst_node_id
+            if message.metadata.message_type == "query":
+                answer = {"partitions": list(HELD[node]), "config_hash": "hash"}
+                yield Message(encode_json(answer), reply_to=message)
+                continue
+            outcome = work_honestly(message, self._fold, self._answer)
+            behave = self._behave.get(node, lambda outcome: [outcome])
+            for answer in behave(outcome):
+                if isinstance(answer, Exception):
+                    yield error_reply(message, answer)
+                else:
+                    content = encode_outcome(answer) if isinstance(answer, Outcome) else answer
+                    yield Message(content, reply_to=message)
+
+
+def exchange(fold, behave, answer=make_reply):
+    """Return what came of an exchange, its report, and how many were done after each answer.
+
+    Args:
+        fold: How replies combine.
+        behave: For each node that is not honest, what it sends in place of its honest outcome.
+        answer: Returns the honest reply of a client.
+    """
+    port = FakePort(fold, behave, answer)
+    directory = Directory(port, "hash", len(COHORT), 1.0)
+    directory.wait()
+    done = []
+    found = Exchange(port, directory, 2, 5.0, 1 << 20, done.append, lambda: None).run(WORK, PAYLOAD, COHORT, fold)
+    return *found, done
+
+
+def without(fold, clients, answer=make_reply):
+    """What comes of the others, in one process."""
+    assembler = Assembler(fold, cut(COHORT, 2))
+    for client in COHORT:
+        assembler.add_client(client, None if client in clients else answer(client))
+    return fold.finish(assembler.finish())
+
+
+def same(left, right):
+    assert (left.num_examples, left.num_replies, left.numbers) == (
+        right.num_examples,
+        right.num_replies,
+        right.numbers,
+    )
+    for name, tree in right.trees.items():
+        assert left.trees[name].keys() == tree.keys()
+        assert all(torch.equal(left.trees[name][key], tree[key]) for key in tree)
+    return True
+
+
+def change_nodes(outcome, **changes):
+    outcome.nodes = [
+        (level, index, replace(partial, **{k: v(partial) for k, v in changes.items()}))
+        for level, index, partial in outcome.nodes
+    ]
+    return outcome
+
+
+def nodes_trees(change):
+    def changed(partial):
+        return {name: {key: change(t) for key, t in tree.items()} for name, tree in partial.trees.items()}
+
+    return lambda outcome: [change_nodes(outcome, trees=changed)]
+
+
+def single(client, change):
+    def behave(outcome):
+        outcome.singles[client] = change(outcome.singles[client])
+        return [outcome]
+
+    return behave

@@ -1,0 +1,82 @@
+"""Who takes part in a round of CreamFL: clients of each kind, in proportion, or as they come."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+
+import pytest
+
+from tests.strategies.creamfl.halves import Halves
+from tests.strategies.creamfl.pairs import DIMENSION, PAIRS, go
+from umbel.conf.load import load
+from umbel.server.listener import Listener
+from umbel.server.session import Session, quotas
+
+
+class Spy(Listener):
+    """Keeps what failed."""
+
+    def __init__(self) -> None:
+        self.reasons: dict[int, str] = {}
+
+    def failure(self, round_: int, phase: str, client: int, node: int, reason: str) -> None:
+        self.reasons[client] = reason
+
+
+def test_a_round_without_a_modality_goes_on(tmp_path):
+    """Two clients a round, not stratified: a pair with images alone and one with texts alone, which else cannot be."""
+    heard = Spy()
+    options = ("strategy.stratify=false", "run.clients_per_round=2", "run.rounds=4", "run.seed=25")
+    session = Session(load("digits", [*PAIRS, *options]))
+    cohorts = [session.cohort(session.strategy.phase("contrast"), round_, {}) for round_ in range(1, 5)]
+    assert {(0, 1), (2, 3)} <= set(cohorts)
+    summary = go(tmp_path, *options, "evaluate.every=4", listener=heard).summary
+    assert summary["rounds"] == 4
+    assert not heard.reasons
+    matrices = sum(2 if client >= 4 else 1 for cohort in cohorts for client in cohort)
+    assert summary["bytes_up"]["tensors"] == matrices * len(session.data.public) * DIMENSION * 4
+
+
+@pytest.mark.parametrize("stratify", [True, False])
+def test_a_stratified_sample_has_every_kind_and_another_may_not(stratify):
+    session = Session(load("digits", [*PAIRS, "run.clients_per_round=3", f"strategy.stratify={str(stratify).lower()}"]))
+    phase = session.strategy.phase("contrast")
+    cohorts = [session.cohort(phase, round_, {}) for round_ in range(1, 12)]
+    every = [sorted(client // 2 for client in cohort) == [0, 1, 2] for cohort in cohorts]
+    assert all(every) if stratify else not all(every)
+    assert len(set(cohorts)) > 3
+
+
+@pytest.mark.parametrize(
+    ("number", "sizes"),
+    [
+        (10, [10, 10, 15]),
+        (1, [3, 3, 3]),
+        (2, [3, 3, 3]),
+        (4, [3, 3, 3]),
+        (5, [1, 1, 30]),
+        (9, [3, 3, 3]),
+        (4, [0, 1, 9]),
+    ],
+)
+def test_quotas_are_proportional_on_average_with_one_each(number, sizes):
+    steps = 360
+    drawn = [quotas(number, sizes, Fraction(step, steps)) for step in range(steps)]
+    for each in drawn:
+        assert sum(each) == number
+        assert all(0 <= quota <= size for quota, size in zip(each, sizes, strict=True))
+        if number >= sum(size > 0 for size in sizes):
+            assert all(quota > 0 for quota, size in zip(each, sizes, strict=True) if size)
+    if all(number * size >= sum(sizes) for size in sizes) or number < len(sizes):  # one each is nobody's more than due
+        means = [sum(column) / steps for column in zip(*drawn, strict=True)]
+        assert means == pytest.approx([number * size / sum(sizes) for size in sizes], abs=0.06)
+
+
+def test_no_kind_is_shut_out_when_a_round_has_fewer_clients_than_kinds():
+    session = Session(load("digits", [*PAIRS, "run.clients_per_round=1"]))
+    phase = session.strategy.phase("contrast")
+    assert {session.cohort(phase, round_, {})[0] // 2 for round_ in range(1, 30)} == {0, 1, 2}
+
+
+def test_without_stratify_anyone_is_drawn(tmp_path):
+    assert Halves(tmp_path, "strategy.stratify=false").phase.groups == ()

@@ -77,18 +77,13 @@ def configuration(folder: Path) -> str:
 
 
 def experiment(folder: Path) -> Experiment:
-    """Return the experiment of a run, for those who look at it and do not go on with it.
+    """Return the experiment of a run.
 
     Raises:
-        ExperimentError: The folder is no run's.
-        DamagedError: config.yaml cannot be read.
+        ExperimentError: The folder is no run's, or this umbel refuses its experiment.
+        DamagedError: config.yaml or run.json is not what was written.
     """
-    is_run(folder)
-    file = folder / "config.yaml"
-    try:
-        return load("config", (), file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise DamagedError.of(file, str(error), _COPY) from error
+    return load("config", (), configuration(folder))
 
 
 def summary(folder: Path) -> Mapping[str, Any]:

@@ -30,7 +30,13 @@ from umbel.server.results import new_folder
 from umbel.simulations.engines.inline import InlinePort
 
 _PATIENCE_SECONDS = 10.0
-_MAY_CHANGE = ("run.rounds", "data.path", "client.device")  # with all of engine and checkpoint
+_MAY_CHANGE = (
+    "run.rounds",
+    "run.until",
+    "run.patience",
+    "data.path",
+    "client.device",
+)  # with all of engine and checkpoint
 
 
 @dataclass(frozen=True)
@@ -108,8 +114,8 @@ def resume(folder: str | Path, *overrides: str, listener: Listener | None = None
 
     Args:
         folder: The run's folder.
-        overrides: What may change: `run.rounds`, everything of `engine` and `checkpoint`, and, where they have moved,
-            `data.path` and `client.device`.
+        overrides: What may change: `run.rounds`, `run.until`, `run.patience`, everything of `engine` and
+            `checkpoint`, and, where they have moved, `data.path` and `client.device`.
         listener: Told of everything that happens.
 
     Raises:

@@ -73,8 +73,7 @@ def write_pictures(comparison: Comparison) -> None:
 
 def _run(folder: Path) -> dict[str, Any]:
     content = reading.summary(folder)
-    text = reading.checked(folder, "config.yaml").read_text(encoding="utf-8")
-    experiment = reading.experiment(folder)
+    text, experiment = reading.configuration(folder), reading.experiment(folder)
     metrics = reading.metrics(folder).to_pandas()
     # Whatever is damaged is refused before anything is drawn.
     inside, failures, environment = _inside(folder), report_rows.failures(folder), reading.environment(folder)

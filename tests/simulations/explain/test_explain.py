@@ -160,6 +160,17 @@ def test_the_report_shows_it_while_it_is_of_these_weights(finished: Path, tmp_pa
     assert "Inside the models" not in report([finished], tmp_path / "b.html").read_text()
 
 
+@pytest.mark.parametrize("content", ["", '{"run": "six", "cli', "[1, 2]", "{}", "null", "not JSON", "[" * 100_000])
+def test_a_summary_that_is_cut_is_refused_in_one_line(content: str, finished: Path, tmp_path: Path) -> None:
+    """By the report, which says how to make it again; another look writes it anew."""
+    path = shutil.copytree(finished, tmp_path / "cut")
+    (path / "explain").mkdir(exist_ok=True)
+    (path / "explain" / "explain.json").write_text(content)
+    result = CliRunner().invoke(main, ["report", str(path)])
+    assert result.exit_code == 2 and "explain.json is damaged" in result.stderr
+    assert f"umbel explain {path}" in result.stderr.replace("\n", " ") and "Traceback" not in result.stderr
+
+
 def test_batches_are_no_matter(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = FinishedRun(finished)
     seen, layer = inside.probe(opened, 24, 2), inside.layer_of(opened, "")[0]

@@ -12,7 +12,7 @@ REPORT := .pytest_cache/report.xml
 .PHONY: demo test test-all quick mutants durations check format results bench newest clean
 
 demo: $(STAMP)  ## GGEUR beside FedAvg, FedProx and SCAFFOLD on bundled digits: a table, curves, pictures in results/demo
-	$(BIN)/umbel compare demo --strategies 'fedavg,fedprox(mu=0.1),scaffold,ggeur(complete=all)' --seeds 5 --output results/demo
+	$(BIN)/umbel compare demo --strategies 'fedavg,fedprox(mu=0.1),scaffold,ggeur(complete=all)' --seeds 8 --output results/demo
 
 test: $(STAMP)  ## the tests: of each product a covering design, Ray and gRPC with real processes; minutes
 	$(PYTEST) --junitxml $(REPORT)

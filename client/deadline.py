@@ -183,6 +183,10 @@ class Attempt(Generic[T]):
     failure: str
     in_time: bool = True
 
+    def without(self) -> Attempt[Any]:
+        """Return the same failure, of whatever was to be made of it."""
+        return Attempt(None, self.failure, self.in_time)
+
 
 def attempt(act: Callable[[], T], seconds: float, whose: str) -> Attempt[T]:
     """Do something of a client's.

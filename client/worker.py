@@ -187,11 +187,21 @@ class Worker:
             exchange: What it takes part in.
             whole: Its block is added up here.
         """
-        lent, process = LentData(), os.getpid()
+        part, work, lent, process = exchange.part, exchange.work, LentData(), os.getpid()
         seconds, whose = self.experiment.engine.client_seconds, f"Client {client}"
+        remembered: list[MemoryRecord] = []
+        try:
+            version = work.memories.get(client)
+            before = clients.memory.read(client, version) if version else None
+            context = clients.context(client, work.round, work.phase, before, remembered.append, lent)
+        except Exception as error:  # noqa: BLE001 - its memory is gone, its data cannot be read: that is its own matter
+            return None, reason(error)
         with gradients_on():
             try:
-                done = attempt(partial(self._answer, clients, client, exchange, lent, whole), seconds, whose)
+                # In two steps, so that there are few frames between the command and a gradient.
+                said = attempt(partial(part.local, exchange.lent.lend(), context), seconds, whose)
+                act = partial(self._answer, said.made, exchange, before, remembered, whole, client)
+                done = attempt(act, seconds, whose) if not said.failure else said.without()
             finally:
                 if os.getpid() != process:
                     os._exit(0)  # the client forked: what went on here would be the run a second time
@@ -222,19 +232,23 @@ class Worker:
         self._host.take_back()
         return changed
 
-    def _answer(self, clients: Clients, client: int, exchange: _Exchange, lent: LentData, whole: bool) -> _Answer:
-        """Return what comes of a client, of which nothing belongs to it any more."""
-        part, work = exchange.part, exchange.work
-        remembered: list[MemoryRecord] = []
-        version = work.memories.get(client)
-        before = clients.memory.read(client, version) if version else None
-        context = clients.context(client, work.round, work.phase, before, remembered.append, lent)
-        reply = plain(part.local(exchange.lent.lend(), context))
-        part.fold.check(reply, exchange.lent.payload)
-        framing = self._framing.get(work.phase) or framing_bytes(encode_reply(reply))
-        record = self._record(before, remembered) if part.remembers else None
+    def _answer(
+        self,
+        said: object,
+        exchange: _Exchange,
+        before: MemoryRecord | None,
+        remembered: list[MemoryRecord],
+        whole: bool,
+        client: int,
+    ) -> _Answer:
+        """Return what comes of what a client said; nothing of it belongs to the client any more."""
+        fold, phase = exchange.part.fold, exchange.work.phase
+        reply = plain(said)
+        fold.check(reply, exchange.lent.payload)
+        framing = self._framing.get(phase) or framing_bytes(encode_reply(reply))
+        record = self._record(before, remembered) if exchange.part.remembers else None
         if whole:
-            return _Answer(reply, part.fold.lift(client, reply), record, framing)
+            return _Answer(reply, fold.lift(client, reply), record, framing)
         return _Answer(reply.owned(), None, record, framing)
 
     def _record(self, before: MemoryRecord | None, remembered: list[MemoryRecord]) -> MemoryRecord | None:

@@ -185,9 +185,9 @@ def test_names_that_are_not_there():
     with pytest.raises(UnknownNameError, match=r"strategy 'scafold' \(key strategy.name\). Did you mean 'scaffold'"):
         registry.find("scafold")
     assert registry.find("umbel.strategies.fedprox:FedProx") is fedprox.FedProx
-    with pytest.raises(ValueError, match="must be installed here, or be in a folder that PYTHONPATH names"):
+    with pytest.raises(ValueError, match="must be installed, or lie in a folder that PYTHONPATH names"):
         registry.find("no_such_package.strategy:Mine")
-    with pytest.raises(ValueError, match="must be installed here, or be in a folder that PYTHONPATH names"):
+    with pytest.raises(ValueError, match="must be installed, or lie in a folder that PYTHONPATH names"):
         registry.find("umbel.strategies.fedprox:Mine")
     with pytest.raises(ValueError, match="no subclass of"):
         registry.find("umbel.strategies.fedprox:Config")

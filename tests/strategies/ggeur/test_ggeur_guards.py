@@ -85,9 +85,9 @@ def trained_on(strategy, client) -> int:
 
 
 def test_a_client_without_the_geometry_trains_on_what_it_has():
-    strategy, client = GGEUR(Config(target=12, complete="held")), client_of(1)
+    strategy, client = GGEUR(Config(target=12, complete="all")), client_of(1)
     assert trained_on(strategy, client) == 8
-    assert trained_on(strategy, replace(client, memory=remembered((30, 30, 30)))) == 12 + 12  # its two classes
+    assert trained_on(strategy, replace(client, memory=remembered((30, 30, 30)))) == 3 * 12
 
 
 def test_completion_under_training_is_made_anew_each_round():

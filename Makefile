@@ -67,5 +67,6 @@ newest:  ## the apps under the newest Flower, without the pin: only its Message 
 	.venv-newest/bin/python -m pip install --quiet --upgrade pip
 	.venv-newest/bin/python -m pip install --quiet --editable '.[dev]'
 	.venv-newest/bin/python -m pip install --quiet --upgrade 'flwr[simulation]'
-	.venv-newest/bin/python -m pytest -q tests/core/test_messages.py tests/server/test_exchange.py tests/strategies/test_flower_strategies.py \
+	.venv-newest/bin/python -m pytest -q tests/core/test_messages.py tests/strategies/test_flower_strategies.py \
+	  tests/server/test_exchange.py tests/server/test_open_shapes.py tests/server/test_directory.py tests/server/test_lost_rounds.py \
 	  tests/client/test_lost_replies.py tests/end_to_end/test_bundle.py -m "not slow"

@@ -9,12 +9,13 @@ import json
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from umbel.conf.check import check, strategy_of
 from umbel.conf.errors import ExperimentError
 from umbel.conf.keys import check_keys, is_ours
 from umbel.conf.keys import known_keys as known_keys
+from umbel.conf.omega import as_text
 from umbel.conf.paths import absolute
 from umbel.conf.schema import Experiment, StrategyConfig
 from umbel.conf.typed import convert, section, untyped
@@ -34,6 +35,9 @@ from umbel.core.refusal import Refusal
 from umbel.data.sets import registry as data_sets
 from umbel.strategies import registry
 from umbel.strategies.base import Strategy
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 FOLDER = Path(__file__).parent / "experiments"
 _NOTHING = Scalar("")
@@ -71,13 +75,15 @@ def read(experiment: str) -> tuple[str, str]:
     return path.stem.encode(errors="replace").decode(), text
 
 
-def load(experiment: str, overrides: Sequence[str] = (), text: str | None = None, strategy: str = "") -> Experiment:
+def load(
+    experiment: str | DictConfig, overrides: Sequence[str] = (), text: str | None = None, strategy: str = ""
+) -> Experiment:
     """Compose and check an experiment.
 
     A relative `data.path` is taken from the working directory and absolute from then on.
 
     Args:
-        experiment: Name of a shipped experiment, or path of a YAML file.
+        experiment: Name of a shipped experiment, path of a YAML file, or a container of OmegaConf.
         overrides: `key=value` each, dotted keys, later ones win.
         text: The YAML itself, when it came in a message; `experiment` is then only its name.
         strategy: Takes the place of the experiment's own, whose options then hold only if it is the same.
@@ -85,6 +91,9 @@ def load(experiment: str, overrides: Sequence[str] = (), text: str | None = None
     Raises:
         ExperimentError: Unknown key, wrong type or impossible combination.
     """
+    if not isinstance(experiment, str):
+        text = as_text(experiment)
+        experiment = "omegaconf"
     name, content = (experiment, text) if text is not None else read(experiment)
     given = _sections(name, content)
     if strategy:

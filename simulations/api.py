@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -28,6 +28,9 @@ from umbel.server.main import execute
 from umbel.server.port import Port
 from umbel.server.results import new_folder
 from umbel.simulations.engines.inline import InlinePort
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
 
 _PATIENCE_SECONDS = 10.0
 _MAY_CHANGE = (
@@ -61,11 +64,11 @@ class RunResult:
         return frame
 
 
-def run(experiment: str | Experiment, *overrides: str, listener: Listener | None = None) -> RunResult:
+def run(experiment: str | DictConfig | Experiment, *overrides: str, listener: Listener | None = None) -> RunResult:
     """Run an experiment on the engine that it names.
 
     Args:
-        experiment: Name of a shipped experiment, path of a YAML file, or an `Experiment`.
+        experiment: Name of a shipped experiment, path of a YAML file, a container of OmegaConf, or an `Experiment`.
         overrides: `key=value` each.
         listener: Told of everything that happens.
 

@@ -122,7 +122,7 @@ def test_a_request_to_stop_is_passed_on(swallowed: bool) -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-@pytest.mark.slow  # four seconds, one between two interruptions
+@pytest.mark.exhaustive  # four seconds, one between two interruptions
 def test_somebody_is_told_of_a_client_that_does_not_end(caplog: pytest.LogCaptureFixture) -> None:
     """Every second it is interrupted, and does not mind."""
 

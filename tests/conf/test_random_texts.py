@@ -69,7 +69,7 @@ def accepted(strategy: str, count: int) -> list[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["fedprox", "fedopt", "ggeur", "fedloge"])
+@pytest.mark.parametrize("strategy", ["fedprox", "fedopt", "ggeur", "scaffold"])
 def test_what_is_taken_runs_a_round_or_says_why_not(strategy, tmp_path):
     for number, override in enumerate(accepted(strategy, 3)):
         place = f"run.results={tmp_path / str(number)}"

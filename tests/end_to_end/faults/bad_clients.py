@@ -454,9 +454,11 @@ class Config(fedavg.Config):
 
     Attributes:
         kinds: What it does in each round; an empty one, and none, is to be absent.
+        evaluates: It does so when it evaluates, and trains honestly.
     """
 
     kinds: tuple[str, ...] = ()
+    evaluates: bool = False
 
 
 class Bad(fedavg.FedAvg):
@@ -469,11 +471,20 @@ class Bad(fedavg.FedAvg):
         (train,) = super().every_phase()
 
         def local(payload: Payload, client: ClientContext) -> Any:
-            if client.id != BAD:
+            if client.id != BAD or self.config.evaluates:
                 return train.local(payload, client)
-            kind = self.config.kinds[client.round - 1] if client.round <= len(self.config.kinds) else ""
-            if not kind:
-                raise RuntimeError("absent")
-            return KINDS[kind](payload, client, lambda: train.local(payload, client))
+            return self._act(payload, client, lambda: train.local(payload, client))
 
         return (replace(train, local=local),)
+
+    def personal(self, payload: Payload, client: ClientContext) -> Any:
+        honest = super().personal
+        if client.id != BAD or not self.config.evaluates:
+            return honest(payload, client)
+        return self._act(payload, client, lambda: honest(payload, client))
+
+    def _act(self, payload: Payload, client: ClientContext, honest: Callable[[], Any]) -> Any:
+        kind = self.config.kinds[client.round - 1] if client.round <= len(self.config.kinds) else ""
+        if not kind:
+            raise RuntimeError("absent")
+        return KINDS[kind](payload, client, honest)

@@ -74,6 +74,14 @@ def test_inline_only_the_bad_client_fails(kind: str, absent: list[object], tmp_p
     assert 0 < len(heard.reasons[1][BAD]) < 1200 and heard.reasons[1][BAD].isprintable()
 
 
+def test_a_client_that_is_bad_when_it_evaluates_is_left_out_of_that(tmp_path: Path) -> None:
+    kinds = ("sys.exit(0)", "default dtype", "payload behind torch", "nothing")
+    options = {"strategy.evaluates": "true", "run.rounds": len(kinds)}
+    result, heard = bad_run(tmp_path, *kinds, **options)
+    assert {round_: set(failed) for round_, failed in heard.reasons.items()} == {r: {BAD} for r in range(1, 5)}
+    assert outcome(result) == outcome(bad_run(tmp_path, **options)[0])
+
+
 def test_there_are_eighty_of_them() -> None:
     assert len(BAD_KINDS) >= 80
 
@@ -112,7 +120,7 @@ def test_a_request_to_stop_is_no_clients_to_answer(kind: str, tmp_path: Path) ->
     assert [folder.name for folder in (tmp_path / "r" / "checkpoints").iterdir()] == ["round-000001"]
 
 
-@pytest.mark.slow
+@pytest.mark.exhaustive  # seconds that it takes until the time is up
 def test_a_thread_of_the_users_has_deadlines_as_well(absent: list[object], tmp_path: Path) -> None:
     with ThreadPoolExecutor(1) as pool:
         result, heard = pool.submit(bad_run, tmp_path, "a loop", engine__client_seconds=SECONDS).result()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from umbel.conf.errors import ExperimentError
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
+    from omegaconf import DictConfig as DictConfig
 
 
 def as_text(config: DictConfig) -> str:

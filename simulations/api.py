@@ -30,7 +30,7 @@ from umbel.server.results import new_folder
 from umbel.simulations.engines.inline import InlinePort
 
 if TYPE_CHECKING:
-    from omegaconf import DictConfig
+    from umbel.conf.omega import DictConfig
 
 _PATIENCE_SECONDS = 10.0
 _MAY_CHANGE = (

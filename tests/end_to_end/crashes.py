@@ -126,7 +126,10 @@ def main(folder: Path, name: str, number: int) -> dict[str, Any]:
     options = (*SMALL, *SMALLER, *RUNS[name])
     tempfile.tempdir = str(folder / "tmp")
     Path(tempfile.tempdir).mkdir()
-    run("digits", *options, f"run.results={folder / 'whole'}", "run.name=run")  # loads all modules
+    run("digits", *options, f"run.results={folder / 'loaded'}", "run.name=run")
+    resume(folder / "loaded" / "run")
+    outcome(folder / "loaded")  # all modules are loaded by now: a fork need not look for them again
+    run("digits", *options, f"run.results={folder / 'whole'}", "run.name=run")
 
     def counted() -> int:
         changes = Changes(folder)

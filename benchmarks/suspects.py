@@ -1,6 +1,6 @@
 """Does `umbel explain` accuse the clients whose labels are shuffled, and none other?
 
-    python benchmarks/suspects.py digits --seeds 3 --first-seed 10     # about 7 minutes on two idle cores
+    python benchmarks/suspects.py digits --seeds 3 --first-seed 10     # about 4 minutes
 
 Each setting is run for three rounds with no client at fault, with one and with two, under FedAvg or FedProx in turn.
 All clients are looked at. The table has, for each way to cut the data, how many of the honest clients are accused, in

@@ -161,7 +161,8 @@ def portable(experiment: Experiment) -> dict[str, Any]:
         plain.pop(key)
     for part, key in (("data", "path"), ("model", "init"), ("client", "device"), ("run", "results"), ("run", "name")):
         plain[part].pop(key)
-    plain["run"].pop("rounds")  # a resume may ask for more
+    for key in ("rounds", "until", "patience"):  # a resume may ask for more
+        plain["run"].pop(key)
     return plain
 
 

@@ -39,9 +39,9 @@ brackets. The resolved experiment is kept in the run's folder as `config.yaml`, 
 
 How values are written:
 
-* The type is the key's. Text stays as it was written: `data.path=007`, `run.name=1e3`, and behind the `=` of an override
-  also `data.path=pics #2` or `${USER}`, which stands for itself. In a file YAML's own rules come first: quote what has a
-  `#` or a `: ` in it.
+* The type is the key's. Text stays as it was written: `data.path=007`, `run.name=1e3`, and behind the `=` of an
+  override also `data.path=pics #2` or `${USER}`, which stands for itself. In a file YAML's own rules come first: quote
+  what has a `#` or a `: ` in it.
 * Numbers are decimal: `20`, `0.05`, `1e-3`. A whole number has no point, no exponent and no zero in front, so `010`,
   `1_000` and `1:30` are none. NaN, infinity, integers beyond 64 bits and numbers beyond float32 are refused everywhere.
 * `true` and `false`; `null` where a key may be empty; `[1, 2]` and `{a: 1}` as in YAML.
@@ -50,8 +50,9 @@ How values are written:
 * A file may have any name; letters, digits, underscores, dots and hyphens of it come into the names of folders.
 * YAML's anchors and merges are read, tags are not, and all of it may have 4,000 values on 20 levels.
 
-Some mappings take keys that depend on what they belong to: `data.options` (see `umbel list data`; single values have the
-type of the set's default), `model.sizes` (see `umbel list models`), and the options and sizes that a strategy hands on.
+Some mappings take keys that depend on what they belong to: `data.options` (see `umbel list data`; single values have
+the type of the set's default), `model.sizes` (see `umbel list models`), and the options and sizes that a strategy hands
+on.
 There a number is a number, `true` and `false` are truth values, other words are text, and `yes`, `no`, `on` and `off`,
 which YAML's versions read differently, are refused without quotes. Which keys of `data` a partition reads says
 `umbel list partitions`.

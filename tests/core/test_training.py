@@ -119,7 +119,6 @@ def test_warm_up_rises_to_the_rate_and_the_schedule_begins_after_it():
     assert rates(lr_warmup=4, lr_schedule="cosine", lr_rounds=7) == pytest.approx([*rising, *cosine], abs=1e-15)
 
 
-
 def test_adam_and_adamw():
     # Adam's first step is lr * sign; with decay 1/2 Adam adds it to the gradient, AdamW shrinks w by lr / 2 first.
     assert run(replace(PLAIN, optimizer="adam"))[0] == pytest.approx(3 / 4, abs=1e-7)

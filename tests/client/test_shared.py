@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.end_to_end.faults.bad_clients import SHARED
+from tests.end_to_end.faults.clients.shared import SHARED
 from umbel.client.shared import Shared, gradients_on
 
 CPU = torch.device("cpu")

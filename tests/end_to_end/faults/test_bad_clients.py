@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from tests.end_to_end.faults.bad_clients import BAD, BAD_KINDS, ENDS, HARMLESS, TIMES
+from tests.end_to_end.faults.clients.lent import HARMLESS
+from tests.end_to_end.faults.clients.shared import ENDS, TIMES
+from tests.end_to_end.faults.clients.strategy import BAD, BAD_KINDS
 from tests.helpers import small_run
 from tests.places import ROOT
 from umbel.server.listener import Listener
 from umbel.simulations.api import RunResult
 
-STRATEGY = "strategy.name=tests.end_to_end.faults.bad_clients:Bad"
+STRATEGY = "strategy.name=tests.end_to_end.faults.clients.strategy:Bad"
 QUICK = {
     *("nothing", "1e308", "tensors of another class", "loss 10**400", "2.5 examples", "10**400 examples"),
     *("an error without words", "50 MB of text", "sys.exit(0)", "KeyboardInterrupt"),

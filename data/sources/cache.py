@@ -146,7 +146,9 @@ def made_once(path: Path, is_whole: Callable[[], bool], fill: Callable[[Path], N
             write_folder(path, fill)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
-        if not full and not str(error.filename or path).startswith(str(folder())):
+        where = Path(str(error.filename or path)).absolute()
+        # A folder above it counts too: a home that is not there, or not to be written.
+        if not full and not where.is_relative_to(folder()) and not folder().is_relative_to(where):
             raise
         raise DataError(
             f"The cache {path.parent} cannot be written ({error}).",

@@ -18,12 +18,18 @@ import psutil
 
 import umbel
 
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _CLOCK_SECONDS = 2.0  # births are by the clock, which may be set meanwhile
 
 
 def flower_environment(home: Path) -> dict[str, str]:
-    """Return an environment in which Flower keeps to `home`, tells nobody, and looks for tasks often."""
+    """Return an environment in which Flower keeps to `home`, tells nobody, and looks for tasks often.
+
+    Nobody on this machine is asked through a proxy: one would be waited for, and could not reach it.
+    """
     scripts = str(Path(sys.executable).parent)
+    direct = [os.environ.get("no_proxy") or os.environ.get("NO_PROXY", ""), *_LOOPBACK]
+    no_proxy = ",".join(part for part in direct if part)
     return {
         **os.environ,
         "PATH": scripts + os.pathsep + os.environ.get("PATH", ""),
@@ -34,6 +40,7 @@ def flower_environment(home: Path) -> dict[str, str]:
         "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05",
         "RAY_USAGE_STATS_ENABLED": "0",
         "PYTHONUNBUFFERED": "1",
+        **dict.fromkeys(("no_proxy", "NO_PROXY"), no_proxy),
     }
 
 

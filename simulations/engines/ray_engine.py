@@ -36,7 +36,7 @@ from umbel.server.errors import RunStoppedError, raise_again
 from umbel.server.port import OnWait
 from umbel.simulations.engines.local import LocalPort
 from umbel.simulations.engines.ray_worker import RayWorker
-from umbel.simulations.engines.raylet import LOOK_SECONDS, Raylet
+from umbel.simulations.engines.raylet import LOOK_SECONDS, Raylet, check_temporary_folder
 
 _TRIES = 3  # how often a client is started, alone or in its block, before it counts as failed
 
@@ -108,6 +108,8 @@ class RayPort(LocalPort):
         import ray
 
         config = self._experiment.engine
+        if not config.ray_address:
+            check_temporary_folder()
         # Ray puts its current folder first on the path of its workers: a `data` package there would hide ours.
         # The folder stays as long as Ray does: a worker whose current folder is gone cannot load its libraries.
         self._neutral.mkdir(parents=True, exist_ok=True)

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
+
 import psutil
 
+from umbel.core.refusal import Refusal
 from umbel.server.errors import RunStoppedError
 from umbel.simulations.engines.processes import alive, birth, descendants, terminate
 
 _NAME = "raylet"
 LOOK_SECONDS = 1.0
+_LONGEST_SOCKET = 107  # bytes of a socket's path, on Linux
+_SOCKET_BYTES = len("/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store")
 
 
 class Raylet:
@@ -39,3 +45,18 @@ class Raylet:
     def end_rest(self) -> None:
         """End what outlived it: workers and agents, which look for it seldom or never."""
         terminate(self._rest, patience_seconds=1.0)
+
+
+def check_temporary_folder() -> None:
+    """Refuse a folder for Ray's sockets in which their paths would be too long for the system.
+
+    Raises:
+        Refusal: With the variable to change.
+    """
+    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or tempfile.gettempdir()
+    if (excess := len(os.fsencode(folder)) + _SOCKET_BYTES - _LONGEST_SOCKET) > 0:
+        raise Refusal(
+            f"Ray puts sockets into {folder}, whose path is {excess} bytes too long for them.",
+            key="engine.name",
+            remedy="Set the environment variable RAY_TMPDIR to a folder with a shorter path, such as /tmp.",
+        )

@@ -111,7 +111,7 @@ def made(values: dict[str, list[dict[str, float]]]) -> Comparison:
 
 def test_retrieval_is_compared_by_recalls_in_per_cent() -> None:
     better = {key: value + 5 for key, value in RETRIEVAL.items()}
-    found = made({"a": [RETRIEVAL, RETRIEVAL], "b": [better, better]})
+    found = made({"a": [RETRIEVAL] * 6, "b": [better] * 6})
     assert found.main == "rsum_last"
     heads, rows = table(found)
     assert heads == [

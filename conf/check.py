@@ -17,12 +17,12 @@ from umbel.conf.errors import ExperimentError
 from umbel.conf.paths import absolute
 from umbel.conf.schema import Experiment
 from umbel.conf.written import check_text
-from umbel.core import until
 from umbel.core.device import DEVICES
 from umbel.core.metrics import scores
 from umbel.core.names import check_own, unknown
 from umbel.core.ranges import check_ranges
 from umbel.core.refusal import Refusal
+from umbel.core.schedule import parse_until
 from umbel.data import partition, transforms
 from umbel.data.sets import registry as data_sets
 from umbel.models import operators
@@ -263,7 +263,7 @@ def _evaluation(experiment: Experiment) -> None:
                 remedy="Leave it out, or set data.rounds_per_task=0.",
             )
     if run.until:
-        side = until.parse(run.until).metric.partition("/")[0]
+        side = parse_until(run.until).metric.partition("/")[0]
         if not evaluate.every or not (on_clients if side == "clients" else on_server):
             share = "data.client_validation" if side == "clients" else "data.server_validation"
             raise _never_measured("run.until", run.until, share)

@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict
 
 from umbel.conf.schema import Experiment
-from umbel.core import building
 from umbel.core.device import parameter_dtype
+from umbel.core.rng import build_seeded
 from umbel.data.federation import Federation
 from umbel.models import norm
 from umbel.models.assemble import assemble
@@ -56,7 +56,7 @@ def build_model(experiment: Experiment, data: Federation) -> Model:
         )
         return checkpoint_blocks(model) if config.checkpoint else model
 
-    return building.build_seeded(factory, experiment.run.seed, parameter_dtype(experiment.client.precision))
+    return build_seeded(factory, experiment.run.seed, parameter_dtype(experiment.client.precision))
 
 
 def local_names(experiment: Experiment, model: Model) -> frozenset[str]:

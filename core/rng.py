@@ -9,10 +9,14 @@ called at two places of `core` (building a model, one local run) and nowhere els
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
+from torch import nn
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def seed_of(seed: int, *words: str | int) -> int:
@@ -60,3 +64,19 @@ def forked(source: torch.Generator, device: torch.device | None = None) -> Itera
             with torch.cuda.device(cuda_device):
                 torch.cuda.manual_seed(seed)
         yield
+
+
+def build_seeded(
+    factory: Callable[[], M], seed: int, dtype: torch.dtype = torch.float32, client: int = -1, purpose: str = "model"
+) -> M:
+    """Call `factory` with torch's global generator seeded for initialisation, and restore it afterwards.
+
+    Args:
+        factory: Makes the model; module initialisation knows only the global generator.
+        seed: The run's seed.
+        dtype: Dtype of the parameters.
+        client: Whose model it is; -1 for the one that all share.
+        purpose: Sets apart models that one party has several of.
+    """
+    with forked(generator(seed, 0, "", client, purpose)):
+        return factory().to(dtype)

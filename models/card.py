@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from umbel.core.building import build_seeded
 from umbel.core.files import DamagedError, read_tensors
 from umbel.core.refusal import Refusal
+from umbel.core.rng import build_seeded
 from umbel.core.tree import TreeMismatchError, sha256
 from umbel.models.assemble import assemble
 from umbel.models.base import Model

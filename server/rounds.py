@@ -18,7 +18,7 @@ from umbel.core.folds import Folded
 from umbel.core.memory import Version
 from umbel.core.records import BadReplyError
 from umbel.core.refusal import Refusal
-from umbel.core.until import parse
+from umbel.core.schedule import parse_until
 from umbel.core.work import Work
 from umbel.server import checkpoint, evaluation
 from umbel.server.checkpoint import Checkpoint, Progress
@@ -175,7 +175,7 @@ class FederatedRun:
             self.best_model = self.session.strategy.model(state)
         elif value is not None:
             progress.since_best += 1
-        if run.until and parse(run.until).is_met(found):
+        if run.until and parse_until(run.until).is_met(found):
             progress.ended = f"Round {round_} meets run.until={run.until}: the run ends."
         elif run.patience and progress.since_best >= run.patience:
             progress.ended = (

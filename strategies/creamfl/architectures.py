@@ -7,10 +7,10 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from umbel.core.building import build_seeded
 from umbel.core.device import parameter_dtype
 from umbel.core.names import unknown
 from umbel.core.refusal import Refusal
+from umbel.core.rng import build_seeded
 from umbel.data.types import Examples
 from umbel.models import registry
 from umbel.models.pair import Encoders, Reader

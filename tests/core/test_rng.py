@@ -6,8 +6,7 @@ import itertools
 
 import torch
 
-from umbel.core.building import build_seeded
-from umbel.core.rng import forked, generator, seed_of
+from umbel.core.rng import build_seeded, forked, generator, seed_of
 
 
 def draw(*words):

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from umbel.core.building import build_seeded
 from umbel.core.names import UnknownNameError
+from umbel.core.rng import build_seeded
 from umbel.models.text import TABLE, TextEncoder, TextShape, build_text, num_tokens, text_names, text_options
 from umbel.models.weights import load_state, parameter_names, shared_state
 

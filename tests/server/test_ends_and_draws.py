@@ -11,7 +11,7 @@ from tests.helpers import SMALL, bits, small_run
 from umbel.conf.errors import ExperimentError
 from umbel.conf.load import load
 from umbel.core.refusal import Refusal
-from umbel.core.until import parse
+from umbel.core.schedule import parse_until
 from umbel.server.session import Session
 from umbel.simulations import api
 
@@ -79,10 +79,10 @@ def test_what_can_never_end_or_has_no_part_is_refused(tmp_path: Path, overrides:
 
 
 def test_a_metric_that_is_not_evaluated_is_named() -> None:
-    assert parse("validation/loss<=0.5").is_met({"validation/loss": 0.5})
-    assert not parse("validation/loss <= 0.5").is_met({"validation/loss": 0.6})
+    assert parse_until("validation/loss<=0.5").is_met({"validation/loss": 0.5})
+    assert not parse_until("validation/loss <= 0.5").is_met({"validation/loss": 0.6})
     with pytest.raises(Refusal, match=r"no 'validation/f1'") as refused:
-        parse("validation/f1>=0.5").is_met({"validation/loss": 0.5, "test/f1": 1.0})
+        parse_until("validation/f1>=0.5").is_met({"validation/loss": 0.5, "test/f1": 1.0})
     assert "validation/loss" in refused.value.remedy and "test/" not in refused.value.remedy
 
 

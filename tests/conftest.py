@@ -6,6 +6,7 @@ import contextlib
 import gc
 import json
 import os
+import signal
 import sys
 import warnings
 from collections import defaultdict
@@ -26,6 +27,11 @@ PROCESSES = "processes"  # the group of tests that start Ray, federations or ser
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Two workers with two threads each would wait for each other on two cores.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# A shell starts what runs in the background deaf to Ctrl-C, and nohup deaf to the end of the terminal; tests send both.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

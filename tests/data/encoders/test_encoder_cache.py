@@ -138,7 +138,9 @@ def test_two_processes_encode_once_and_a_kill_leaves_nothing(tmp_path: Path, cac
     killed = start_worker(first_log, 60, after=tmp_path)  # holds the lock until it is killed
     both = [start_worker(log, 0.01, after=go) for _ in range(2)]
     # It makes the array first and opens the encoder then.
-    while not (list((cache / "features").glob(".x-*.part/features.npy")) and first_log.is_file()):
+    while not (
+        list((cache / "features").glob(".x-*.part/features.npy")) and first_log.is_file() and first_log.stat().st_size
+    ):
         assert killed.poll() is None
         time.sleep(0.02)
     go.touch()

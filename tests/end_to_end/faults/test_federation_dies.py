@@ -96,7 +96,7 @@ def test_a_server_that_dies_is_noticed_at_once(federation, tmp_path):
 def test_a_strategy_that_nodes_cannot_import_is_said_in_seconds(federation, tmp_path, monkeypatch):
     (tmp_path / "only_here_strategy.py").write_text("from umbel.strategies.fedavg import FedAvg as Mine\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    with pytest.raises(Refusal, match=r"only_here_strategy.*must be installed here, or be in"):
+    with pytest.raises(Refusal, match=r"only_here_strategy.*must be installed, or lie in a folder"):
         run(
             "digits",
             *SMALL,

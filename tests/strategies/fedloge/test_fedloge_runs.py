@@ -220,8 +220,8 @@ def traffic(monkeypatch, *overrides, folder):
     bytes_of = {}
     original = Exchange.run
 
-    def measured(self, work, payload, cohort, fold):
-        answer, report = original(self, work, payload, cohort, fold)
+    def measured(self, work, payload, cohort, *rest):
+        answer, report = original(self, work, payload, cohort, *rest)
         assert not report.failures
         bytes_of[work.round, work.phase] = (report.bytes_down / len(cohort), report.bytes_up / len(cohort))
         return answer, report

@@ -45,6 +45,11 @@ class Block:
         match = _FILE.match(self.text)
         return match.group(1) if match else None
 
+    @property
+    def lines(self) -> list[str]:
+        """Its lines, those that a shell goes on with as one."""
+        return self.text.replace("\\\n", " ").splitlines()
+
 
 def blocks(page: Path) -> list[Block]:
     text = page.read_text(encoding="utf-8")
@@ -56,7 +61,7 @@ def blocks(page: Path) -> list[Block]:
 def commands(page: Path) -> list[list[str]]:
     """All `umbel ...` commands of a page, in blocks and in running text, as words."""
     text = page.read_text(encoding="utf-8")
-    lines = [line for block in blocks(page) if block.kind in SHELLS for line in block.text.splitlines()]
+    lines = [line for block in blocks(page) if block.kind in SHELLS for line in block.lines]
     prose = re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
     lines += re.findall(r"`(umbel [^`]*)`", re.sub(r"\s+", " ", prose))
     lines = [line.strip() for line in lines if line.strip().startswith("umbel ")]

@@ -31,7 +31,7 @@ def test_a_page_in_this_process(page: Path, page_folder: Path) -> None:
             runpy.run_path(str(page_folder / "block.py"))
         else:
             assert block.kind in SHELLS
-            for line in block.text.splitlines():
+            for line in block.lines:
                 words = shlex.split(line, comments=True)
                 if words[:2] == ["export", "PYTHONPATH=$PWD"]:
                     continue  # the fixture has done it

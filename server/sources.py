@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import re
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
@@ -40,17 +41,31 @@ def _umbel() -> str:
 
 def _own_modules(experiment: Experiment) -> Iterator[str]:
     options = (value for value in experiment.strategy.options.values() if isinstance(value, str))
-    for name in (experiment.strategy.name, *options, experiment.model.name, experiment.data.name):
+    own = (
+        experiment.strategy.name,
+        *options,
+        experiment.model.name,
+        experiment.data.name,
+        *experiment.evaluate.metrics,
+    )
+    for name in own:
         if (match := _OWN.fullmatch(name)) and match[1] != "flwr":
             yield match[1]
 
 
 def _module_files(name: str) -> list[Path]:
-    spec = importlib.util.find_spec(name)
-    if spec is None or spec.origin is None:
+    """Return the files of a module, or of the package that it lies in; none where it has none, as in a notebook."""
+    if (module := sys.modules.get(name)) is not None:
+        origin, package = getattr(module, "__file__", None), getattr(module, "__package__", "")
+    else:
+        try:
+            spec = importlib.util.find_spec(name)
+        except (ImportError, ValueError):
+            spec = None
+        origin, package = (spec.origin, spec.parent) if spec is not None else (None, "")
+    if origin is None or not Path(origin).is_file():
         return []
-    file = Path(spec.origin)
-    return list(file.parent.rglob("*.py")) if spec.parent else [file]
+    return list(Path(origin).parent.rglob("*.py")) if package else [Path(origin)]
 
 
 def _hash_of(files: Iterable[Path]) -> str:

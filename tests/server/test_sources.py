@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -43,3 +44,11 @@ def test_what_changed_is_named() -> None:
     assert changed({"umbel": "a", "own": "b"}, {"umbel": "c", "own": "b"}) == ["umbel"]
     assert changed({}, {"umbel": "c"}) == ["umbel"]  # nobody knows with what it was made
     assert changed({"umbel": "c"}, {"umbel": "c"}) == []
+
+
+def test_a_module_without_a_file_has_no_hash(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in a notebook, where a strategy is `__main__:Mine`."""
+    made = types.ModuleType("module_of_a_notebook")
+    exec(STRATEGY, vars(made))
+    monkeypatch.setitem(sys.modules, made.__name__, made)
+    assert set(sources(load("digits", ["strategy.name=module_of_a_notebook:Mine"]))) == {"umbel"}

@@ -7,6 +7,7 @@ started; 3 incomplete, the run could not go on and is saved; 130 stopped on requ
 from __future__ import annotations
 
 import functools
+import os
 import signal
 import sys
 import traceback
@@ -37,6 +38,17 @@ def say(text: str = "") -> None:
 def fail(error: BaseException | str, code: int) -> NoReturn:
     """Print `Error: ...` on standard error and leave."""
     say(f"Error: {error}")
+    leave(code)
+
+
+def leave(code: int) -> NoReturn:
+    """End with a status, also where nobody takes what was printed any more: Python would make it 120."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):  # what waits to be written goes nowhere
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)
 
 
@@ -89,7 +101,7 @@ def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
             command(*args, **kwargs)
         except KeyboardInterrupt:
             say("Stopped.")
-            sys.exit(STOPPED)
+            leave(STOPPED)
         except REFUSALS as error:
             fail(_message(error), REFUSED)
         except OSError as error:
@@ -117,7 +129,7 @@ def supervised(watcher: Watcher, stopper: Stopper, again: str = "") -> Iterator[
     except (KeyboardInterrupt, StopRequested):
         _close(watcher)
         say(_stopped(watcher, again))
-        sys.exit(STOPPED)
+        leave(STOPPED)
     except DivergedError as error:  # to go on would come to the same
         _close(watcher)
         fail(error, INCOMPLETE)

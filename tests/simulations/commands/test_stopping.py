@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from tests.places import ROOT
 from tests.simulations.commands.command_line import TINY, event, start, umbel
 from umbel.core.files import read_json
 from umbel.core.folds import Folded
@@ -80,3 +83,11 @@ def test_stop_asks_a_run_to_stop(tmp_path: Path) -> None:
     _, said = process.communicate(timeout=60)
     assert process.returncode == 130, said
     assert "umbel resume" in said
+
+
+@pytest.mark.parametrize("code", [3, 130])
+def test_the_status_is_that_of_the_run_where_nobody_takes_what_it_prints(code: int) -> None:
+    program = f"from umbel.simulations.commands.supervision import leave; print('a round'); leave({code})"
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=full, check=False)
+    assert done.returncode == code

@@ -88,6 +88,7 @@ def test_stop_asks_a_run_to_stop(tmp_path: Path) -> None:
 @pytest.mark.parametrize("code", [3, 130])
 def test_the_status_is_that_of_the_run_where_nobody_takes_what_it_prints(code: int) -> None:
     program = f"from umbel.simulations.commands.supervision import leave; print('a round'); leave({code})"
+    buffered = {**os.environ, "PYTHONUNBUFFERED": ""}
     with Path("/dev/full").open("w") as full:
-        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, stdout=full, check=False)
+        done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=buffered, stdout=full, check=False)
     assert done.returncode == code

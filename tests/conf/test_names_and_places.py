@@ -102,6 +102,7 @@ def test_a_refused_place_for_results_leaves_nothing(tmp_path, monkeypatch):
 
 @pytest.mark.exhaustive  # real processes; inline above has all but the messages
 @pytest.mark.processes
+@pytest.mark.filterwarnings("ignore")  # Ray and a federation leave open files to the garbage collector
 @pytest.mark.usefixtures("cluster", "federation")
 @pytest.mark.parametrize("engine", ["ray", "grpc"])
 def test_odd_names_travel_to_other_processes(engine, tmp_path):

@@ -144,10 +144,12 @@ class FederatedRun:
         if round_ == total:
             with self._stage("server", progress):
                 state = self._finite(strategy.finish(state, context), round_, "finish")
-        found = self._evaluate(exchange, state, round_, total, progress)
         progress.round, progress.num_rounds = round_, total
-        if found:
-            self._judge(found, state, progress)
+        try:
+            if found := self._evaluate(exchange, state, round_, total, progress):
+                self._judge(found, state, progress)
+        except Refusal as error:  # a metric of somebody's own, or one that there is not: too late to be refused
+            raise RunStoppedError(f"Round {round_}: {error}") from error
         if progress.ended and round_ < total:
             with self._stage("server", progress):
                 state = self._finite(strategy.finish(state, context), round_, "finish")

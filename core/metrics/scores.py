@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from umbel.core.names import unknown
-from umbel.core.outside import find
+from umbel.core.outside import find, guarded
 from umbel.core.refusal import Refusal
 
 Score = Callable[[Tensor, Tensor], object]
 
 # Name -> torchmetrics' function of (predictions, labels), what it takes, and its options.
+_KEY = "evaluate.metrics"
 _LABELS, _SHARES = "labels", "shares"
 _MACRO: dict[str, object] = {"average": "macro"}
 BY_NAME: dict[str, tuple[str, str, dict[str, object]]] = {
@@ -35,7 +36,7 @@ BY_NAME: dict[str, tuple[str, str, dict[str, object]]] = {
 }
 
 
-def check(names: Sequence[str], key: str) -> None:
+def check(names: Sequence[str], key: str = _KEY) -> None:
     """Refuse names that are neither in `BY_NAME` nor a `package.module:function`, and two that would be called alike.
 
     Raises:
@@ -68,10 +69,12 @@ def score(name: str, logits_NC: Tensor, labels_N: Tensor) -> float:
         labels_N: [N] int64.
 
     Raises:
-        Refusal: The function of one's own did not return a number.
+        Refusal: The function of one's own raised something, or did not return a number.
     """
     if name not in BY_NAME:
-        return _number(name, find(name, "metric", "evaluate.metrics")(logits_NC, labels_N))
+        function = find(name, "metric", _KEY)
+        with guarded(f"{_KEY}: {name} raised", _KEY, "Mend the function."):
+            return _number(name, function(logits_NC, labels_N))
     if not len(labels_N) or logits_NC.isnan().any():
         return math.nan
     from torchmetrics.functional import classification  # takes a second to import
@@ -92,8 +95,8 @@ def _number(name: str, value: object) -> float:
         return float(value)  # type: ignore[arg-type]
     except (TypeError, ValueError, RuntimeError) as error:
         raise Refusal(
-            f"evaluate.metrics: {name} should return a number, and returned {type(value).__name__}.",
-            key="evaluate.metrics",
+            f"{_KEY}: {name} should return a number, and returned {type(value).__name__}.",
+            key=_KEY,
             remedy="Return a float, or a tensor with one element.",
         ) from error
 

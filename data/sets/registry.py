@@ -7,12 +7,12 @@ than `load` is needed to get the set onto this machine, also `fetch(config, say)
 from __future__ import annotations
 
 import importlib
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
 from umbel.core.names import unknown
+from umbel.core.outside import find, guarded
 from umbel.core.refusal import Refusal
 from umbel.data.config import DataConfig
 from umbel.data.errors import DataError
@@ -135,16 +135,11 @@ def _called(config: DataConfig, seed: int) -> DataSet:
     """
     function = _function(config.name)
     try:
-        loaded = function(config, seed)
+        with guarded("the function raised", "data.name", "Mend the function."):
+            loaded = function(config, seed)
     except Refusal as error:
         raise DataError(
             f"data.name={config.name}: {error.reason}", key=error.key or "data.name", remedy=error.remedy
-        ) from error
-    except (Exception, SystemExit) as error:
-        raise DataError(
-            f"data.name={config.name}: the function raised {_said(error)}.",
-            key="data.name",
-            remedy="Mend the function.",
         ) from error
     if not isinstance(loaded, DataSet):
         raise DataError(
@@ -153,12 +148,6 @@ def _called(config: DataConfig, seed: int) -> DataSet:
             remedy="Let the function return one.",
         )
     return loaded
-
-
-def _said(error: BaseException) -> str:
-    """Return what was raised, and by which line."""
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__}: {error} ({last.filename}, line {last.lineno})"
 
 
 def _is_path(name: str) -> bool:
@@ -177,22 +166,10 @@ def _module(name: str) -> Any:
 
 
 def _function(path: str) -> Callable[[DataConfig, int], DataSet]:
-    module_name, _, attribute = path.partition(":")
     try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise DataError(
-            f"data.name={path}: module {error.name!r} is not installed.",
-            key="data.name",
-            remedy="On a real federation it must be installed on every node.",
-        ) from error
-    except (Exception, SystemExit) as error:
-        raise DataError(
-            f"data.name={path}: importing {module_name} raised {_said(error)}.",
-            key="data.name",
-            remedy="Mend the module.",
-        ) from error
-    function = getattr(module, attribute, None)
+        function = find(path, "data function", "data.name")
+    except Refusal as error:
+        raise DataError(error.reason, key=error.key, remedy=error.remedy) from error
     if not callable(function):
-        raise DataError(f"data.name={path}: {module_name} has no function {attribute!r}.", key="data.name")
+        raise DataError(f"data.name={path} is no function.", key="data.name", remedy="Name one of (config, seed).")
     return cast(Callable[[DataConfig, int], DataSet], function)

@@ -44,9 +44,9 @@ def test_a_function_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     config = DataConfig(name="my_own_set:load", options={"num_examples": 20, "num_test": 5})
     data.check(config)
     assert data.load(config, 0).name == "mine"
-    with pytest.raises(data.DataError, match=r"my_own_set has no function 'other'"):
+    with pytest.raises(data.DataError, match=r"module 'my_own_set' has no 'other'"):
         data.check(DataConfig(name="my_own_set:other"))
-    with pytest.raises(data.DataError, match=r"module 'no_such_module' is not installed"):
+    with pytest.raises(data.DataError, match=r"there is no module 'no_such_module'"):
         data.check(DataConfig(name="no_such_module:load"))
     with pytest.raises(data.DataError, match=r"expected a data\.DataSet, found int"):
         data.load(DataConfig(name="my_own_set:wrong"), 0)

@@ -12,6 +12,7 @@ from umbel.conf.errors import ExperimentError
 from umbel.conf.load import load
 from umbel.core.refusal import Refusal
 from umbel.core.schedule import parse_until
+from umbel.server.errors import RunStoppedError
 from umbel.server.session import Session
 from umbel.simulations import api
 
@@ -147,3 +148,19 @@ def test_labels_are_smoothed_and_classes_weighed(tmp_path: Path) -> None:
     smooth = bits(small_run(tmp_path, "run.name=smooth", "client.label_smoothing=0.2"))
     weighed = bits(small_run(tmp_path, "run.name=weighed", "client.class_weights=balanced"))
     assert len({plain, smooth, weighed}) == 3
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("evaluate.metrics=[scores_of_a_test:broken]", r"Round 1: .*scores_of_a_test:broken raised.*ZeroDivisionError"),
+        ("run.until=validation/f1>=0.5", r"Round 1: run\.until: the evaluation has no 'validation/f1'"),
+    ],
+)
+def test_what_only_an_evaluation_shows_ends_the_run_with_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, override: str, said: str
+) -> None:
+    (tmp_path / "scores_of_a_test.py").write_text("def broken(logits, labels):\n    return 1 / 0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(RunStoppedError, match=said):
+        small_run(tmp_path / "runs", override)

@@ -107,7 +107,8 @@ class EngineConfig:
         nodes: SuperNodes to start for grpc when no federation is up.
         node_timeout_seconds: How long to wait for nodes that together hold every client.
         deadline_seconds: How long a phase waits for replies; those that are late are left out.
-        client_seconds: How long one client may take in a phase; it then fails and the others go on, on every engine.
+        client_seconds: How long one client may take in a phase; it then fails and the others go on, on every engine
+            (inline, a call that never comes back from C is waited for).
         memory_bytes: Memory for partial sums that wait for their turn; beyond it they wait on disk.
     """
 

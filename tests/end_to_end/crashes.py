@@ -26,7 +26,7 @@ from umbel import resume, run
 from umbel.server.reading import memory_place, metrics
 
 SMALLER = ("data.num_clients=4", "data.max_train=100", "checkpoint.every=1")
-# All whose clients remember something.
+# All strategies by name whose clients remember something, and batch norm of their own.
 RUNS = {name: STRATEGIES[name] for name in ("scaffold", "fedloge", "ggeur")} | {
     "creamfl": ("data.num_clients=8", *STRATEGIES["creamfl"]),
     "own batch norm": ("model.name=cvt_tiny32", "model.sizes={}", "model.norm=local"),

@@ -233,6 +233,22 @@ def _training(experiment: Experiment) -> None:
             key="client.label_smoothing",
             remedy="Set client.label_smoothing=0, or data.heads=shared.",
         )
+    for name, number, off, schedule in (
+        ("lr_step", client.lr_step, 1, "step"),
+        ("lr_rounds", client.lr_rounds, 0, "cosine"),
+    ):
+        if number != off and client.lr_schedule != schedule:
+            raise ExperimentError(
+                f"client.{name}={number} has no part in client.lr_schedule={client.lr_schedule}.",
+                key=f"client.{name}",
+                remedy=f"Set client.lr_schedule={schedule}, or client.{name}={off}.",
+            )
+    if client.lr_schedule == "step" and client.lr_decay == 1:
+        raise ExperimentError(
+            "client.lr_schedule=step changes nothing with client.lr_decay=1.",
+            key="client.lr_decay",
+            remedy="Set it below 1.",
+        )
     if client.lr_schedule == "cosine" and client.lr_decay != 1:
         raise ExperimentError(
             f"client.lr_decay={client.lr_decay} has no part in client.lr_schedule=cosine.",

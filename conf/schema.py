@@ -68,7 +68,8 @@ class RunConfig:
         participation: Fraction of the clients that a round selects, which is one client or more.
         clients_per_round: Number of clients that a round selects; 0 takes `participation`.
         sampling: How they are drawn, none twice: `uniform`, or by their numbers of training `examples`.
-        dropout: Probability that a selected client drops out of a round, in all of its phases but the evaluation.
+        dropout: Probability that a selected client drops out of a round, in all of its phases but the evaluation; as
+            many stay as min_replies asks for.
         until: Ends the run after the round whose evaluation meets it, a metric of validation data and a bound, such as
             `validation/accuracy>=0.9`; empty never.
         patience: Ends the run when so many evaluations in a row had no better validation accuracy than one before

@@ -63,19 +63,27 @@ class Until:
     bound: float
 
     def is_met(self, metrics: Mapping[str, float]) -> bool:
-        """Say whether an evaluation meets the bound.
+        """Say whether an evaluation meets the bound; one that has no such metric does not."""
+        if self.metric not in metrics:
+            return False
+        return bool((operator.ge if self.is_above else operator.le)(metrics[self.metric], self.bound))
+
+    def check(self, metrics: Mapping[str, float], *, is_first: bool) -> None:
+        """Refuse a name that no evaluation will have.
+
+        Args:
+            metrics: What was measured. Clients may all have failed this time, or a metric have no value.
+            is_first: Whether nothing was measured before.
 
         Raises:
-            Refusal: It has no such metric.
+            Refusal: The first evaluation of that side has no such metric.
         """
-        if self.metric not in metrics:
-            known = sorted(name for name in metrics if name.startswith(_SIDES))
+        side = next(start for start in _SIDES if self.metric.startswith(start))
+        known = sorted(name for name in metrics if name.startswith(side))
+        if is_first and known and self.metric not in metrics:
             raise Refusal(
-                f"{KEY}: the evaluation has no {self.metric!r}.",
-                key=KEY,
-                remedy=f"Name one of {', '.join(known)}." if known else "Evaluate on validation data.",
+                f"{KEY}: the evaluation has no {self.metric!r}.", key=KEY, remedy=f"Name one of {', '.join(known)}."
             )
-        return bool((operator.ge if self.is_above else operator.le)(metrics[self.metric], self.bound))
 
 
 def parse_until(text: str) -> Until:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from umbel.core import device as devices
-from umbel.core.losses import CLASS_WEIGHTS
+from umbel.core.losses import CLASS_WEIGHTS, CrossEntropy
 from umbel.core.ranges import OneOf
 from umbel.core.rng import forked
 
@@ -280,12 +280,19 @@ def full_gradient(
     model.eval()
     parameters = [p for p in model.parameters() if p.requires_grad]
     sums = [torch.zeros_like(p) for p in parameters]
-    size = batch_size or len(labels)
+    size, whole = batch_size or len(labels), _weight(loss, labels)
     for start in range(0, len(labels), size):
         x, y = images[start : start + size], labels[start : start + size]
         grads = torch.autograd.grad(loss(model(x), y), parameters, allow_unused=True)
         for total, grad in zip(sums, grads, strict=True):
             if grad is not None:
-                total += grad * (len(y) / len(labels))
+                total += grad * (_weight(loss, y) / whole)
     model.train(was_training)
     return sums
+
+
+def _weight(loss: Loss, labels: Tensor) -> float:
+    """Return what some examples count in a mean: their number, or the sum of their classes' weights."""
+    if isinstance(loss, CrossEntropy) and loss.weight_C is not None:
+        return float(loss.weight_C[labels].sum())
+    return float(len(labels))

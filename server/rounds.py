@@ -53,8 +53,8 @@ class FederatedRun:
         self.listener = listener
         self.progress = resume.progress if resume else Progress()
         self.best_model = resume.best_model if resume else None
-        if not (session.experiment.run.until or session.experiment.run.patience):
-            self.progress.ended = ""  # it was asked to go on after all
+        if resume:  # to another end, perhaps
+            self.progress.ended = self._ended(self.progress, self.progress.last_metrics)
         self._resume = resume
         self._attempt = uuid.uuid4().hex
         self._run_id = folder.identity()
@@ -99,6 +99,7 @@ class FederatedRun:
                 directory.wait(self._look_for_stop)
             for round_ in range(self.progress.round + 1, total + 1):
                 if self.progress.ended:
+                    self.listener.notice(self.progress.ended)
                     break
                 self._round(exchange, round_, total)
         except (StopRequested, RunStoppedError, KeyboardInterrupt):
@@ -160,15 +161,15 @@ class FederatedRun:
             with self._stage("checkpoint", self.progress):
                 self._save()
         self.listener.round(round_, total, found, progress.seconds["total"])
-        if progress.ended:
-            self.listener.notice(progress.ended)
 
     def _judge(self, found: dict[str, float], state: Any, progress: Progress) -> None:
         """Note an evaluation: whether it is the best so far, and whether the run has what it was for."""
         experiment, round_ = self.session.experiment, progress.round
+        if experiment.run.until:
+            parse_until(experiment.run.until).check(found, is_first=not progress.last_metrics)
         progress.last_metrics = found
         # In a sequence, rounds of different tasks measure different things; only those of the last see all.
-        schedule, run = experiment.schedule, experiment.run
+        schedule = experiment.schedule
         whole = not schedule.is_sequence or schedule.task(round_) == schedule.num_tasks - 1
         value = evaluation.selection_value(found) if whole else None
         if value is not None and value > progress.best_value:
@@ -177,13 +178,21 @@ class FederatedRun:
             self.best_model = self.session.strategy.model(state)
         elif value is not None:
             progress.since_best += 1
+        progress.ended = self._ended(progress, found)
+
+    def _ended(self, progress: Progress, found: Mapping[str, float]) -> str:
+        """Say why a run ends after a round that is not its last; "" where it goes on."""
+        run, round_ = self.session.experiment.run, progress.round
+        if round_ >= run.rounds:
+            return ""
         if run.until and parse_until(run.until).is_met(found):
-            progress.ended = f"Round {round_} meets run.until={run.until}: the run ends."
-        elif run.patience and progress.since_best >= run.patience:
-            progress.ended = (
+            return f"Round {round_} meets run.until={run.until}: the run ends."
+        if run.patience and progress.since_best >= run.patience:
+            return (
                 f"No evaluation was better than that of round {progress.best_round} for run.patience={run.patience}: "
                 f"the run ends after round {round_}."
             )
+        return ""
 
     def _finite(self, state: Any, round_: int, step: str) -> Any:
         """Return a State, unless it has diverged."""

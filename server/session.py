@@ -154,12 +154,16 @@ class Session:
         return self._draw(asked, everyone, round_, "evaluate")
 
     def dropped_out(self, cohort: Sequence[int], round_: int) -> frozenset[int]:
-        """Return the clients that are out for a round by `run.dropout`: each by itself, with that probability."""
+        """Return the clients that are out for a round by `run.dropout`: each by itself, with that probability.
+
+        As many stay as `run.min_replies` asks for, or no resume would ever come past the round.
+        """
         share = self.experiment.run.dropout
         if not share:
             return frozenset()
         draws = torch.rand(self.experiment.data.num_clients, generator=self._source(round_, "dropout")).tolist()
-        return frozenset(client for client in cohort if draws[client] < share)
+        out = sorted((client for client in cohort if draws[client] < share), key=draws.__getitem__)
+        return frozenset(out[: max(len(cohort) - self.experiment.run.min_replies, 0)])
 
     def _draw(self, number: int, everyone: int, round_: int, purpose: str) -> tuple[int, ...]:
         chosen = self._choose(range(everyone), number, self._source(round_, purpose), purpose)
@@ -174,6 +178,8 @@ class Session:
             return [members[index] for index in torch.randperm(len(members), generator=source)[:number].tolist()]
         weights = self.data.num_train[list(members)].double()
         number = min(number, int((weights > 0).sum()))  # who has nothing to train on is never drawn
+        if not number:
+            return []
         return [members[index] for index in torch.multinomial(weights, number, generator=source).tolist()]
 
     def _draw_groups(self, number: int, groups: tuple[int, ...], round_: int) -> tuple[int, ...]:

@@ -294,7 +294,11 @@ class Strategy(ABC, Generic[S]):
         return Payload({"model": self.model(state)})
 
     def finish(self, state: S, server: ServerContext) -> S:
-        """Return the State after the last round."""
+        """Return the State after the last round.
+
+        Where `run.until` or `run.patience` ends a run, the last evaluation was of the State before: `model` should give
+        the same of both.
+        """
         return state
 
     @abstractmethod

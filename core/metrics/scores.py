@@ -29,8 +29,8 @@ BY_NAME: dict[str, tuple[str, str, dict[str, object]]] = {
     "recall": ("multiclass_recall", _LABELS, _MACRO),
     "kappa": ("multiclass_cohen_kappa", _LABELS, {}),
     "matthews": ("multiclass_matthews_corrcoef", _LABELS, {}),
-    "auroc": ("multiclass_auroc", _SHARES, _MACRO),
-    "average_precision": ("multiclass_average_precision", _SHARES, _MACRO),
+    "auroc": ("multiclass_auroc", _SHARES, {"average": "none"}),
+    "average_precision": ("multiclass_average_precision", _SHARES, {"average": "none"}),
     "calibration_error": ("multiclass_calibration_error", _SHARES, {"n_bins": 15, "norm": "l1"}),
     "top5": ("multiclass_accuracy", _SHARES, {"average": "micro", "top_k": 5}),
 }
@@ -63,6 +63,9 @@ def title(name: str) -> str:
 def score(name: str, logits_NC: Tensor, labels_N: Tensor) -> float:
     """Return a metric of some predictions; NaN where it has no value, as an AUROC of a single class.
 
+    AUROC and average precision are means over the classes that occur. Macro F1, precision and recall are torchmetrics':
+    a class that is predicted and does not occur counts as 0.
+
     Args:
         name: One of `BY_NAME`, or `package.module:function`, which gets logits and labels and returns a number.
         logits_NC: [N, C]; minus infinity where a class is ruled out.
@@ -85,9 +88,13 @@ def score(name: str, logits_NC: Tensor, labels_N: Tensor) -> float:
     if "top_k" in options:
         options = options | {"top_k": min(5, num_classes)}
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # of classes that do not occur: they are left out of the mean
+        warnings.simplefilter("ignore", UserWarning)  # of classes that do not occur
         value = getattr(classification, function)(predictions, labels_N, num_classes=num_classes, **options)
-    return _number(name, value)
+    if options.get("average") != "none":
+        return _number(name, value)
+    # One class against the rest: only where it occurs, and so do others.
+    present = torch.bincount(labels_N, minlength=num_classes) > 0
+    return float(value[present].mean()) if int(present.sum()) > 1 else math.nan
 
 
 def _number(name: str, value: object) -> float:

@@ -14,7 +14,7 @@ What lies elsewhere, is hidden, or has another suffix is left out, and the set's
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ import torch
 from umbel.data import pictures
 from umbel.data.config import DataConfig
 from umbel.data.errors import DataError, MissingDataError, shown
-from umbel.data.sources.picture_files import PictureFiles, find, require_classes
+from umbel.data.sources.picture_files import PictureFiles, find, left_out, require_classes
 from umbel.data.split import hashed
 from umbel.data.types import DataSet, Examples, channel_statistics
 
@@ -123,7 +123,8 @@ def _sides(root: Path, has_domains: bool, fraction: float) -> tuple[dict[str, tu
     """Return the pictures of train and test, and what was left out."""
     places = _splits(root)
     if "train" in places and len(places) > 1 and not has_domains:
-        return _given(root, places)
+        given, notices = _given(root, places)
+        return given, (*notices, *_unused(root, places, fraction))
     layout = "<domain>/<class>/*" if has_domains else "<class>/*"
     files = find(root, 3 if has_domains else 2, layout)
     _require_no_splits(root, files, has_domains, places.get("train"))
@@ -183,6 +184,15 @@ def _given(root: Path, places: Mapping[str, Path]) -> tuple[dict[str, tuple[Path
             f"{places['train'].name} (data.server_validation)."
         )
     return {"train": train.paths, "test": test.paths}, tuple(notices)
+
+
+def _unused(root: Path, places: Mapping[str, Path], fraction: float) -> Iterator[str]:
+    """Say what has no part in a set whose splits have folders."""
+    folders = (path for path in root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    if rest := sorted(path for path in folders if path not in places.values()):
+        yield left_out(root, "folders beside those of splits", rest)
+    if fraction != OPTIONS["test_fraction"]:
+        yield f"data.options.test_fraction={fraction:g} has no part here: the test set has a folder of its own."
 
 
 def _splits(root: Path) -> dict[str, Path]:

@@ -61,13 +61,38 @@ def find(root: Path, depth: int, form: str) -> PictureFiles:
             (deep if len(names) > depth else shallow).append(path)
     bare = sorted(_folders(root, depth - 1) - {path.parent for path in kept})
     notices = (
-        _notice(root, "hidden files or folders", hidden),
-        _notice(root, f"pictures that lie above {form}", shallow),
-        _notice(root, f"pictures that lie deeper than {form}", deep),
-        _notice(root, f"files whose suffix is none of {', '.join(sorted(SUFFIXES))}", other),
-        _notice(root, f"folders without a picture at {form}, which are no classes", bare),
+        left_out(root, "hidden files or folders", hidden),
+        left_out(root, f"pictures that lie above {form}", shallow),
+        left_out(root, f"pictures that lie deeper than {form}", deep),
+        left_out(root, f"files whose suffix is none of {', '.join(sorted(SUFFIXES))}", other),
+        left_out(root, f"folders without a picture at {form}, which are no classes", bare),
     )
     return PictureFiles(tuple(kept), tuple(notice for notice in notices if notice), len(deep))
+
+
+def find_anywhere(root: Path) -> PictureFiles:
+    """Find the pictures at any depth below a folder; links to folders are followed, none twice.
+
+    Args:
+        root: The folder.
+    """
+    kept: list[Path] = []
+    hidden: list[Path] = []
+    other: list[Path] = []
+    entered = {root.resolve()}
+    for place, folders, names in os.walk(root, followlinks=True):
+        here = Path(place)
+        hidden += [here / name for name in (*folders, *names) if name.startswith(".")]
+        for path in (here / name for name in names if not name.startswith(".")):
+            (kept if path.suffix.lower() in SUFFIXES else other).append(path)
+        new = [name for name in folders if not name.startswith(".") and (here / name).resolve() not in entered]
+        entered.update((here / name).resolve() for name in new)
+        folders[:] = new
+    notices = (
+        left_out(root, "hidden files or folders", sorted(hidden)),
+        left_out(root, f"files whose suffix is none of {', '.join(sorted(SUFFIXES))}", sorted(other)),
+    )
+    return PictureFiles(tuple(sorted(kept)), tuple(notice for notice in notices if notice), 0)
 
 
 def require_classes(root: Path, files: PictureFiles, form: str, remedy: str) -> None:
@@ -117,8 +142,14 @@ def _folders(root: Path, depth: int) -> set[Path]:
     return {path for path in paths if not any(name.startswith(".") for name in path.relative_to(root).parts)}
 
 
-def _notice(root: Path, what: str, paths: Sequence[Path]) -> str:
-    """Return the sentence about files that were left out; none about none."""
+def left_out(root: Path, what: str, paths: Sequence[Path]) -> str:
+    """Return the sentence about files or folders that were left out; none about none.
+
+    Args:
+        root: The folder they are in.
+        what: What they are, in the plural.
+        paths: The files.
+    """
     if not paths:
         return ""
     names = ", ".join(shown(path.relative_to(root)) for path in paths[:_SHOWN])

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from umbel.core.refusal import Refusal
+from umbel.data.errors import shown
 from umbel.simulations.commands.supervision import guarded, say
 
 if TYPE_CHECKING:
@@ -112,7 +113,7 @@ def _lines(predictions: Predictions) -> str:
     """Return a line for each picture: class, probability, file."""
     rows = predictions.rows()
     width = max(len(name) for _, name, _ in rows)
-    return "\n".join(f"{name:<{width}}  {probability:6.1%}  {path}" for path, name, probability in rows)
+    return "\n".join(f"{name:<{width}}  {probability:6.1%}  {shown(path)}" for path, name, probability in rows)
 
 
 def _measures(evaluation: Evaluation) -> str:

@@ -11,6 +11,7 @@ import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +21,7 @@ Pair = tuple[str, str]
 Values = NDArray[np.float64]
 LEVEL = 0.05  # a corrected p below it is a difference
 _RESAMPLES = 9999
+_ROUNDING = 1e-12  # what differences of equal size differ by is rounding
 _EXACT = 13  # 2^13 signs are fewer than the resamples
 
 
@@ -69,6 +71,13 @@ def paired_p(first: Sequence[float], second: Sequence[float]) -> float:
         ValueError: The lengths differ, there is no pair, or a value is not finite.
     """
     differences = _differences(first, second)
+    return _signs_p(tuple(differences.tolist()))
+
+
+@lru_cache(maxsize=4096)
+def _signs_p(values: tuple[float, ...]) -> float:
+    """Return the p of some differences; a table asks for the same ones again and again."""
+    differences = np.asarray(values)
     if len(differences) == 1 or not differences.any():
         return 1.0
     # Rounding must not decide whether another choice of signs is as extreme.
@@ -186,7 +195,7 @@ def _difference(first: Sequence[float], second: Sequence[float], p: float, corre
         deviation / math.sqrt(num_seeds),
         p,
         corrected,
-        mean / deviation if deviation > 0 else math.nan,
+        mean / deviation if deviation > _ROUNDING * np.abs(differences).max() else math.nan,
         float(above),
     )
 

@@ -16,7 +16,7 @@ from umbel.conf.load import as_yaml, load
 from umbel.conf.schema import Experiment
 from umbel.core import metrics
 from umbel.core.refusal import Refusal
-from umbel.data import check, encoders
+from umbel.data import check, encoders, partition
 from umbel.data.config import DataConfig
 from umbel.data.sets import registry
 from umbel.data.split import subset
@@ -26,6 +26,7 @@ from umbel.simulations.use.inputs import embedder
 from umbel.simulations.use.trained import Trained, load_model
 
 SPLITS = ("test", "train", "all")
+_KEYS = ("data.name", "data.path", "data.seed", "data.max_test")
 _NO_DOMAIN = -1
 
 
@@ -53,8 +54,8 @@ class Evaluation:
 def evaluate(where: str | Path, *overrides: str, split: str = "test", batch_size: int = 512) -> Evaluation:
     """Evaluate a trained model; without overrides on the test set of its run, as the run did.
 
-    Classes are matched by their names. Where `data.name` changes, `data.path` and `data.options` are no longer the
-    run's, and the size and channels of images are those that the model takes.
+    Classes are matched by their names. Where `data.name` changes, `data.path`, `data.options` and `data.max_test` are
+    no longer the run's, and the size and channels of images are those that the model takes.
 
     Args:
         where: The folder of a run that has ended, or a model's file.
@@ -79,6 +80,8 @@ def evaluate(where: str | Path, *overrides: str, split: str = "test", batch_size
     if _NO_DOMAIN not in counts:
         values |= metrics.by_domain({data_set.domain_names[domain]: each for domain, each in counts.items()})
     by_class = {trained.classes[label]: value for label, value in metrics.per_class(total).items()}
+    if split == "test" and 0 < config.max_test < len(data_set.test):
+        notices.append(f"{config.max_test:,} of {len(data_set.test):,} test examples, as data.max_test says.")
     remarks = (*trained.card.remarks, *notices, *data_set.notices)
     return Evaluation(data_set.name, split, len(examples), values, by_class, remarks)
 
@@ -87,19 +90,25 @@ def _experiment(trained: Trained, overrides: Sequence[str]) -> tuple[Experiment,
     """Return the experiment whose data are evaluated on, and what was taken from the model without being asked."""
     keys = [override.partition("=")[0] for override in overrides]
     for key in keys:
-        if not key.startswith("data.") or key == "data.encoder":
+        if key not in _KEYS and not key.startswith("data.options"):
             raise Refusal(
                 f"{key} says nothing about which data the model is evaluated on.",
                 key=key,
-                remedy="Overrides are of the section data, such as data.name=... and data.path=...",
+                remedy=f"The overrides are {', '.join(_KEYS)} and data.options.*",
             )
     is_other = "data.name" in keys
     if trained.run is None and not is_other:
         raise Refusal(f"{trained.path} is in no run's folder.", key="data.name", remedy="Say data.name=...")
     own = Experiment() if trained.run is None else reading.experiment(trained.run)
+    if not is_other and partition.tasks(own.data.partition) == "pixels":
+        raise Refusal(
+            f"{trained.run} has tasks whose pixels stand in an order of their own each, which only the run knows.",
+            key="data.partition",
+            remedy="Its accuracy on each task is in its summary.json; or say data.name=...",
+        )
     if not is_other:
         return load("config", overrides, as_yaml(own)), []
-    bare = Experiment(data=DataConfig(seed=own.data_seed, max_test=own.data.max_test))
+    bare = Experiment(data=DataConfig(seed=own.data_seed))
     named = load("evaluation", [each for each in overrides if each.startswith("data.name=")], as_yaml(bare)).data.name
     card = trained.card
     shape: dict[str, float] = {"image_size": card.picture_size, "in_channels": card.picture_channels}
@@ -116,13 +125,14 @@ def _experiment(trained: Trained, overrides: Sequence[str]) -> tuple[Experiment,
 
 
 def _split(data_set: DataSet, config: DataConfig, seed: int, split: str) -> Examples:
-    """Return the examples of a split; of the test set those that the run tests with."""
+    """Return the examples of a split; of the test set alone at most `data.max_test`, as in a run."""
     parts = []
     if split in ("train", "all"):
         parts.append(data_set.train)
     if split in ("test", "all"):
         test = data_set.test
-        parts.append(test.take(subset(len(test), config.max_test, seed, "max_test")) if config.max_test else test)
+        cut = config.max_test and split == "test"
+        parts.append(test.take(subset(len(test), config.max_test, seed, "max_test")) if cut else test)
     if len(parts) == 1:
         return parts[0]
     first, second = parts

@@ -14,11 +14,9 @@ from torch import Tensor
 from umbel.core.refusal import Refusal
 from umbel.data import encoders, pictures
 from umbel.data.sets import registry
-from umbel.data.sources.picture_files import SUFFIXES
+from umbel.data.sources.picture_files import SUFFIXES, find_anywhere
 from umbel.server import reading
 from umbel.simulations.use.trained import Trained
-
-_SHOWN = 3
 
 
 def find_pictures(folder: str | Path) -> tuple[list[Path], list[str]]:
@@ -35,24 +33,11 @@ def find_pictures(folder: str | Path) -> tuple[list[Path], list[str]]:
         raise Refusal(f"{folder}: there is no such file or folder.", remedy="Give a folder with pictures.")
     if root.is_file():
         return [root], []
-    files = sorted(path for path in root.rglob("*") if path.is_file())
-    hidden = [path for path in files if any(part.startswith(".") for part in path.relative_to(root).parts)]
-    seen = [path for path in files if path not in set(hidden)]
-    shown = [path for path in seen if path.suffix.lower() in SUFFIXES]
-    others = [path for path in seen if path.suffix.lower() not in SUFFIXES]
-    notices = [
-        f"Left out {len(left)} {what}: {', '.join(str(path.relative_to(root)) for path in left[:_SHOWN])}"
-        f"{', ...' if len(left) > _SHOWN else ''}."
-        for what, left in (("hidden files", hidden), ("files that are no pictures by their suffix", others))
-        if left
-    ]
-    if not shown:
-        raise Refusal(" ".join([f"{folder}: there is no picture.", *notices]), remedy=f"Known: {_suffixes()}.")
-    return shown, notices
-
-
-def _suffixes() -> str:
-    return ", ".join(sorted(SUFFIXES))
+    files = find_anywhere(root)
+    if not files.paths:
+        known = ", ".join(sorted(SUFFIXES))
+        raise Refusal(" ".join([f"{folder}: there is no picture.", *files.notices]), remedy=f"Known: {known}.")
+    return list(files.paths), list(files.notices)
 
 
 def picture_form(trained: Trained) -> pictures.Form:

@@ -16,6 +16,7 @@ from torch import Tensor
 from umbel.core.metrics.counts import Predict, only_task
 from umbel.core.refusal import Refusal
 from umbel.data import pictures
+from umbel.data.errors import shown
 from umbel.simulations.use.inputs import embedder, find_pictures, picture_form
 from umbel.simulations.use.trained import Trained, load_model
 
@@ -50,7 +51,7 @@ class Predictions:
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["file", "class", "probability", *(f"p:{name}" for name in self.classes)])
         for (path, name, value), each in zip(self.rows(), self.probabilities.tolist(), strict=True):
-            writer.writerow([path, name, f"{value:.6g}", *(f"{one:.6g}" for one in each)])
+            writer.writerow([shown(path), name, f"{value:.6g}", *(f"{one:.6g}" for one in each)])
         return text.getvalue()
 
 

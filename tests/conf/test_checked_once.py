@@ -61,7 +61,7 @@ def test_a_refusal_is_no_check_that_was_passed():
     from tests.conf import test_checked_once as imported
 
     for _ in range(2):
-        with pytest.raises(ExperimentError, match=r"It does not go\. \(key strategy\.name\)|It does not go"):
+        with pytest.raises(ExperimentError, match="It does not go"):
             load("x", [name(imported.Unwilling), "run.seed=74"], "{data: {name: digits}}")
     assert imported.ASKED.count(74) == 2
 

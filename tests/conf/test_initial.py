@@ -51,25 +51,25 @@ def test_a_run_starts_from_the_weights_of_another(first: RunResult, as_file: boo
     assert notices.texts == [f"model.init: all {len(weights(first))} tensors are those of {file}."]
 
 
-def test_a_classifier_of_other_classes_starts_anew(first: RunResult, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("num_classes", "said"),
+    [
+        (4, "has 10 classes there and 4 here: head.bias, head.weight start anew"),
+        (10, "classes of other names"),
+    ],
+)
+def test_a_classifier_of_other_classes_starts_anew(
+    first: RunResult, tmp_path: Path, num_classes: int, said: str
+) -> None:
     notices = Notices()
-    small = "data.options={num_examples: 200, num_test: 40, num_classes: 4, image_size: 8, in_channels: 1}"
+    shape = f"num_classes: {num_classes}, image_size: 8, in_channels: 1"
+    small = f"data.options={{num_examples: 200, num_test: 40, {shape}}}"
     other = ("data.name=synthetic", small, "data.max_train=0", f"run.results={tmp_path}")
     again = run("digits", *SMALL, *STILL, *other, f"model.init={first.path}", listener=notices)
     known, found = weights(first), weights(again)
     assert {name for name in known if not torch.equal(known[name], found[name])} == {"head.weight", "head.bias"}
-    assert found["head.weight"].shape[0] == 4
-    assert "has 10 classes there and 4 here: head.bias, head.weight start anew" in notices.texts[0]
-
-
-def test_a_classifier_of_classes_of_other_names_starts_anew(first: RunResult, tmp_path: Path) -> None:
-    notices = Notices()
-    small = "data.options={num_examples: 200, num_test: 40, num_classes: 10, image_size: 8, in_channels: 1}"
-    other = ("data.name=synthetic", small, "data.max_train=0", f"run.results={tmp_path}")
-    again = run("digits", *SMALL, *STILL, *other, f"model.init={first.path}", listener=notices)
-    known, found = weights(first), weights(again)
-    assert {name for name in known if not torch.equal(known[name], found[name])} == {"head.weight", "head.bias"}
-    assert "classes of other names" in notices.texts[0]
+    assert found["head.weight"].shape[0] == num_classes
+    assert said in notices.texts[0]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from umbel.core.losses import CrossEntropy, balanced_weights
+from umbel.core.training import full_gradient
 
 LOGITS = torch.tensor([[2.0, 0.5, -1.0], [0.1, 0.2, 0.3], [1.0, -2.0, 0.0], [0.0, 0.0, 1.0]], dtype=torch.float64)
 LABELS = torch.tensor([0, 2, 0, 0])
@@ -43,6 +44,17 @@ def test_weighted_is_the_mean_over_classes_of_their_means() -> None:
     assert float(CrossEntropy(class_weights="balanced").of(even, 3)(logits, even)) == pytest.approx(
         float(F.cross_entropy(logits, even)), abs=1e-7
     )
+
+
+def test_a_gradient_over_all_examples_is_the_same_in_any_batches() -> None:
+    model = torch.nn.Linear(3, 3).double()
+    images = torch.randn(60, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0] * 50 + [2] * 10)
+    loss = CrossEntropy(class_weights="balanced").of(labels, 3)
+    whole = full_gradient(model, images, labels, loss=loss)
+    for size in (1, 7, 45):
+        for one, other in zip(full_gradient(model, images, labels, batch_size=size, loss=loss), whole, strict=True):
+            assert torch.allclose(one, other, rtol=0, atol=1e-7)
 
 
 def test_an_example_sees_its_own_tasks_outputs() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,11 @@ def test_a_run_ends_when_it_has_what_it_was_for(tmp_path: Path) -> None:
     # It stays ended, unless it is asked to go on.
     again = api.resume(ended.path)
     assert again.summary["rounds"] == first and bits(again) == bits(ended)
+    # Another end is another question.
+    higher = max(course[:-1])
+    assert higher > bound
+    further = api.resume(ended.path, f"run.until=validation/accuracy>={higher}")
+    assert further.summary["rounds"] == course.index(higher) + 1 and str(higher) in further.summary["ended"]
     on = api.resume(ended.path, "run.until=")
     assert on.summary["rounds"] == 8 and bits(on) == bits(whole) and not on.summary["ended"]
 
@@ -68,6 +74,9 @@ def test_a_run_that_was_stopped_counts_on(tmp_path: Path) -> None:
         (["evaluate.metrics=[f3]"], "evaluate.metrics"),
         (["client.lr_schedule=cosine", "client.lr_warmup=2", "run.rounds=2"], "client.lr_warmup"),
         (["client.lr_schedule=cosine", "client.lr_decay=0.9"], "client.lr_decay"),
+        (["client.lr_step=10"], "client.lr_step"),
+        (["client.lr_rounds=5"], "client.lr_rounds"),
+        (["client.lr_schedule=step", "client.lr_step=10"], "client.lr_decay"),
         (["strategy.name=fedloge", "client.label_smoothing=0.1"], "client.label_smoothing"),
         (["strategy.name=fedloge", "client.class_weights=balanced"], "client.class_weights"),
     ],
@@ -79,11 +88,18 @@ def test_what_can_never_end_or_has_no_part_is_refused(tmp_path: Path, overrides:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_metric_that_is_missing_once_is_not_met() -> None:
+    until = parse_until("clients/validation/auroc_mean>=0.5")
+    assert not until.is_met({"validation/loss": 0.5})
+    until.check({"validation/loss": 0.5}, is_first=True)  # no client has answered
+    until.check({"clients/validation/loss_mean": 0.5}, is_first=False)  # it had a value before
+
+
 def test_a_metric_that_is_not_evaluated_is_named() -> None:
     assert parse_until("validation/loss<=0.5").is_met({"validation/loss": 0.5})
     assert not parse_until("validation/loss <= 0.5").is_met({"validation/loss": 0.6})
     with pytest.raises(Refusal, match=r"no 'validation/f1'") as refused:
-        parse_until("validation/f1>=0.5").is_met({"validation/loss": 0.5, "test/f1": 1.0})
+        parse_until("validation/f1>=0.5").check({"validation/loss": 0.5, "test/f1": 1.0}, is_first=True)
     assert "validation/loss" in refused.value.remedy and "test/" not in refused.value.remedy
 
 
@@ -109,6 +125,17 @@ def test_clients_are_drawn_by_their_examples() -> None:
 def test_no_client_is_drawn_twice_in_a_round() -> None:
     for cohort in draws(session_of("run.clients_per_round=3", "run.sampling=examples"), 50):
         assert len(set(cohort)) == 3 and cohort == tuple(sorted(cohort))
+
+
+def test_as_many_stay_as_a_round_needs() -> None:
+    session = session_of("run.dropout=0.99", "run.min_replies=2")
+    assert {4 - len(session.dropped_out(range(4), round_)) for round_ in range(1, 101)} == {2}
+
+
+def test_a_group_of_which_nobody_is_drawn_is_no_fault() -> None:
+    session = session_of("run.clients_per_round=1", "run.sampling=examples")
+    phase = replace(session.strategy.every_phase()[0], groups=(0, 1, 1, 2))
+    assert {len(session.cohort(phase, round_, {})) for round_ in range(1, 31)} == {1}
 
 
 def test_who_drops_out_is_a_failure_of_that_round_and_the_others_go_on(tmp_path: Path) -> None:

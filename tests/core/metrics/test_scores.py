@@ -53,6 +53,16 @@ def test_a_class_that_is_ruled_out_is_no_fault() -> None:
         assert math.isfinite(scores.score(name, logits, LABELS))
 
 
+def test_classes_that_do_not_occur_have_no_part() -> None:
+    """As on a client that holds two classes of ten."""
+    labels = torch.tensor([0, 1, 0, 1, 1])
+    perfect = 5.0 * torch.nn.functional.one_hot(labels, 10).double()
+    for name in ("auroc", "average_precision"):
+        assert scores.score(name, perfect, labels) == 1.0
+        assert scores.score(name, perfect, labels) == scores.score(name, perfect[:, :2], labels)
+        assert math.isnan(scores.score(name, perfect, torch.zeros(5, dtype=torch.int64)))
+
+
 def test_batches_are_put_together_and_what_has_no_value_is_left_out() -> None:
     seen = scores.Seen()
     assert seen.scores(["f1"]) == {}

@@ -130,6 +130,17 @@ def test_val_is_the_test_set_where_there_is_no_test(tmp_path: Path, names: tuple
     assert notice.endswith(f"so that {names[1]} is the test set.")
 
 
+def test_what_lies_beside_the_splits_is_named(tmp_path: Path) -> None:
+    for split in ("train", "test", "train_extra", "masks"):
+        pictures(tmp_path / split / "cat", 3)
+        pictures(tmp_path / split / "dog", 3)
+    loaded = load(tmp_path, test_fraction=0.5)
+    assert (len(loaded.train), len(loaded.test)) == (6, 6)
+    beside, fraction = loaded.notices
+    assert beside.endswith("left out 2 folders beside those of splits: masks, train_extra.")
+    assert fraction.startswith("data.options.test_fraction=0.5 has no part here")
+
+
 def test_val_beside_test_is_left_out(tmp_path: Path) -> None:
     for split, count in (("train", 6), ("val", 4), ("Testing", 3)):
         pictures(tmp_path / split / "cat", count)

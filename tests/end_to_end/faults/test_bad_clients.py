@@ -105,7 +105,9 @@ def test_what_a_client_does_with_what_it_was_lent_does_no_harm(kind: str, honest
 @pytest.mark.parametrize("what", ["state", "memory"])
 def test_an_answer_and_a_memory_are_what_they_were_when_the_client_gave_them(what: str, tmp_path: Path) -> None:
     """And not what the model holds once others had it."""
-    live, copied = (outcome(bad_run(tmp_path, *[f"{how} {what}"] * 2)[0]) for how in ("live", "copied"))
+    runs = [bad_run(tmp_path, *[f"{how} {what}"] * 2) for how in ("live", "copied")]
+    assert not any(heard.reasons for _, heard in runs)
+    live, copied = (outcome(result) for result, _ in runs)
     assert live == copied
 
 

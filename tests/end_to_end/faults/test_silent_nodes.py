@@ -81,7 +81,7 @@ def test_many_replies_that_are_there_are_all_taken():
     grid = Polled(nodes, lambda message: greeting(message, [0]) if time.monotonic() > began + 5 else None)
     began = time.monotonic()
     messages = [Message(encode_json({}), node, "train") for node in nodes]
-    found = {reply.metadata.src_node_id for reply in FlowerPort(grid).stream(messages, began + 7)}
+    found = {reply.metadata.src_node_id for reply in FlowerPort(grid).stream(messages, began + 9)}
     assert found == set(nodes)
 
 

@@ -92,6 +92,11 @@ def test_differences_by_their_formulas() -> None:
     assert turned.improvement == pytest.approx(1 - each.improvement, abs=1e-12)
 
 
+def test_equal_differences_have_no_effect_size() -> None:
+    each = compared({("a", "b"): ([0.9, 0.8, 0.7], [0.8, 0.7, 0.6])})["a", "b"]
+    assert math.isnan(each.effect) and each.mean == pytest.approx(0.1)
+
+
 def test_intervals_and_means() -> None:
     low, high = interval(VALUES["a"])
     assert low < np.mean(VALUES["a"]) < high

@@ -48,7 +48,9 @@ def test_those_at_fault_and_none_other(two_at_fault: Inside) -> None:
 def test_the_command_names_them_and_the_signs(two_at_fault: Inside, tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["explain", str(two_at_fault.path.parent), "--output", str(tmp_path)])
     assert result.exit_code == 0, result.output
-    for row in read_json(tmp_path / "explain.json")["clients"]:
+    rows = read_json(tmp_path / "explain.json")["clients"]
+    assert sum(row["flagged"] for row in rows) == 2
+    for row in rows:
         said = f"Client {row['client']} is suspect: its labels go with its images by {row['labels']:.2f}"
         assert (said in result.stderr) == row["flagged"]
 

@@ -11,6 +11,7 @@ import pytest
 from tests.data.encoders.samples import needs_transformers
 from tests.data.encoders.test_clip import tiny_clip as tiny_clip
 from tests.end_to_end.test_engines import STRATEGIES
+from tests.helpers import small_run
 from tests.simulations.commands.command_line import umbel
 from tests.simulations.use.conftest import BRIEF
 from umbel import RunResult, evaluate, predict, run
@@ -121,13 +122,30 @@ def test_the_command(small: RunResult, pictures: Path) -> None:
         (("data.encoder=pixels",), "says nothing about which data"),
         (("data.name=synthetic",), "such as"),
         (("data.name=image_folder",), "needs data.path"),
-        (("data.alphaa=1",), "Did you mean"),
+        (("data.alpha=1",), "says nothing about which data"),
+        (("data.max_train=100", "--split", "train"), "says nothing about which data"),
         (("data.name=fashion_mnst",), "Did you mean"),
         (("data.name=image_folder", f"data.path={pictures}", "data.options.image_size=9"), "image_size=8"),
     ):
         result = umbel("evaluate", small.path, *overrides)
         assert result.exit_code == 2 and message in result.stderr, result.output
         assert "Traceback" not in result.output
+
+
+def test_all_of_other_data_is_all_of_them(tmp_path: Path) -> None:
+    cut = small_run(tmp_path, "data.max_test=20", "data.max_train=200")
+    assert evaluate(cut.path).num_examples == 20
+    assert "20 of 359 test examples" in " ".join(evaluate(cut.path).notices)
+    whole = evaluate(cut.path, "data.name=digits", split="all")
+    assert whole.num_examples == 1797
+
+
+def test_tasks_of_permuted_pixels_are_the_runs_alone(tmp_path: Path) -> None:
+    permuted = small_run(
+        tmp_path, "data.partition=permuted_tasks", "data.num_tasks=2", "data.rounds_per_task=1", "run.rounds=2"
+    )
+    with pytest.raises(Refusal, match="tasks whose pixels"):
+        evaluate(permuted.path)
 
 
 def test_a_file_alone_has_to_be_told_the_data(small: RunResult, tmp_path: Path) -> None:

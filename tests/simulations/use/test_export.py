@@ -182,7 +182,11 @@ def test_refused(small: RunResult, tmp_path: Path) -> None:
         export(small.path, "keras")
 
 
-@pytest.mark.skipif(ONNX, reason="onnx is installed")
-def test_without_onnx_the_command_to_install_it_is_said(small: RunResult) -> None:
+def test_without_onnx_the_command_to_install_it_is_said(small: RunResult, monkeypatch: pytest.MonkeyPatch) -> None:
+    find_spec = importlib.util.find_spec
+    hidden = ("onnx", "onnxscript")
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *more: None if name in hidden else find_spec(name, *more)
+    )
     result = umbel("export", small.path, "--onnx")
     assert result.exit_code == 2 and "umbel[export]" in result.stderr

@@ -65,8 +65,15 @@ def test_what_is_left_out_is_said(small: RunResult, pictures: Path, tmp_path: Pa
     shutil.copy(next(pictures.rglob("*.png")), folder / ".hidden" / "x.png")
     predictions = predict(small.path, folder)
     assert len(predictions.paths) == len(list((pictures / "3").iterdir()))
-    assert any("1 hidden files: .hidden/x.png" in notice for notice in predictions.notices)
+    assert any("left out 1 hidden files or folders: .hidden" in notice for notice in predictions.notices)
     assert any("notes.txt" in notice for notice in predictions.notices)
+
+
+def test_links_to_folders_are_followed_and_circles_are_not(small: RunResult, pictures: Path, tmp_path: Path) -> None:
+    (tmp_path / "some").mkdir()
+    (tmp_path / "some" / "linked").symlink_to(pictures / "3")
+    (tmp_path / "some" / "circle").symlink_to(tmp_path / "some")
+    assert len(predict(small.path, tmp_path / "some").paths) == len(list((pictures / "3").iterdir()))
 
 
 def test_refused(small: RunResult, tmp_path: Path) -> None:

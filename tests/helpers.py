@@ -216,6 +216,16 @@ def small_run(
     return run(experiment, *SMALL, f"run.results={results}", *overrides, listener=listener)
 
 
+class Notices(Listener):
+    """Keeps what a person is told beside the course of a run."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def notice(self, text: str) -> None:
+        self.texts.append(text)
+
+
 def compared(values: Mapping[str, Sequence[Mapping[str, float]]]) -> Comparison:
     """Make a comparison of strategies whose measures are given, one mapping a seed; others were not measured."""
     items = tuple(Item(label, label) for label in values)

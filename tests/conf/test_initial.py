@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.helpers import Notices
 from tests.simulations.commands.command_line import umbel
 from umbel import RunResult, resume, run
 from umbel.core.files import read_tensors, write_tensors
 from umbel.core.refusal import Refusal
-from umbel.server.listener import Listener
 from umbel.simulations.compare.prepare import compose, folder_name, parse_strategies
 
 SMALL = (
@@ -21,14 +21,6 @@ SMALL = (
     *("client.epochs=1", "run.rounds=1", "evaluate.clients=0", "checkpoint.every=1"),
 )
 STILL = ("client.lr=1e-30", "run.rounds=1")  # a round that leaves float32 weights as they are
-
-
-class Notices(Listener):
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def notice(self, text: str) -> None:
-        self.texts.append(text)
 
 
 def weights(result: RunResult) -> dict[str, Tensor]:

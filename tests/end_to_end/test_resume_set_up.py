@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from tests.helpers import SMALL
+from tests.simulations.commands.command_line import umbel
 from umbel.server.reading import configuration, identity, memory_place
-from umbel.simulations.commands.main import main
 from umbel.strategies.fedavg import FedAvg, State
 
 MARKER = "UMBEL_TEST_MARKER"
@@ -34,10 +34,6 @@ class Interrupted(FedAvg):
             marker.touch()
             os.kill(os.getpid(), signal.SIGINT)
         return super().initial(server)
-
-
-def umbel(*words: object) -> Result:
-    return CliRunner().invoke(main, [str(word) for word in words])
 
 
 def start(results: Path, strategy: type[FedAvg]) -> Result:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.end_to_end.test_engines import STRATEGIES
-from tests.helpers import small_run
+from tests.helpers import Notices, small_run
 from umbel import resume
 from umbel.server.errors import StopRequested
 from umbel.server.listener import Listener
@@ -95,14 +95,6 @@ def test_a_run_can_go_on_for_longer(tmp_path):
     whole = small_run(tmp_path / "whole", *strategy)
     short = small_run(tmp_path / "short", *strategy, "run.rounds=2")
     assert resume(short.path, "run.rounds=4").summary["weights_sha256"] == whole.summary["weights_sha256"]
-
-
-class Notices(Listener):
-    def __init__(self):
-        self.texts = []
-
-    def notice(self, text):
-        self.texts.append(text)
 
 
 @pytest.mark.parametrize("cosine", ["true", "false"])

@@ -16,7 +16,7 @@ from umbel.simulations.commands.main import main
 TINY = ("model.name=cnn", "run.rounds=2", "data.num_clients=4", "data.max_train=200", "client.epochs=1")
 
 
-def umbel(*arguments: str | Path) -> Result:
+def umbel(*arguments: object) -> Result:
     return CliRunner().invoke(main, [str(argument) for argument in arguments])
 
 

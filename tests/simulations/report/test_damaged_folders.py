@@ -8,12 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from tests.damages import cut, empty, flip, foreign, lose, replaced
 from tests.helpers import SMALL, small_run
+from tests.simulations.commands.command_line import umbel
 from umbel.core.files import read_sealed, write_json
-from umbel.simulations.commands.main import main
 from umbel.simulations.compare.carry_out import compare
 
 TINY = (*SMALL, "data.max_train=60", "evaluate.clients=-1", "checkpoint.every=1")
@@ -29,10 +29,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_json(folder / "run" / "explain" / "explain.json", {"weights_sha256": "of an earlier state of the run"})
     compare("digits", *TINY, strategies="fedavg", seeds=1, output=folder / "comparison")
     return folder
-
-
-def umbel(*words: object) -> Result:
-    return CliRunner().invoke(main, [str(word) for word in words])
 
 
 def refused(result: Result, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import re
 from collections.abc import Iterable
 
@@ -59,3 +60,8 @@ def check_own(key: str, name: str) -> None:
 def file_stem(name: str) -> str:
     """Return a name as the beginning of a file's or a folder's: of letters, digits, underscores, dots and hyphens."""
     return re.sub(r"[^\w.-]+", "-", name).strip("-.")[:_LONGEST_STEM].rstrip("-.") or "unnamed"
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    r"""Return a path, or a part of one, as it can be printed: bytes that are no UTF-8 as `\xe9`."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 from umbel.core.refusal import Refusal
 
 
@@ -21,8 +19,3 @@ class DamagedDataError(DataError):
 
 class PartitionError(DataError):
     """The examples cannot be cut into clients as asked; the message names the key to change."""
-
-
-def shown(path: str | os.PathLike[str]) -> str:
-    r"""Return a path, or a part of one, as it can be printed: bytes that are no UTF-8 as `\xe9`."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")

@@ -21,7 +21,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from umbel.data.errors import DamagedDataError, DataError, shown
+from umbel.core.names import shown
+from umbel.data.errors import DamagedDataError, DataError
 
 # What PIL raises for a file that is no picture, or not a whole one.
 UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)

@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 
+from umbel.core.names import shown
 from umbel.data import pictures
 from umbel.data.config import DataConfig
-from umbel.data.errors import DataError, MissingDataError, shown
+from umbel.data.errors import DataError, MissingDataError
 from umbel.data.sources.picture_files import PictureFiles, find, left_out, require_classes
 from umbel.data.split import hashed
 from umbel.data.types import DataSet, Examples, channel_statistics

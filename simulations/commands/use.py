@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from umbel.core.names import shown
 from umbel.core.refusal import Refusal
-from umbel.data.errors import shown
 from umbel.simulations.commands.supervision import guarded, say
 
 if TYPE_CHECKING:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from umbel.core.metrics.counts import Predict, only_task
+from umbel.core.names import shown
 from umbel.core.refusal import Refusal
 from umbel.data import pictures
-from umbel.data.errors import shown
 from umbel.simulations.use.inputs import embedder, find_pictures, picture_form
 from umbel.simulations.use.trained import Trained, load_model
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from PIL import Image
 
-from umbel.data.errors import DamagedDataError, DataError, shown
+from umbel.core.names import shown
+from umbel.data.errors import DamagedDataError, DataError
 from umbel.data.pictures import Form, eight_bits, read
 
 RED, GREEN = (255, 0, 0), (0, 255, 0)

@@ -111,7 +111,7 @@ def test_a_value_that_cannot_be_has_its_key(key: str, options: dict[str, Any]) -
         ),
         ("data.options.domains", "Known: google", {"name": "emoji_pairs", "options": {"domains": ""}}),
         ("data.name", "Set data.name to one.", {"name": "hub:/no/such/folder"}),
-        ("data.name", "On a real federation", {"name": "no_such_module:function"}),
+        ("data.name", "It must be installed", {"name": "no_such_module:function"}),
     ],
 )
 def test_what_to_do_is_apart_from_the_reason(key: str, remedy: str, options: dict[str, Any]) -> None:

@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from umbel.data.errors import DataError, shown
+from umbel.core.names import shown
+from umbel.data.errors import DataError
 from umbel.data.pictures import Form, read
 from umbel.data.sources.picture_files import find, require_classes
 from umbel.data.split import stratified, subset

@@ -76,7 +76,7 @@ MISTAKES = {
         "strategy.name=ggeur data.encoder=pixels model.name=linear strategy.base=own_part:Own",
         "strategy.base=own_part:Own cannot be made: RuntimeError: no",
     ),
-    "a data file that ends the process": ("exit(0)", "data.name=own_part:load", "SystemExit"),
+    "a data file that ends the process": ("exit(0)", "data.name=own_part:load", "ends the process"),
 }
 
 

@@ -1,6 +1,7 @@
 # Two commands matter on a fresh machine: `make demo` and `make test`. They need Python 3.11 to 3.13, git and make.
 PYTHON ?= python3
 VENV ?= .venv
+NEWEST ?= .venv-newest
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
@@ -60,13 +61,18 @@ $(STAMP): pyproject.toml
 	touch $(STAMP)
 
 clean:  ## remove the environment and caches; results stay
-	rm -rf $(VENV) .venv-newest .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(NEWEST) .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
 
-newest:  ## the apps under the newest Flower, without the pin: only its Message API is used there
-	test -x .venv-newest/bin/python || $(PYTHON) -m venv .venv-newest
-	.venv-newest/bin/python -m pip install --quiet --upgrade pip
-	.venv-newest/bin/python -m pip install --quiet --editable '.[dev]'
-	.venv-newest/bin/python -m pip install --quiet --upgrade 'flwr[simulation]'
-	.venv-newest/bin/python -m pytest -q tests/core/test_messages.py tests/strategies/test_flower_strategies.py \
-	  tests/server/test_exchange.py tests/server/test_open_shapes.py tests/server/test_directory.py tests/server/test_lost_rounds.py \
-	  tests/client/test_lost_replies.py tests/end_to_end/test_bundle.py -m "not slow"
+# A federation of two warm nodes over the Fleet API that this Flower has, held against inline, and Flower's own nodes.
+newest:  ## the same under the newest Flower, without the pin: the apps, messages, and a federation over HTTP
+	test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade pip
+	$(NEWEST)/bin/python -m pip install --quiet --editable '.[dev]'
+	$(NEWEST)/bin/python -m pip install --quiet --upgrade 'flwr[simulation]'
+	$(NEWEST)/bin/python -m pytest -q tests/core/test_messages.py tests/core/test_flower_versions.py \
+	  tests/strategies/test_flower_strategies.py tests/server/test_exchange.py tests/server/test_open_shapes.py \
+	  tests/server/test_directory.py tests/server/test_lost_rounds.py tests/server/test_coverage.py \
+	  tests/client/test_lost_replies.py tests/client/test_connection.py tests/end_to_end/test_bundle.py -m "not slow"
+	$(NEWEST)/bin/python -m pytest -q "tests/end_to_end/test_engines.py::test_grpc_gives_the_same_bits[fedavg]" \
+	  "tests/end_to_end/test_engines.py::test_grpc_gives_the_same_bits[scaffold]" \
+	  tests/end_to_end/test_engines.py::test_stock_supernodes_give_the_same_bits

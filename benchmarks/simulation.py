@@ -28,8 +28,8 @@ def plain() -> float:
     import torch
     import torch.nn.functional as F
 
-    from umbel.conf import load
     from umbel.conf.federation import build_model, federation
+    from umbel.conf.load import load
     from umbel.data.transforms import normalize
 
     torch.set_num_threads(1)
@@ -84,8 +84,8 @@ def flower() -> float:
     from flwr.serverapp.strategy import FedAvg
     from flwr.simulation import run_simulation
 
-    from umbel.conf import load
     from umbel.conf.federation import build_model, federation
+    from umbel.conf.load import load
     from umbel.data.transforms import normalize
 
     logging.getLogger("flwr").setLevel(logging.ERROR)

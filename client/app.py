@@ -5,9 +5,10 @@ Flower loads it out of the bundle by the bare name `client.app`; all else is imp
 
 from flwr.clientapp import ClientApp
 
-from umbel.client.handlers import hello, phase
+from umbel.client.handlers import agree, hello, phase
 
 app = ClientApp()
 app.query()(hello)
+app.query("agree")(agree)
 app.train()(phase)
 app.evaluate()(phase)

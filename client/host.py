@@ -19,7 +19,7 @@ from umbel.core.losses import CrossEntropy
 from umbel.core.memory import MemoryRecord, MemoryStore
 from umbel.core.tree import Tree, TreeMismatchError
 from umbel.data import transforms
-from umbel.data.federation import ClientData
+from umbel.data.federation import ClientData, Federation
 from umbel.data.types import Examples
 from umbel.models.base import Model
 from umbel.models.weights import load_state, shared_state
@@ -38,12 +38,13 @@ class Host:
 
     Args:
         experiment: The experiment.
+        data: The data; None loads the experiment's.
     """
 
-    def __init__(self, experiment: Experiment) -> None:
+    def __init__(self, experiment: Experiment, data: Federation | None = None) -> None:
         devices.set_threads(experiment.run.threads)
         self.experiment = experiment
-        self.data = federation(experiment)
+        self.data = federation(experiment) if data is None else data
         self.device = devices.resolve(experiment.client.device)
         devices.make_repeatable(self.device)
         self.dtype = devices.parameter_dtype(experiment.client.precision)

@@ -5,17 +5,21 @@ from __future__ import annotations
 import os
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from umbel.client.deadline import attempt
 from umbel.client.evaluation import evaluate_client
 from umbel.client.host import NORM, Clients, Host
 from umbel.client.lending import LentData, LentPayload
+from umbel.client.own_data import OwnData
 from umbel.client.shared import Shared, gradients_on
+from umbel.conf.federation import OwnSite
 from umbel.conf.load import build_strategy, portable_hash
+from umbel.conf.own_data import is_own
 from umbel.conf.schema import Experiment
 from umbel.core.blocks import BlockTree
 from umbel.core.evaluation import evaluation_fold
@@ -25,6 +29,7 @@ from umbel.core.messages import encode_reply, framing_bytes
 from umbel.core.records import BadReplyError, Payload, Reply, plain, reason
 from umbel.core.tree import clone
 from umbel.core.work import Outcome, Work
+from umbel.data.declared import declared
 from umbel.strategies.base import EVALUATE, ClientContext
 
 OnClient = Callable[[int], None]
@@ -92,25 +97,62 @@ class Worker:
     Args:
         experiment: The experiment, composed here.
         memory_folder: Where this site keeps its clients' memory.
+        own: The site of this node, where sites have data of their own and its configuration names them.
     """
 
-    def __init__(self, experiment: Experiment, memory_folder: Path) -> None:
+    def __init__(self, experiment: Experiment, memory_folder: Path, own: OwnSite | None = None) -> None:
         self.experiment = experiment
         self.config_hash = portable_hash(experiment)
         self.strategy = build_strategy(experiment)
         self._memory_folder = memory_folder
-        self._host = Host(experiment)
+        # What the sites hold is a run's data once all have agreed on classes, which comes with the work.
+        self.own_data = OwnData(experiment, own) if is_own(experiment) else None
+        self._hosted = Host(experiment) if self.own_data is None else None
+        self._agreed: Mapping[str, Any] = {}
         self._clients: Clients | None = None
         self._run = ("", "")
         self._framing: dict[str, int] = {}
 
-    def _begin(self, work: Work) -> Clients:
-        """Check that the server runs the same experiment, and open the run's memory."""
-        if work.config_hash != self.config_hash:
+    @property
+    def _host(self) -> Host:
+        assert self._hosted is not None, "no work has come"
+        return self._hosted
+
+    def declared(self, clients: Iterable[int]) -> dict[str, Any]:
+        """Return what a greeting says of the data: training examples of each client over all its tasks, and classes.
+
+        Images are not touched. Nothing of a site's own data that are refused: it is said when all agree on classes.
+        """
+        if self.own_data is not None:
+            return self.own_data.declared(clients)
+        counts: list[int] = self._host.data.num_train.tolist()
+        examples = {str(client): counts[client] for client in clients}
+        return {"examples": examples, "classes": declared(self._host.data)}
+
+    def agree(self, asked: Mapping[str, Any]) -> dict[str, Any]:
+        """Answer a step of the agreement on sites' data.
+
+        Raises:
+            ConfigMismatchError: The server runs another experiment, or one whose data are no site's own.
+        """
+        self._check_hash(str(asked.get("agree")))
+        if self.own_data is None:
+            raise ConfigMismatchError("The server asks for sites' own data, of which this experiment has none.")
+        return self.own_data.answer(asked)
+
+    def _check_hash(self, theirs: str) -> None:
+        if theirs != self.config_hash:
             raise ConfigMismatchError(
-                f"The server runs the experiment {work.config_hash}, this client composed {self.config_hash}. "
+                f"The server runs the experiment {theirs}, this client composed {self.config_hash}. "
                 "Both must have the same version of umbel and the same experiment and overrides."
             )
+
+    def _begin(self, work: Work) -> Clients:
+        """Check that the server runs the same experiment, and open the run's memory."""
+        self._check_hash(work.config_hash)
+        if self.own_data is not None and (self._hosted is None or self._agreed != work.agreed):
+            self._hosted = Host(self.experiment, self.own_data.federation(work.agreed))
+            self._agreed, self._clients = work.agreed, None
         if self._clients is None or self._run != (work.run, work.attempt):
             if not _RUN.fullmatch(work.run):
                 raise ValueError(f"The server calls its run {work.run!r}, which is no name of a folder.")

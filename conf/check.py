@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from umbel.conf import initial
+from umbel.conf import initial, own_data
 from umbel.conf.errors import ExperimentError
 from umbel.conf.paths import absolute
 from umbel.conf.schema import Experiment
@@ -80,6 +80,7 @@ def _check(canonical: _Canonical) -> None:
             check_ranges(getattr(experiment, section), section)
         _names(experiment)
         _federation(experiment)
+        own_data.check(experiment)
         _sequence(experiment)
         _training(experiment)
         _evaluation(experiment)
@@ -144,7 +145,13 @@ def _federation(experiment: Experiment) -> None:
                 key=key,
                 remedy=f"Set it to {data.num_clients} or less.",
             )
-    if run.min_replies > experiment.num_sampled:
+    if isinstance(run.min_replies, float) and run.min_replies > 1:
+        raise ExperimentError(
+            f"run.min_replies={run.min_replies} is written with a point, as a share of the clients, and above 1.",
+            key="run.min_replies",
+            remedy=f"For a number of replies write {max(round(run.min_replies), 1)}; for all replies write 1.0.",
+        )
+    if isinstance(run.min_replies, int) and run.min_replies > experiment.num_sampled:
         raise ExperimentError(
             f"run.min_replies={run.min_replies} can never be met: a round selects {experiment.num_sampled} clients "
             "(run.participation, run.clients_per_round).",
@@ -268,7 +275,8 @@ def _evaluation(experiment: Experiment) -> None:
     run, evaluate, data = experiment.run, experiment.evaluate, experiment.data
     scores.check(evaluate.metrics, "evaluate.metrics")
     on_server = evaluate.server and data.server_validation > 0
-    on_clients = bool(evaluate.clients) and data.client_validation > 0
+    # Sites may have a split of their own for it, which is known when they have been asked.
+    on_clients = bool(evaluate.clients) and (data.client_validation > 0 or own_data.is_own(experiment))
     if run.patience and not (evaluate.every and (on_server or on_clients)):
         raise _never_measured("run.patience", run.patience, "data.server_validation or data.client_validation")
     for key, value in (("run.until", run.until), ("run.patience", run.patience)):

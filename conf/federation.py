@@ -3,18 +3,40 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
+from umbel.conf.errors import ExperimentError
+from umbel.conf.own_data import is_own, read_site
 from umbel.conf.schema import Experiment
 from umbel.core.device import parameter_dtype
 from umbel.core.rng import build_seeded
 from umbel.data.federation import Federation
+from umbel.data.pictures import Form, mode_of
+from umbel.data.sites import agreed, listing
+from umbel.data.sites.agreement import Agreement, Inventory, Sums, choose, conclude, wants_sums
+from umbel.data.sites.listing import Listing
 from umbel.models import norm
 from umbel.models.assemble import assemble
 from umbel.models.base import Model
 from umbel.models.checkpointing import checkpoint_blocks
 
 _cache: dict[str, Federation] = {}
+_listings: dict[str, Listing] = {}
+
+
+@dataclass(frozen=True)
+class OwnSite:
+    """The site of a node that has data of its own.
+
+    Attributes:
+        file: Its data file.
+        clients: The numbers of its clients, ascending.
+    """
+
+    file: str
+    clients: tuple[int, ...]
 
 
 def _key(experiment: Experiment) -> str:
@@ -24,20 +46,97 @@ def _key(experiment: Experiment) -> str:
 def federation(experiment: Experiment) -> Federation:
     """Return the experiment's data set, cut into server and clients; the last one made is kept.
 
+    Of sites with data of their own, those of `data.sites`, agreed on here.
+
     Raises:
         DataError: The data are missing or damaged, or cannot be cut as asked.
     """
     key = _key(experiment)
     if key not in _cache:
         _cache.clear()
-        _cache[key] = Federation.build(experiment.data, experiment.data_seed)
+        if is_own(experiment):
+            agreement = agree_here(experiment, listed(experiment).whole)
+            tested = at_server(experiment, agreement).test_pool
+            _cache[key] = replace(at_sites(experiment, agreement.shared()), test_pool=tested)
+        else:
+            _cache[key] = Federation.build(experiment.data, experiment.data_seed)
     return _cache[key]
 
 
 def adopt(experiment: Experiment, made: Federation) -> None:
     """Use a federation that was made elsewhere, over shared memory."""
     _cache.clear()
-    _cache[_key(experiment)] = made
+    _listings.clear()
+    if is_own(experiment):
+        _listings[_key(experiment)] = Listing(made, lambda: (made.pool.images, (), ()))
+    else:
+        _cache[_key(experiment)] = made
+
+
+def held(experiment: Experiment) -> Federation:
+    """Return what a process holds of clients' data, which other processes may `adopt`."""
+    return listed(experiment).whole if is_own(experiment) else federation(experiment)
+
+
+def listed(experiment: Experiment, own: OwnSite | None = None) -> Listing:
+    """Return what the sites of this process hold, before all agree; the last ones are kept.
+
+    Args:
+        experiment: The experiment, of sites with data of their own.
+        own: The one site of this process; None takes those of `data.sites`, one after the other.
+
+    Raises:
+        DataError: Data are missing or damaged; the message names the site.
+        ExperimentError: There are other numbers of clients than the experiment has.
+    """
+    data, seed = experiment.data, experiment.data_seed
+    key = _key(experiment) if own is None else json.dumps([_key(experiment), asdict(own)])
+    if key in _listings:
+        return _listings[key]
+    form = Form(data.image_size, mode_of(data.channels))
+    sites: list[tuple[listing.Site, Sequence[int]]] = []
+    first = 0
+    for file in data.sites if own is None else [own.file]:
+        site = listing.read_site(read_site(file), form, seed)
+        numbers = range(first, first + site.num_clients) if own is None else own.clients
+        sites.append((site, numbers))
+        first += len(numbers)
+    if not sites:
+        raise ExperimentError(
+            "This node has no data of its own, and the experiment names none.",
+            key="site-data",
+            remedy="Set site-data in its node's configuration to the site's data file.",
+        )
+    if own is None and first != data.num_clients:
+        each = ", ".join(f"{site.name} has {len(numbers)}" for site, numbers in sites)
+        raise ExperimentError(
+            f"data.num_clients={data.num_clients}, and data.sites have {first} clients: {each}.",
+            key="data.num_clients",
+            remedy=f"Set data.num_clients={first}.",
+        )
+    _listings.clear()
+    _listings[key] = listing.gather(sites, data, seed)
+    return _listings[key]
+
+
+def agree_here(experiment: Experiment, held: Federation) -> Agreement:
+    """Return what sites agree on that are all in this process."""
+    everyone = range(experiment.data.num_clients)
+    inventory = Inventory.of(held, everyone)
+    classes = choose(experiment.data.classes, [inventory])
+    made = agreed.relabelled(held, classes, experiment.data)
+    sums = (Sums.of(made, everyone),) if wants_sums(experiment.data) else ()
+    return conclude(experiment.data, classes, [inventory], sums)
+
+
+def at_sites(experiment: Experiment, shared: Mapping[str, Any], own: OwnSite | None = None) -> Federation:
+    """Return what the sites of this process hold by what all agreed on; arguments and errors as of `listed`."""
+    return agreed.at_site(listed(experiment, own).whole, shared, experiment.data)
+
+
+def at_server(experiment: Experiment, agreement: Agreement) -> Federation:
+    """Return what the server has of sites with data of their own: what they agreed on, and its own test pictures."""
+    return agreed.at_server(agreement, experiment.data, experiment.data_seed)
 
 
 def build_model(experiment: Experiment, data: Federation) -> Model:

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from umbel.conf import own_data
 from umbel.conf.check import check, strategy_of
 from umbel.conf.errors import ExperimentError
 from umbel.conf.keys import check_keys, is_ours
@@ -131,6 +132,9 @@ def compose(given: Mapping[str, Tree], name: str) -> Experiment:
     if config.path is not None:
         path = check_text(str(absolute(config.path, "data.path")), "data.path")
         config = dataclasses.replace(config, path=path)
+    if config.name == own_data.NAME and isinstance(data, dict) and "server_validation" not in data:
+        config = dataclasses.replace(config, server_validation=0.0)  # the server has nothing to hold out of
+    config = own_data.resolved(config)
     composed = dataclasses.replace(typed, name=typed.name or name, data=config, strategy=strategy)
     check_size(as_dict(composed))
     return composed
@@ -159,7 +163,8 @@ def portable(experiment: Experiment) -> dict[str, Any]:
     plain = as_dict(experiment)
     for key in ("name", "description", "engine", "checkpoint", "evaluate"):
         plain.pop(key)
-    for part, key in (("data", "path"), ("model", "init"), ("client", "device"), ("run", "results"), ("run", "name")):
+    places = (("data", "path"), ("data", "sites"), ("data", "server"))
+    for part, key in (*places, ("model", "init"), ("client", "device"), ("run", "results"), ("run", "name")):
         plain[part].pop(key)
     for key in ("rounds", "until", "patience"):  # a resume may ask for more
         plain["run"].pop(key)

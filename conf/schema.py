@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Annotated, Any
 
-from annotated_types import Ge, Interval
+from annotated_types import Ge, Gt, Interval
 
 from umbel.core.ranges import OneOf
 from umbel.core.schedule import Schedule
@@ -74,7 +76,9 @@ class RunConfig:
             `validation/accuracy>=0.9`; empty never.
         patience: Ends the run when so many evaluations in a row had no better validation accuracy than one before
             them; 0 never.
-        min_replies: A phase with fewer good replies than this ends the run, with everything saved.
+        min_replies: A phase with fewer good replies than this ends the run, with everything saved. A whole number is a
+            number of replies; one with a point is a share of the clients that the phase selected, rounded up: 1 is one
+            reply, 0.75 three quarters of them, 1.0 all of them.
         fold_block: Clients whose replies are added up together (see `umbel.core.blocks`); part of what fixes the bits.
         threads: Threads of torch's arithmetic in every process; part of what fixes the bits.
         results: Folder in which runs are written.
@@ -89,11 +93,17 @@ class RunConfig:
     dropout: Annotated[float, Interval(ge=0, lt=1)] = 0.0
     until: str = ""
     patience: Annotated[int, Ge(0)] = 0
-    min_replies: Annotated[int, Ge(1)] = 1
+    min_replies: Annotated[int | float, Gt(0)] = 1
     fold_block: Annotated[int, Ge(1)] = 4
     threads: Annotated[int, Interval(ge=1, le=1024)] = 1
     results: str = "results"
     name: str = ""
+
+    def replies_needed(self, cohort: int) -> int:
+        """Return how many good replies a phase needs that selected so many clients."""
+        if isinstance(self.min_replies, int):
+            return self.min_replies
+        return math.ceil(Fraction(str(self.min_replies)) * cohort)  # as it was written: 0.07 of 100 are 7
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ any number of workers, and gRPC agree to the bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from umbel.core.folds import Partial, Product
@@ -33,6 +33,27 @@ def cut(cohort: Sequence[int], size: int) -> list[Block]:
     return [
         Block(index, tuple(cohort[start : start + size])) for index, start in enumerate(range(0, len(cohort), size))
     ]
+
+
+def merged(whole: Collection[int], num_blocks: int) -> list[tuple[int, ...]]:
+    """Return how a node merges the blocks that it holds whole: the blocks behind each accumulator that it sends.
+
+    Args:
+        whole: Their indices.
+        num_blocks: Blocks of the whole phase.
+    """
+    tops: list[tuple[int, ...]] = []
+    held: dict[int, tuple[int, ...]] = {index: (index,) for index in sorted(whole)}
+    while num_blocks > 1:
+        above: dict[int, tuple[int, ...]] = {}
+        for index, blocks in held.items():
+            sibling = held.get(index ^ 1)
+            if sibling is None and index ^ 1 < num_blocks:
+                tops.append(blocks)
+            elif sibling is None or index % 2 == 0:
+                above[index // 2] = blocks + (sibling or ())
+        held, num_blocks = above, (num_blocks + 1) // 2
+    return [*tops, *held.values()]
 
 
 class BlockTree:

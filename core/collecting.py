@@ -5,15 +5,20 @@ Legend: N replies, Z packed numbers.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from umbel.core import moments
-from umbel.core.folds import Fold, Like, check_values
-from umbel.core.records import BadReplyError, Payload
+from umbel.core.fold import Fold, Like, check_values, open_size
+from umbel.core.records import MOST_EXAMPLES, BadReplyError, Payload
 from umbel.core.tree import Tree
+from umbel.core.wire.limits import Size
+
+_CLIENT, _NUM_EXAMPLES = "#client:", "#num_examples:"  # before a key: whose its rows are, and of how many examples
+_LARGEST_MEAN, _LARGEST_COVARIANCE = 1e15, 1e30  # pooled, and with eigenvalues taken, they are still float32
+_ROUNDED = 1 + 1e-6  # counts may have travelled as float32
 
 
 class Moments(Fold):
@@ -42,7 +47,7 @@ class Moments(Fold):
                     f"{list(packed.shape)}"
                 )
             try:
-                count = float(moments.unpack(packed)[0])
+                count, mean, covariance = moments.unpack(packed)
             except ValueError as error:
                 raise BadReplyError(f"{what}: class {name}: {error}") from error
             if num_classes and (int(name) >= num_classes or len(packed) != moments.packed_size(width)):
@@ -50,11 +55,34 @@ class Moments(Fold):
                     f"{what}: expected classes below {num_classes} with {moments.packed_size(width)} numbers each, "
                     f"found class {name} with {len(packed)}"
                 )
-            if not count >= 1:
-                raise BadReplyError(f"{what}: class {name} is listed with a count of {count:g}, not at least 1")
+            if not 1 <= float(count) <= MOST_EXAMPLES:
+                raise BadReplyError(f"{what}: class {name} is listed with a count of {float(count):g}, not at least 1")
+            if float(mean.abs().max()) > _LARGEST_MEAN or float(covariance.abs().max()) > _LARGEST_COVARIANCE:
+                raise BadReplyError(
+                    f"{what}: class {name} has a mean or covariance that cannot be pooled: they should be at most "
+                    f"{_LARGEST_MEAN:g} and {_LARGEST_COVARIANCE:g}"
+                )
 
     def check_accumulator(self, what: str, accumulator: Tree, payload: Payload, clients: Sequence[int]) -> None:
+        if any(tensor.dtype != torch.float64 for tensor in accumulator.values()):
+            raise BadReplyError(f"{what}: pooled moments should be float64")
         self.check(what, accumulator, payload)
+
+    def check_examples(self, what: str, tree: Tree, most: float) -> None:
+        count = sum(float(packed[0]) for packed in tree.values())
+        if count > most * _ROUNDED:
+            raise BadReplyError(
+                f"{what}: the counts of its classes come to {count:g} examples, at most {most:g} can be"
+            )
+
+    def check_weights(self, what: str, accumulator: Tree, num_examples: int, most: Mapping[int, float]) -> None:
+        self.check_examples(what, accumulator, sum(most.values()))
+
+    def most(self, payload: Payload, num_replies: int) -> Size:
+        if self.bounds is None:
+            return open_size(payload) * num_replies
+        num_classes, width = self.bounds(payload)
+        return Size(8 * num_classes * moments.packed_size(width), num_classes)
 
     def lift(self, tree: Tree, num_examples: int, client: int) -> dict[str, Tensor]:
         return {name: packed.to(torch.float64, copy=True) for name, packed in tree.items()}
@@ -95,8 +123,8 @@ class Collect(Fold):
         lifted: dict[str, Tensor] = {}
         for name, tensor in tree.items():
             lifted[name] = tensor.unsqueeze(0).clone(memory_format=torch.contiguous_format)
-            lifted[f"#client:{name}"] = torch.tensor([client])
-            lifted[f"#num_examples:{name}"] = torch.tensor([num_examples])
+            lifted[f"{_CLIENT}{name}"] = torch.tensor([client])
+            lifted[f"{_NUM_EXAMPLES}{name}"] = torch.tensor([num_examples])
         return lifted
 
     def merge(self, left: dict[str, Tensor], right: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -109,14 +137,13 @@ class Collect(Fold):
         return merged
 
     def check_accumulator(self, what: str, accumulator: Tree, payload: Payload, clients: Sequence[int]) -> None:
-        super().check_accumulator(what, accumulator, payload, clients)
         values = {name: tensor for name, tensor in accumulator.items() if not name.startswith("#")}
         if len(accumulator) != 3 * len(values):
             raise BadReplyError(f"{what}: the rows do not say whose they are")
         rows: dict[int, dict[str, Tensor]] = {client: {} for client in clients}
         said: dict[int, int] = {}
         for name, tensor in values.items():
-            owners, sizes = accumulator.get(f"#client:{name}"), accumulator.get(f"#num_examples:{name}")
+            owners, sizes = accumulator.get(f"{_CLIENT}{name}"), accumulator.get(f"{_NUM_EXAMPLES}{name}")
             if owners is None or sizes is None or not owners.shape == sizes.shape == tensor.shape[:1]:
                 raise BadReplyError(f"{what}: the rows of {name!r} do not say whose they are")
             if owners.ndim != 1 or owners.dtype != torch.int64 or sizes.dtype != torch.int64:
@@ -131,6 +158,30 @@ class Collect(Fold):
                 rows[client][name] = row
         for client, tree in rows.items():
             self.check(f"{what} of client {client}", tree, payload)
+
+    def check_weights(self, what: str, accumulator: Tree, num_examples: int, most: Mapping[int, float]) -> None:
+        counted: dict[int, int] = {}
+        for name, owners in accumulator.items():
+            if name.startswith(_CLIENT):
+                sizes = accumulator[f"{_NUM_EXAMPLES}{name.removeprefix(_CLIENT)}"]
+                counted |= dict(zip(owners.tolist(), sizes.tolist(), strict=True))
+        for client, size in counted.items():
+            if size > most[client]:
+                raise BadReplyError(f"{what} of client {client}: at most {most[client]:,.0f} examples, found {size:,}")
+        missing = len(most) - len(counted)  # who sent none of the tree's tensors
+        if not sum(counted.values()) + missing <= num_examples or (
+            not missing and sum(counted.values()) < num_examples
+        ):
+            raise BadReplyError(
+                f"{what}: the rows are of {sum(counted.values()):,} examples, the partial sum of {num_examples:,}"
+            )
+
+    def most(self, payload: Payload, num_replies: int) -> Size:
+        expected = self.expected(payload)
+        if expected is None or self.optional:
+            return open_size(payload) * num_replies
+        row = Size(8 * sum(tensor.numel() + 2 for tensor in expected.values()))  # and whose it is, of how many examples
+        return row * num_replies + Size(0, 3 * len(expected))
 
     def shapes(self, tree: Tree, lifted: bool) -> dict[str, tuple[int, ...]]:
         return {name: tuple(value.shape[int(lifted) :]) for name, value in tree.items() if not name.startswith("#")}
@@ -150,7 +201,7 @@ def replies_in(tree: Tree) -> list[tuple[int, int, dict[str, Tensor]]]:
     """
     rows: dict[int, tuple[int, dict[str, Tensor]]] = {}
     for name in (name for name in tree if not name.startswith("#")):
-        clients, sizes = tree[f"#client:{name}"].tolist(), tree[f"#num_examples:{name}"].tolist()
+        clients, sizes = tree[f"{_CLIENT}{name}"].tolist(), tree[f"{_NUM_EXAMPLES}{name}"].tolist()
         for row, (client, size) in enumerate(zip(clients, sizes, strict=True)):
             rows.setdefault(client, (size, {}))[1][name] = tree[name][row]
     # Sorted, because the first key may be optional and then does not have every client.

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 from umbel.core.collecting import Collect
 from umbel.core.folds import Product, product
 from umbel.core.metrics import matching
-from umbel.core.records import BadReplyError, Payload
+from umbel.core.records import MOST_EXAMPLES, BadReplyError, Payload
 from umbel.core.tree import Tree
 
 SPLITS = ("validation", "test")
 SCORES = "/scores"
-_LARGEST = 1e100  # of a count or a loss: their sums and squares over clients are still numbers
+_LARGEST = 1e100  # of a loss: sums and squares over clients are still numbers
+_NAME = re.compile(r"[A-Za-z0-9_][\w .:+-]{0,63}", re.ASCII)  # of a predictor: it becomes part of a metric's name
+_MOST_NAMES = 64  # predictors of a split
 
 
 class Counts(Collect):
@@ -37,6 +41,8 @@ class Counts(Collect):
     def check(self, what: str, tree: Tree, payload: Payload) -> None:
         super().check(what, tree, payload)
         names = [name for name in tree if not name.endswith(("/loss", SCORES))]
+        if len(names) > _MOST_NAMES * len(SPLITS):
+            raise BadReplyError(f"{what}: {len(names)} counts, of which at most {_MOST_NAMES * len(SPLITS)} are read")
         shapes = {name: tuple(tensor.shape) for name, tensor in tree.items()}
         expected: dict[str, tuple[int, ...]] = {}
         for name in names:
@@ -50,7 +56,9 @@ class Counts(Collect):
             )
         for name in names:
             right, asked = tree[name]
-            if not bool(((right >= 0) & (right <= asked) & (asked <= _LARGEST)).all()) or not bool((asked > 0).any()):
+            if not bool(((right >= 0) & (right <= asked) & (asked <= MOST_EXAMPLES)).all()) or not bool(
+                (asked > 0).any()
+            ):
                 raise BadReplyError(
                     f"{what}: the counts of {name!r} should be some examples and at most as many right ones, found "
                     f"{tree[name].tolist()}"
@@ -61,7 +69,7 @@ class Counts(Collect):
                 raise BadReplyError(f"{what}: the loss of {name!r} should not be {float(tree[f'{name}/loss'])}")
 
     def _width(self, what: str, name: str) -> int:
-        if name.partition("/")[0] not in SPLITS or not _predictor(name):
+        if name.partition("/")[0] not in SPLITS or not _NAME.fullmatch(_predictor(name)):
             raise BadReplyError(f"{what}: expected counts named <split>/<predictor>, found {name!r}")
         return len(matching.RECALLS) if _predictor(name) == matching.NAME else self._num_classes
 

@@ -9,15 +9,13 @@ import os
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
-
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load, save
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from umbel.core.leftovers import beside
 from umbel.core.refusal import Refusal
+
+if TYPE_CHECKING:  # torch takes seconds, and who writes text needs none
+    from torch import Tensor
 
 _SEAL = "sha256"  # the key of a sealed file's own hash
 
@@ -119,6 +117,8 @@ def file_sha256(path: Path) -> str:
 
 def tensors_to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
     """Serialise named tensors as safetensors; tensors that share storage are copied apart."""
+    from safetensors.torch import save
+
     apart = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     # An empty mapping in place of None, without a tensor, makes safetensors write what it cannot read.
     return save(apart, metadata=dict(metadata) if metadata else None)
@@ -138,6 +138,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         ValueError: The file is damaged.
     """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
     content = path.read_bytes()
     try:
         views = load(content)

@@ -11,104 +11,21 @@ Means and sums are here, `umbel.core.collecting` has the folds that keep more th
 from __future__ import annotations
 
 import math
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from umbel.core.fold import ROUNDED
+from umbel.core.fold import WEIGHT as WEIGHT
+from umbel.core.fold import Fold as Fold
+from umbel.core.fold import Like as Like
+from umbel.core.fold import Shapes as Shapes
 from umbel.core.records import LARGEST, MOST_EXAMPLES, BadReplyError, Payload, Reply, shortened
-from umbel.core.tree import Tree, TreeMismatchError, check_same
-
-WEIGHT = "#weight"  # name of the total weight inside an accumulator; no parameter starts with '#'
-
-
-_LARGEST_SUM = 1e150  # in an accumulator from elsewhere: sums over any number of nodes are still numbers
-
-Like = str | Callable[[Payload], Tree] | None
-Shapes = dict[tuple[str, str], tuple[int, ...]]
-
-
-class Fold(ABC):
-    """How one named tree of the replies combines.
-
-    Args:
-        like: Name of the payload's tree whose names and shapes the reply's tree must have, or a function that makes
-            such a tree out of the payload (of tensors on the device `meta`); None leaves them open (then `keys` says
-            which names there must be).
-        keys: Names that the tree must have when `like` is None; empty checks nothing.
-    """
-
-    def __init__(self, like: Like = None, keys: Sequence[str] = ()) -> None:
-        self.like = like
-        self.keys = tuple(keys)
-
-    @abstractmethod
-    def lift(self, tree: Tree, num_examples: int, client: int) -> dict[str, Tensor]:
-        """Return the accumulator of a single reply, in memory of its own; floating-point values in float64."""
-
-    @abstractmethod
-    def merge(self, left: dict[str, Tensor], right: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Combine two accumulators. `left` may be reused for the result, `right` is not changed."""
-
-    def finish(self, accumulator: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Turn the accumulator of all replies into the result, still in float64."""
-        return {name: tensor for name, tensor in accumulator.items() if name != WEIGHT}
-
-    def check(self, what: str, tree: Tree, payload: Payload) -> None:
-        """Raise `BadReplyError` unless the tree may be folded."""
-        expected: Tree = {}
-        try:
-            if self.like is not None:
-                expected = payload.trees[self.like] if isinstance(self.like, str) else self.like(payload)
-                check_same(tree, expected, what)
-            elif self.keys and set(tree) != set(self.keys):
-                raise TreeMismatchError(f"{what}: expected the keys {sorted(self.keys)}, found {sorted(tree)}")
-        except TreeMismatchError as error:
-            raise BadReplyError(str(error)) from error
-        check_values(what, tree, expected)
-
-    def check_accumulator(self, what: str, accumulator: Tree, payload: Payload, clients: Sequence[int]) -> None:
-        """Raise `BadReplyError` unless an accumulator of these clients that came from elsewhere may be merged."""
-        for name, tensor in accumulator.items():
-            if flaw := _flaw(tensor, _LARGEST_SUM):
-                raise BadReplyError(f"{what}: the partial sum of {name!r} holds {flaw}")
-
-    def shapes(self, tree: Tree, lifted: bool) -> dict[str, tuple[int, ...]]:
-        """Return the shapes in which all replies must agree, whatever the payload says: of tensors that are merged.
-
-        Args:
-            tree: Of a reply that was checked, or an accumulator.
-            lifted: It is an accumulator.
-        """
-        return {}
-
-
-def check_values(what: str, tree: Tree, expected: Tree) -> None:
-    """Raise `BadReplyError` for values of a reply that are no numbers, or would not be once they are combined.
-
-    Args:
-        what: Name of the tree.
-        tree: The reply's.
-        expected: Tensors of the dtypes to which means are cast, where they are known.
-    """
-    for name, tensor in tree.items():
-        wanted = expected[name].dtype if name in expected else tensor.dtype
-        limit = min(LARGEST, torch.finfo(wanted).max) if wanted.is_floating_point else LARGEST
-        if flaw := _flaw(tensor, limit):
-            raise BadReplyError(f"{what}: {name!r} holds {flaw}")
-
-
-def _flaw(tensor: Tensor, limit: float) -> str:
-    """Say what is wrong with the values of a tensor; "" when nothing is."""
-    if not tensor.is_floating_point() or not tensor.numel():
-        return ""
-    low, high = torch.aminmax(tensor)
-    largest = max(-float(low), float(high))
-    if not math.isfinite(largest):
-        return "NaN or infinity"
-    return "" if largest <= limit else f"values up to {largest:.3g}; more than {limit:.3g} cannot be combined"
+from umbel.core.tree import Tree
+from umbel.core.wire.limits import Size
 
 
 def _sum_into(left: dict[str, Tensor], right: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -123,6 +40,10 @@ class _Linear(Fold):
     @abstractmethod
     def weight(self, num_examples: int) -> float:
         """Return the weight of a reply."""
+
+    def total_weight(self, num_examples: int, num_replies: int) -> float:
+        """Return the weight of so many replies with so many examples together."""
+        return float(num_replies)
 
     def lift(self, tree: Tree, num_examples: int, client: int) -> dict[str, Tensor]:
         weight = self.weight(num_examples)
@@ -139,14 +60,18 @@ class _Linear(Fold):
         return {name: tuple(tensor.shape) for name, tensor in tree.items() if name != WEIGHT}
 
     def check_accumulator(self, what: str, accumulator: Tree, payload: Payload, clients: Sequence[int]) -> None:
-        super().check_accumulator(what, accumulator, payload, clients)
         weight = accumulator.get(WEIGHT)
-        if weight is None or weight.shape != () or not float(weight) > 0:
+        if weight is None or weight.shape != () or not 0 < float(weight) < math.inf:
             raise BadReplyError(f"{what}: a partial sum has no weight above 0")
         if any(tensor.dtype != torch.float64 for tensor in accumulator.values()):
             raise BadReplyError(f"{what}: a partial sum should be float64")
         values = {name: tensor for name, tensor in accumulator.items() if name != WEIGHT}
-        super().check(what, values, payload)
+        self.check_tree(what, values, payload, float(weight) * ROUNDED)
+
+    def check_weights(self, what: str, accumulator: Tree, num_examples: int, most: Mapping[int, float]) -> None:
+        weight, expected = float(accumulator[WEIGHT]), self.total_weight(num_examples, len(most))
+        if weight != expected:
+            raise BadReplyError(f"{what}: a partial sum of {expected:g} in weight says it has {weight:g}")
 
     def check(self, what: str, tree: Tree, payload: Payload) -> None:
         super().check(what, tree, payload)
@@ -164,6 +89,9 @@ class WeightedMean(_Linear):
     """Mean with the number of examples as weight: sum_k n_k x_k / sum_k n_k."""
 
     def weight(self, num_examples: int) -> float:
+        return float(num_examples)
+
+    def total_weight(self, num_examples: int, num_replies: int) -> float:
         return float(num_examples)
 
     def finish(self, accumulator: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -238,8 +166,14 @@ class Product:
         self.folds = dict(folds)
         self.numbers = tuple(numbers)
 
-    def check(self, reply: Reply, payload: Payload) -> None:
-        """Raise `BadReplyError` with the reason unless `reply` may be folded."""
+    def check(self, reply: Reply, payload: Payload, most: float = math.inf) -> None:
+        """Raise `BadReplyError` with the reason unless `reply` may be folded.
+
+        Args:
+            reply: The reply.
+            payload: What its client received.
+            most: The most examples that its client may count.
+        """
         if set(reply.trees) != set(self.folds):
             raise BadReplyError(f"expected the trees {sorted(self.folds)}, found {sorted(reply.trees)}")
         if set(reply.numbers) != set(self.numbers):
@@ -248,32 +182,56 @@ class Product:
             raise BadReplyError(f"num_examples should be at least 1, found {reply.num_examples}")
         if reply.num_examples > MOST_EXAMPLES:
             raise BadReplyError(f"num_examples should be at most 2^53, found {shortened(str(reply.num_examples))}")
+        if reply.num_examples > most:
+            raise BadReplyError(f"num_examples should be at most {most:,.0f}, found {reply.num_examples:,}")
         for name, number in reply.numbers.items():
             if not abs(number) <= LARGEST:
                 raise BadReplyError(f"the number {name!r} is {number}")
         for name, fold in self.folds.items():
             fold.check(name, reply.trees[name], payload)
+            fold.check_examples(name, reply.trees[name], most)
 
-    def check_partial(self, partial: Partial, payload: Payload, clients: Sequence[int]) -> None:
+    def check_partial(
+        self,
+        partial: Partial,
+        payload: Payload,
+        clients: Sequence[int],
+        most: Callable[[int], float] = lambda client: MOST_EXAMPLES,
+    ) -> None:
         """Raise `BadReplyError` unless a node's accumulator may be merged.
 
         Args:
             partial: The accumulator.
             payload: What the clients received.
             clients: Whose replies must be in it, in the order of the cohort.
+            most: Returns the most examples that a client may count.
         """
         num_replies = len(clients)
         if partial.num_replies != num_replies:
             raise BadReplyError(f"a partial sum of {num_replies} replies says it holds {partial.num_replies}")
         if not num_replies:
+            if partial != self.zero():
+                raise BadReplyError("a partial sum of no replies should be empty")
             return
         if set(partial.trees) != set(self.folds) or set(partial.numbers) != set(self.numbers):
             raise BadReplyError(f"a partial sum should have {sorted(self.folds)}, found {sorted(partial.trees)}")
-        counted = num_replies <= partial.num_examples <= num_replies * MOST_EXAMPLES
-        if not counted or not all(abs(number) <= _LARGEST_SUM for number in partial.numbers.values()):
-            raise BadReplyError("a partial sum has numbers that cannot be")
+        allowed = {client: most(client) for client in clients}
+        limit = min(sum(allowed.values()), MOST_EXAMPLES)
+        if not num_replies <= partial.num_examples <= limit:
+            raise BadReplyError(
+                f"a partial sum of {num_replies} replies should be of {num_replies} to {limit:,.0f} examples, found "
+                f"{partial.num_examples:,}"
+            )
+        for name, number in partial.numbers.items():
+            if not abs(number) <= LARGEST * partial.num_examples * ROUNDED:
+                raise BadReplyError(f"the sum of the numbers {name!r} is {number}")
         for name, fold in self.folds.items():
             fold.check_accumulator(name, partial.trees[name], payload, clients)
+            fold.check_weights(name, partial.trees[name], partial.num_examples, allowed)
+
+    def most(self, payload: Payload, num_replies: int = 1) -> Size:
+        """Return the most that an accumulator of so many replies, or a reply, may come to."""
+        return sum((fold.most(payload, num_replies) for fold in self.folds.values()), Size())
 
     def agree(self, known: Shapes, trees: Mapping[str, Tree], lifted: bool) -> None:
         """Note the shapes that all replies of a phase have; where the payload leaves them open, the first sets them.

@@ -3,6 +3,9 @@
 All tensors of a message travel as one array of bytes in the safetensors format, everything else as one JSON string
 in a ConfigRecord. One array, because Flower moves each array as objects of its own, with several calls each: a
 model of sixty tensors for ten clients took twenty seconds a round that way, and takes a fraction of one this way.
+
+A message may come from anybody. What is read of it has limits (`umbel.core.wire.limits`), and no value is taken for
+another that it could be made of: a client's number is a whole number, not a text that could be read as one.
 """
 
 from __future__ import annotations
@@ -14,20 +17,25 @@ from typing import Any
 
 import numpy as np
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
-from safetensors import SafetensorError
-from safetensors.torch import load
 from torch import Tensor
 
 from umbel.core.blocks import Block
 from umbel.core.files import tensors_to_bytes
 from umbel.core.folds import Partial
 from umbel.core.memory import Version
-from umbel.core.records import Payload, Reply
+from umbel.core.records import Payload, Reply, shortened
 from umbel.core.tree import Tree
+from umbel.core.wire import fields
+from umbel.core.wire.fields import FormError
+from umbel.core.wire.limits import Limits
+from umbel.core.wire.tensors import TensorsError, inside, read_tensors
+from umbel.core.wire.text import TextError, read_json
 from umbel.core.work import Outcome, Work
 
 TENSORS, BLOB = "tensors", "safetensors"
-HEAD = "umbel"  # name of the ConfigRecord that holds everything but tensors
+HEAD, JSON = "umbel", "json"  # names of the ConfigRecord that holds everything but tensors, and of the text in it
+_NUMPY = "numpy.ndarray"  # how Flower calls what `numpy.save` writes
+_GREETING_BYTES = 1 << 24  # of a head without tensors: a million numbers of clients take eight
 
 
 class MessageError(ValueError):
@@ -40,11 +48,14 @@ def _encode_trees(trees: Mapping[str, Tree]) -> ArrayRecord:
     return ArrayRecord({BLOB: Array(blob)})
 
 
-def _decode_trees(content: RecordDict, record_name: str) -> dict[str, dict[str, Tensor]]:
+def _decode_trees(content: RecordDict, limits: Limits) -> dict[str, dict[str, Tensor]]:
     try:
-        flat = load(content.array_records[record_name][BLOB].numpy().tobytes())
-    except (KeyError, ValueError, TypeError, EOFError, SafetensorError) as error:
-        raise MessageError(f"The message has no readable tensors {record_name!r}: {error}") from error
+        array = content.array_records[TENSORS][BLOB]
+        if array.stype != _NUMPY:
+            raise MessageError(f"The message's tensors are of the type {shortened(array.stype)}.")
+        flat = read_tensors(array.data, limits)
+    except (KeyError, TensorsError) as error:
+        raise MessageError(f"The message's tensors cannot be read: {error}") from error
     trees: dict[str, dict[str, Tensor]] = {}
     for name, tensor in flat.items():
         tree, _, key = name.partition("/")
@@ -57,27 +68,35 @@ def framing_bytes(content: RecordDict) -> int:
     total = 0
     for record_name, arrays in content.array_records.items():
         for name, array in arrays.items():
-            (blob_bytes,) = array.shape
-            npy_header = len(array.data) - blob_bytes
-            safetensors_header = 8 + int.from_bytes(array.data[npy_header : npy_header + 8], "little")
-            total += len(record_name) + len(name) + npy_header + safetensors_header
+            blob = inside(array.data)
+            safetensors_header = 8 + int.from_bytes(blob[:8], "little")
+            total += len(record_name) + len(name) + len(array.data) - len(blob) + safetensors_header
     for config in content.config_records.values():
         total += sum(len(key) + len(str(value)) for key, value in config.items())
     return total
 
 
 def _record(head: dict[str, Any], trees: Mapping[str, Tree]) -> RecordDict:
-    content = RecordDict({HEAD: ConfigRecord({"json": json.dumps(head)})})
+    content = RecordDict({HEAD: ConfigRecord({JSON: json.dumps(head)})})
     if trees:
         content[TENSORS] = _encode_trees(trees)
     return content
 
 
-def _head(content: RecordDict) -> dict[str, Any]:
+def _head(content: RecordDict, most_bytes: int = Limits.head_bytes) -> dict[str, Any]:
+    """Return the JSON head of a message that has nothing but it and tensors."""
+    configs, arrays = content.config_records, content.array_records
+    if configs.keys() != {HEAD} or configs[HEAD].keys() != {JSON} or content.metric_records:
+        raise MessageError(f"The message should have the record {HEAD!r} and tensors, and no other.")
+    if not arrays.keys() <= {TENSORS} or any(record.keys() != {BLOB} for record in arrays.values()):
+        raise MessageError(f"The message should have its tensors as {TENSORS!r}, and no others.")
+    text = configs[HEAD][JSON]
+    if not isinstance(text, str):
+        raise MessageError(f"The record {HEAD!r} should hold a text, found {type(text).__name__}.")
     try:
-        head = json.loads(str(content.config_records[HEAD]["json"]))
-    except (KeyError, json.JSONDecodeError) as error:
-        raise MessageError(f"The message has no readable record {HEAD!r}: {error}") from error
+        head = read_json(text, most_bytes)
+    except TextError as error:
+        raise MessageError(f"The record {HEAD!r} cannot be read: {error}.") from error
     if not isinstance(head, dict):
         raise MessageError(f"The record {HEAD!r} should be a mapping, found {type(head).__name__}.")
     return head
@@ -103,6 +122,7 @@ def encode_work(work: Work, payload: Payload, arrays: dict[str, ArrayRecord]) ->
             "num_blocks": work.num_blocks,
             "clients": sorted(work.clients),
             "memories": [[c, v.round, v.step, v.attempt] for c, v in sorted(work.memories.items())],
+            **({"agreed": dict(work.agreed)} if work.agreed else {}),
         },
         "numbers": dict(payload.numbers),
         "trees": list(payload.trees),
@@ -121,7 +141,7 @@ def decode_work(content: RecordDict) -> tuple[Work, Payload]:
         blocks = tuple(Block(index, tuple(clients)) for index, clients in fields["blocks"])
         memories = {client: Version(*version) for client, *version in fields["memories"]}
         work = Work(**{**fields, "blocks": blocks, "clients": frozenset(fields["clients"]), "memories": memories})
-        trees = _decode_trees(content, TENSORS)
+        trees = _decode_trees(content, Limits())
         payload = Payload({name: trees.get(name, {}) for name in head["trees"]}, head["numbers"])
     except MessageError:
         raise
@@ -146,7 +166,7 @@ class Pieces:
 
     def content(self) -> RecordDict:
         """Put the content of a message together."""
-        content = RecordDict({HEAD: ConfigRecord({"json": self.head})})
+        content = RecordDict({HEAD: ConfigRecord({JSON: self.head})})
         for name, record in self.arrays.items():
             content[name] = record
         return content
@@ -217,36 +237,51 @@ def encode_outcome(outcome: Outcome) -> RecordDict:
     return _record(head, trees)
 
 
-def _numbers(entry: dict[str, Any]) -> dict[str, float]:
-    return {str(name): float(value) for name, value in entry["numbers"].items()}
-
-
-def decode_outcome(content: RecordDict) -> Outcome:
+def decode_outcome(content: RecordDict, limits: Limits | None = None) -> Outcome:
     """Read what `encode_outcome` wrote.
 
+    A reply or accumulator whose own numbers cannot be read is left out, and why is noted: the rest is good.
+
+    Args:
+        content: Of the message.
+        limits: The most that is read of it.
+
     Raises:
-        MessageError: It is of another form.
+        MessageError: It is of another form, or more than is read.
     """
-    head = _head(content)
-    found = _decode_trees(content, TENSORS) if TENSORS in content.array_records else {}
+    limits = limits or Limits()
+    head = _head(content, limits.head_bytes)
+    trees = _decode_trees(content, limits) if TENSORS in content.array_records else {}
     outcome = Outcome()
     try:
-        for number, entry in enumerate(head["nodes"]):
-            trees = {name: found.get(f"node{number}.{name}", {}) for name in entry["trees"]}
-            partial = Partial(trees, _numbers(entry), int(entry["num_examples"]), int(entry["num_replies"]))
-            outcome.nodes.append((int(entry["level"]), int(entry["index"]), partial))
-        for entry in head["singles"]:
-            client = int(entry["client"])
-            reply_trees = {name: found.get(f"single{client}.{name}", {}) for name in entry["trees"]}
-            outcome.singles[client] = Reply(reply_trees, _numbers(entry), int(entry["num_examples"]))
-        outcome.failures = {int(client): str(reason) for client, reason in head["failures"]}
-        outcome.seconds = {int(client): float(seconds) for client, seconds in head["seconds"]}
-        outcome.remembered = [int(client) for client in head["remembered"]]
-        outcome.bytes_up, outcome.framing_up = int(head["bytes_up"]), int(head["framing_up"])
-    except MessageError:
-        raise
-    except (KeyError, TypeError, ValueError, AttributeError, EOFError, OverflowError) as error:
-        raise MessageError(f"The answer in this message cannot be read: {error}") from error
+        for number, entry in enumerate(fields.entries(head, "nodes", limits)):
+            place = (fields.whole(entry, "level"), fields.whole(entry, "index"))
+            try:
+                numbers, names = fields.numbers(entry), fields.names(entry)
+                partial = Partial({}, numbers, fields.whole(entry, "num_examples"), fields.whole(entry, "num_replies"))
+            except FormError as error:
+                outcome.flaws[place] = str(error)
+                continue
+            partial.trees = {name: trees.get(f"node{number}.{name}", {}) for name in names}
+            outcome.nodes.append((*place, partial))
+        for entry in fields.entries(head, "singles", limits):
+            client = fields.whole(entry, "client")
+            try:
+                numbers, names = fields.numbers(entry), fields.names(entry)
+                num_examples = fields.whole(entry, "num_examples")
+            except FormError as error:
+                outcome.failures.setdefault(client, str(error))
+                continue
+            reply_trees = {name: trees.get(f"single{client}.{name}", {}) for name in names}
+            outcome.singles.setdefault(client, Reply(reply_trees, numbers, num_examples))
+        for client, reason in fields.pairs(head, "failures", limits):
+            outcome.failures.setdefault(client, fields.as_text(reason, "a reason"))
+        for client, seconds in fields.pairs(head, "seconds", limits):
+            outcome.seconds[client] = fields.as_real(seconds, "seconds")
+        outcome.remembered = [fields.as_whole(each, "a client") for each in fields.items(head, "remembered", limits)]
+        outcome.bytes_up, outcome.framing_up = fields.whole(head, "bytes_up"), fields.whole(head, "framing_up")
+    except FormError as error:
+        raise MessageError(f"The answer in this message cannot be read: {error}.") from error
     return outcome
 
 
@@ -256,5 +291,9 @@ def encode_json(value: dict[str, Any]) -> RecordDict:
 
 
 def decode_json(content: RecordDict) -> dict[str, Any]:
-    """Read what `encode_json` wrote."""
-    return _head(content)
+    """Read what `encode_json` wrote.
+
+    Raises:
+        MessageError: It is of another form, or longer than is read.
+    """
+    return _head(content, _GREETING_BYTES)

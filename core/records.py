@@ -19,7 +19,7 @@ from umbel.core.tree import Tree
 
 MOST_EXAMPLES = 2**53  # behind one reply: what float64 counts exactly
 LARGEST = 1e100  # of a value in a reply: sums and squares over clients are still numbers
-_LONGEST_REASON, _LONGEST_VALUE = 1000, 60  # letters
+_LONGEST_REASON, _LONGEST_VALUE = 500, 60  # letters
 _DTYPES = frozenset(
     {
         *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
@@ -166,6 +166,14 @@ def reason(error: BaseException) -> str:
 
 
 def shortened(text: str) -> str:
-    """Return a text that came from anybody, fit for a line of a log: printable and not long."""
-    cut = "".join(each if each.isprintable() or each == "\n" else ascii(each)[1:-1] for each in text[:_LONGEST_REASON])
-    return cut if len(text) <= _LONGEST_REASON else f"{cut}... ({len(text):,} letters in all)"
+    """Return a text that came from anybody, fit for a line of a log or terminal: printable, one line, 500 letters.
+
+    What is not printable is written as its escape: control characters and what terminals make of them, marks that turn
+    the direction of a text around, letters without width, halves of pairs.
+    """
+    start = " ".join(text[: 2 * _LONGEST_REASON].split())
+    line = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in start)
+    if len(line) <= _LONGEST_REASON and len(text) <= 2 * _LONGEST_REASON:
+        return line
+    end = f"... ({len(text):,} letters in all)"
+    return line[: _LONGEST_REASON - len(end)] + end

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from umbel.core.blocks import Block
 from umbel.core.folds import Partial
@@ -27,6 +28,7 @@ class Work:
         num_blocks: Blocks of the whole phase.
         clients: The clients that this node runs.
         memories: Which version of its memory each of them goes on from; a client that is not named has none.
+        agreed: What all sites with data of their own go by; empty where there are none.
     """
 
     run: str
@@ -40,6 +42,7 @@ class Work:
     num_blocks: int
     clients: frozenset[int]
     memories: Mapping[int, Version] = field(default_factory=dict)
+    agreed: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -49,15 +52,17 @@ class Outcome:
     Attributes:
         nodes: Accumulators of tree nodes that it held whole, as (level, index, accumulator).
         singles: Replies of clients whose block it did not hold whole.
+        flaws: Accumulators that could not be read, by (level, index), and why.
         failures: Reason for each client that failed.
         seconds: Time that each client took.
         remembered: Clients that wrote their memory.
-        bytes_up: Tensor bytes of all replies, before any folding.
-        framing_up: Bytes of framing that these replies would have had, sent singly.
+        bytes_up: Tensor bytes of all replies, before any folding; the server holds it to what came.
+        framing_up: Bytes of framing that these replies would have had, sent singly; likewise.
     """
 
     nodes: list[tuple[int, int, Partial]] = field(default_factory=list)
     singles: dict[int, Reply] = field(default_factory=dict)
+    flaws: dict[tuple[int, int], str] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
     seconds: dict[int, float] = field(default_factory=dict)
     remembered: list[int] = field(default_factory=list)

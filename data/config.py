@@ -15,7 +15,8 @@ class DataConfig:
     """Which data set, how it is cut into clients, and what is held out.
 
     Attributes:
-        name: A name of `umbel list data`, or `hub:<owner/name>` through flwr-datasets.
+        name: A name of `umbel list data`, or `hub:<owner/name>` through flwr-datasets; `sites` where each site has its
+            own and the server none.
         path: Folder of `image_folder`, or of IDX files for `fashion_mnist`; null looks in the usual places.
         num_clients: Number of clients K; a client is one partition.
         partition: A name of `umbel.data.partition.names()`.
@@ -50,6 +51,16 @@ class DataConfig:
         num_shuffled: Clients, drawn by the seed, whose training labels are shuffled among their examples: a fault to
             test detectors and robust strategies with.
         seed: Seed of splits and partitions; None takes `run.seed`.
+        classes: Under `sites`, the names of the classes in the order of their labels; or `union` or `intersection` of
+            those that the sites have, in the order of the alphabet.
+        image_size: Under `sites`, pixels on a side that pictures are brought to.
+        channels: Under `sites`, 1 for grey and 3 for colour pictures.
+        mean: Under `sites`, mean of each channel in units of [0, 1] pixels, by which pictures are normalised; empty
+            takes that of all sites' training pictures together.
+        std: Under `sites`, the standard deviation of each channel, likewise.
+        sites: Under `sites`, data files of the sites to simulate, one site after the other; in a real federation each
+            node names its own (`site-data`).
+        server: Under `sites`, a folder `<class>/*` of the server's own test pictures; empty where it has none.
         options: Further options of the data set, such as `num_examples` of `synthetic`.
     """
 
@@ -80,4 +91,11 @@ class DataConfig:
     public: Annotated[float, Interval(ge=0, lt=1)] = 0.0
     num_shuffled: Annotated[int, Ge(0)] = 0
     seed: int | None = None
+    classes: list[str] | str = ""
+    image_size: Annotated[int, Interval(ge=0, le=4096)] = 0
+    channels: Annotated[int, Interval(ge=0, le=3)] = 0
+    mean: list[float] = field(default_factory=list)
+    std: list[float] = field(default_factory=list)
+    sites: list[str] = field(default_factory=list)
+    server: str = ""
     options: dict[str, Any] = field(default_factory=dict)

@@ -64,6 +64,7 @@ class Federation:
         validation_index: The server's example numbers, ascending.
         public_index: Example numbers of the public set, ascending.
         meta: What is no array, fit for JSON.
+        roles: What each example of the pool is for, [N] int8 (`umbel.data.holdout`), where owners say so; else None.
     """
 
     pool: Examples
@@ -72,6 +73,7 @@ class Federation:
     validation_index: Tensor
     public_index: Tensor
     meta: Mapping[str, Any]
+    roles: Tensor | None = None
 
     @classmethod
     def build(cls, config: DataConfig, seed: int) -> Federation:
@@ -176,6 +178,8 @@ class Federation:
         """Return all tensors as numpy arrays that share their memory, for an object store."""
         tensors = {"indices": self.partition.indices, "offsets": self.partition.offsets}
         tensors |= {"validation_index": self.validation_index, "public_index": self.public_index}
+        if self.roles is not None:
+            tensors["roles"] = self.roles
         for prefix, examples in (("pool", self.pool), ("test", self.test_pool)):
             tensors |= {f"{prefix}_{name}": tensor for name, tensor in columns_of(examples).items()}
         return {name: tensor.numpy() for name, tensor in tensors.items()}
@@ -190,7 +194,8 @@ class Federation:
         pool, test = (examples_of(tensors, f"{prefix}_") for prefix in ("pool", "test"))
         tasks = None if pool.tasks is None else pool.tasks[tensors["indices"]]
         partition = Partition(tensors["indices"], tensors["offsets"], tasks, int(meta["repeats"]))
-        return cls(pool, test, partition, tensors["validation_index"], tensors["public_index"], dict(meta))
+        held = tensors["validation_index"], tensors["public_index"]
+        return cls(pool, test, partition, *held, dict(meta), tensors.get("roles"))
 
     @property
     def num_clients(self) -> int:
@@ -276,9 +281,9 @@ class Federation:
 
     @cached_property
     def _roles(self) -> Tensor | None:
-        """What each example of the pool is for if a client has it, [N] int8, decided by its concept."""
-        if self.pool.concepts is None:
-            return None
+        """What each example of the pool is for if a client has it, [N] int8; None where each client decides by lot."""
+        if self.roles is not None or self.pool.concepts is None:
+            return self.roles
         validation, test = self.meta["client_validation"], self.meta["client_test"]
         return roles_of(self.pool.concepts, validation, test, int(self.meta["seed"]))
 

@@ -80,5 +80,14 @@ def hashed(key: str, fraction: float) -> bool:
         key: A text, or the name of a file, be it UTF-8 or not.
         fraction: In [0, 1].
     """
+    return _number(key) < fraction * 2**64
+
+
+def share(key: str) -> float:
+    """Return where in [0, 1) `key` falls: alike all over, the same on every machine and for ever."""
+    return (_number(key) >> 11) / 2**53
+
+
+def _number(key: str) -> int:
     digest = hashlib.sha256(key.encode("utf-8", "surrogateescape")).digest()
-    return int.from_bytes(digest[:8], "little") < fraction * 2**64
+    return int.from_bytes(digest[:8], "little")

@@ -22,12 +22,12 @@ def requirements(pyproject: Path, only: str = "") -> list[str]:
     Raises:
         LookupError: The project does not depend on that package.
     """
-    found: list[str] = tomllib.loads(pyproject.read_text("utf-8"))["project"]["dependencies"]
+    lines: list[str] = tomllib.loads(pyproject.read_text("utf-8"))["project"]["dependencies"]
     if only:
-        found = [line for line in found if re.split(r"[^A-Za-z0-9._-]", line, maxsplit=1)[0] == only]
-        if not found:
+        lines = [line for line in lines if re.split(r"[^A-Za-z0-9._-]", line, maxsplit=1)[0] == only]
+        if not lines:
             raise LookupError(f"{pyproject} has no dependency called {only!r} under [project].")
-    return found
+    return lines
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import hashlib
 import re
 import shutil
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from umbel.core.files import (
     write_tensors,
 )
 from umbel.core.tree import sha256
+from umbel.server.coverage import Row, Turn
 from umbel.strategies.base import ServerContext, Strategy
 
 _NAME = re.compile(r"round-(\d{6,})")
@@ -52,6 +54,8 @@ class Progress:
         bytes_down: `tensors` and `framing` that clients received.
         bytes_up: The same that they sent.
         num_failures: Replies that were left out.
+        coverage: Selected clients and good replies by phase and round (`umbel.server.coverage.Row`).
+        turns: Of each client that was asked, when it took part last (`umbel.server.coverage.Turn`).
         tasks: In a sequence of tasks, for each split the accuracies on all tasks: `before` training, and a row of
             `matrix` after each task.
         memories: For each client that has one, the version of its memory as (round, step, attempt).
@@ -69,8 +73,21 @@ class Progress:
     bytes_down: dict[str, int] = field(default_factory=lambda: {"tensors": 0, "framing": 0})
     bytes_up: dict[str, int] = field(default_factory=lambda: {"tensors": 0, "framing": 0})
     num_failures: int = 0
+    coverage: list[Row] = field(default_factory=list)
+    turns: dict[str, Turn] = field(default_factory=dict)
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     memories: dict[str, tuple[int, int, str]] = field(default_factory=dict)
+
+    def copy(self) -> Progress:
+        """Return another, which a round may change in place."""
+        return replace(
+            self,
+            seconds=dict(self.seconds),
+            bytes_down=dict(self.bytes_down),
+            bytes_up=dict(self.bytes_up),
+            memories=dict(self.memories),
+            tasks=deepcopy(self.tasks),
+        )
 
 
 @dataclass(frozen=True)

@@ -84,7 +84,7 @@ def _is_evaluated(session: Session, state: Any, whole: Mapping[str, Tensor]) -> 
 
 def _few(session: Session) -> Examples:
     server = session.data.server
-    examples = server.test if len(server.test) else server.validation
+    examples = server.validation if len(server.validation) and not len(server.test) else server.test
     return examples.take(torch.arange(min(_COMPARED, len(examples))))
 
 

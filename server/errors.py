@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any, NoReturn
 
+from umbel.conf.schema import Experiment
 from umbel.core.refusal import Refusal
+
+_RATE = re.compile(r"(^|_)(lr|eta|rate)(_|$)")
 
 
 class RunStoppedError(RuntimeError):
@@ -56,3 +61,12 @@ def raise_again(end: dict[str, Any]) -> NoReturn:
     if end["how"] == "stopped":
         raise RunStoppedError(end["text"])
     raise RunFailedError(end["text"])
+
+
+def learning_rates(experiment: Experiment) -> dict[str, float]:
+    """Return the learning rates that an experiment names, by key."""
+    rates, own = {"client.lr": experiment.client.lr}, experiment.strategy.options
+    inner = {f"strategy.{key}": value for key, value in own.items() if isinstance(value, Mapping)}
+    for section, options in {"strategy": own, **inner}.items():
+        rates |= {f"{section}.{key}": value for key, value in options.items() if _RATE.search(key)}
+    return rates

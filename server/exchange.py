@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from flwr.app import Message
@@ -13,38 +13,16 @@ from flwr.app import Message
 from umbel.core import leftovers
 from umbel.core.blocks import Assembler, Block, BlockTree, cut
 from umbel.core.files import read_tensors, write_tensors
-from umbel.core.folds import Folded, Partial, Product, Shapes
-from umbel.core.messages import MessageError, decode_outcome, encode_payload, encode_work, framing_bytes
-from umbel.core.records import BadReplyError, Payload, shortened
-from umbel.core.work import Outcome, Work, share
+from umbel.core.folds import Folded, Partial, Product
+from umbel.core.messages import encode_payload, encode_work, framing_bytes
+from umbel.core.records import Payload
+from umbel.core.work import Work, share
 from umbel.server.nodes import Directory
 from umbel.server.port import Port
+from umbel.server.receiver import Receiver, Report
 from umbel.strategies.base import EVALUATE
 
-
-@dataclass
-class Report:
-    """What an exchange cost and what went wrong in it.
-
-    Attributes:
-        cohort: The selected clients.
-        failures: For each client that failed, its node and the reason.
-        seconds: Time that each client took.
-        remembered: Clients that wrote their memory and whose reply was good.
-        bytes_down: Tensor bytes that the selected clients received, each counted.
-        bytes_up: Tensor bytes that they sent.
-        framing_down: Bytes of framing down.
-        framing_up: Bytes of framing up.
-    """
-
-    cohort: tuple[int, ...] = ()
-    failures: dict[int, tuple[int, str]] = field(default_factory=dict)
-    seconds: dict[int, float] = field(default_factory=dict)
-    remembered: set[int] = field(default_factory=set)
-    bytes_down: int = 0
-    bytes_up: int = 0
-    framing_down: int = 0
-    framing_up: int = 0
+MostExamples = Callable[[int], float]
 
 
 class Exchange:
@@ -85,6 +63,7 @@ class Exchange:
         cohort: Sequence[int],
         fold: Product,
         dropped_out: frozenset[int] = frozenset(),
+        most_examples: MostExamples = lambda own: math.inf,
     ) -> tuple[Folded | None, Report]:
         """Run one phase.
 
@@ -94,6 +73,8 @@ class Exchange:
             cohort: The selected clients in their fixed order.
             fold: How their replies combine.
             dropped_out: Those of the cohort that are not asked and count as failed.
+            most_examples: Returns the most examples that a reply may count, of the training examples that its client
+                has by the word of the node that holds it; by default any number.
 
         Returns:
             The combination, or None when there is no good reply; and what happened.
@@ -104,13 +85,14 @@ class Exchange:
         assigned, unheld = self._directory.split([client for client in cohort if client not in dropped_out])
         with tempfile.TemporaryDirectory(prefix=leftovers.prefix("fold")) as folder:
             tree = BlockTree(fold, len(blocks), Spill(Path(folder)), self._memory_bytes)
-            receiver = _Receiver(Assembler(fold, blocks, tree), blocks, fold, payload, report)
+            receiver = Receiver(Assembler(fold, blocks, tree), blocks, fold, payload, report, self._most(most_examples))
             for client in sorted(dropped_out):
                 receiver.fail(client, 0, "dropped out, as run.dropout has it")
             for client in unheld:
                 receiver.fail(client, 0, "no connected node holds this client")
             messages = self._messages(work, payload, blocks, assigned, report)
             deadline = time.monotonic() + self._deadline_seconds
+            self._port.limit({node: receiver.limits(clients).message_bytes for node, clients in assigned.items()})
             for reply in self._port.stream(messages, deadline, self._on_wait):
                 node = reply.metadata.src_node_id
                 receiver.take(reply, node, assigned.get(node, frozenset()))
@@ -123,6 +105,15 @@ class Exchange:
             partial = receiver.finish()
         report.remembered -= report.failures.keys()
         return (fold.finish(partial) if partial.num_replies else None), report
+
+    def _most(self, most_examples: MostExamples) -> MostExamples:
+        """Return the most examples that a reply of a client may count; one at least, which says nothing of its data."""
+
+        def most(client: int) -> float:
+            own = self._directory.most_examples(client)
+            return math.inf if own is None else max(most_examples(own), 1)
+
+        return most
 
     def _messages(
         self,
@@ -181,95 +172,3 @@ class Spill:
             return back
 
         return fetch
-
-
-class _Receiver:
-    """Takes nodes' answers apart and trusts none of them."""
-
-    def __init__(
-        self, assembler: Assembler, blocks: Sequence[Block], fold: Product, payload: Payload, report: Report
-    ) -> None:
-        self._assembler = assembler
-        self._blocks = {block.index: block for block in blocks}
-        self._fold = fold
-        self._payload = payload
-        self._report = report
-        self._height = (len(blocks) - 1).bit_length()
-        self._shapes: Shapes = {}
-        self._done: set[int] = set()
-        self.answered: set[int] = set()
-
-    @property
-    def num_done(self) -> int:
-        return len(self._done)
-
-    def fail(self, client: int, node: int, reason: str) -> None:
-        """Record a client that failed, unless it is accounted for already."""
-        if client not in self._done:
-            self._done.add(client)
-            self._report.failures[client] = (node, shortened(reason))
-            self._assembler.add_client(client, None)
-
-    def take(self, message: Message, node: int, clients: frozenset[int]) -> None:
-        """Take a node's answer for the clients that it was given."""
-        if message.has_error():
-            for client in sorted(clients):
-                self.fail(client, node, str(message.error.reason))
-            return
-        try:
-            outcome = decode_outcome(message.content)
-        except MessageError as error:
-            for client in sorted(clients):
-                self.fail(client, node, str(error))
-            return
-        before = self.num_done
-        self._take_nodes(outcome, node, clients)
-        self._take_singles(outcome, node, clients)
-        for client, reason in outcome.failures.items():
-            if client in clients:
-                self.fail(client, node, reason)
-        self._report.remembered |= clients.intersection(outcome.remembered)
-        if self.num_done > before:  # not an answer that came twice; an engine may answer block by block
-            self._report.bytes_up += outcome.bytes_up
-            self._report.framing_up += outcome.framing_up
-        self.answered.add(node)
-        self._report.seconds |= {c: s for c, s in outcome.seconds.items() if c in clients}
-
-    def _take_nodes(self, outcome: Outcome, node: int, clients: frozenset[int]) -> None:
-        for level, index, partial in outcome.nodes:
-            if not 0 <= level <= self._height or not 0 <= index << level < len(self._blocks):
-                continue  # no such node of the tree: its clients stay without an answer
-            leaves = range(index << level, (index + 1) << level)
-            covered = [c for leaf in leaves if leaf in self._blocks for c in self._blocks[leaf].clients]
-            if not covered or not clients.issuperset(covered) or not self._done.isdisjoint(covered):
-                continue  # it answers for clients that are not its own: those stay without an answer
-            good = [c for c in covered if c not in outcome.failures]
-            try:
-                self._fold.check_partial(partial, self._payload, good)
-                if good:
-                    self._fold.agree(self._shapes, partial.trees, lifted=True)
-            except BadReplyError as error:
-                for client in covered:
-                    self.fail(client, node, str(error))
-                continue
-            for client in covered:
-                self._done.add(client)
-                if client in outcome.failures:
-                    self._report.failures[client] = (node, shortened(outcome.failures[client]))
-            self._assembler.add_node(level, index, partial)
-
-    def _take_singles(self, outcome: Outcome, node: int, clients: frozenset[int]) -> None:
-        for client, reply in outcome.singles.items():
-            if client not in clients or client in self._done:
-                continue
-            try:
-                self._fold.check(reply, self._payload)
-                self._fold.agree(self._shapes, reply.trees, lifted=False)
-            except BadReplyError as error:
-                self.fail(client, node, str(error))
-                continue
-            self._done.add(client)
-            self._assembler.add_client(client, reply)
-
-    def finish(self) -> Partial:
-        return self._assembler.finish()

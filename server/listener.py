@@ -40,6 +40,10 @@ class Listener:
     def notice(self, text: str) -> None:
         """Something that whoever reads the result should know; the run goes on."""
 
+    def lost(self, text: str) -> None:
+        """The run is over, has its model, and lost clients for good, which the text names."""
+        self.notice(text)
+
     def end(self, error: BaseException | None) -> None:
         """The run has ended, with an error or without."""
 
@@ -83,6 +87,10 @@ class Both(Listener):
         for listener in self._all:
             listener.notice(text)
 
+    def lost(self, text: str) -> None:
+        for listener in self._all:
+            listener.lost(text)
+
     def end(self, error: BaseException | None) -> None:
         for listener in self._all:
             listener.end(error)
@@ -101,10 +109,14 @@ class FileListener(Listener):
         self._every = every_seconds
         self._last = 0.0
 
-    def _write(self, event: str, **values: object) -> None:
+    def put(self, line: str) -> None:
+        """Append a line."""
         with self._path.open("a", encoding="utf-8") as file:
-            line = plain({"event": event, "time": round(time.time(), 3), **values})
-            file.write(json.dumps(line, allow_nan=False) + "\n")
+            file.write(line + "\n")
+
+    def _write(self, event: str, **values: object) -> None:
+        line = plain({"event": event, "time": round(time.time(), 3), **values})
+        self.put(json.dumps(line, allow_nan=False))
 
     def begin(self, experiment: Experiment, folder: str) -> None:
         self._write("begin", folder=folder)
@@ -128,6 +140,9 @@ class FileListener(Listener):
 
     def notice(self, text: str) -> None:
         self._write("notice", text=text)
+
+    def lost(self, text: str) -> None:
+        self._write("lost", text=text)
 
     def end(self, error: BaseException | None) -> None:
         self._write("end", error=None if error is None else ending(error))
@@ -198,6 +213,8 @@ def replay(line: str, experiment: Experiment, listener: Listener) -> tuple[bool,
         listener.round(entry["round"], entry["num_rounds"], metrics, entry["seconds"])
     elif event == "notice":
         listener.notice(entry["text"])
+    elif event == "lost":
+        listener.lost(entry["text"])
     elif event == "end":
         return True, entry["error"]
     return False, None

@@ -8,17 +8,22 @@ from pathlib import Path
 
 from torch import Tensor
 
+from umbel.conf.load import portable_hash
+from umbel.conf.own_data import is_own
 from umbel.conf.schema import Experiment
 from umbel.core.device import set_threads
 from umbel.core.kernels import kernels
 from umbel.core.memory import MemoryStore, Version
 from umbel.core.refusal import Refusal
-from umbel.server import checkpoint, reading
+from umbel.data.sites.agreement import Agreement
+from umbel.server import agree, checkpoint, coverage, reading
 from umbel.server.checkpoint import Checkpoint
 from umbel.server.describe import describe
 from umbel.server.flower import strategies as flower
+from umbel.server.gather import directory_of
 from umbel.server.listener import Both, FileListener, Listener
 from umbel.server.lock import exclusive
+from umbel.server.nodes import Directory
 from umbel.server.port import Port
 from umbel.server.results import RunFolder, new_folder
 from umbel.server.rounds import FederatedRun
@@ -53,7 +58,8 @@ def execute(
     with exclusive(path), _told_of_its_end(told):
         before = _last_checkpoint(run_folder) if resume else None
         told.begin(experiment, str(path))
-        session = Session(experiment)
+        agreement, directory = _agreed(experiment, port, run_folder, told)
+        session = Session(experiment, agreement)
         for text in session.data.notices:
             told.notice(text)
         if before is None and (text := session.start()):
@@ -63,9 +69,30 @@ def execute(
             for text in _notices(path, session, before):
                 told.notice(text)
         run = FederatedRun(session, run_folder, told, before)
-        run.start(port)
-        _finish(run, run_folder)
+        run.start(port, directory)
+        _finish(run, run_folder, agreement)
     return path
+
+
+def _agreed(
+    experiment: Experiment, port: Port, folder: RunFolder, told: Listener
+) -> tuple[Agreement | None, Directory | None]:
+    """Return what sites with data of their own agree on, or agreed on when the run began, and the nodes if asked.
+
+    Raises:
+        Refusal: A site's data do not go with the experiment.
+        RunStoppedError: Nodes do not come, or do not answer.
+    """
+    if not is_own(experiment):
+        return None, None
+    if (before := agree.kept(folder.path)) is not None:
+        return before, None
+    directory = directory_of(experiment, port, folder, told)
+    directory.wait(folder.look_for_stop)
+    ask = agree.Round(experiment, port, directory, portable_hash(experiment), told.notice, folder.look_for_stop)
+    agreement = ask.agree()
+    agree.keep(folder.path, agreement)
+    return agreement, directory
 
 
 def _last_checkpoint(folder: RunFolder) -> Checkpoint | None:
@@ -143,7 +170,7 @@ def other_arithmetic(folder: Path) -> str:
     )
 
 
-def _finish(run: FederatedRun, folder: RunFolder) -> None:
+def _finish(run: FederatedRun, folder: RunFolder, agreement: Agreement | None) -> None:
     session, progress = run.session, run.progress
     model = session.full_state(session.strategy.model(run.state))
     folder.write_metrics()
@@ -153,6 +180,7 @@ def _finish(run: FederatedRun, folder: RunFolder) -> None:
         folder.write_model(session.full_state(run.best_model), "best.safetensors", card)
     experiment = session.experiment
     best = {f"best/{name}": value for name, value in progress.best_metrics.items()}
+    covered = coverage.summary(progress.coverage, progress.turns, run.lost, experiment.data.num_clients)
     folder.write_summary(
         {
             "run": folder.path.name,
@@ -167,12 +195,16 @@ def _finish(run: FederatedRun, folder: RunFolder) -> None:
             "bytes_up": progress.bytes_up,
             "bytes_down": progress.bytes_down,
             "num_failures": progress.num_failures,
+            "coverage": covered,
             "num_parameters": sum(t.numel() for t in run.session.strategy.model(run.state).values()),
             "weights_sha256": digest,
             "config_hash": session.config_hash,
         }
         | _representations(folder, session.strategy.representations(run.state))
+        | ({} if agreement is None else agree.summary(agreement))
     )
+    if text := coverage.in_words({"coverage": covered}):
+        run.listener.lost(text)
 
 
 def _representations(folder: RunFolder, representations: dict[str, Tensor]) -> dict[str, str]:

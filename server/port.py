@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 
 from flwr.app import Message
 
@@ -15,13 +15,22 @@ class Port(ABC):
 
     Class attributes:
         num_tries: Greetings that a node may fail to answer before it counts as refused.
+        strangers: Whether nodes may come that this process did not start.
     """
 
     num_tries = 1
+    strangers = False
 
     @abstractmethod
     def nodes(self) -> set[int]:
         """Return the nodes that are there now."""
+
+    def limit(self, most_bytes: Mapping[int, int]) -> None:  # noqa: B027 - most ports have their answers here
+        """Say how many bytes the next answer of each node may have; a port that fetches answers fetches no more.
+
+        Args:
+            most_bytes: By node.
+        """
 
     @abstractmethod
     def stream(

@@ -39,6 +39,7 @@ from umbel.core.names import file_stem
 from umbel.core.tree import sha256
 from umbel.models.card import MODEL, Card
 from umbel.server import reading
+from umbel.server.errors import StopRequested
 from umbel.server.sources import sources
 
 _LONGEST_NAME = 80  # file systems take 255 bytes
@@ -155,6 +156,12 @@ class RunFolder:
     def stop_file(self) -> Path:
         """A file that asks the run to stop."""
         return self.path / "stop"
+
+    def look_for_stop(self) -> None:
+        """Raise `StopRequested` when somebody asked the run to stop; the request is then taken."""
+        if self.stop_file.exists():
+            self.stop_file.unlink(missing_ok=True)
+            raise StopRequested
 
     def identity(self) -> str:
         """Return the run's identity.

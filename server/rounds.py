@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import copy
-import re
 import time
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
+from functools import partial
 from typing import Any
 
-from umbel.conf.schema import Experiment
 from umbel.core import state as states
 from umbel.core.evaluation import evaluation_fold
 from umbel.core.folds import Folded
@@ -22,17 +19,22 @@ from umbel.core.schedule import parse_until
 from umbel.core.work import Work
 from umbel.server import checkpoint, evaluation
 from umbel.server.checkpoint import Checkpoint, Progress
-from umbel.server.errors import DivergedError, RunStoppedError, StopRequested
-from umbel.server.exchange import Exchange, Report
+from umbel.server.coverage import RoundCoverage, lost
+from umbel.server.errors import DivergedError, RunStoppedError, StopRequested, learning_rates
+from umbel.server.exchange import Exchange
+from umbel.server.gather import directory_of
 from umbel.server.listener import Listener
 from umbel.server.nodes import Directory
 from umbel.server.port import Port
+from umbel.server.receiver import Report
 from umbel.server.results import RunFolder
+from umbel.server.same_data import same_data
 from umbel.server.session import Session
 from umbel.strategies.base import EVALUATE
 
 EVALUATION_STEP = 99  # sorts after every phase of a round
-_RATE = re.compile(r"(^|_)(lr|eta|rate)(_|$)")
+_GREETING_SECONDS = 30.0  # what a node takes to compose the experiment and answer
+_LOOK_SECONDS = 0.1
 
 
 class FederatedRun:
@@ -43,6 +45,13 @@ class FederatedRun:
         folder: Where the run's results go.
         listener: Told of everything that happens.
         resume: Checkpoint to go on from, or None to begin.
+
+    Attributes:
+        session: As given.
+        progress: What the run has come to.
+        state: The strategy's State after the last completed round.
+        best_model: The model of the best round, where there is one.
+        lost: After the last round: the clients that the run lost for good.
     """
 
     def __init__(
@@ -62,14 +71,16 @@ class FederatedRun:
         # Client memory is kept for the older of the two checkpoints as well, in case the newer is damaged.
         self._checkpoint_round = self._older_checkpoint_round = self.progress.round
         self.state: Any = None
+        self.lost: list[int] = []
 
     # ---- the loop --------------------------------------------------------------------------------------------
 
-    def start(self, port: Port) -> None:
+    def start(self, port: Port, directory: Directory | None = None) -> None:
         """Run all rounds that are still to come.
 
         Args:
             port: How nodes are reached.
+            directory: The nodes, where they have been waited for.
 
         Raises:
             RunStoppedError: Too few nodes or replies; everything up to the last completed round is saved.
@@ -78,12 +89,10 @@ class FederatedRun:
         experiment = self.session.experiment
         total = experiment.run.rounds
         self._began = time.monotonic() - self.progress.seconds.get("total", 0.0)
-        directory = Directory(
-            port,
-            self.session.config_hash,
-            experiment.data.num_clients,
-            experiment.engine.node_timeout_seconds,
-        )
+        waits = directory is None
+        # What sites have of their own need not be alike; what they agreed on is.
+        check = () if self.session.agreed else (same_data(self.session.data),)
+        directory = directory or directory_of(self.session.experiment, port, self.folder, self.listener, *check)
         exchange = Exchange(
             port,
             directory,
@@ -91,17 +100,19 @@ class FederatedRun:
             experiment.engine.deadline_seconds,
             experiment.engine.memory_bytes,
             self.listener.clients_done,
-            self._look_for_stop,
+            self.folder.look_for_stop,
         )
         try:
             with self._stage("setup"):
                 self.state = self._begin()
-                directory.wait(self._look_for_stop)
+                if waits:
+                    directory.wait(self.folder.look_for_stop)
             for round_ in range(self.progress.round + 1, total + 1):
                 if self.progress.ended:
                     self.listener.notice(self.progress.ended)
                     break
                 self._round(exchange, round_, total)
+            self.lost = lost(self.progress.turns, self.progress.round, self._unheld(port, directory))
         except (StopRequested, RunStoppedError, KeyboardInterrupt):
             self._save()
             raise
@@ -120,13 +131,24 @@ class FederatedRun:
             return state
         return checkpoint.restore(self._resume, self.session.strategy, lambda: self.session.context(0))
 
+    def _unheld(self, port: Port, directory: Directory) -> list[int]:
+        """Return the clients that no node holds now; one that has just come is given the time to say what it holds."""
+        deadline = time.monotonic() + _GREETING_SECONDS
+        while True:
+            directory.refresh()
+            unheld = directory.split(range(self.session.experiment.data.num_clients))[1]
+            if not unheld or not port.silent() or time.monotonic() > deadline:
+                return unheld
+            self.folder.look_for_stop()
+            time.sleep(_LOOK_SECONDS)
+
     def _round(self, exchange: Exchange, round_: int, total: int) -> None:
         """Run one round; `self.state` and `self.progress` change only when it is complete."""
-        strategy, progress = self.session.strategy, _copy(self.progress)
+        strategy, progress = self.session.strategy, self.progress.copy()
         context, state = self.session.context(round_), self.state
-        cohorts: dict[str, tuple[int, ...]] = {}
+        coverage, cohorts = RoundCoverage(round_), dict[str, tuple[int, ...]]()
         for step, phase in enumerate(self.session.phases(state)):
-            self._look_for_stop()
+            self.folder.look_for_stop()
             cohorts[phase.name] = cohort = self.session.cohort(phase, round_, cohorts)
             folded = Folded({}, {}, 0, 0)
             if phase.who != "server":
@@ -135,8 +157,11 @@ class FederatedRun:
                     self.listener.phase(round_, phase.name, len(cohort))
                     work = self._work(phase.name, round_, step, cohort, progress)
                     out = self.session.dropped_out(cohort, round_)
-                    answer, report = exchange.run(work, payload, cohort, phase.fold(), out)
+                    most = partial(phase.most_examples, state)
+                    answer, report = exchange.run(work, payload, cohort, phase.fold(), out, most)
                 folded = self._enough(answer, report, work, progress)
+                coverage.count(phase.name, cohort, report.failures)
+                coverage.ask(set(cohort) - out, report.failures)
             with self._stage("server", progress):
                 state = self._finite(phase.update(state, folded, context), round_, phase.name)
             if values := phase.measured(state):
@@ -147,45 +172,46 @@ class FederatedRun:
                 state = self._finite(strategy.finish(state, context), round_, "finish")
         progress.round, progress.num_rounds = round_, total
         try:
-            if found := self._evaluate(exchange, state, round_, total, progress):
-                self._judge(found, state, progress)
+            if metrics := self._evaluate(exchange, state, round_, total, progress, coverage):
+                self._judge(metrics, state, progress)
         except Refusal as error:  # a metric of somebody's own, or one that there is not: too late to be refused
             raise RunStoppedError(f"Round {round_}: {error}") from error
         if progress.ended and round_ < total:
             with self._stage("server", progress):
                 state = self._finite(strategy.finish(state, context), round_, "finish")
+        progress.coverage, progress.turns = coverage.rows(progress.coverage), coverage.turns(progress.turns)
         progress.seconds["total"] = time.monotonic() - self._began
         self.state, self.progress = state, progress
         every = self.session.experiment.checkpoint.every
         if every and (round_ % every == 0 or round_ == total or progress.ended):
             with self._stage("checkpoint", self.progress):
                 self._save()
-        self.listener.round(round_, total, found, progress.seconds["total"])
+        self.listener.round(round_, total, metrics, progress.seconds["total"])
 
-    def _judge(self, found: dict[str, float], state: Any, progress: Progress) -> None:
+    def _judge(self, metrics: dict[str, float], state: Any, progress: Progress) -> None:
         """Note an evaluation: whether it is the best so far, and whether the run has what it was for."""
         experiment, round_ = self.session.experiment, progress.round
         if experiment.run.until:
-            parse_until(experiment.run.until).check(found, is_first=not progress.last_metrics)
-        progress.last_metrics = found
+            parse_until(experiment.run.until).check(metrics, is_first=not progress.last_metrics)
+        progress.last_metrics = metrics
         # In a sequence, rounds of different tasks measure different things; only those of the last see all.
         schedule = experiment.schedule
         whole = not schedule.is_sequence or schedule.task(round_) == schedule.num_tasks - 1
-        value = evaluation.selection_value(found) if whole else None
+        value = evaluation.selection_value(metrics) if whole else None
         if value is not None and value > progress.best_value:
-            progress.best_round, progress.best_value, progress.best_metrics = round_, value, found
+            progress.best_round, progress.best_value, progress.best_metrics = round_, value, metrics
             progress.since_best = 0
             self.best_model = self.session.strategy.model(state)
         elif value is not None:
             progress.since_best += 1
-        progress.ended = self._ended(progress, found)
+        progress.ended = self._ended(progress, metrics)
 
-    def _ended(self, progress: Progress, found: Mapping[str, float]) -> str:
+    def _ended(self, progress: Progress, metrics: Mapping[str, float]) -> str:
         """Say why a run ends after a round that is not its last; "" where it goes on."""
         run, round_ = self.session.experiment.run, progress.round
         if round_ >= run.rounds:
             return ""
-        if run.until and parse_until(run.until).is_met(found):
+        if run.until and parse_until(run.until).is_met(metrics):
             return f"Round {round_} meets run.until={run.until}: the run ends."
         if run.patience and progress.since_best >= run.patience:
             return (
@@ -197,7 +223,7 @@ class FederatedRun:
     def _finite(self, state: Any, round_: int, step: str) -> Any:
         """Return a State, unless it has diverged."""
         if name := states.not_finite(state):
-            rates = ", ".join(f"{key}={value}" for key, value in _rates(self.session.experiment).items())
+            rates = ", ".join(f"{key}={value}" for key, value in learning_rates(self.session.experiment).items())
             raise DivergedError(
                 f"Round {round_}, {step}: the server's state has a NaN or an infinity, in {name}. The run has "
                 f"diverged; it is kept as it was after round {self.progress.round}. Learning rates in force: {rates}. "
@@ -221,6 +247,7 @@ class FederatedRun:
             num_blocks=0,
             clients=frozenset(),
             memories={c: Version(*progress.memories[str(c)]) for c in cohort if str(c) in progress.memories},
+            agreed=self.session.agreed,
         )
 
     def _enough(self, folded: Folded | None, report: Report, work: Work, progress: Progress) -> Folded:
@@ -228,7 +255,8 @@ class FederatedRun:
         seconds = time.monotonic() - self._began
         self._account(report, work, progress)
         good = folded.num_replies if folded else 0
-        needed = self.session.experiment.run.min_replies
+        run = self.session.experiment.run
+        needed = run.replies_needed(len(report.cohort))
         if folded is None or good < needed:
             reasons = "\n".join(
                 f"  client {client} on node {node}: {reason}"
@@ -236,7 +264,7 @@ class FederatedRun:
             )
             raise RunStoppedError(
                 f"Round {work.round}, phase {work.phase}: {good} of {len(report.cohort)} clients sent a good reply, "
-                f"{needed} are needed (run.min_replies).\n{reasons}"
+                f"{needed} are needed (run.min_replies={run.min_replies}).\n{reasons}"
             )
         values = {**folded.numbers, "num_replies": good, "num_failures": len(report.failures)}
         self.folder.add(work.round, "clients", "train", values, seconds, phase=work.phase)
@@ -254,22 +282,22 @@ class FederatedRun:
             self.listener.failure(work.round, work.phase, client, node, reason)
 
     def _evaluate(
-        self, exchange: Exchange, state: Any, round_: int, total: int, progress: Progress
+        self, exchange: Exchange, state: Any, round_: int, total: int, progress: Progress, coverage: RoundCoverage
     ) -> dict[str, float]:
         config = self.session.experiment.evaluate
         ends_task = self.session.experiment.schedule.ends_task(round_)
         if not config.every or (round_ % config.every and round_ != total and not ends_task):
             return {}
-        found: dict[str, float] = {}
+        metrics: dict[str, float] = {}
         cohort = self.session.evaluation_cohort(round_)
         if not config.server and not cohort:
-            return found
+            return metrics
         with self._stage("evaluate", progress):
             seconds = time.monotonic() - self._began
             predictors = self.session.strategy.predictors(state, self.session.context(round_))
             groups = evaluation.class_groups(predictors)
             if config.server:
-                found |= evaluation.on_server(self.session, predictors, round_, self.folder, seconds, progress)
+                metrics |= evaluation.on_server(self.session, predictors, round_, self.folder, seconds, progress)
                 if config.collapse:
                     evaluation.neural_collapse(self.session, state, round_, self.folder, seconds)
             del predictors  # the models that they hold
@@ -282,16 +310,12 @@ class FederatedRun:
                     folded, report = exchange.run(work, payload, cohort, fold)
                 except BadReplyError as error:
                     self.listener.failure(round_, EVALUATE, -1, 0, str(error))
-                    return found
+                    return metrics
                 self._account(report, work, progress)
+                coverage.count(EVALUATE, cohort, report.failures)
                 if folded is not None:
-                    found |= evaluation.of_clients(folded, round_, self.folder, seconds, groups, config.metrics)
-        return found
-
-    def _look_for_stop(self) -> None:
-        if self.folder.stop_file.exists():
-            self.folder.stop_file.unlink(missing_ok=True)
-            raise StopRequested
+                    metrics |= evaluation.of_clients(folded, round_, self.folder, seconds, groups, config.metrics)
+        return metrics
 
     def _save(self) -> None:
         """Write a checkpoint of the last completed round, if there is one."""
@@ -311,23 +335,3 @@ class FederatedRun:
             yield
         finally:
             seconds[name] = seconds.get(name, 0.0) + time.monotonic() - start
-
-
-def _rates(experiment: Experiment) -> dict[str, float]:
-    """Return the learning rates that an experiment names, by key."""
-    rates, own = {"client.lr": experiment.client.lr}, experiment.strategy.options
-    inner = {f"strategy.{key}": value for key, value in own.items() if isinstance(value, Mapping)}
-    for section, options in {"strategy": own, **inner}.items():
-        rates |= {f"{section}.{key}": value for key, value in options.items() if _RATE.search(key)}
-    return rates
-
-
-def _copy(progress: Progress) -> Progress:
-    return replace(
-        progress,
-        seconds=dict(progress.seconds),
-        bytes_down=dict(progress.bytes_down),
-        bytes_up=dict(progress.bytes_up),
-        memories=dict(progress.memories),
-        tasks=copy.deepcopy(progress.tasks),
-    )

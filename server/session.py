@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from umbel.conf import initial
-from umbel.conf.federation import build_model, federation, local_names
+from umbel.conf.federation import at_server, build_model, federation, local_names
 from umbel.conf.load import build_strategy, portable_hash
 from umbel.conf.schema import Experiment
 from umbel.core import device as devices
 from umbel.core.kept import Kept
 from umbel.core.rng import generator
 from umbel.data import transforms
+from umbel.data.sites.agreement import Agreement
 from umbel.data.types import Examples
 from umbel.models.base import Model
 from umbel.models.weights import load_state, shared_state
@@ -31,9 +32,10 @@ class Session:
 
     Args:
         experiment: The experiment.
+        agreement: What sites with data of their own agreed on; None loads the experiment's data.
     """
 
-    def __init__(self, experiment: Experiment) -> None:
+    def __init__(self, experiment: Experiment, agreement: Agreement | None = None) -> None:
         devices.set_threads(experiment.run.threads)
         self.experiment = experiment
         self.config_hash = portable_hash(experiment)
@@ -41,7 +43,8 @@ class Session:
         by_name(self.strategy.every_phase())  # refuses names that are not distinct, before anything starts
         if isinstance(self.strategy, WholeModels):
             flower.bind(self.strategy)
-        self.data = federation(experiment)
+        self.data = federation(experiment) if agreement is None else at_server(experiment, agreement)
+        self.agreed = {} if agreement is None else agreement.shared()
         self.strategy.check_data(self.data)
         self.device = devices.resolve(experiment.client.device)
         devices.make_repeatable(self.device)
@@ -163,7 +166,7 @@ class Session:
             return frozenset()
         draws = torch.rand(self.experiment.data.num_clients, generator=self._source(round_, "dropout")).tolist()
         out = sorted((client for client in cohort if draws[client] < share), key=draws.__getitem__)
-        return frozenset(out[: max(len(cohort) - self.experiment.run.min_replies, 0)])
+        return frozenset(out[: max(len(cohort) - self.experiment.run.replies_needed(len(cohort)), 0)])
 
     def _draw(self, number: int, everyone: int, round_: int, purpose: str) -> tuple[int, ...]:
         chosen = self._choose(range(everyone), number, self._source(round_, purpose), purpose)
@@ -207,12 +210,12 @@ def quotas(number: int, sizes: Sequence[int], start: Fraction) -> list[int]:
     """
     shares = [Fraction(number * size, sum(sizes)) for size in sizes]
     least = int(number >= sum(size > 0 for size in sizes))
-    found = [least if size else 0 for size in sizes]
-    rest = number - sum(found)
+    quota = [least if size else 0 for size in sizes]
+    rest = number - sum(quota)
     above = [max(share - least, Fraction(0)) for share in shares]
     reached, taken = start, 0
     for group, weight in enumerate(above):
         reached += weight * rest / sum(above) if rest else 0
-        found[group] += math.floor(reached) - taken
+        quota[group] += math.floor(reached) - taken
         taken = math.floor(reached)
-    return found
+    return quota

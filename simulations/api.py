@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,7 +19,7 @@ from umbel.conf.load import as_yaml, load
 from umbel.conf.schema import Experiment
 from umbel.core.device import set_threads
 from umbel.core.leftovers import sweep, sweep_within
-from umbel.server import reading
+from umbel.server import coverage, reading
 from umbel.server.errors import RunStoppedError, StopRequested
 from umbel.server.flower import strategies as flower
 from umbel.server.listener import PROGRESS_FILE, Listener, has_begun, mend
@@ -38,6 +38,8 @@ _MAY_CHANGE = (
     "run.until",
     "run.patience",
     "data.path",
+    "data.sites",
+    "data.server",
     "client.device",
 )  # with all of engine and checkpoint
 
@@ -56,6 +58,11 @@ class RunResult:
     def summary(self) -> Mapping[str, Any]:
         """Content of summary.json."""
         return reading.summary(self.path)
+
+    @property
+    def lost(self) -> str:
+        """Which clients the run lost for good, in words; empty when it lost none."""
+        return coverage.in_words(self.summary)
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
@@ -128,13 +135,7 @@ def resume(folder: str | Path, *overrides: str, listener: Listener | None = None
     """
     path = Path(folder).expanduser().resolve()
     reading.is_run(path)
-    for override in overrides:
-        key = override.partition("=")[0]
-        if key not in _MAY_CHANGE and key.partition(".")[0] not in ("engine", "checkpoint"):
-            raise ExperimentError(
-                f"{key} cannot change in the middle of a run; {', '.join(_MAY_CHANGE)}, engine.*, checkpoint.* can.",
-                key=key,
-            )
+    check_may_change(overrides)
     with exclusive(path):  # after a kill the server may still be writing
         sweep(path.parent)
         sweep_within(path)
@@ -144,6 +145,21 @@ def resume(folder: str | Path, *overrides: str, listener: Listener | None = None
     composed = replace(composed, run=replace(composed.run, results=str(path.parent)))
     _check_memory_place(composed, path)
     return _start(composed, listener or Listener(), path, resuming=True)
+
+
+def check_may_change(overrides: Sequence[str]) -> None:
+    """Refuse overrides that would make another run of one that goes on.
+
+    Raises:
+        ExperimentError: One would, with its key.
+    """
+    for override in overrides:
+        key = override.partition("=")[0]
+        if key not in _MAY_CHANGE and key.partition(".")[0] not in ("engine", "checkpoint"):
+            raise ExperimentError(
+                f"{key} cannot change in the middle of a run; {', '.join(_MAY_CHANGE)}, engine.*, checkpoint.* can.",
+                key=key,
+            )
 
 
 def run_config(experiment: Experiment) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Generic, Never, TypeVar
@@ -24,6 +25,10 @@ def _nothing(state: object) -> Mapping[str, float]:
     return {}
 
 
+def _own(state: object, own: int) -> float:
+    return own
+
+
 @dataclass(frozen=True)
 class Phase(Generic[S]):
     """One exchange of a round. Clients have no State: `local` and `fold` need none.
@@ -39,6 +44,9 @@ class Phase(Generic[S]):
         groups: The group of each client: a sample then takes from each group in proportion, at least one while there
             are enough; empty draws from all alike.
         measured: Returns numbers to report that `update` found, by name; they become rows of the metrics.
+        most_examples: Returns the most examples that a reply may count, of the State and of the training examples that
+            its client has by the word of the node that holds it; by default those. A method that trains on more (on
+            data that it made, or drew anew) says here on how many; math.inf takes any number, and any weight.
     """
 
     name: str
@@ -49,6 +57,7 @@ class Phase(Generic[S]):
     who: str = "sample"
     groups: tuple[int, ...] = ()
     measured: Callable[[S], Mapping[str, float]] = field(default_factory=lambda: _nothing)
+    most_examples: Callable[[S, int], float] = field(default_factory=lambda: _own)
 
     @staticmethod
     def of_server(
@@ -78,6 +87,7 @@ def over(
     put: Callable[[S, B], S],
     server: Callable[[S, ServerContext], ServerContext] = lambda state, server: server,
     client: Callable[[Payload, ClientContext], ClientContext] = lambda payload, client: client,
+    most_examples: Callable[[S, int], float] = _own,
 ) -> Phase[S]:
     """Return the phase of a base as one of a strategy that goes over it.
 
@@ -87,6 +97,7 @@ def over(
         put: Returns the strategy's State with another of the base.
         server: Returns the server that the base sees.
         client: Returns the client that the base sees, when this came.
+        most_examples: Returns the most training examples that this client has, of those that the client has itself.
     """
     return Phase(
         phase.name,
@@ -97,7 +108,12 @@ def over(
         who=phase.who,
         groups=phase.groups,
         measured=lambda state: phase.measured(get(state)),
+        most_examples=lambda state, own: _within(phase, get(state), most_examples(state, own)),
     )
+
+
+def _within(phase: Phase[B], state: B, own: float) -> float:
+    return phase.most_examples(state, int(own)) if math.isfinite(own) else own
 
 
 def by_name(phases: Iterable[Phase[S]], key: str = "strategy.name") -> dict[str, Phase[S]]:

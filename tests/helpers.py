@@ -234,6 +234,7 @@ def compared(values: Mapping[str, Sequence[Mapping[str, float]]]) -> Comparison:
     for item in items:
         for seed in seeds:
             member = Member(item, seed, Experiment(), Path())
+            member.__dict__["lost"] = ""
             member.__dict__["measures"] = dict.fromkeys(MEASURES, math.nan) | dict(values[item.label][seed])
             members.append(member)
     return Comparison(Path(), items, seeds, tuple(members), "digits")

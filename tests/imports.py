@@ -16,7 +16,10 @@ from tests.places import ROOT
 
 # The public ones are flwr.app, flwr.clientapp, flwr.serverapp.
 PRIVATE = ("cli", "client", "common", "proto", "server", "simulation", "supercore", "superlink", "supernode")
-DOORS = ("server/flower/", "client/node/", "simulations/engines/flower_internals.py")
+DOORS = (
+    *("client/node/flower_", "client/node/bundle.py", "server/flower/internals.py", "server/flower/pulling.py"),
+    *("simulations/engines/flower_internals.py", "simulations/sites/flower_door.py"),
+)
 PACKAGES = ("umbel", "core", "models", "data", "strategies", "conf", "server", "client", "simulations")
 
 

@@ -14,8 +14,8 @@ import traceback
 from typing import BinaryIO
 
 from flwr.app import Context, Error, Message, RecordDict
-from flwr.common.serde import message_from_proto, message_to_proto
-from flwr.proto.message_pb2 import Message as ProtoMessage
+
+from umbel.client.node.flower_serde import from_bytes, to_bytes
 
 _LENGTH = struct.Struct("<Q")
 _APP_RAISED = 3  # Flower's code for a ClientApp that raised
@@ -52,13 +52,13 @@ def main() -> None:
     from umbel.core.records import reason
 
     while (content := read_frame(requests)) is not None:
-        message = message_from_proto(ProtoMessage.FromString(content))
+        message = from_bytes(content)
         try:
             reply = app(message, context)
         except Exception as error:  # noqa: BLE001 - whatever the app raises is its answer, as with Flower
             traceback.print_exc()
             reply = Message(Error(_APP_RAISED, reason(error)), reply_to=message)
-        write_frame(answers, message_to_proto(reply).SerializeToString())
+        write_frame(answers, to_bytes(reply))
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from umbel.data.encoders.registry import (
     encode_texts,
     is_fitted,
     names,
+    num_features,
     open_images,
 )
 
@@ -24,5 +25,6 @@ __all__ = [
     "encode_texts",
     "is_fitted",
     "names",
+    "num_features",
     "open_images",
 ]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import cast
 
+import torch
 from torch import Tensor
 
 from umbel.core.names import unknown
@@ -125,6 +126,18 @@ def encode_images(
     encoder, argument = _encoder(name)
     encoder.check(argument, size)
     return embed.images(images, encoder.images(argument, size, images, images), f"{label}-{name}", progress)
+
+
+def num_features(name: str, size: int, channels: int, side: int) -> int:
+    """Return the length D of embeddings of images of so many channels and pixels on a side; none is made.
+
+    Raises:
+        DataError: The encoder takes no images; or as `check`.
+    """
+    encoder, argument = _encoder(name)
+    encoder.check(argument, size)
+    empty = torch.zeros(1, channels, side, side, dtype=torch.uint8)
+    return encoder.images(argument, size, empty, empty).num_features
 
 
 def is_fitted(name: str) -> bool:

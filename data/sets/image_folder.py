@@ -122,7 +122,7 @@ def load(config: DataConfig, _seed: int) -> DataSet:
 
 def _sides(root: Path, has_domains: bool, fraction: float) -> tuple[dict[str, tuple[Path, ...]], tuple[str, ...]]:
     """Return the pictures of train and test, and what was left out."""
-    places = _splits(root)
+    places = split_folders(root)
     if "train" in places and len(places) > 1 and not has_domains:
         given, notices = _given(root, places)
         return given, (*notices, *_unused(root, places, fraction))
@@ -196,7 +196,7 @@ def _unused(root: Path, places: Mapping[str, Path], fraction: float) -> Iterator
         yield f"data.options.test_fraction={fraction:g} has no part here: the test set has a folder of its own."
 
 
-def _splits(root: Path) -> dict[str, Path]:
+def split_folders(root: Path) -> dict[str, Path]:
     """Return the folders of splits: those with such a name that hold folders, as a class does not."""
     folders = {path.name.lower(): path for path in sorted(root.iterdir()) if path.is_dir()}
     named = {

@@ -45,6 +45,7 @@ _TABLE: Mapping[str, str] = {
     "openclipart": "umbel.data.sets.openclipart",
     "openclipart_pairs": "umbel.data.sets.openclipart_pairs",
     "pacs": "umbel.data.sets.papers:PACS",
+    "sites": "umbel.data.sites.named",
     "stamps": "umbel.data.sets.stamps",
     "synthetic": "umbel.data.sets.synthetic",
     "tiny_imagenet": "umbel.data.sets.papers:TINY_IMAGENET",

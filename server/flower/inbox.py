@@ -5,12 +5,13 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 
 from flwr.app import Error, Message
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
+from umbel.server.flower.internals import node_left
+from umbel.server.flower.pulling import UnreadableError, pull, refusal
 from umbel.server.port import OnWait, Port
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.005, 1.0  # a reply that is there is late by a second at most
@@ -20,6 +21,7 @@ _APART = 0.002  # first looks after many messages are so far apart: a connection
 _MANY = 8  # nodes, from which on each is looked at less often
 _GRACE_SECONDS = 5.0  # a message outlives its deadline, so that this side is the one that gives up
 _PRESENCE_SECONDS = 2.0  # how often to look which nodes are still there
+_MOST_BYTES = 1 << 25  # of an answer of which nothing else is said: a greeting
 _TURN_SECONDS = 0.25  # how often the caller is asked whether to go on
 
 
@@ -30,6 +32,9 @@ class Inbox:
     a slow node would hold up the replies of all others, and a node that dies with its reply half sent would hold
     them up for three minutes, until the SuperLink gives the reply up. Here only a thread waits; a node that is no
     longer present is given up (`give_up`) whatever its thread does.
+
+    What a node sent that cannot be read, or is in another's name, is an answer with an error: that node's own failure.
+    What goes wrong between here and the SuperLink is raised.
 
     Args:
         grid: The grid.
@@ -45,7 +50,7 @@ class Inbox:
         """The nodes that have not answered."""
         return [message.metadata.dst_node_id for message in self._waiting.values()]
 
-    def send(self, messages: Collection[Message], deadline: float) -> None:
+    def send(self, messages: Collection[Message], deadline: float, most_bytes: Mapping[int, int] | None = None) -> None:
         """Send messages.
 
         A message says how long its answer is of use, so that a node can give up what nobody waits for any more.
@@ -53,6 +58,7 @@ class Inbox:
         Args:
             messages: What to send.
             deadline: `time.monotonic()` after which nothing more is waited for.
+            most_bytes: How many bytes the answer of each node may have.
         """
         patience = max(deadline - time.monotonic(), 0.0) + _GRACE_SECONDS
         for message in messages:
@@ -60,18 +66,18 @@ class Inbox:
         names = self._grid.push_messages(messages)
         sent = {name: message for name, message in zip(names, messages, strict=True) if name}  # "": not taken
         self._waiting |= sent
-        for number, name in enumerate(sent):
-            threading.Thread(target=self._fetch, args=(name, number * _APART, deadline), daemon=True).start()
+        for number, (name, message) in enumerate(sent.items()):
+            most = (most_bytes or {}).get(message.metadata.dst_node_id, _MOST_BYTES)
+            threading.Thread(target=self._fetch, args=(name, number * _APART, deadline, most), daemon=True).start()
 
-    def _fetch(self, name: str, wait: float, deadline: float) -> None:
+    def _fetch(self, name: str, wait: float, deadline: float, most_bytes: int) -> None:
         began = time.monotonic()
         time.sleep(wait)
         while name in self._waiting:
             try:
-                for reply in self._grid.pull_messages([name]):
-                    if reply.metadata.reply_to_message_id == name:
-                        self._came.put((name, reply))
-                        return
+                if (reply := pull(self._grid, name, most_bytes)) is not None:
+                    self._came.put((name, reply))
+                    return
             except Exception as error:  # noqa: BLE001 - the caller's thread shall see it
                 self._came.put((name, error))
                 return
@@ -89,9 +95,9 @@ class Inbox:
             seconds: How long to wait for the first one.
 
         Raises:
-            Exception: Whatever the grid raised.
+            Exception: Whatever the grid raised, but for what a node sent.
         """
-        found: list[Message] = []
+        replies: list[Message] = []
         while self._waiting or not self._came.empty():
             try:
                 name, reply = self._came.get(timeout=seconds) if seconds > 0 else self._came.get_nowait()
@@ -101,20 +107,23 @@ class Inbox:
             asked = self._waiting.pop(name, None)
             if asked is None:
                 continue  # given up in the meantime
-            if isinstance(reply, Exception):
+            if isinstance(reply, UnreadableError):
+                reply = refusal(asked, str(reply))
+            elif isinstance(reply, Exception):
                 raise reply
+            elif not reply.has_error() and reply.metadata.src_node_id != asked.metadata.dst_node_id:
+                reply = refusal(asked, "its answer is in another node's name")
             if reply.has_error() and reply.metadata.src_node_id != asked.metadata.dst_node_id:
                 reply = Message(Error(reply.error.code, reply.error.reason), reply_to=asked)
-            found.append(reply)
-        return found
+            replies.append(reply)
+        return replies
 
     def give_up(self, present: Collection[int]) -> list[Message]:
         """Return the SuperLink's answer for nodes that are no longer present, and stop waiting for them."""
         gone = {name: m for name, m in self._waiting.items() if m.metadata.dst_node_id not in present}
         for name in gone:
             del self._waiting[name]
-        error = Error(ErrorCode.NODE_UNAVAILABLE, "Node Unavailable: it left before its reply was complete.")
-        return [Message(error, reply_to=message) for message in gone.values()]
+        return [Message(node_left(), reply_to=message) for message in gone.values()]
 
     def close(self) -> None:
         """Stop waiting."""
@@ -132,10 +141,12 @@ class FlowerPort(Port):
     """
 
     num_tries = 3  # a node's process may have been killed while it answered
+    strangers = True
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
         self._greetings = Inbox(grid)
+        self._most_bytes: Mapping[int, int] = {}
 
     def nodes(self) -> set[int]:
         """Return the nodes that the SuperLink counts as present; greetings of others are no longer waited for."""
@@ -143,13 +154,17 @@ class FlowerPort(Port):
         self._greetings.give_up(present)
         return present
 
+    def limit(self, most_bytes: Mapping[int, int]) -> None:
+        """Fetch no more of the next answers than this."""
+        self._most_bytes = dict(most_bytes)
+
     def stream(
         self, messages: Collection[Message], deadline: float, on_wait: OnWait | None = None
     ) -> Iterator[Message]:
         """Send messages and yield the replies as they come; a node that leaves is answered for."""
         inbox = Inbox(self._grid)
         try:
-            inbox.send(messages, deadline)
+            inbox.send(messages, deadline, self._most_bytes)
             looked = time.monotonic()
             while inbox.waiting and (now := time.monotonic()) < deadline:
                 yield from inbox.take(min(_TURN_SECONDS, deadline - now))

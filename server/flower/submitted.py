@@ -6,34 +6,26 @@ import logging
 import os
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid
 
 from umbel.conf.load import load, split_overrides
+from umbel.conf.schema import Experiment
+from umbel.core.flower_versions import fleet
+from umbel.core.refusal import Refusal
 from umbel.server.errors import StopRequested
 from umbel.server.flower.inbox import FlowerPort
-from umbel.server.listener import FileListener, Listener
+from umbel.server.flower.internals import hasten
+from umbel.server.flower.printed import PrintedListener
+from umbel.server.listener import FileListener, Listener, mend
+from umbel.server.lock import exclusive
 from umbel.server.main import execute
+from umbel.server.variables import RESULTS
 
-_PULL_SECONDS = 0.02
 _ORPHAN_SECONDS = 5.0
-
-
-def _hasten() -> None:
-    """Look sooner for a reply's objects: it is announced before they are up, and Flower then sleeps a second.
-
-    That second was most of a round. The wait still doubles up to Flower's ten seconds; a Flower that keeps its
-    default elsewhere is only slower.
-    """
-    try:
-        from flwr.supercore.inflatable.inflatable_utils import pull_objects
-    except ImportError:
-        return
-    defaults = getattr(pull_objects, "__kwdefaults__", None) or {}
-    if "initial_backoff" in defaults:
-        defaults["initial_backoff"] = _PULL_SECONDS
 
 
 def _end_with_parent() -> None:
@@ -55,20 +47,52 @@ def _end_with_parent() -> None:
 
 def run(grid: Grid, context: Context) -> None:
     """Run the experiment that the run configuration names."""
-    _hasten()
+    fleet()  # refuses a Flower that nobody has tried, before anything of it is met
+    hasten()
     _end_with_parent()
     config = context.run_config
     text = str(config.get("experiment-yaml", "")) or None
-    folder = str(config.get("folder", ""))
+    folder, results = str(config.get("folder", "")), os.environ.get(RESULTS, "")
+    told = PrintedListener() if results else Listener()
     try:
         experiment = load(str(config["experiment"]), split_overrides(str(config.get("overrides", ""))), text)
+        if results:
+            experiment, folder = _at_home(experiment, folder, Path(results))
     except Exception as error:
-        if folder:  # whoever started the run follows it there
+        told.end(error)
+        if folder and not results:  # whoever started the run follows it there
             FileListener(Path(folder)).end(error)
         raise
     resume = bool(config.get("resume", ""))
     logging.getLogger("umbel").info("experiment %s", experiment.name)
     try:
-        execute(experiment, FlowerPort(grid), Listener(), Path(folder) if folder else None, resume)
+        execute(experiment, FlowerPort(grid), told, Path(folder) if folder else None, resume)
     except StopRequested:
         logging.getLogger("umbel").warning("stopped on request; go on with: umbel resume %s", folder)
+    except Exception as error:
+        if isinstance(told, PrintedListener) and not told.ended:  # there was no folder yet to tell of it
+            told.end(error)
+        raise
+
+
+def _at_home(experiment: Experiment, run: str, results: Path) -> tuple[Experiment, str]:
+    """Return the experiment with its results where this server keeps runs, and the folder of one that goes on.
+
+    Args:
+        experiment: The experiment, from another machine.
+        run: The name of the run that goes on; empty for a new one.
+        results: Where this server keeps runs.
+
+    Raises:
+        Refusal: There is no such run.
+    """
+    experiment = replace(experiment, run=replace(experiment.run, results=str(results)))
+    if not run:
+        return experiment, ""
+    folder = results / run
+    if folder.parent != results or not (folder / "config.yaml").is_file():
+        raise Refusal(f"This server has no run {run!r}.", remedy="See umbel federate status.")
+    with exclusive(folder):  # after a kill the server may still be writing
+        mend(folder)
+        (folder / "stop").unlink(missing_ok=True)
+    return experiment, str(folder)

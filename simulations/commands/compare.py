@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from umbel.simulations.commands.supervision import Stopper, guarded, supervised
+from umbel.simulations.commands.supervision import INCOMPLETE, Stopper, guarded, leave, say, supervised
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -84,6 +84,9 @@ def compare(
     wide = console if console.is_terminal else Console(stderr=True, highlight=False, width=160)
     _print(wide, comparison)
     click.echo(str(comparison.path))
+    if comparison.incomplete:
+        say("\n".join(f"Incomplete: {text}" for text in comparison.incomplete))
+        leave(INCOMPLETE)
 
 
 def _print(console: Console, comparison: Comparison) -> None:

@@ -119,6 +119,26 @@ def _cut(text: str) -> str:
     return plain if len(plain) <= _SHOWN_LETTERS else plain[: _SHOWN_LETTERS - 1] + "…"
 
 
+@data.command(name="check-site", short_help="See what a site's own data are; send nothing.")
+@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("experiment", required=False)
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@guarded
+def check_site(file: Path, experiment: str | None, overrides: tuple[str, ...]) -> None:
+    """Read the data that a site's FILE names as EXPERIMENT would, and print what a run would hear of them.
+
+    Nothing is sent. Without EXPERIMENT the data are looked at alone.
+
+    \b
+    Examples:
+      umbel data check-site north.yaml
+      umbel data check-site north.yaml experiment.yaml
+    """  # noqa: D301 - click reads the backspace as "keep these lines"
+    from umbel.client.node.site_data import dry_run
+
+    dry_run(file, experiment, overrides, click.echo)
+
+
 @data.command(short_help="See who has what: table, heat maps, examples, distances.")
 @click.argument("experiment")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")

@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from umbel.conf.federation import federation
+from umbel.conf.own_data import is_own
 from umbel.conf.schema import Experiment
 from umbel.core.rng import generator
 from umbel.data.federation import Federation
@@ -37,6 +39,8 @@ def build(experiment: Experiment) -> Federation:
         DataError: The data are missing, or cannot be cut as asked.
     """
     config, seed = experiment.data, experiment.data_seed
+    if is_own(experiment):
+        return federation(experiment)
     if config.encoder:
         return Federation.build(config, seed)
     return Federation.cut(registry.load(config, seed), config, seed)
@@ -61,7 +65,8 @@ def title(experiment: Experiment) -> str:
     keys |= {"quantity_skew": "alpha", "pathological": "classes_per_client", "shards": "shards_per_client"}
     key = keys.get(data_.partition)
     value = f" ({key.replace('_', ' ')} {getattr(data_, key):g})" if key else ""
-    return f"{data_.name}: {data_.partition}{value}, {data_.num_clients:,} clients, seed {experiment.data_seed}"
+    cut = "each site its own" if is_own(experiment) else f"{data_.partition}{value}"
+    return f"{data_.name}: {cut}, {data_.num_clients:,} clients, seed {experiment.data_seed}"
 
 
 def statistics(counts: Counts) -> dict[str, Any]:

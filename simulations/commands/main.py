@@ -12,7 +12,7 @@ from umbel.simulations.commands.data import data
 from umbel.simulations.commands.explain import explain
 from umbel.simulations.commands.federate import federate
 from umbel.simulations.commands.new import new
-from umbel.simulations.commands.supervision import REFUSED, Stopper, fail, guarded, say, supervised
+from umbel.simulations.commands.supervision import REFUSED, Stopper, ended, fail, guarded, say, supervised
 from umbel.simulations.commands.use import evaluate, export, predict
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 96}
@@ -41,7 +41,8 @@ def main() -> None:
     \b
     Exit statuses, the same on every engine:
       0 done    1 failed    2 refused before anything started
-      3 incomplete: it could not go on, and is saved    130 stopped on request
+      3 incomplete: it could not go on, and is saved; or it lost clients for good
+      130 stopped on request
     """  # noqa: D301 - click reads the backspace as "keep these lines"
 
 
@@ -94,6 +95,7 @@ def run(experiment: str, overrides: tuple[str, ...], quiet: bool, as_json: bool)
         if console.is_terminal and not quiet:
             say(f"Next: umbel report {result.path}")
     click.echo(str(result.path))
+    ended(result)
 
 
 @main.command(short_help="Go on with a run that was stopped.")
@@ -124,6 +126,7 @@ def resume(folder: str, overrides: tuple[str, ...], quiet: bool, as_json: bool) 
         with supervised(shown, stopper, again=f"umbel resume {Path(folder).expanduser().resolve()}"):
             result = api.resume(folder, *overrides, listener=shown)
     click.echo(str(result.path))
+    ended(result)
 
 
 @main.command(short_help="Ask a run to stop after what it is doing.")

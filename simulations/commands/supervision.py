@@ -1,11 +1,12 @@
 """Running under supervision: signals, errors, exit codes. Nothing heavy is imported before a command runs.
 
 Exit statuses, the same on every engine: 0 done; 1 failed, by something that nobody foresaw; 2 refused before anything
-started; 3 incomplete, the run could not go on and is saved; 130 stopped on request.
+started; 3 incomplete, the run could not go on and is saved, or lost clients for good; 130 stopped on request.
 """
 
 from __future__ import annotations
 
+import errno
 import functools
 import os
 import signal
@@ -19,13 +20,21 @@ from typing import TYPE_CHECKING, Any, NoReturn, ParamSpec
 
 import click
 
+from umbel.core.names import shown
 from umbel.core.refusal import REFUSALS
 
 if TYPE_CHECKING:
+    from umbel.simulations.api import RunResult
     from umbel.simulations.commands.watcher import Watcher
 
 FAILED, REFUSED, INCOMPLETE, STOPPED = 1, 2, 3, 130
 STOPS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_NO_PATH = {errno.ENAMETOOLONG, errno.ELOOP}  # what was written can be no path
+_HINTS = {
+    errno.ENOSPC: " Free some space, or set run.results to another disk.",
+    errno.ENAMETOOLONG: " Shorten it.",
+}
+_LONGEST_SHOWN = 300  # letters of a path
 _P = ParamSpec("_P")
 
 
@@ -50,6 +59,20 @@ def leave(code: int) -> NoReturn:
             with suppress(OSError, ValueError):  # what waits to be written goes nowhere
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     sys.exit(code)
+
+
+def ended(result: RunResult) -> None:
+    """Leave when a run that has ended lost clients for good: its model is there, and lacks what they would have given.
+
+    Args:
+        result: The run.
+    """
+    if text := result.lost:
+        say(f"Incomplete: {text}")
+        if not result.summary["ended"]:
+            rounds = 2 * int(result.summary["rounds"])
+            say(f"Once they are back, more rounds take them in: umbel resume {result.path} run.rounds={rounds}")
+        leave(INCOMPLETE)
 
 
 class Stopper:
@@ -105,7 +128,7 @@ def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
         except REFUSALS as error:
             fail(_message(error), REFUSED)
         except OSError as error:
-            fail(_message(error), FAILED)
+            fail(_message(error), REFUSED if error.errno in _NO_PATH else FAILED)
         except ImportError as error:
             fail(f"{error}. Install the project with all its dependencies: pip install -e .", FAILED)
 
@@ -143,6 +166,8 @@ def supervised(watcher: Watcher, stopper: Stopper, again: str = "") -> Iterator[
         fail(_message(error), REFUSED)
     except Exception as error:  # noqa: BLE001 - whatever it is, say how to go on
         _close(watcher)
+        if isinstance(error, OSError) and error.errno in _NO_PATH and not watcher.started:
+            fail(_message(error), REFUSED)
         _failed(error, watcher, again)
     finally:
         _close(watcher)
@@ -163,8 +188,8 @@ def _failed(error: Exception, watcher: Watcher, again: str) -> NoReturn:
 
 def _message(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno is not None:
-        where = f": {error.filename}" if error.filename else ""
-        hint = " Free some space, or set run.results to another disk." if error.errno == 28 else ""
+        where = f": {shown(error.filename)[:_LONGEST_SHOWN]}" if error.filename else ""
+        hint = _HINTS.get(error.errno, "")
         return f"{error.strerror}{where}.{hint}"
     return str(error) or type(error).__name__
 

@@ -20,6 +20,7 @@ class Watcher(Listener):
         last_round: Last round that this process saw completed.
         started: Whether a phase has begun; before that a run can still be refused.
         complete: Whether the last round is done.
+        incomplete: Which clients the run lost for good, in words; empty when it lost none.
     """
 
     def __init__(self) -> None:
@@ -27,10 +28,12 @@ class Watcher(Listener):
         self.last_round = 0
         self.started = False
         self.complete = False
+        self.incomplete = ""
 
     def begin(self, experiment: Experiment, folder: str) -> None:
         """Remember the folder."""
         self.folder, self.last_round, self.started, self.complete = folder, 0, False, False
+        self.incomplete = ""
 
     def phase(self, round_: int, phase: str, num_clients: int) -> None:
         """Remember that work has begun."""
@@ -45,6 +48,11 @@ class Watcher(Listener):
     ) -> None:
         """Remember the round."""
         self.last_round, self.complete = round_, round_ >= num_rounds
+
+    def lost(self, text: str) -> None:
+        """Remember it, beside telling it."""
+        self.incomplete = text
+        self.notice(text)
 
     def member(self, index: int, total: int, label: str, seed: int, how: str) -> None:
         """Run `index` (from 1) of a comparison's `total` comes next; `how` is new, resumed or reused."""

@@ -112,6 +112,7 @@ def write(comparison: Comparison) -> None:
             "seed": member.seed,
             "folder": member.path.name,
             "weights_sha256": member.summary["weights_sha256"],
+            "lost": member.lost,
             **{measure: member.measures[measure] for measure in comparison.shown},
         }
         for member in comparison.members

@@ -13,7 +13,7 @@ import pandas as pd
 from umbel.conf.schema import Experiment
 from umbel.core.files import DamagedError, read_sealed
 from umbel.core.metrics import mean_and_deviation
-from umbel.server import reading
+from umbel.server import coverage, reading
 from umbel.simulations.compare.statistics import Difference, between_all, compared
 from umbel.simulations.report.measures import COLUMNS, MAIN, NOT_OF_TASKS
 
@@ -61,6 +61,11 @@ class Member:
         return frame
 
     @cached_property
+    def lost(self) -> str:
+        """Which clients the run lost for good, in words; empty when it lost none."""
+        return coverage.in_words(self.summary)
+
+    @cached_property
     def measures(self) -> dict[str, float]:
         """What the table shows of this run, by the keys of `COLUMNS`; NaN where not measured."""
         return measures(self.summary)
@@ -102,6 +107,11 @@ class Comparison:
     def lacking(self, measure: str) -> list[str]:
         """Return the strategies some of whose runs do not have a measure."""
         return [item.label for item in self.items if any(map(math.isnan, self.values(item.label, measure)))]
+
+    @property
+    def incomplete(self) -> list[str]:
+        """The runs that lost clients for good, a sentence each."""
+        return [f"{each.item.label}, seed {each.seed}: {each.lost}" for each in self.members if each.lost]
 
     def of(self, label: str) -> list[Member]:
         """Return the runs of a strategy in the order of the seeds."""

@@ -60,7 +60,7 @@ def p_value(p: float) -> str:
 
 def footnote(comparison: Comparison) -> str:
     """Say how to read the table."""
-    seeds, missing = comparison.seeds, _missing(comparison)
+    seeds, missing = comparison.seeds, [*_missing(comparison), *comparison.incomplete]
     if len(seeds) < 2:
         return " ".join(["One seed: no deviation and no ranking; add seeds, such as --seeds 3.", *missing])
     shared = comparison.members[0].experiment.data.seed is not None

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +16,9 @@ from filelock import FileLock, Timeout
 
 from umbel.conf.errors import ExperimentError
 from umbel.core.files import read_json, write_json
+from umbel.core.flower_versions import SPOKEN, fleet
+from umbel.simulations.engines.flower_internals import fleet_options, stock_options, superlink_ports
+from umbel.simulations.engines.identities import KEY_FILE, make_identities, private_folder
 from umbel.simulations.engines.processes import (
     alive,
     birth,
@@ -43,7 +46,7 @@ class Federation:
 
     Attributes:
         home: Folder of its state, logs and bundles.
-        fleet_port: Port of the SuperLink's Fleet API, which speaks gRPC.
+        fleet_port: Port of the SuperLink's Fleet API, which speaks gRPC; from Flower 1.40 on the control port.
         control_port: Port of its HTTP API, for `flwr run` and the ServerApp.
         superlink: Process id of the SuperLink.
         nodes: Process ids of the SuperNodes.
@@ -102,7 +105,7 @@ def find(home: Path | None = None) -> Federation | None:
 @contextmanager
 def _one_at_a_time(home: Path) -> Iterator[None]:
     """Keep others from starting or stopping the same federation at the same time."""
-    home.mkdir(parents=True, exist_ok=True)
+    private_folder(home)
     lock = FileLock(home / "lock")
     try:
         lock.acquire(timeout=0)
@@ -114,7 +117,9 @@ def _one_at_a_time(home: Path) -> Iterator[None]:
         lock.release()
 
 
-def start(nodes: int, home: Path, stock: bool = False, memory: Path | None = None) -> Federation:
+def start(
+    nodes: int, home: Path, stock: bool = False, memory: Path | None = None, sites: Sequence[Path] = ()
+) -> Federation:
     """Start a SuperLink and its nodes and wait until all are connected.
 
     Args:
@@ -123,6 +128,7 @@ def start(nodes: int, home: Path, stock: bool = False, memory: Path | None = Non
         stock: Start `flower-supernode` in place of this project's warm node.
         memory: Folder of all clients' memory, for a federation that lasts one run and ends with this process;
             None gives each node a folder of its own and lets the federation outlive this process.
+        sites: The site's data file of each node, absolute, where sites have data of their own.
 
     Raises:
         FederationError: One is up already, or something did not start.
@@ -131,21 +137,23 @@ def start(nodes: int, home: Path, stock: bool = False, memory: Path | None = Non
         if find(home) is not None:
             raise FederationError(f"A federation is up already in {home}. Stop it first: umbel federate down")
         _stop(home)  # nodes that outlived their SuperLink
-        (home / "logs").mkdir(parents=True, exist_ok=True)
-        return _start(nodes, home, stock, memory)
+        private_folder(home / "logs")
+        return _start(nodes, home, stock, memory, sites)
 
 
-def _start(nodes: int, home: Path, stock: bool, memory: Path | None) -> Federation:
+def _start(nodes: int, home: Path, stock: bool, memory: Path | None, sites: Sequence[Path]) -> Federation:
     tied = memory is not None
+    folders = make_identities(home, nodes)
     started: list[subprocess.Popen[bytes]] = []
     try:
         superlink, fleet, control = _start_superlink(home, tied, started)
         _write_connection(home, control)
         runtime = free_ports(nodes)
-        for index in range(nodes):
-            state = memory or home / "nodes" / str(index) / "state"
+        for index, folder in enumerate(folders):
+            state = memory or folder / "state"
             config = f'partition-id={index} num-partitions={nodes} state-folder="{state}"'
-            command = _node_command(home / "nodes" / str(index), config, fleet, runtime[index], stock)
+            config += f' site-data="{sites[index]}"' if sites else ""
+            command = _node_command(folder, config, fleet, runtime[index], stock)
             started.append(spawn(home, f"node-{index}", command, tied))
         pids = tuple(process.pid for process in started if process is not superlink)
         births = tuple(birth(pid) for pid in (superlink.pid, *pids))
@@ -164,17 +172,18 @@ def _start_superlink(
 ) -> tuple[subprocess.Popen[bytes], int, int]:
     """Start the SuperLink; when somebody else takes one of its ports first, start it again with others."""
     for attempt in range(1, _TRIES + 1):
-        fleet, control = free_ports(2)
-        process = spawn(home, "superlink", _superlink_command(fleet, control), tied)
+        first, second = free_ports(2)
+        api, control = superlink_ports((first, second))
+        process = spawn(home, "superlink", _superlink_command(api, control), tied)
         started[:] = [process]
         try:
-            _wait_for_ports(home, process, [fleet, control])
+            _wait_for_ports(home, process, [api, control])
         except FederationError:
             if process.poll() is None or attempt == _TRIES or "use" not in tail(home, "superlink", 200):
                 raise
         else:
             break
-    return process, fleet, control
+    return process, api, control
 
 
 def stop(home: Path | None = None) -> bool:
@@ -200,9 +209,9 @@ def _stop(home: Path) -> bool:
 def up(nodes: int, *, home: Path | None = None, stock: bool = False) -> str:
     """Start a federation and say how to use it."""
     federation = start(nodes, home or default_home(), stock)
-    kind = "Flower's own" if stock else "warm"
+    kind, spoken = "Flower's own" if stock else "warm", SPOKEN[fleet()]
     return (
-        f"A SuperLink (gRPC on 127.0.0.1:{federation.fleet_port}) and {nodes} SuperNodes ({kind}) are up.\n"
+        f"A SuperLink ({spoken} on 127.0.0.1:{federation.fleet_port}) and {nodes} SuperNodes ({kind}) are up.\n"
         f"Logs: {Path(federation.home) / 'logs'}\n"
         "Run on it:  umbel run digits engine.name=grpc\n"
         "Stop it:    umbel federate down"
@@ -230,10 +239,7 @@ def _superlink_command(fleet: int, control: int) -> list[str]:
         "flower-superlink",
         "--insecure",
         "--disable-runtime-dependency-installation",
-        "--fleet-api-type",
-        "grpc-rere",
-        "--fleet-api-address",
-        f"127.0.0.1:{fleet}",
+        *fleet_options(f"127.0.0.1:{fleet}"),
         "--host",
         "127.0.0.1",
         "--port",
@@ -245,12 +251,13 @@ def _node_command(folder: Path, config: str, fleet: int, runtime: int, stock: bo
     address = f"127.0.0.1:{fleet}"
     if stock:
         return [
-            *("flower-supernode", "--insecure", "--grpc-rere", "--superlink", address),
-            *("--port", str(runtime), "--node-config", config),
+            *("flower-supernode", "--insecure", *stock_options(), "--superlink", address),
+            *("--port", str(runtime), "--node-config", f'{config} site-key="{folder / KEY_FILE}"'),
         ]
     return [
         *(sys.executable, "-m", "umbel.client.node.supernode", "--insecure", "--superlink", address),
-        *("--node-config", config, "--home", str(folder / "bundles"), "--max-wait-time", "60"),
+        *("--key", str(folder / KEY_FILE), "--node-config", config),
+        *("--home", str(folder / "bundles"), "--max-wait-time", "60"),
     ]
 
 

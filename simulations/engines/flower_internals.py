@@ -13,6 +13,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.cli.build import build_fab_from_disk
 from flwr.supercore.task_identity import TaskIdentity
 
+from umbel.core.flower_versions import fleet
 from umbel.core.records import reason
 
 NODE = 1  # the only node of an engine that runs on one machine
@@ -20,7 +21,12 @@ CLIENT_FAILED = 3  # Flower's code for a ClientApp that raised
 
 
 def identify() -> None:
-    """Give this process an identity, unless Flower has given it one."""
+    """Give this process an identity, unless Flower has given it one.
+
+    Raises:
+        Refusal: Nobody has tried the version of Flower that is installed.
+    """
+    fleet()
     unset: int | None = TaskIdentity._task_id
     if unset is None:
         TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, NODE
@@ -39,3 +45,27 @@ def error_reply(message: Message, error: BaseException) -> Message:
 def build_bundle(app: Path) -> bytes:
     """Return what `flwr build` makes of an app's folder."""
     return build_fab_from_disk(app)
+
+
+def superlink_ports(free: tuple[int, int]) -> tuple[int, int]:
+    """Return the ports of a SuperLink's Fleet API and of its control API; where both are HTTP they are one.
+
+    Args:
+        free: Two that nobody uses.
+    """
+    fleet_port, control = free
+    return (fleet_port if fleet() == "grpc" else control), control
+
+
+def fleet_options(address: str) -> list[str]:
+    """Return a SuperLink's options for its Fleet API; none where it is where the control API is.
+
+    Args:
+        address: Where to listen, `host:port`.
+    """
+    return ["--fleet-api-type", "grpc-rere", "--fleet-api-address", address] if fleet() == "grpc" else []
+
+
+def stock_options() -> list[str]:
+    """Return the options by which Flower's own SuperNode speaks what the SuperLink does."""
+    return ["--grpc-rere"] if fleet() == "grpc" else []

@@ -17,6 +17,8 @@ from pathlib import Path
 import psutil
 
 import umbel
+from umbel.server.sites import SITES
+from umbel.simulations.engines.identities import SITES_FILE
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _CLOCK_SECONDS = 2.0  # births are by the clock, which may be set meanwhile
@@ -137,7 +139,7 @@ def spawn(home: Path, name: str, command: list[str], tied: bool) -> subprocess.P
         command: What to start.
         tied: End it when this process ends (on Linux).
     """
-    environment = flower_environment(home)
+    environment = {**flower_environment(home), SITES: str(home / SITES_FILE)}
     if command[0] == sys.executable:
         # From a neutral folder, with this project's code on the path; the run's own code comes in its bundle.
         environment["PYTHONPATH"] = str(Path(umbel.__file__).resolve().parent.parent)

@@ -27,7 +27,7 @@ from flwr.app import Message
 
 import umbel
 from umbel.conf.errors import ExperimentError
-from umbel.conf.federation import federation
+from umbel.conf.federation import held
 from umbel.conf.schema import Experiment
 from umbel.core.messages import Pieces, encode_outcome, split_clients, split_work
 from umbel.core.records import reason
@@ -136,7 +136,7 @@ class RayPort(LocalPort):
         import ray
 
         config = self._experiment.engine
-        data = federation(self._experiment)
+        data = held(self._experiment)
         self._sizes = data.num_train
         self._arrays = ray.put(data.arrays())
         self._meta = dict(data.meta)

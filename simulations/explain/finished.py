@@ -17,12 +17,13 @@ from torch import Tensor
 
 from umbel.client.host import Clients, Host
 from umbel.conf.errors import ExperimentError
+from umbel.conf.federation import at_sites
 from umbel.core.files import DamagedError
 from umbel.core.memory import MemoryRecord, MemoryStore, Version
 from umbel.core.records import Payload
 from umbel.models.base import Model
 from umbel.models.weights import load_state
-from umbel.server import checkpoint, reading
+from umbel.server import agree, checkpoint, reading
 from umbel.server.flower import strategies as flower
 from umbel.server.session import Session
 from umbel.strategies.base import ClientContext, Phase, by_name
@@ -47,7 +48,8 @@ class FinishedRun:
         self.experiment = reading.experiment(self.path)
         self.summary = reading.summary(self.path)
         flower.check(self.experiment)
-        self.session = Session(self.experiment)
+        self._agreement = agree.kept(self.path)
+        self.session = Session(self.experiment, self._agreement)
         if self.session.strategy.own_model:
             raise ExperimentError(
                 f"The clients of {self.path} share no classifier: under strategy.name={self.experiment.strategy.name} "
@@ -136,7 +138,15 @@ class FinishedRun:
 
     @cached_property
     def _host(self) -> Host:
-        return Host(self.experiment)
+        if self._agreement is None:
+            return Host(self.experiment)
+        if not self.experiment.data.sites:
+            raise ExperimentError(
+                f"The clients of {self.path} have their data at their sites, where alone they could train once more.",
+                key="data.sites",
+                remedy="Explain a run whose sites' data files are here, or the global model alone: --clients 0.",
+            )
+        return Host(self.experiment, at_sites(self.experiment, self._agreement.shared()))
 
     @cached_property
     def _clients(self) -> Clients:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from umbel.conf.errors import ExperimentError
+from umbel.conf.own_data import is_own
 from umbel.core.metrics import collapse
 from umbel.core.rng import generator
 from umbel.core.tree import Tree
@@ -90,7 +91,8 @@ def probe(run: FinishedRun, num_images: int, num_shown: int) -> Probe:
     server = run.data.server
     split, held = ("validation", server.validation) if len(server.validation) else ("test", server.test)
     if not len(held):
-        raise ExperimentError("The server has no held-out images to look at: set data.server_validation above 0.")
+        key = "data.server to a folder of test pictures" if is_own(run.experiment) else "data.server_validation above 0"
+        raise ExperimentError(f"The server has no held-out images to look at: set {key}.")
     source = generator(run.experiment.run.seed, purpose="explain")
     order = torch.randperm(len(held), generator=source)
     # Class by class in turn: the first of each, then the second of each, and so on.

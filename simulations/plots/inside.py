@@ -99,7 +99,7 @@ def _over(picture: NDArray[np.float32], heat: NDArray[np.float32]) -> NDArray[np
 def outliers(
     values: Mapping[int, float], far: Sequence[int], bound: float | None, title: str, what: str, said: str
 ) -> Figure:
-    """Draw a bar for each client; those that stand out are red, and a line is drawn where that begins.
+    """Draw a bar for each client; those that stand out are orange, and a line is drawn where that begins.
 
     Args:
         values: By client.
@@ -115,17 +115,18 @@ def outliers(
     axes.bar(range(len(clients)), [values[client] for client in clients], color=colours, width=0.75)
     if bound is not None and np.isfinite(bound):
         axes.axhline(bound, color="0.3", linewidth=1, linestyle="--")
+        at_left = sum(2 * place > len(clients) for place, client in enumerate(clients) if client in far) > len(far) / 2
         axes.annotate(
             said,
-            (1, bound),
+            (0.005 if at_left else 1, bound),
             (0, 2),
             xycoords=("axes fraction", "data"),
             textcoords="offset points",
-            ha="right",
+            ha="left" if at_left else "right",
             va="bottom",
             fontsize=8,
         )
-    _by_client(axes, clients, "client" + (" (above the line: red)" if far else ""))
+    _by_client(axes, clients, "client" + (" (above the line: orange)" if far else ""))
     axes.set_ylabel(what)
     axes.set_title(title, loc="left", fontsize=11)
     return figure
@@ -134,7 +135,7 @@ def outliers(
 def bounded(
     values: Mapping[int, float], bounds: Mapping[int, float], far: Sequence[int], title: str, what: str
 ) -> Figure:
-    """Draw a bar for each client and a line across it for the least that is in order; suspects are red.
+    """Draw a bar for each client and a line across it for the least that is in order; suspects are orange.
 
     Args:
         values: By client.
@@ -151,7 +152,7 @@ def bounded(
         said = "least that is in order" if place == 0 else None
         axes.plot((place - 0.45, place + 0.45), (bounds[client],) * 2, color="0.15", linewidth=1.5, label=said)
     axes.axhline(0, color="0.3", linewidth=0.8)
-    _by_client(axes, clients, "client" + (" (suspect: red)" if far else ""))
+    _by_client(axes, clients, "client" + (" (suspect: orange)" if far else ""))
     axes.set_ylabel(what)
     axes.set_title(title, loc="left", fontsize=11)
     axes.legend(frameon=False, fontsize=8, loc="upper right", bbox_to_anchor=(1, 1.02))

@@ -19,9 +19,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
+from umbel.conf.federation import at_server
+from umbel.conf.federation import federation as whole_federation
+from umbel.conf.own_data import is_own
 from umbel.conf.schema import Experiment
 from umbel.core.files import write_bytes
 from umbel.data.federation import Federation
+from umbel.server import agree
 
 DPI = 150
 # Okabe and Ito (2008), without yellow, which is too pale for lines on white.
@@ -263,8 +267,12 @@ def bars(values: Mapping[str, Sequence[float]], parts: Sequence[str], title: str
     return figure
 
 
-def class_counts(experiment: Experiment) -> tuple[Counts, tuple[str, ...], Federation]:
+def class_counts(experiment: Experiment, folder: Path | None = None) -> tuple[Counts, tuple[str, ...], Federation]:
     """Load an experiment's data and count.
+
+    Args:
+        experiment: The experiment.
+        folder: A run of it, which knows what sites with data of their own have said.
 
     Returns:
         Examples of each client and class [K, C], the names of the classes, and the federation.
@@ -272,6 +280,12 @@ def class_counts(experiment: Experiment) -> tuple[Counts, tuple[str, ...], Feder
     Raises:
         DataError: The data are missing, or cannot be cut as asked.
     """
-    federation = Federation.build(experiment.data, experiment.data_seed)
+    agreement = agree.kept(folder) if folder is not None else None
+    if agreement is not None:
+        federation = at_server(experiment, agreement)
+    elif is_own(experiment):
+        federation = whole_federation(experiment)
+    else:
+        federation = Federation.build(experiment.data, experiment.data_seed)
     counts = federation.partition.counts(federation.pool.labels, federation.num_classes)
     return counts.numpy(), federation.class_names, federation

@@ -86,7 +86,7 @@ def _run(folder: Path) -> dict[str, Any]:
         "path": str(folder),
         "tiles": report_rows.tiles(content),
         "pictures": [_picture(*picture) for picture in pictures.of_run(metrics)],
-        **_partition(experiment),
+        **_partition(experiment, folder),
         "inside": inside,
         "metrics": report_rows.metric_rows(content["metrics"]),
         "classes": report_rows.class_rows(metrics),
@@ -94,6 +94,7 @@ def _run(folder: Path) -> dict[str, Any]:
         "clients_table": facts,
         "seconds": report_rows.shares(content["seconds"]),
         "bytes": report_rows.bytes(content),
+        "coverage": report_rows.coverage(content),
         "failures": failures,
         "num_failures": content["num_failures"],
         "weights_sha256": content["weights_sha256"],
@@ -104,10 +105,10 @@ def _run(folder: Path) -> dict[str, Any]:
     }
 
 
-def _partition(experiment: Experiment) -> dict[str, Any]:
+def _partition(experiment: Experiment, folder: Path | None = None) -> dict[str, Any]:
     """Return the heat map and its numbers, or why there is none: the data may be on another machine."""
     try:
-        counts, names, _ = plots.class_counts(experiment)
+        counts, names, federation = plots.class_counts(experiment, folder)
     except (DataError, OSError) as error:
         return {"partition": None, "partition_note": f"No picture: {error}", "partition_facts": []}
     facts = statistics(counts)
@@ -118,6 +119,7 @@ def _partition(experiment: Experiment) -> dict[str, Any]:
         ("examples a client", f"{sizes['min']:,} to {sizes['max']:,}, median {sizes['median']:g}"),
         ("classes a client", f"{classes['min']} to {classes['max']}, median {classes['median']:g}"),
         ("mean divergence from the whole", f"{facts['divergence_mean']:.3f} bits (Jensen-Shannon)"),
+        *report_rows.site_rows(federation),
     ]
     figure = plots.heat_map(counts, names, title(experiment))
     picture = _picture(figure, "examples of each class at each client")
@@ -174,7 +176,7 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
         "line": describe(first, with_strategy=False),
         "path": str(comparison.path),
         "pictures": [_picture(*picture) for picture in pictures.of_comparison(comparison)],
-        **_partition(first),
+        **_partition(first, comparison.members[0].path),
         "heads": heads,
         "rows": rows,
         "footnote": footnote(comparison),

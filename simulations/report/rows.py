@@ -8,12 +8,17 @@ from typing import Any
 
 import pandas as pd
 
+from umbel.core.clients import written
+from umbel.data.federation import Federation
+from umbel.data.holdout import TEST, TRAIN, VALIDATION
+from umbel.server.coverage import in_words
 from umbel.server.listener import events
 from umbel.simulations.report import series as report_series
 from umbel.simulations.report.measures import MEASURES, NOT_OF_TASKS, known
 from umbel.simulations.report.progress import text
 
 _FAILURES = 20
+_CLASSES = 100
 # The order of metrics: what people ask for first.
 _FIRST = ("test/", "validation/", "clients/", "best/")
 
@@ -62,6 +67,19 @@ def metric_rows(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
     return [(name, cell(name, name), cell(name, f"best/{name}")) for name in order]
 
 
+def site_rows(federation: Federation) -> list[tuple[str, str]]:
+    """Return (class, examples by split) over all clients, where sites said how many they have; else nothing."""
+    if federation.roles is None:
+        return []
+    indices = federation.partition.indices
+    rows = []
+    for label, name in enumerate(federation.class_names):
+        roles = federation.roles[indices[federation.pool.labels[indices] == label]]
+        train, validation, test = (int((roles == role).sum()) for role in (TRAIN, VALIDATION, TEST))
+        rows.append((f"class {name}", f"{train:,} to train, {validation:,} to validate, {test:,} to test with"))
+    return rows[:_CLASSES]
+
+
 def shares(seconds: Mapping[str, float]) -> list[tuple[str, str, float]]:
     """Return (stage, seconds as text, share of the total)."""
     total = max(seconds.get("total", 0.0), 1e-9)
@@ -86,6 +104,32 @@ def _size(number: float) -> str:
             return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
         number /= 1000
     return f"{number:.2f} GB"
+
+
+def coverage(content: Mapping[str, Any]) -> list[str]:
+    """Return sentences about who took part; none where the summary is that of an older umbel."""
+    covered = content.get("coverage", {"rounds": [], "never": []})
+    by_phase: dict[str, list[Mapping[str, Any]]] = {}
+    for row in covered["rounds"]:
+        by_phase.setdefault(row["phase"], []).append(row)
+    lines = [_phase_coverage(phase, rows) for phase, rows in by_phase.items()]
+    if covered["never"]:
+        lines.append(f"Asked, and in no round with a good reply: {written(covered['never'])}.")
+    return [*lines, *filter(None, [in_words(content)])]
+
+
+def _phase_coverage(phase: str, rows: Sequence[Mapping[str, Any]]) -> str:
+    """Say how many of the clients that a phase selected answered, and in which round the fewest did."""
+    times = [row["last_round"] - row["first_round"] + 1 for row in rows]
+    selected = sum(row["selected"] * number for row, number in zip(rows, times, strict=True))
+    answered = sum(row["answered"] * number for row, number in zip(rows, times, strict=True))
+    if answered == selected:
+        return f"{phase}: all {selected:,} replies came."
+    worst = min(rows, key=lambda row: row["answered"] - row["selected"])
+    return (
+        f"{phase}: {answered:,} of {selected:,} replies came; the fewest in round {worst['first_round']}, "
+        f"{worst['answered']:,} of {worst['selected']:,}."
+    )
 
 
 def failures(folder: Path) -> list[dict[str, Any]]:

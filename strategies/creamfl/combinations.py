@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from umbel.core.refusal import Refusal
 from umbel.data import partition
+from umbel.data.sites.named import NAME as SITES
 from umbel.strategies.base import Setting
 from umbel.strategies.creamfl.architectures import KINDS
 from umbel.strategies.setting import refuse_other_losses
@@ -35,6 +36,12 @@ def check_setting(config: Config, setting: Setting) -> None:
     """Refuse an experiment without public pairs, with other clients, or with parts that CreamFL has no use for."""
     refuse_other_losses(setting, "creamfl")
     data, counts = setting.data, [config.num_image, config.num_text, config.num_both]
+    if data.name == SITES:
+        raise Refusal(
+            "CreamFL teaches by public pairs of image and text, and where each site has its own data there are none.",
+            key="data.name",
+            remedy="Choose a data.name with both, such as emoji_pairs, or another strategy.",
+        )
     for key, needed in (("public", data.public > 0), ("text_encoder", bool(data.text_encoder))):
         if not needed:
             raise Refusal(

@@ -12,6 +12,7 @@ from torch import Tensor
 from umbel.core.collecting import Collect
 from umbel.core.records import BadReplyError, Payload
 from umbel.core.tree import Tree
+from umbel.core.wire.limits import Size
 from umbel.models.pair import MODALITIES
 
 WIRES = {"float32": torch.float32, "float16": torch.float16, "int8": torch.int8}
@@ -51,6 +52,11 @@ class Representations(Collect):
     def __init__(self, wire: str) -> None:
         super().__init__(optional=MODALITIES)
         self._dtype = WIRES[wire]
+
+    def most(self, payload: Payload, num_replies: int) -> Size:
+        sent = payload.trees["representations"]["image"]
+        row = 8 * (sent.numel() + 2)  # and whose it is, of how many examples
+        return Size(row * len(MODALITIES) * num_replies, 3 * len(MODALITIES))
 
     def check(self, what: str, tree: Tree, payload: Payload) -> None:
         super().check(what, tree, payload)

@@ -218,7 +218,15 @@ class GGEUR(Strategy[State]):
             Phase(
                 "statistics", self.send_guide, self.describe, self.fold_statistics, self.after_statistics, "everyone"
             ),
-            Phase("geometry", self.send_geometry, self.keep, self.fold_nothing, self.after_geometry, "everyone"),
+            Phase(
+                "geometry",
+                self.send_geometry,
+                self.keep,
+                self.fold_nothing,
+                self.after_geometry,
+                "everyone",
+                most_examples=self._most_examples,
+            ),
         )
         return phases if self.config.guide else phases[1:]
 
@@ -286,7 +294,12 @@ class GGEUR(Strategy[State]):
             put=lambda state, base: replace(state, base=base, age=state.age + ends),
             server=self._counted,
             client=self._completed,
+            most_examples=self._most_examples,
         )
+
+    def _most_examples(self, state: State, own: int) -> float:
+        """Return the most examples of a client whose classes are completed: each gets T of a class at most."""
+        return own + sum(self.config.target or round(count) for count in state.counts if count > 0)
 
     @staticmethod
     def _counted(state: State, server: ServerContext) -> ServerContext:

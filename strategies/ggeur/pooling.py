@@ -9,7 +9,7 @@ Legend: N examples, D features, C classes, Z = 1 + D + D (D + 1) / 2 packed numb
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -193,6 +193,10 @@ def sums_like(payload: Payload) -> dict[str, Tensor]:
 _PROTOTYPE = re.compile(r"(0|[1-9][0-9]{0,3})/(0|[1-9][0-9]*)")  # so that every name is a number's only one
 
 
+_LARGEST_SUM = 1e30  # over any number of clients, and divided by a count, it is still float32
+_ROUNDED = 1 + 1e-6  # counts travel as float32
+
+
 class Prototypes(Sum):
     """Counts and sums of features by domain (0 to 9999) and class; a client sends those that it has."""
 
@@ -206,6 +210,19 @@ class Prototypes(Sum):
                     f"{what}: expected <domain>/<class> with a count and {width} sums, found {name!r} of shape "
                     f"{list(row.shape)}"
                 )
+            if float(row.abs().max()) > _LARGEST_SUM:
+                raise BadReplyError(f"{what}: {name!r} holds sums above {_LARGEST_SUM:g}, which cannot be combined")
+
+    def check_examples(self, what: str, tree: Tree, most: float) -> None:
+        count = sum(float(row[0]) for row in tree.values())
+        if count > most * _ROUNDED:
+            raise BadReplyError(f"{what}: they are of {count:g} examples, at most {most:g} can be")
+
+    def check_weights(self, what: str, accumulator: Tree, num_examples: int, most: Mapping[int, float]) -> None:
+        super().check_weights(what, accumulator, num_examples, most)
+        self.check_examples(
+            what, {name: row for name, row in accumulator.items() if name != WEIGHT}, sum(most.values())
+        )
 
     def check_accumulator(self, what: str, accumulator: Tree, payload: Payload, clients: Sequence[int]) -> None:
         super().check_accumulator(what, accumulator, payload, clients)

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+import time
+from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import pytest
+from flwr.app import Message
 
 from umbel.client import handlers
+from umbel.conf.federation import federation
 from umbel.conf.load import portable_hash
-from umbel.simulations.engines.flower_internals import make_context
+from umbel.core.identity import fingerprint, greeting_content, new_key, verify, write_key
+from umbel.core.messages import decode_json, encode_json
+from umbel.simulations.engines.flower_internals import NODE, identify, make_context
 
 RUN = {"experiment": "digits", "overrides": "model.name=cnn data.num_clients=10 'data.max_train=100'"}
 
@@ -48,3 +55,30 @@ def test_the_state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("UMBEL_STATE", str(tmp_path / "environment"))
     assert handlers.state_folder(make_context(RUN, {})) == tmp_path / "environment"
     assert handlers.state_folder(make_context(RUN, {"state-folder": "/node"})) == Path("/node")
+
+
+def greeted(node_config: dict[str, int | str]) -> dict[str, Any]:
+    """What a node answers when it is greeted."""
+    asked = Message(encode_json({"hello": "hash", "challenge": "c0ffee", "run": "a run"}), NODE, "query")
+    return decode_json(handlers.hello(asked, make_context(RUN, node_config)).content)
+
+
+def test_a_node_says_how_many_examples_its_clients_have(tmp_path: Path) -> None:
+    identify()
+    config = {"partitions": "2-3", "state-folder": str(tmp_path)}
+    said = greeted(config)
+    data = federation(handlers.process.worker(make_context(RUN, config)).experiment)
+    assert said["examples"] == {str(client): data.num_examples(client) for client in (2, 3)}
+    assert said["partitions"] == [2, 3] and said["version"] == metadata.version("umbel")
+    assert abs(said["time"] - time.time()) < 60
+    assert "site" not in said
+
+
+def test_a_stock_node_signs_with_the_key_that_its_configuration_names(tmp_path: Path) -> None:
+    identify()
+    key = new_key()
+    write_key(tmp_path / "site.key", key)
+    said = greeted({"partitions": "2-3", "state-folder": str(tmp_path), "site-key": str(tmp_path / "site.key")})
+    content = greeting_content("c0ffee", "a run", NODE, said)
+    assert said["site"]["key"] == fingerprint(key)
+    assert verify(key.public_key(), "greeting", content, said["site"]["signature"])

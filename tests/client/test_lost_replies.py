@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from flwr.app import Message
 
-from umbel.conf import load
+from umbel.conf.load import load
 from umbel.core.memory import MemoryStore, Version
 from umbel.core.messages import Pieces, split_work
 from umbel.server import checkpoint

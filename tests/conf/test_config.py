@@ -83,6 +83,13 @@ REFUSED = [
     ("run.participation=1.5", "run.participation"),
     ("run.clients_per_round=11", "run.clients_per_round=11 is more than data.num_clients=10"),
     ("run.min_replies=11", "run.min_replies=11 can never be met"),
+    ("run.min_replies=0", "run.min_replies should be above 0, found 0"),
+    ("run.min_replies=0.0", "run.min_replies should be above 0"),
+    (
+        "run.min_replies=2.0",
+        "run.min_replies=2.0 is written with a point.*For a number of replies write 2; .*write 1.0",
+    ),
+    ("run.min_replies=50%", "run.min_replies: expected a whole number or a number"),
     ("data.client_test=1", "data.client_test"),
     ("data.alpha=0", "data.alpha"),
     ("evaluate.clients=-2", "evaluate.clients"),
@@ -94,6 +101,17 @@ REFUSED = [
 def test_refused(override, message):
     with pytest.raises(ExperimentError, match=message):
         load("digits", [override])
+
+
+@pytest.mark.parametrize(
+    ("written", "cohort", "needed"),
+    [("1", 10, 1), ("3", 10, 3), ("1.0", 10, 10), ("0.5", 10, 5), ("0.75", 10, 8), ("0.07", 100, 7), ("0.01", 4, 1)],
+)
+def test_min_replies_with_a_point_is_a_share_of_the_cohort(written, cohort, needed):
+    composed = load("digits", [f"run.min_replies={written}"])
+    assert composed.run.replies_needed(cohort) == needed
+    again = load("again", (), as_yaml(composed))
+    assert repr(again.run.min_replies) == repr(composed.run.min_replies) == written
 
 
 COMBINATIONS = [

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from umbel.core.blocks import Assembler, Block, BlockTree, cut, fold_block
+from umbel.core.blocks import Assembler, Block, BlockTree, cut, fold_block, merged
 from umbel.core.collecting import Collect
 from umbel.core.folds import Sum, UniformMean, WeightedMean, product
 from umbel.core.records import Reply
@@ -150,3 +150,14 @@ def test_missing_blocks():
         tree.root()
     assert [(level, index) for level, index, _ in tree.nodes()] == [(0, 0), (1, 1)]
     assert not list(tree.nodes())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 24), st.sets(st.integers(0, 23)))
+def test_a_node_sends_one_accumulator_for_the_blocks_that_it_merges(num_blocks, held):
+    whole = {index for index in held if index < num_blocks}
+    tree = BlockTree(FOLD, num_blocks)
+    for index in sorted(whole):
+        tree.add(0, index, FOLD.lift(index, make_reply(index)))
+    sent = [range(index << level, min((index + 1) << level, num_blocks)) for level, index, _ in tree.nodes()]
+    assert sorted(merged(whole, num_blocks)) == sorted(tuple(blocks) for blocks in sent)

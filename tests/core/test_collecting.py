@@ -9,9 +9,9 @@ import torch
 
 from tests.core.replies import PAYLOAD, fold_all, partial, reply
 from tests.helpers import tree as T
-from umbel.core.collecting import Collect, replies_in
-from umbel.core.folds import product
-from umbel.core.records import BadReplyError, Reply
+from umbel.core.collecting import Collect, Moments, replies_in
+from umbel.core.folds import Partial, WeightedMean, product
+from umbel.core.records import BadReplyError, Payload, Reply
 
 
 def test_collect_keeps_every_reply_in_the_cohorts_order():
@@ -146,3 +146,87 @@ def test_required_keys_are_each_clients():
     fold = product({"r": Collect(keys=["b"], optional=["a"])})
     honest = [Reply({"r": T(b=1.0)}), Reply({"r": T(b=1.0, a=[2.0])})]
     assert "of client 4: expected the keys ['b']" in lied(fold, honest, **rows_of("b", torch.ones(1), [5]))
+
+
+# What rows and moments may weigh -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("most", "num_examples", "reason"),
+    [
+        ({4: 3, 5: 3}, 6, ""),
+        ({4: 2, 5: 30}, 6, "delta of client 4: at most 2 examples, found 3"),
+        ({4: 3, 5: 3}, 5, "the rows are of 6 examples, the partial sum of 5"),
+        ({4: 9, 5: 9}, 7, "the rows are of 6 examples, the partial sum of 7"),
+    ],
+)
+def test_rows_are_of_no_more_examples_than_their_clients_have(most, num_examples, reason):
+    sent = replace(partial(COLLECT), num_examples=num_examples)
+    if reason:
+        with pytest.raises(BadReplyError, match=reason):
+            COLLECT.check_partial(sent, PAYLOAD, [4, 5], most.__getitem__)
+    else:
+        COLLECT.check_partial(sent, PAYLOAD, [4, 5], most.__getitem__)
+
+
+POOLED = product({"delta": Moments(bounds=lambda payload: (3, 2))})
+
+
+def moments_of(count, mean=(0.5, 1.0), covariance=(1.0, 0.0, 1.0), dtype=torch.float32):
+    return torch.tensor([count, *mean, *covariance], dtype=dtype)
+
+
+@pytest.mark.parametrize(
+    ("packed", "most", "reason"),
+    [
+        (moments_of(4.0), 4, ""),
+        (moments_of(5.0), 4, "the counts of its classes come to 5 examples, at most 4 can be"),
+        (moments_of(1e12), 4, "come to 1e"),
+        (moments_of(4.0, mean=(1e16, 0.0)), 4, "a mean or covariance that cannot be pooled"),
+        (moments_of(4.0, covariance=(1e31, 0.0, 1.0)), 4, "a mean or covariance that cannot be pooled"),
+        (moments_of(1e17, dtype=torch.float64), float("inf"), "with a count of 1e"),
+    ],
+    ids=range(6),
+)
+def test_moments_are_of_no_more_examples_than_their_client_has(packed, most, reason):
+    """Alone, and in the sum of a node."""
+    reply_ = Reply({"delta": {"1": packed}}, {}, 4)
+    lifted = POOLED.lift(4, reply_)
+    checks = [
+        lambda: POOLED.check(reply_, PAYLOAD, most),
+        lambda: POOLED.check_partial(lifted, PAYLOAD, [4], lambda client: most),
+    ]
+    for check in checks:
+        if reason:
+            with pytest.raises(BadReplyError, match=reason):
+                check()
+        else:
+            check()
+
+
+def test_what_is_pooled_is_float64():
+    with pytest.raises(BadReplyError, match="pooled moments should be float64"):
+        POOLED.check_partial(Partial({"delta": {"1": moments_of(4.0)}}, {}, 4, 1), PAYLOAD, [4])
+
+
+# How much of them there can be -----------------------------------------------------------------------------------
+
+
+def test_the_most_that_replies_and_sums_come_to_holds_those_of_honest_nodes():
+    for fold, replies in (
+        (product({"delta": WeightedMean("model")}, ["loss"]), [reply([1.0, 2.0], 3, loss=0.5)] * 3),
+        (product({"delta": Collect("model")}, ["loss"]), [reply([1.0, 2.0], 3, loss=0.5)] * 3),
+        (POOLED, [Reply({"delta": {str(c): moments_of(4.0) for c in range(3)}}, {}, 12)] * 3),
+    ):
+        summed = partial(fold, replies)
+        tensors = [tensor for tree in summed.trees.values() for tensor in tree.values()]
+        most = fold.most(PAYLOAD, 3)
+        assert (most.num_bytes, most.num_tensors) == (summed.num_bytes, len(tensors))
+        assert replies[0].num_bytes <= fold.most(PAYLOAD).num_bytes
+
+
+def test_where_the_payload_leaves_shapes_open_there_is_a_limit_too():
+    large = Payload({"model": {"w": torch.empty(1 << 30, device="meta")}})
+    for fold in (Collect(), Moments(), Collect("model", optional=["a"])):
+        assert fold.most(PAYLOAD, 2).num_bytes == 2 << 28
+        assert fold.most(large, 2).num_bytes == 2 * 16 * (4 << 30)

@@ -47,6 +47,10 @@ ROUND = [[3.0, 6, 6, 2, 3, 3], [6.0, 6, 6, 3, 3, 3]]  # of retrieval: six images
         (counts_of("test/retrieval", [1.0] * 4, [2.0] * 4), "6 of retrieval"),
         (counts_of("train/model", [1.0] * 4, [2.0] * 4), "<split>/<predictor>"),
         (counts_of("test/", [1.0] * 4, [2.0] * 4), "<split>/<predictor>"),
+        (counts_of("test/\x1b[2J", [1.0] * 4, [2.0] * 4), "<split>/<predictor>"),
+        (counts_of("test/model\u202e", [1.0] * 4, [2.0] * 4), "<split>/<predictor>"),
+        (counts_of("test/" + "x" * 65, [1.0] * 4, [2.0] * 4), "<split>/<predictor>"),
+        (counts_of("test/model", [0.0] * 4, [1e17] * 4), "at most as many right"),
         (counts_of("test/model", [3.0, 0, 0, 0], [2.0] * 4), "at most as many right"),
         (counts_of("test/model", [-1.0, 0, 0, 0], [2.0] * 4), "at most as many right"),
         (counts_of("test/model", [0.0] * 4, [0.0] * 4), "some examples"),
@@ -73,3 +77,12 @@ def test_evaluation_that_lies(tree, message):
     fold.check_partial(partial(fold, [Reply({"counts": good}), Reply({"counts": {}})]), PAYLOAD, [4, 5])
     with pytest.raises(BadReplyError):
         fold.check_partial(fold.lift(5, Reply({"counts": tree})), PAYLOAD, [5])
+
+
+def test_only_so_many_predictors_are_read():
+    fold, many = evaluation_fold(1), {}
+    for number in range(64):
+        many |= counts_of(f"test/head {number}", [1.0], [2.0]) | counts_of(f"validation/head {number}", [1.0], [2.0])
+    fold.check(Reply({"counts": many}), PAYLOAD)
+    with pytest.raises(BadReplyError, match="129 counts, of which at most 128 are read"):
+        fold.check(Reply({"counts": many | counts_of("test/model", [1.0], [2.0])}), PAYLOAD)

@@ -6,7 +6,7 @@ import json
 
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from flwr.app import ConfigRecord, RecordDict
 
 from umbel.core.blocks import Block
 from umbel.core.folds import Partial
@@ -131,74 +131,6 @@ def with_head(head, content=None):
     for name, record in (content.array_records if content else {}).items():
         message[name] = record
     return message
-
-
-def outcome_head(**changes):
-    head = decode_json(encode_outcome(Outcome(singles={5: Reply({"d": {"w": torch.ones(2)}}, {"loss": 0.0}, 4)})))
-    return head | changes
-
-
-SINGLE = {"client": 5, "num_examples": 4, "numbers": {}, "trees": []}
-NODE = {"level": 0, "index": 0, "num_examples": 1, "num_replies": 1, "numbers": {}, "trees": []}
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        RecordDict(),
-        RecordDict({"umbel": ConfigRecord({"other": "{}"})}),
-        with_head("{not json"),
-        with_head("[1, 2]"),
-        with_head({}),
-        with_head(outcome_head(nodes=None)),
-        with_head(outcome_head(nodes=[{"level": 0}])),
-        with_head(outcome_head(nodes=[{**NODE, "level": "high"}])),
-        with_head(outcome_head(nodes=[{**NODE, "index": None}])),
-        with_head(outcome_head(singles="all of them")),
-        with_head(outcome_head(singles=[{**SINGLE, "client": "five"}])),
-        with_head(outcome_head(singles=[{**SINGLE, "num_examples": "many"}])),
-        with_head(outcome_head(singles=[{**SINGLE, "num_examples": float("inf")}])),
-        with_head(outcome_head(singles=[{**SINGLE, "numbers": {"loss": "low"}}])),
-        with_head(outcome_head(singles=[{**SINGLE, "numbers": [1]}])),
-        with_head(outcome_head(singles=[{**SINGLE, "numbers": None}])),
-        with_head(outcome_head(failures=[[1]])),
-        with_head(outcome_head(failures={"a": 1})),
-        with_head(outcome_head(seconds=[[1, "slow"]])),
-        with_head(outcome_head(bytes_up="lots")),
-        with_head(outcome_head(remembered=7)),
-    ],
-    ids=range(21),
-)
-def test_malformed_answers(content):
-    with pytest.raises(MessageError):
-        decode_outcome(content)
-
-
-def damaged(change):
-    content = encode_outcome(Outcome(singles={5: Reply({"d": {"w": torch.ones(2)}}, {}, 4)}))
-    ((name, record),) = content.array_records.items()
-    ((key, array),) = record.items()
-    content[name] = ArrayRecord({key: change(array)})
-    return content
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda array: Array(array.dtype, array.shape, array.stype, array.data[:-9]),
-        lambda array: Array(array.dtype, array.shape, array.stype, array.data[:3]),
-        lambda array: Array(array.dtype, array.shape, array.stype, b""),
-        lambda array: Array(array.dtype, array.shape, "torch.pickle", array.data),
-        lambda array: Array(array.numpy()[:-1].copy()),
-        lambda array: Array(array.numpy()[:4].copy()),
-        lambda array: Array(array.numpy()[:0].copy()),
-        lambda array: Array(torch.full((40,), 255, dtype=torch.uint8).numpy()),
-    ],
-    ids=range(8),
-)
-def test_damaged_tensors(change):
-    with pytest.raises(MessageError):
-        decode_outcome(damaged(change))
 
 
 @pytest.mark.parametrize(

@@ -89,5 +89,25 @@ class _SpeechlessError(Exception):
 def test_what_was_raised_in_a_few_words() -> None:
     assert reason(KeyError("w")) == "KeyError: 'w'"
     assert reason(_SpeechlessError()) == "_SpeechlessError, whose text raises SystemExit"
-    assert reason(_LargeError()) == f"_LargeError: {'y' * 987}... (1,000,013 letters in all)"
-    assert shortened("a\nb\x1b[2J\ud800\0é") == "a\nb\\x1b[2J\\ud800\\x00é"
+    assert reason(_LargeError()) == f"_LargeError: {'y' * 457}... (1,000,013 letters in all)"
+    assert shortened("a\n b\x1b[2J\ud800\0é") == "a b\\x1b[2J\\ud800\\x00é"
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [
+        *("\u202a", "\u202b", "\u202c", "\u202d", "\u202e", "\u2066", "\u2067", "\u2068", "\u2069"),  # direction
+        *("\u200b", "\u200d", "\u2060", "\ufeff", "\u00ad"),  # without width
+        *("\x07", "\x08", "\x1b", "\x7f", "\x9b", "\0", "\ud800", "\U000e0041"),
+    ],
+    ids=ascii,
+)
+def test_what_a_terminal_makes_something_of_is_written_as_its_escape(strange: str) -> None:
+    assert shortened(f"a{strange}b") == f"a{ascii(strange)[1:-1]}b"
+
+
+@pytest.mark.parametrize("text", ["\x1b" * 10**6, "\u202e" * 400, "word\n" * 200, "x" * 501, "é" * 10**6])
+def test_a_reason_is_a_line_of_five_hundred_letters_at_most(text: str) -> None:
+    line = shortened(text)
+    assert len(line) <= 500 and line.isprintable() and line.endswith(f"({len(text):,} letters in all)")
+    assert shortened("x" * 500) == "x" * 500

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from umbel import run
-from umbel.conf import load as load_experiment
+from umbel.conf.load import load as load_experiment
 from umbel.data.federation import Federation
 from umbel.simulations.commands.main import main
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from umbel.conf import load
 from umbel.conf.errors import ExperimentError
 from umbel.conf.federation import federation
+from umbel.conf.load import load
 from umbel.core.refusal import Refusal
 from umbel.data.errors import DataError
 from umbel.data.federation import Federation

@@ -29,6 +29,7 @@ SMALLER = ("data.num_clients=4", "data.max_train=100", "checkpoint.every=1")
 # All strategies by name whose clients remember something, and batch norm of their own.
 RUNS = {name: STRATEGIES[name] for name in ("scaffold", "fedloge", "ggeur")} | {
     "creamfl": ("data.num_clients=8", *STRATEGIES["creamfl"]),
+    "local": ("strategy.name=umbel.strategies.local:Local",),
     "own batch norm": ("model.name=cvt_tiny32", "model.sizes={}", "model.norm=local"),
 }
 _KILLED = 9

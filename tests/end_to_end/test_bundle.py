@@ -77,7 +77,7 @@ from client.app import app as client
 import umbel, umbel.core, umbel.models, umbel.data, umbel.strategies, umbel.conf, umbel.server, umbel.client
 for package in (umbel, umbel.core, umbel.models, umbel.data, umbel.strategies, umbel.conf, umbel.server, umbel.client):
     assert package.__file__.startswith({str(bundle)!r}), package.__file__
-from umbel.conf import load
+from umbel.conf.load import load
 assert load("digits").name == "digits"
 assert "umbel.simulations" not in sys.modules
 print(type(server).__name__, type(client).__name__)

@@ -45,7 +45,7 @@ def test_batches_are_cut_on_the_device(tmp_path: Path) -> None:
     from torch.profiler import ProfilerActivity, profile
 
     from umbel.client.host import Clients, Host
-    from umbel.conf import load
+    from umbel.conf.load import load
     from umbel.core.memory import MemoryStore
 
     experiment = load("digits", [*SMALL, "model.name=cnn", f"run.results={tmp_path}"])

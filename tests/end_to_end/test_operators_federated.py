@@ -8,8 +8,8 @@ import pytest
 
 from tests.helpers import bits
 from umbel import run
-from umbel.conf import load
 from umbel.conf.errors import ExperimentError
+from umbel.conf.load import load
 from umbel.models import operators
 
 BASES = ("cvt_tiny32", "cnn")

@@ -11,7 +11,8 @@ import torch
 
 from umbel import run
 from umbel.client.host import Host
-from umbel.conf import ExperimentError, load
+from umbel.conf.errors import ExperimentError
+from umbel.conf.load import load
 
 SMALL = (
     *("model.name=cvt_tiny32", "data.max_train=60", "data.num_clients=2", "run.rounds=1"),

@@ -17,6 +17,7 @@ PAGES = [*sorted(DOCS.rglob("*.md")), ROOT / "CONTRIBUTING.md"]
 EXECUTED = [
     DOCS / "tutorial.md",
     DOCS / "using.md",
+    DOCS / "federation" / "own-data.md",
     *(page for page in sorted((DOCS / "own").glob("*.md")) if page.name != "README.md"),
 ]
 SHELLS = ("console", "bash", "sh")

@@ -11,7 +11,7 @@ import click
 import pytest
 
 from tests.project.pages import DOCS, PAGES, blocks, called, commands, write_files
-from umbel.conf import load
+from umbel.conf.load import load
 from umbel.simulations.commands.main import main
 
 
@@ -45,7 +45,7 @@ def assert_parses(words: list[str]) -> None:
         parsed = command.make_context(str(command.name), list(rest), parent=context.parent)
     except click.UsageError as error:
         pytest.fail(f"{shlex.join(words)}: {error.format_message()}")
-    if "experiment" in parsed.params:
+    if parsed.params.get("experiment"):
         load(parsed.params["experiment"], parsed.params["overrides"])
     if "strategies" in parsed.params:
         from umbel.simulations.compare.prepare import prepare

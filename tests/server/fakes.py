@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 
 import torch
@@ -11,7 +12,8 @@ from tests.helpers import tree as T
 from umbel.core.blocks import Assembler, BlockTree, cut, fold_block
 from umbel.core.collecting import Collect
 from umbel.core.folds import WeightedMean, product
-from umbel.core.messages import decode_work, encode_json, encode_outcome
+from umbel.core.identity import fingerprint, greeting_signature
+from umbel.core.messages import decode_json, decode_work, encode_json, encode_outcome
 from umbel.core.records import Payload, Reply
 from umbel.core.work import Outcome, Work
 from umbel.server.exchange import Exchange
@@ -49,11 +51,14 @@ def work_honestly(message, fold, answer):
 
 
 class FakePort(LocalPort):
-    """Nodes in this process; `behave` turns a node's honest outcome into what it sends."""
+    """Nodes in this process; `behave` turns a node's honest outcome into what it sends.
 
-    def __init__(self, fold, behave, answer):
+    `examples` has the training examples that nodes declare for their clients.
+    """
+
+    def __init__(self, fold, behave, answer, examples=None):
         identify()
-        self._fold, self._behave, self._answer = fold, behave, answer
+        self._fold, self._behave, self._answer, self._examples = fold, behave, answer, examples
 
     def nodes(self):
         return set(HELD)
@@ -63,6 +68,8 @@ class FakePort(LocalPort):
             node = message.metadata.dst_node_id
             if message.metadata.message_type == "query":
                 answer = {"partitions": list(HELD[node]), "config_hash": "hash"}
+                if self._examples is not None:
+                    answer["examples"] = {str(client): self._examples[client] for client in HELD[node]}
                 yield Message(encode_json(answer), reply_to=message)
                 continue
             outcome = work_honestly(message, self._fold, self._answer)
@@ -75,20 +82,22 @@ class FakePort(LocalPort):
                     yield Message(content, reply_to=message)
 
 
-def exchange(fold, behave, answer=make_reply):
+def exchange(fold, behave, answer=make_reply, examples=None, most_examples=float):
     """Return what came of an exchange, its report, and how many were done after each answer.
 
     Args:
         fold: How replies combine.
         behave: For each node that is not honest, what it sends in place of its honest outcome.
         answer: Returns the honest reply of a client.
+        examples: Training examples that nodes declare for their clients.
+        most_examples: Returns the most that a reply may count, of those.
     """
-    port = FakePort(fold, behave, answer)
+    port = FakePort(fold, behave, answer, examples)
     directory = Directory(port, "hash", len(COHORT), 1.0)
     directory.wait()
     done = []
-    found = Exchange(port, directory, 2, 5.0, 1 << 20, done.append, lambda: None).run(WORK, PAYLOAD, COHORT, fold)
-    return *found, done
+    phase = Exchange(port, directory, 2, 5.0, 1 << 20, done.append, lambda: None)
+    return *phase.run(WORK, PAYLOAD, COHORT, fold, most_examples=most_examples), done
 
 
 def without(fold, clients, answer=make_reply):
@@ -132,3 +141,52 @@ def single(client, change):
         return [outcome]
 
     return behave
+
+
+class Greeted(LocalPort):
+    """Nodes in this process that are only greeted; `answers` has, for each that is there, what it says.
+
+    An answer is a mapping, an error, or a function of what the node is asked.
+    """
+
+    strangers = True
+
+    def __init__(self, answers):
+        identify()
+        self.answers = answers
+        self.num_greeted = Counter()
+
+    def nodes(self):
+        return set(self.answers)
+
+    def stream(self, messages, deadline, on_wait=None):
+        for message in messages:
+            node = message.metadata.dst_node_id
+            self.num_greeted[node] += 1
+            answer = self.answers[node]
+            answer = answer(decode_json(message.content), node) if callable(answer) else answer
+            if isinstance(answer, Exception):
+                yield error_reply(message, answer)
+            else:
+                yield Message(encode_json(answer), reply_to=message)
+
+
+def node_of(key, partitions, *, of=None, examples=None, **more):
+    """A node that answers with a site's signature.
+
+    Args:
+        key: What it signs with.
+        partitions: The clients that it claims.
+        of: The key that it says it has, in place of `key`.
+        examples: Training examples of each client.
+        more: What else it says.
+    """
+
+    def answer(asked, node):
+        said = {"partitions": list(partitions), "config_hash": "hash", "version": "0.1.0", **more}
+        if examples is not None:
+            said["examples"] = {str(client): number for client, number in examples.items()}
+        site = greeting_signature(key, asked, node, said)
+        return {**said, "site": site if of is None else {**site, "key": fingerprint(of)}}
+
+    return answer

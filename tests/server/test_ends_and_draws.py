@@ -130,6 +130,8 @@ def test_no_client_is_drawn_twice_in_a_round() -> None:
 def test_as_many_stay_as_a_round_needs() -> None:
     session = session_of("run.dropout=0.99", "run.min_replies=2")
     assert {4 - len(session.dropped_out(range(4), round_)) for round_ in range(1, 101)} == {2}
+    session = session_of("run.dropout=0.99", "run.min_replies=0.6")
+    assert {4 - len(session.dropped_out(range(4), round_)) for round_ in range(1, 101)} == {3}
 
 
 def test_a_group_of_which_nobody_is_drawn_is_no_fault() -> None:

@@ -53,7 +53,7 @@ def test_too_few_replies_end_the_run_with_everything_saved(tmp_path, monkeypatch
     with pytest.raises(RunStoppedError) as found:
         corrupt_run(tmp_path, monkeypatch, 3, "run.rounds=4", "checkpoint.every=0", "run.name=r")
     text = str(found.value)
-    assert "Round 3, phase train: 0 of 4 clients sent a good reply, 1 are needed (run.min_replies)" in text
+    assert "Round 3, phase train: 0 of 4 clients sent a good reply, 1 are needed (run.min_replies=1)" in text
     assert "client 0 on node 1: burnt" in text
     assert checkpoint.latest(tmp_path / "r" / "checkpoints").progress.round == 2
     monkeypatch.undo()

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from tests.data.encoders.samples import needs_lite, needs_minilm, random_images, small_set
 from umbel import run
-from umbel.conf import load as load_experiment
+from umbel.conf.load import load as load_experiment
 from umbel.core.names import UnknownNameError
 from umbel.data import DataError, Examples, MissingDataError, encoders
 from umbel.data.encoders import base, pixels

@@ -16,7 +16,7 @@ from types import SimpleNamespace
 import pytest
 
 from tests.end_to_end.faults.helpers import ENDLESS, SMALL, events, mentioning, slow, start, until
-from umbel import resume, run
+from umbel import RunResult, resume, run
 from umbel.core.files import write_json
 from umbel.core.refusal import Refusal
 from umbel.server.errors import RunStoppedError, StopRequested
@@ -122,14 +122,14 @@ class Revived(Killer):
 # A node whose machine fails when half of a reply is up.
 DYING = """
 import os, signal
-from umbel.client.node import supernode as node
+from umbel.client.node import flower_common as pieces, supernode as node
 
 def push(objects, push_object_fn, object_ids_to_push):
     if len(objects) > 1 and os.path.exists("die"):  # which is also true of greetings
         os.kill(os.getpid(), signal.SIGKILL)
     flower(objects, push_object_fn, object_ids_to_push=object_ids_to_push)
 
-flower, node.push_objects = node.push_objects, push
+flower, pieces.push_objects = pieces.push_objects, push
 node.main()
 """
 
@@ -172,6 +172,31 @@ def test_a_node_that_is_killed_is_left_out_long_before_the_deadline_and_may_come
     first = heard.reasons[min(heard.reasons)]  # the second round, or one soon after: news travels
     assert all("Node Unavailable" in reason for reason in first.values())
     assert all(set(failed) == {0, 1} for failed in heard.reasons.values())
+
+
+@slow
+@pytest.mark.exhaustive  # half a minute: a node counts as gone after 20 s, and nobody comes in its place
+def test_a_run_that_lost_a_node_for_good_ends_with_a_model_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("UMBEL_HOME", str(tmp_path / "none"))
+    process = start(tmp_path, "engine.name=grpc", "engine.nodes=2", "run.rounds=12")
+    folder = tmp_path / "run"
+    try:
+        until(lambda: events(folder, "round"), 180)
+        os.kill(federate.find(folder / "federation").nodes[1], signal.SIGKILL)
+        _, errors = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert process.returncode == 3, errors[-2000:]
+    lost, remedy = errors.strip().splitlines()[-2:]
+    assert lost == "Incomplete: Clients 2-3 of 4 were lost for good; the model is that of the others."
+    assert remedy.endswith(f"umbel resume {folder} run.rounds=24")
+    result = RunResult(folder)
+    covered = result.summary["coverage"]
+    assert (result.summary["rounds"], covered["lost"], covered["never"]) == (12, [2, 3], [])
+    assert covered["rounds"][0]["answered"] == 4 and covered["rounds"][-1]["answered"] == 2
+    assert covered["rounds"][-1]["last_round"] == 12
+    assert [entry["text"] for entry in events(folder, "lost")] == [result.lost]
+    assert (folder / "model.safetensors").is_file()
 
 
 @slow

@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+
 import pytest
 from flwr.app import Message
 
-from umbel.client.node.supernode import Node, WarmProcess
+from tests.client.nodes import SuperLink, bundle
+from umbel.client.node.node import Node, Rules
 from umbel.core.messages import encode_json
 from umbel.simulations.engines.flower_internals import identify
+from umbel.simulations.engines.processes import descendants
 
 
-class FakeNode(Node):
-    """A node whose client process is a program of the test's."""
-
-    def __init__(self, tmp_path, program, get_run=lambda run_id: None):
-        identify()
-        nothing = [None] * 4
-        super().__init__((1, None, None, get_run, *nothing), {}, tmp_path)
-        package = tmp_path / "umbel" / "client" / "node"  # in place of the bundle's
-        package.mkdir(parents=True)
-        for folder in (package, package.parent, package.parent.parent):
-            (folder / "__init__.py").touch()
-        (package / "serve.py").write_text(f"{program}\n")
-        self._bundle = tmp_path
-
-    def _process(self, run_id):
-        if run_id not in self._processes:
-            self._processes[run_id] = WarmProcess(self._bundle, {})
-        return self._processes[run_id]
+def node_of(program, home):
+    """A node whose client process is a program of the test's, in place of the bundle's, and its home."""
+    return Node(SuperLink(bundle(program)), Rules({}, home, ask_seconds=0.1))
 
 
 def question(ttl=60.0):
@@ -39,15 +29,15 @@ def question(ttl=60.0):
 
 @pytest.mark.parametrize("program", ["", "import time; time.sleep(0.3)"], ids=["at once", "while it works"])
 def test_a_client_process_that_dies_is_an_error_reply(tmp_path, program):
-    node = FakeNode(tmp_path, program)
+    node = node_of(program, tmp_path)
     for _ in range(2):  # and the node lives on
-        reply = node._run(1, question())
+        reply = node.answer(question())
         assert reply.has_error() and reply.error.reason.startswith("BrokenPipeError")
-        assert not node._processes
 
 
-def test_a_client_process_that_hangs_is_given_up_when_nobody_waits_any_more(tmp_path, monkeypatch):
-    monkeypatch.setattr("umbel.client.node.supernode._ASK_SECONDS", 0.1)
-    node = FakeNode(tmp_path, "import time; time.sleep(60)")
-    reply = node._run(1, question(ttl=0.5))
-    assert "deadline" in reply.error.reason and not node._processes
+def test_a_client_process_that_hangs_is_given_up_when_nobody_waits_any_more(tmp_path):
+    node = node_of("import time; time.sleep(60)", tmp_path)
+    reply = node.answer(question(ttl=0.5))
+    assert "deadline" in reply.error.reason
+    folders = [str(Path(f"/proc/{child}/cwd").readlink()) for child, _ in descendants([os.getpid()])]
+    assert not [folder for folder in folders if folder.startswith(str(tmp_path))]

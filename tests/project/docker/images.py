@@ -1,32 +1,40 @@
-"""What the images would run, read out of the Dockerfile: ENTRYPOINT, CMD, ENV and the scripts that COPY puts in place.
-
-There need be no Docker engine: it is run here, with the image's environment and nothing else.
-"""
+"""What the images, the compose file and the manifests say, read out of their files; there need be no Docker engine."""
 
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
 import yaml
 
 from tests.places import ROOT
 
 DOCKER = ROOT / "docker"
-SCRIPTS = sorted(DOCKER.glob("*.sh"))
+KUBERNETES = DOCKER / "kubernetes"
 BIN = Path(sys.executable).parent
 IMAGES = ("server", "client")
-NODES = tuple(f"node-{index}" for index in range(4))
+SITES = ("north", "south")
 
 
 def run(*command: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=120, **options)
+
+
+def tool(name: str) -> str:
+    """Return a program beside this Python or on the path, or skip."""
+    program = shutil.which(name, path=f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}")
+    if program is None:
+        pytest.skip(f"{name} is not installed")
+    return program
 
 
 @dataclass
@@ -80,7 +88,7 @@ def image_environment(image: str) -> dict[str, str]:
 
 
 def copied(image: str) -> dict[str, Path]:
-    """Return what COPY puts into an image from the project: path in the image -> file here."""
+    """Return what COPY puts into an image from the project: path in the image -> file or folder here."""
     files = {}
     for key, value in STAGES[image].instructions:
         if key == "COPY" and "--from=" not in value:
@@ -90,10 +98,40 @@ def copied(image: str) -> dict[str, Path]:
     return files
 
 
-def image_command(image: str, *arguments: str) -> list[str]:
-    """Return what an image runs, for this machine: tini left out, scripts taken from where COPY takes them."""
-    entry = json.loads(STAGES[image].last("ENTRYPOINT"))
-    assert entry[:2] == ["/usr/bin/tini", "--"]
-    program, *rest = entry[2:]
-    script = copied(image)[f"/usr/local/bin/{program}"]
-    return ["sh", str(script), *rest, *(arguments or json.loads(STAGES[image].last("CMD")))]
+def command(image: str, service: str = "") -> list[str]:
+    """Return what a container starts, tini left out: a service's own words before the image's."""
+    own = COMPOSE["services"].get(service, {})
+    entry = own.get("entrypoint", json.loads(STAGES[image].last("ENTRYPOINT")))
+    words = own.get("command", [] if "entrypoint" in own else json.loads(STAGES[image].last("CMD")))
+    assert entry[0] == "/usr/bin/tini"
+    return [*entry[entry.index("--") + 1 :], *words]
+
+
+def mounted(service: str) -> dict[str, str]:
+    """Return what a service of the compose file mounts of the federation's volume: path in it -> part of the volume."""
+    parts = {}
+    for volume in COMPOSE["services"][service]["volumes"]:
+        if isinstance(volume, str):
+            source, target = volume.split(":")
+            assert source == "federation"
+            parts[target] = "."
+        elif volume["type"] == "volume":
+            assert volume["source"] == "federation"
+            parts[volume["target"]] = volume["volume"]["subpath"]
+    return parts
+
+
+def manifests(folder: str) -> dict[str, dict[str, Any]]:
+    """Return the resources of a folder of manifests by their kinds."""
+    names = yaml.safe_load((KUBERNETES / folder / "kustomization.yaml").read_text())["resources"]
+    texts = [(KUBERNETES / folder / name).read_text() for name in names]
+    documents = [document for text in texts for document in yaml.safe_load_all(text)]
+    assert len({document["kind"] for document in documents}) == len(documents)
+    return {document["kind"]: document for document in documents}
+
+
+def pod(folder: str) -> dict[str, Any]:
+    """Return the specification of the pod that a folder of manifests starts."""
+    resources = manifests(folder)
+    specification: dict[str, Any] = resources.get("StatefulSet", resources.get("Deployment", {}))["spec"]
+    return specification["template"]["spec"]  # type: ignore[no-any-return]

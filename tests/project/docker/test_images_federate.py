@@ -1,167 +1,201 @@
-"""The images' own commands as processes of this machine: a server and two nodes form a federation."""
+"""What the images start forms a federation: bare, and held as the compose file and the manifests hold it."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import os
-import signal
-import socket
-import subprocess
-import sys
-import time
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from tests.places import ROOT
-from tests.project.docker.images import BIN, DOCKER, image_command, image_environment
+from tests.project.docker.containers import Container, Machine, Networks, may_hold
+from tests.project.docker.images import IMAGES, SITES, command, mounted, pod
+from umbel.core.identity import new_key, write_key
+from umbel.simulations.api import run as run_here
+from umbel.simulations.engines.processes import free_ports
 
-
-def free_ports(number: int) -> list[str]:
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(number)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [str(each.getsockname()[1]) for each in sockets]
-
-
-class Container:
-    """An image's command, in its environment and nothing else: HOME, volumes and ports are of this machine."""
-
-    def __init__(self, image: str, folder: Path, **settings: str) -> None:
-        self.folder = folder
-        self.log = folder / "log"
-        self.environment = image_environment(image)
-        for name, value in self.environment.items():
-            if value.startswith("/umbel"):
-                self.environment[name] = str(folder) + value.removeprefix("/umbel")
-                Path(self.environment[name]).mkdir(parents=True, exist_ok=True)
-        self.environment |= {"PATH": f"{BIN}:/usr/bin:/bin", **settings}
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                image_command(image),
-                cwd=folder,
-                env=self.environment,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-
-    def run(self, script: str, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-        program = [sys.executable] if script.endswith(".py") else ["sh"]
-        environment = {**self.environment, **settings}
-        return subprocess.run(
-            [*program, str(DOCKER / script), *arguments],
-            cwd=self.folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=400,
-        )
-
-    def wait_until_healthy(self, seconds: float = 90) -> None:
-        deadline = time.monotonic() + seconds
-        while (result := self.run("health.py")).returncode:
-            assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, result.stderr + self.log.read_text()
-            time.sleep(0.5)
-
-    def wait_for(self, text: str, count: int, seconds: float = 60) -> None:
-        deadline = time.monotonic() + seconds
-        while self.log.read_text().count(text) < count:
-            assert self.process.poll() is None, self.log.read_text()
-            assert time.monotonic() < deadline, f"{text!r} not seen {count} times in:\n{self.log.read_text()}"
-            time.sleep(0.2)
-
-    def stop(self) -> int:
-        """Ask as `docker stop` does: SIGTERM, and after a while SIGKILL to all that the command started."""
-        self.process.terminate()
-        try:
-            return self.process.wait(30)
-        finally:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait()
+SMALL = (
+    *("run.rounds=2", "run.name=docker", "data.num_clients=8", "evaluate.clients=0"),
+    *("model.name=cnn", "model.sizes={width: 8, hidden: 32}"),
+)
+LOOK = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 3).close()"
 
 
 @dataclass
 class Federation:
-    superlink: Container
-    nodes: list[Container]
+    """The containers of the compose file, or those of the manifests; none has been started."""
+
+    machine: Machine
+    folder: Path
+    server: Container
+    sites: dict[str, Container]
+    submit: Container
+    words: dict[str, list[str]]  # what a container of an image starts
+
+    @property
+    def homes(self) -> dict[str, str]:
+        """Return where in a container of an image its folder is."""
+        return {image: words[-1] for image, words in self.words.items()}
+
+    def start(self, container: Container) -> None:
+        container.start(*self.words[container.image])
+
+    def health(self, container: Container) -> str:
+        return container.health(self.homes[container.image])
+
+    def wait_until_healthy(self, container: Container) -> None:
+        container.wait_until_healthy(self.homes[container.image])
+
+
+def composed(machine: Machine, whole: Path, service: str, image: str, at: str) -> Container:
+    """Return the container of a service of the compose file."""
+    return machine.container(image, {path: whole / part for path, part in mounted(service).items()}, at)
+
+
+def volume(machine: Machine, folder: Path) -> Path:
+    """Return the federation's volume, made by `init` as the compose file has it."""
+    whole = folder / "volume"
+    whole.mkdir()
+    words = command("server", "init")
+    if machine.links is None:  # on this machine others may have the ports
+        fleet, control = map(str, free_ports(2))
+        words = [word.replace("server,localhost", "localhost") for word in words]
+        words += ["--port", fleet, "--control-port", control]
+    else:
+        os.chown(whole, 10001, 10001)  # as Docker does, after the folder of the image
+    done = composed(machine, whole, "init", "server", "server").run(*words)
+    assert done.returncode == 0, done.stderr
+    return whole
+
+
+def laid(machine: Machine, whole: Path, manifest: str, source: Path, at: str) -> Container:
+    """Return the container of a pod whose Secret and ConfigMap are of a folder; its first container has ended."""
+    mounts = {"/umbel/disk": whole / f"{at}-disk"}
+    mounts |= {f"/umbel/{name}:ro": whole / f"{at}-{name}" for name in ("secret", "settings")}
+    for path in mounts.values():
+        path.mkdir()
+        os.chown(path, 0, 10001)
+    mounts["/umbel/disk"].chmod(0o2775)
+    for file in source.iterdir():
+        kind = "secret" if file.suffix == ".key" else "settings"
+        copy = Path(shutil.copyfile(file, whole / f"{at}-{kind}" / file.name))
+        os.chown(copy, 0, 10001)
+        copy.chmod(0o440 if kind == "secret" else 0o644)
+    made = machine.container("server" if manifest == "server" else "client", mounts, at)
+    first = pod(manifest)["initContainers"][0]
+    for _ in range(2):  # the pod is started again
+        done = made.run(*first["command"], *first["args"])
+        assert done.returncode == 0, done.stderr
+    return made
+
+
+def of_compose(machine: Machine, whole: Path) -> Federation:
+    server = composed(machine, whole, "server", "server", "server")
+    sites = {name: composed(machine, whole, name, "client", name) for name in SITES}
+    submit = composed(machine, whole, "submit", "server", "server")
+    words = {image: command(image) for image in IMAGES}
+    return Federation(machine, whole / "federation", server, sites, submit, words)
+
+
+def of_manifests(machine: Machine, whole: Path) -> Federation:
+    folder = whole / "federation"
+    server = laid(machine, whole, "server", folder / "server", "server")
+    sites = {name: laid(machine, whole, "site", folder / "sites" / name, name) for name in SITES}
+    # `kubectl port-forward` reaches the pod's loopback.
+    submit = machine.container("server", {"/umbel/submitter": folder / "submitters" / "alice"}, "server")
+    pods = {"server": pod("server"), "client": pod("site")}
+    words = {image: ["umbel", "federate", *pod["containers"][0]["args"]] for image, pod in pods.items()}
+    return Federation(machine, folder, server, sites, submit, words)
 
 
 @pytest.fixture
-def federation(tmp_path: Path) -> Iterator[Federation]:
+def federation(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Federation]:
+    kind = request.param
+    if kind != "bare" and not may_hold():
+        pytest.skip("no right to make namespaces")
     with contextlib.ExitStack() as stack:
-        fleet, control, *rest = free_ports(7)
-        ports = iter(rest)
-
-        def start(image: str, name: str, **settings: str) -> Container:
-            (tmp_path / name).mkdir()
-            container = Container(image, tmp_path / name, UMBEL_HEALTH_PORT=next(ports), **settings)
+        links = None if kind == "bare" else stack.enter_context(Networks.made(SITES))
+        machine = Machine(tmp_path / "containers", links)
+        made = (of_manifests if kind == "manifests" else of_compose)(machine, volume(machine, tmp_path))
+        for container in (made.server, *made.sites.values()):
             stack.callback(container.stop)
-            return container
+        yield made
 
-        superlink = start(
-            "server",
-            "superlink",
-            UMBEL_LISTEN="127.0.0.1",
-            UMBEL_FLEET_PORT=fleet,
-            UMBEL_CONTROL_PORT=control,
-        )
-        superlink.wait_until_healthy()
-        nodes = [
-            start(
-                "client",
-                f"node-{index}",
-                UMBEL_SUPERLINK=f"127.0.0.1:{fleet}",
-                UMBEL_PARTITION_ID=str(index),
-                UMBEL_NUM_PARTITIONS="2",
-                UMBEL_RUNTIME_PORT=next(ports),
-            )
-            for index in range(2)
-        ]
-        yield Federation(superlink, nodes)
+
+def stranger(federation: Federation) -> Container:
+    """Return a site whose key nobody has registered, on the network of one that has not been started."""
+    folder = federation.folder / "sites" / "stranger"
+    shutil.copytree(federation.folder / "sites" / "south", folder)
+    (folder / "site.key").unlink()
+    write_key(folder / "site.key", new_key())
+    if federation.machine.links is not None:
+        for path in (folder, *folder.iterdir()):
+            os.chown(path, 10001, 10001)
+    return federation.machine.container("client", {"/umbel/site": folder}, "south")
+
+
+def control(federation: Federation) -> str:
+    """Return where the control port is, as the server's settings say."""
+    lines = (federation.folder / "server" / "server.yaml").read_text().splitlines()
+    [port] = [line.split()[1] for line in lines if line.startswith("control_port:")]
+    return f"127.0.0.1:{port}"
+
+
+def check_what_is_held(federation: Federation, links: Networks) -> None:
+    """A site reaches the server's Fleet port and nothing else; nothing but its folder and /tmp can be written."""
+    server, north = federation.server, federation.sites["north"]
+    for host, port, is_open in (("server", 9092, True), ("server", 8000, False), (links.addresses["south"], 22, False)):
+        done = north.run("python", "-c", LOOK, host, str(port))
+        assert (done.returncode == 0) is is_open, (host, port, done.stderr)
+    assert server.run("python", "-c", LOOK, "127.0.0.1", "8000").returncode == 0
+    for container in (server, north):
+        assert container.run("id", "-u").stdout == "10001\n"
+        assert "CapBnd:\t0000000000000000" in container.run("cat", "/proc/self/status").stdout
+        own = [f"{federation.homes[container.image]}/own", "/tmp/own"]
+        assert container.run("touch", *own).returncode == 0
+        for place in ("/umbel/other", "/usr/other", "/other"):
+            assert "Read-only file system" in container.run("touch", place).stderr
 
 
 @pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.processes
-def test_images_form_a_federation(federation: Federation) -> None:
-    superlink, nodes = federation.superlink, federation.nodes
-    for node in nodes:
-        node.wait_until_healthy()
-    superlink.wait_for("[Fleet.ActivateNode] Activated", len(nodes))
+@pytest.mark.parametrize("federation", ["bare", "composed", "manifests"], indirect=True)
+def test_images_form_a_federation(federation: Federation, tmp_path: Path) -> None:
+    server, north, south = federation.server, federation.sites["north"], federation.sites["south"]
+    assert "nothing runs" in federation.health(server)
+    federation.start(north)
+    assert federation.health(north)  # there is no server yet
+    federation.start(server)
+    for container in (server, north):
+        federation.wait_until_healthy(container)
 
-    closed = superlink.run("health.py", UMBEL_FLEET_PORT=free_ports(1)[0])
-    assert closed.returncode == 1
-    assert "is not open" in closed.stderr
+    unknown = stranger(federation)
+    try:
+        unknown.start(*command("client"))
+        unknown.wait_for("does not know this key")
+        assert "not ready" in unknown.health("/umbel/site")
+    finally:
+        unknown.stop()
+    federation.start(south)
+    federation.wait_until_healthy(south)
+    if federation.machine.links is not None:
+        check_what_is_held(federation, federation.machine.links)
 
-    address = f"127.0.0.1:{superlink.environment['UMBEL_CONTROL_PORT']}"
-    submitted = superlink.run(
-        "submit.sh",
-        *("digits", "run.rounds=1", "run.name=docker", "data.num_clients=4", "evaluate.clients=0"),
-        UMBEL_APP=str(ROOT),
-        UMBEL_CONTROL=address,
-        TMPDIR=str(superlink.folder),
-    )
-    assert submitted.returncode == 0, submitted.stdout + submitted.stderr + superlink.log.read_text()
-    summary = json.loads((superlink.folder / "results" / "docker" / "summary.json").read_text())
-    assert summary["rounds"] == 1
-    for node in nodes:
-        bundles = list((Path(node.environment["FLWR_HOME"]) / "apps").glob("umbel.umbel.*/client/app.py"))
-        assert bundles, "a node runs the code of the bundle"
+    words = [word.replace("127.0.0.1:8000", control(federation)) for word in command("server", "submit")]
+    submitted = federation.submit.run(*words, "digits", *SMALL)
+    assert submitted.returncode == 0, submitted.stderr + server.log.read_text()
+    [folder] = federation.folder.parent.glob("**/results/docker")
+    summary = json.loads((folder / "summary.json").read_text())
+    here = run_here("digits", *SMALL, f"run.results={tmp_path / 'here'}", "engine.name=inline")
+    assert summary["weights_sha256"] == here.summary["weights_sha256"]
 
-    refused = superlink.run(
-        "submit.sh", "nonsense", UMBEL_APP=str(ROOT), UMBEL_CONTROL=address, TMPDIR=str(superlink.folder)
-    )
-    assert refused.returncode == 1
-    assert "Unknown experiment 'nonsense'" in refused.stdout
-
-    for container in (*nodes, superlink):
-        assert container.process.poll() is None
-        assert container.stop() in (0, -signal.SIGTERM)
-    assert superlink.run("health.py").returncode == 1
+    assert server.stop() == 0
+    assert "closed" in north.health(federation.homes["client"])
+    assert "nothing runs" in federation.health(server)
+    for site in (north, south):
+        assert site.stop() == 0

@@ -164,3 +164,33 @@ def test_resume_refuses_another_experiment(finished: tuple[Path, Result]) -> Non
     assert result.exit_code == 2
     assert "client.lr" in result.stderr
     assert (folder / "summary.json").is_file()
+
+
+LONG = "9" * 5000
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["predict", LONG, "."],
+        ["evaluate", LONG, "data.name=digits"],
+        ["export", LONG, "--onnx"],
+        ["resume", LONG],
+        ["explain", LONG],
+        ["report", LONG],
+        ["stop", LONG],
+        ["federate", "status", "--home", LONG],
+        ["compare", "digits", *TINY, "-s", "fedavg", "--output", LONG],
+        ["run", "digits", *TINY, f"model.init={LONG}"],
+        ["run", "digits", *TINY, "data.name=imagenet_lt", f"data.options.lists={LONG}"],
+    ],
+    ids=lambda arguments: arguments[0] + arguments[-1][:10],
+)
+def test_what_is_no_path_is_refused_in_a_line(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    result = umbel(*arguments)
+    assert result.exit_code == 2, (result.output, result.exception)
+    assert len(result.stderr) < 1000 and result.stderr.count("\n") == 1 and "Traceback" not in result.output
+    assert not list(tmp_path.rglob("*"))

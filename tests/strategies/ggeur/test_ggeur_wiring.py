@@ -121,6 +121,17 @@ def test_without_augmentation_the_base_is_told_the_number_of_its_examples(monkey
     assert len({told for _, told, _ in steps}) == 1 and steps[0][1] == steps[0][2] > plain
 
 
+@pytest.mark.parametrize(("target", "more"), [(20, 40), (0, 4 + 7)])
+def test_a_client_may_count_what_completes_its_classes_and_no_more(target, more):
+    """T of each class that somebody described; before there is a geometry, and without one, its own."""
+    state = ggeur.State(fedavg.State({}), {}, {}, (4.0, 0.0, 7.0), {}, 0)
+    phases = {phase.name: phase for phase in GGEUR(Config(target=target, guide=0.5)).every_phase()}
+    most = {name: phase.most_examples(state, 10) for name, phase in phases.items()}
+    assert most == {"counts": 10, "statistics": 10, "geometry": 10 + more, "train": 10 + more}
+    plain = GGEUR(Config(augment=False)).every_phase()
+    assert [phase.most_examples(replace(state, counts=()), 10) for phase in plain] == [10]
+
+
 def test_what_the_base_measures_is_reported(tmp_path):
     over = ("strategy.base=fedloge", "strategy.base_options={frame: none, collapse: 1}", "run.min_replies=1")
     over = (*over, "client.optimizer=sgd")

@@ -1,0 +1,198 @@
+"""A warm node: takes messages from a SuperLink, has them answered by a process for each run, and signs for its site."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import click
+from flwr.app import ConfigRecord, Error, Message
+
+from umbel.client.node.bundle import unpack
+from umbel.client.node.connection import Connection, LostError, RunOverError
+from umbel.client.node.process import ASK_SECONDS, WarmProcess
+from umbel.core.identity import PrivateKey, greeting_signature
+from umbel.core.refusal import Refusal
+
+GREETING, HEAD = "query", "umbel"  # kind of a greeting, and the record that holds what it says (core/messages.py)
+_FIRST_WAIT, _LONGEST_WAIT = 0.01, 0.5
+_TIDY_SECONDS = 10.0  # how long a node is idle before it asks which of its runs are over
+_MAX_RUNS = 2
+_NODE_FAILED = 3
+log = logging.getLogger("umbel.node")
+
+
+class RunPolicy(Protocol):
+    """What a site asks before it takes a run (`umbel.client.node.policy.Policy`)."""
+
+    def check(self, bundle_hash: str, run_config: dict[str, Any], run_id: int) -> None:
+        """Raise a Refusal for a run that the site does not take."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What a site decides about its node.
+
+    Attributes:
+        node_config: The node's configuration.
+        home: Where bundles are unpacked.
+        key: The site's key, which signs answers to greetings; it never reaches the process that runs a bundle's code.
+        policy: Asked before a run is taken; None takes every run.
+        ask_seconds: How often to look whether anybody still waits for an answer.
+    """
+
+    node_config: dict[str, Any]
+    home: Path
+    key: PrivateKey | None = None
+    policy: RunPolicy | None = field(default=None)
+    ask_seconds: float = ASK_SECONDS
+
+
+class Node:
+    """Takes messages from a SuperLink and answers them.
+
+    Args:
+        connection: To the SuperLink.
+        rules: What its site decides.
+    """
+
+    def __init__(self, connection: Connection, rules: Rules) -> None:
+        self.node_id = connection.node_id
+        self._connection = connection
+        self._rules = rules
+        self._processes: OrderedDict[int, WarmProcess] = OrderedDict()
+        self._stopped = False
+
+    def stop(self) -> None:
+        """Ask `serve` to return as soon as it can."""
+        self._stopped = True
+
+    def serve(self) -> None:
+        """Look for messages until stopped."""
+        wait, tidy_at = _FIRST_WAIT, time.monotonic() + _TIDY_SECONDS
+        while not self._stopped:
+            try:
+                worked = self._look()
+            except RunOverError:
+                worked = False  # the run ended while its message was on the way
+            except LostError:
+                log.exception("a message was lost on its way")
+                worked = False
+            wait = _FIRST_WAIT if worked else min(wait * 1.2, _LONGEST_WAIT)
+            if worked:
+                tidy_at = time.monotonic() + _TIDY_SECONDS
+            elif time.monotonic() > tidy_at:
+                self._tidy()
+                tidy_at = time.monotonic() + _TIDY_SECONDS
+            time.sleep(wait)
+
+    def _tidy(self) -> None:
+        """End the processes of runs that are over: they hold a model, data, perhaps a GPU."""
+        for run_id in list(self._processes):
+            try:
+                self._connection.check_running(run_id)
+            except RunOverError:
+                self._end(run_id)
+
+    def _look(self) -> bool:
+        message = self._connection.receive()
+        if message is None:
+            return False
+        start = time.monotonic()
+        self._connection.send(self.answer(message), time.monotonic() - start)
+        return True
+
+    def answer(self, message: Message) -> Message:
+        """Return the answer to a message; whatever goes wrong here is one too.
+
+        Raises:
+            RunOverError: Its run does not run any more.
+        """
+        run_id, end = message.metadata.run_id, message.metadata.created_at + message.metadata.ttl
+
+        def look() -> None:
+            """Give up what nobody waits for any more: the run has ended, or the server's deadline has passed."""
+            if self._stopped:
+                raise RunOverError
+            self._connection.check_running(run_id)
+            if time.time() > end:
+                raise TimeoutError("no answer before the server's deadline")
+
+        try:
+            reply = self._process(run_id).ask(message, look)
+            return self._signed(message, reply) if self._rules.key else reply
+        except RunOverError:
+            self._end(run_id)
+            raise
+        except Refusal as error:
+            log.warning("run %s is not taken: %s", run_id, error)
+            return Message(Error(_NODE_FAILED, str(error)), reply_to=message)
+        except (OSError, ValueError, click.ClickException) as error:
+            log.exception("run %s", run_id)
+            self._end(run_id)
+            return Message(Error(_NODE_FAILED, f"{type(error).__name__}: {error}"), reply_to=message)
+
+    def _signed(self, message: Message, reply: Message) -> Message:
+        """Return an answer to a greeting with the site's signature, by which the server knows whose it is."""
+        if message.metadata.message_type != GREETING or reply.has_error() or self._rules.key is None:
+            return reply
+        asked, said = _said(message), _said(reply)
+        said["site"] = greeting_signature(self._rules.key, asked, self.node_id, said)
+        reply.content[HEAD] = ConfigRecord({"json": json.dumps(said)})
+        return reply
+
+    def _end(self, run_id: int) -> None:
+        if run_id in self._processes:
+            self._processes.pop(run_id).close()
+
+    def _process(self, run_id: int) -> WarmProcess:
+        """Return the run's process; start it in the unpacked bundle if there is none.
+
+        Raises:
+            Refusal: The site does not take the run; nothing of it has been unpacked.
+        """
+        if run_id in self._processes and not self._processes[run_id].alive:
+            self._end(run_id)  # it died between two messages
+        if run_id not in self._processes:
+            bundle = self._connection.bundle(run_id)
+            digest = hashlib.sha256(bundle.content).hexdigest()  # of what came, whatever the SuperLink calls it
+            if self._rules.policy is not None:
+                self._rules.policy.check(digest, bundle.run_config, run_id)
+            folder = unpack(bundle.content, self._rules.home, digest)
+            start = {
+                "run_id": run_id,
+                "node_id": self.node_id,
+                "node_config": self._rules.node_config,
+                "run_config": bundle.run_config,
+            }
+            self._processes[run_id] = WarmProcess(folder, start, self._rules.ask_seconds)
+            while len(self._processes) > _MAX_RUNS:
+                self._processes.popitem(last=False)[1].close()
+        self._processes.move_to_end(run_id)
+        return self._processes[run_id]
+
+    def close(self) -> None:
+        """End all processes."""
+        while self._processes:
+            self._processes.popitem()[1].close()
+
+
+def _said(message: Message) -> dict[str, Any]:
+    """Return what a greeting or its answer says; `core/messages.py` would load torch for it.
+
+    Raises:
+        ValueError: It says nothing that can be read.
+    """
+    try:
+        said = json.loads(str(message.content.config_records[HEAD]["json"]))
+    except (KeyError, ValueError, RecursionError) as error:
+        raise ValueError(f"a greeting that cannot be read: {error}") from error
+    if not isinstance(said, dict):
+        raise ValueError("a greeting that is no mapping")
+    return said

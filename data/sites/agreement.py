@@ -1,0 +1,405 @@
+"""What sites say of their data, read without trust, and what all agree on.
+
+A site says the names of its classes with their counts, and later sums over its training pictures: the pixels of 8 bits
+and their squares, as whole numbers. So the mean and the deviation of all pictures come out the same in whatever order
+sites are added, and as if the pictures lay in one place.
+
+Shapes: K clients, C classes, I channels.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from umbel.core.refusal import Refusal
+from umbel.data.config import DataConfig
+from umbel.data.errors import DataError
+from umbel.data.federation import Federation
+from umbel.data.holdout import TRAIN
+from umbel.data.sites.description import LONGEST, SPLITS, check_class
+from umbel.data.sites.listing import ROLES
+
+UNION, INTERSECTION = "union", "intersection"
+WHITE = 255
+_MOST_CLASSES = 100_000
+_MOST = 1 << 50  # pictures of a client
+_MOST_DIGITS = 40
+_MOST_NOTICES = 100
+_CHUNK = 256
+_SIMILAR = 0.8  # of names that may be one
+Counts = Mapping[str, Mapping[str, int]]  # split -> class -> examples
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """What a node says of its clients' data.
+
+    Attributes:
+        sites: The site of each client.
+        counts: For each client and split the examples of each class.
+        notices: What was left out and why, a sentence each.
+    """
+
+    sites: Mapping[int, str]
+    counts: Mapping[int, Counts]
+    notices: tuple[str, ...]
+
+    @classmethod
+    def of(cls, held: Federation, clients: Iterable[int]) -> Inventory:
+        """Count what a process holds for some clients."""
+        site_of = {
+            c: site for site, own in zip(held.meta["sites"], held.meta["clients_of_sites"], strict=True) for c in own
+        }
+        names, num = held.class_names, held.num_classes
+        counts: dict[int, Counts] = {}
+        for client in clients:
+            rows = held.partition.client(client)
+            roles = rows.new_zeros(len(rows)) if held.roles is None else held.roles[rows]
+            by_split: dict[str, dict[str, int]] = {}
+            for split, role in ROLES.items():
+                found = torch.bincount(held.pool.labels[rows[roles == role]], minlength=num).tolist()
+                by_split[split] = {name: count for name, count in zip(names, found, strict=True) if count}
+            counts[client] = by_split
+        return cls({client: site_of[client] for client in counts}, counts, held.notices)
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as JSON knows it."""
+        return {
+            "sites": {str(client): site for client, site in self.sites.items()},
+            "counts": {str(client): {s: dict(c) for s, c in counts.items()} for client, counts in self.counts.items()},
+            "notices": list(self.notices),
+        }
+
+    @classmethod
+    def read(cls, said: Mapping[str, Any], clients: Iterable[int]) -> Inventory:
+        """Read what a node says.
+
+        Args:
+            said: Its answer.
+            clients: Those that it was asked for.
+
+        Raises:
+            ValueError: It is of another form, or about other clients.
+        """
+        wanted = {str(client): client for client in clients}
+        sites, counts = _mapping(said.get("sites")), _mapping(said.get("counts"))
+        if sites.keys() != wanted.keys() or counts.keys() != wanted.keys():
+            raise ValueError("it does not speak of the clients that it was asked for")
+        return cls(
+            {wanted[client]: _line(site) for client, site in sites.items()},
+            {wanted[client]: _counts(own) for client, own in counts.items()},
+            read_notices(said),
+        )
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums over pictures of 8 bits.
+
+    Attributes:
+        num_pixels: Pixels of each channel.
+        sums: [I] sum of their values.
+        squares: [I] sum of their squares.
+    """
+
+    num_pixels: int
+    sums: tuple[int, ...]
+    squares: tuple[int, ...]
+
+    @classmethod
+    def of(cls, held: Federation, clients: Iterable[int]) -> Sums:
+        """Add up the training pictures of some clients."""
+        channels = held.in_channels
+        total = cls(0, (0,) * channels, (0,) * channels)
+        for client in clients:
+            rows = held.partition.client(client)
+            rows = rows if held.roles is None else rows[held.roles[rows] == TRAIN]
+            for part in torch.split(rows, _CHUNK):
+                total = total + of_pictures(held.pool.images[part])
+        return total
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(
+            self.num_pixels + other.num_pixels,
+            tuple(a + b for a, b in zip(self.sums, other.sums, strict=True)),
+            tuple(a + b for a, b in zip(self.squares, other.squares, strict=True)),
+        )
+
+    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Return mean and standard deviation of each channel in units of [0, 1] pixels; 1 for a constant channel."""
+        n = self.num_pixels
+        mean = tuple(total / n / WHITE for total in self.sums)
+        spread = [n * q - s * s for s, q in zip(self.sums, self.squares, strict=True)]  # n^2 times the variance
+        std = (math.sqrt(each) / n / WHITE for each in spread)
+        return mean, tuple(each if each > 1e-6 else 1.0 for each in std)
+
+    def plain(self) -> dict[str, Any]:
+        """Return it as JSON knows it: whole numbers as text, of any size."""
+        return {"num_pixels": str(self.num_pixels), "sums": _texts(self.sums), "squares": _texts(self.squares)}
+
+    @classmethod
+    def read(cls, said: Mapping[str, Any], num_pixels: int, channels: int) -> Sums:
+        """Read what a node says.
+
+        Args:
+            said: Its answer.
+            num_pixels: Pixels that the examples have which it counted before.
+            channels: I.
+
+        Raises:
+            ValueError: It is of another form, or no sums of so many pixels of 8 bits.
+        """
+        content = _mapping(said.get("sums"))
+        sums, squares = (tuple(map(_whole, _list(content.get(key), channels))) for key in ("sums", "squares"))
+        if _whole(content.get("num_pixels")) != num_pixels:
+            raise ValueError(f"it should have added up {num_pixels} pixels")
+        for total, square in zip(sums, squares, strict=True):
+            # Of values in 0..255: sum <= sum of squares <= 255 sum, and (sum)^2 <= n sum of squares.
+            if not total <= square <= WHITE * total <= WHITE * WHITE * num_pixels or total**2 > num_pixels * square:
+                raise ValueError(f"{total} and {square} are no sums of {num_pixels} pixels of 8 bits and their squares")
+        return cls(num_pixels, sums, squares)
+
+
+def of_pictures(images: Tensor) -> Sums:
+    """Add up pictures, [N, I, S, S] uint8."""
+    wide = images.to(torch.int64).transpose(0, 1).flatten(1)
+    sums, squares = wide.sum(1).tolist(), wide.square().sum(1).tolist()
+    return Sums(wide.shape[1], tuple(sums), tuple(squares))
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What all sites of a run go by.
+
+    Attributes:
+        classes: [C] names, in the order of the labels.
+        mean: [I] by which pictures are normalised, in units of [0, 1] pixels.
+        std: [I] likewise.
+        sites: The site of each client.
+        counts: For each client and split the examples of each class that is agreed on.
+    """
+
+    classes: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    sites: Mapping[int, str]
+    counts: Mapping[int, Counts]
+
+    def shared(self) -> dict[str, Any]:
+        """Return what every node has to know."""
+        return {"classes": list(self.classes), "mean": list(self.mean), "std": list(self.std)}
+
+    def plain(self) -> dict[str, Any]:
+        """Return all of it as JSON knows it."""
+        return {**self.shared(), **Inventory(self.sites, self.counts, ()).plain()}
+
+    @classmethod
+    def read(cls, content: Mapping[str, Any]) -> Agreement:
+        """Read what `plain` returned.
+
+        Raises:
+            KeyError: It is of another form, as ValueError and TypeError also say.
+        """
+        inventory = Inventory.read(content, map(int, content["sites"]))
+        classes, mean, std = (tuple(content[key]) for key in ("classes", "mean", "std"))
+        return cls(classes, mean, std, inventory.sites, inventory.counts)
+
+    def table(self) -> Tensor:
+        """Return the examples of each client, split and class, [K, 3, C] int64; splits in the order of `SPLITS`."""
+        place = {name: label for label, name in enumerate(self.classes)}
+        table = torch.zeros(len(self.counts), len(SPLITS), len(self.classes), dtype=torch.int64)
+        for client, by_split in self.counts.items():
+            for number, split in enumerate(SPLITS):
+                for name, count in by_split[split].items():
+                    table[client, number, place[name]] = count
+        return table
+
+
+def wants_sums(config: DataConfig) -> bool:
+    """Say whether pictures are normalised by what all of them are like; embeddings are not normalised."""
+    return not config.mean and not config.encoder
+
+
+def choose(wanted: list[str] | str, inventories: Sequence[Inventory]) -> tuple[str, ...]:
+    """Return the classes that all go by.
+
+    Args:
+        wanted: `data.classes`.
+        inventories: Of all nodes.
+
+    Raises:
+        DataError: A site has a class that the experiment does not know, or fewer than two are left.
+    """
+    by_site: dict[str, set[str]] = {}
+    for inventory in inventories:
+        for client, site in inventory.sites.items():
+            by_site.setdefault(site, set()).update(*inventory.counts[client].values())
+    if not isinstance(wanted, str):
+        refuse_unknown(wanted, by_site)
+        return tuple(wanted)
+    sets = list(by_site.values())
+    chosen = sorted(set.union(*sets) if wanted == UNION else set.intersection(*sets))
+    if len(chosen) < 2:
+        there = "; ".join(f"{site} has {', '.join(sorted(own)[:10])}" for site, own in sorted(by_site.items()))
+        raise DataError(
+            f"data.classes={wanted} leaves {len(chosen)} classes, expected two or more: {there}.",
+            key="data.classes",
+            remedy="Name the classes, and let each site's data file map its own to them.",
+        )
+    return tuple(chosen)
+
+
+def refuse_unknown(classes: Sequence[str], by_site: Mapping[str, Iterable[str]]) -> None:
+    """Refuse sites with classes that the experiment does not know.
+
+    Raises:
+        DataError: There are some; the message names sites and classes, and the class that may be meant.
+    """
+    said, by_letters = [], {name.casefold(): name for name in classes}
+    for site, own in sorted(by_site.items()):
+        if strange := sorted(set(own) - set(classes)):
+            what = f"class {strange[0]!r}" if len(strange) == 1 else f"classes {', '.join(map(repr, strange[:10]))}"
+            near = difflib.get_close_matches(strange[0].casefold(), by_letters, 1, _SIMILAR)
+            meant = f" (is {strange[0]!r} its {by_letters[near[0]]!r}?)" if near else ""
+            said.append(f"site {site} has {what}, which the experiment does not know{meant}")
+    if said:
+        raise DataError(
+            f"{'; '.join(said)}. The experiment has {', '.join(classes[:20])}{', ...' if len(classes) > 20 else ''}.",
+            key="data.classes",
+            remedy="Map it to one of these in the site-data of that site, or leave it out there (null).",
+        )
+
+
+def conclude(
+    config: DataConfig, classes: Sequence[str], inventories: Iterable[Inventory], sums: Iterable[Sums]
+) -> Agreement:
+    """Return what all agree on.
+
+    Args:
+        config: The section `data`.
+        classes: What `choose` returned.
+        inventories: Of all nodes.
+        sums: Of all nodes, over the training pictures of these classes; not looked at where the experiment says how
+            pictures are normalised.
+
+    Raises:
+        DataError: A client has too little; the message names its site.
+    """
+    chosen, sites, counts = frozenset(classes), dict[int, str](), dict[int, Counts]()
+    for inventory in inventories:
+        sites |= inventory.sites
+        for client, by_split in inventory.counts.items():
+            counts[client] = {
+                split: {name: count for name, count in own.items() if name in chosen} for split, own in by_split.items()
+            }
+    for client, by_split in sorted(counts.items()):
+        total, train = sum(sum(own.values()) for own in by_split.values()), sum(by_split["train"].values())
+        if not train or total < config.min_examples:
+            raise DataError(
+                f"site {sites[client]}: its client {client} has {total:,} examples, {train:,} of them to train on; "
+                f"data.min_examples={config.min_examples}.",
+                key="data.min_examples",
+                remedy="Lower it, data.client_test or data.client_validation, or leave that client out.",
+            )
+    mean, std = tuple(config.mean), tuple(config.std)
+    if wants_sums(config):
+        first, *others = sums
+        mean, std = sum(others, first).statistics()
+    ordered = dict(sorted(counts.items()))
+    return Agreement(tuple(classes), mean, std, {client: sites[client] for client in ordered}, ordered)
+
+
+def left_out(classes: Sequence[str], inventories: Iterable[Inventory]) -> list[str]:
+    """Return a sentence for each class of a site that is none of those that all go by, with its count."""
+    lost: dict[tuple[str, str], int] = {}
+    for inventory in inventories:
+        for client, by_split in inventory.counts.items():
+            for own in by_split.values():
+                for name in own.keys() - set(classes):
+                    key = (inventory.sites[client], name)
+                    lost[key] = lost.get(key, 0) + own[name]
+    return [
+        f"site {site}: left out {count:,} examples of {name!r}, which is none of the classes that all sites have."
+        for (site, name), count in sorted(lost.items())
+    ]
+
+
+def alike(classes: Sequence[str]) -> list[str]:
+    """Return a sentence for each pair of classes whose names differ by capitals or blanks alone."""
+    first: dict[str, str] = {}
+    sentences = []
+    for name in classes:
+        key = "".join(name.casefold().split())
+        if key in first:
+            sentences.append(
+                f"The classes {first[key]!r} and {name!r} differ by capitals or blanks alone: are they one?"
+            )
+        first.setdefault(key, name)
+    return sentences
+
+
+def read_notices(said: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return a node's notices, each a line that a terminal can show.
+
+    Raises:
+        ValueError: They are no lines.
+    """
+    notices = said.get("notices", [])
+    if not isinstance(notices, list) or len(notices) > _MOST_NOTICES:
+        raise ValueError("its notices are no list of sentences")
+    return tuple(_line(notice, 500) for notice in notices)
+
+
+def _counts(said: object) -> dict[str, dict[str, int]]:
+    by_split = _mapping(said)
+    if set(by_split) != set(SPLITS):
+        raise ValueError(f"it should count the splits {', '.join(SPLITS)}")
+    counts: dict[str, dict[str, int]] = {}
+    for split, own in by_split.items():
+        classes = _mapping(own)
+        if len(classes) > _MOST_CLASSES:
+            raise ValueError(f"it has {len(classes)} classes")
+        for name, count in classes.items():
+            try:
+                check_class(name, "classes")
+            except Refusal as error:
+                raise ValueError(error.reason) from error
+            if type(count) is not int or not 0 < count <= _MOST:
+                raise ValueError(f"it counts {str(count)[:40]} examples of a class")
+        counts[split] = dict(classes)
+    return counts
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("it lacks a mapping")
+    return value
+
+
+def _list(value: object, length: int) -> list[Any]:
+    if not isinstance(value, list) or len(value) != length:
+        raise ValueError(f"it should have {length} sums")
+    return value
+
+
+def _line(value: object, longest: int = LONGEST) -> str:
+    if not isinstance(value, str):
+        raise ValueError("it lacks a text")
+    return "".join(letter if letter.isprintable() else "?" for letter in value[:longest])
+
+
+def _whole(value: object) -> int:
+    if not isinstance(value, str) or not value.isascii() or not value.isdecimal() or len(value) > _MOST_DIGITS:
+        raise ValueError("it lacks a whole number")
+    return int(value)
+
+
+def _texts(values: Sequence[int]) -> list[str]:
+    return [str(value) for value in values]

@@ -1,0 +1,24 @@
+"""What the server needs of Flower's private modules, the same in all versions that are known."""
+
+from __future__ import annotations
+
+from flwr.app import Error
+from flwr.common.constant import ErrorCode
+from flwr.supercore.inflatable.inflatable_utils import pull_objects
+
+_PULL_SECONDS = 0.02
+
+
+def node_left() -> Error:
+    """Return what a SuperLink answers for a node that is gone."""
+    return Error(ErrorCode.NODE_UNAVAILABLE, "Node Unavailable: it left before its reply was complete.")
+
+
+def hasten() -> None:
+    """Look sooner for a reply's objects: it is announced before they are up, and Flower then sleeps a second.
+
+    That second was most of a round. The wait still doubles up to Flower's ten seconds.
+    """
+    defaults = pull_objects.__kwdefaults__
+    assert defaults is not None
+    defaults["initial_backoff"] = _PULL_SECONDS

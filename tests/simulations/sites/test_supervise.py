@@ -1,0 +1,152 @@
+"""A process that is kept going, its log, and who may stop it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from umbel.core.refusal import Refusal
+from umbel.simulations.sites import logs, supervise
+from umbel.simulations.sites.supervise import Kept, Log
+
+PRINTS = "import sys,time\nfor i in range(3): print('line', i, flush=True)\n"
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[Log]:
+    made = Log(tmp_path / "logs" / "one.log", 1, 2)
+    yield made
+    made.close()
+
+
+def kept(tmp_path: Path, log: Log, program: str, seen: list[str]) -> Kept:
+    def on_line(line: str) -> bool:
+        seen.append(line)
+        return "1" not in line
+
+    return Kept([sys.executable, "-c", program], tmp_path, {"OF_ITS_OWN": "yes"}, log, on_line)
+
+
+def until(condition: object, seconds: float = 20.0) -> None:
+    assert callable(condition)
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_its_output_is_read_by_lines_and_kept_but_for_what_is_not_worth_it(tmp_path: Path, log: Log) -> None:
+    seen: list[str] = []
+    process = kept(tmp_path, log, PRINTS + "import os; print(os.environ['OF_ITS_OWN'])", seen)
+    process.start()
+    until(lambda: process.look() is not None)
+    assert seen == ["line 0", "line 1", "line 2", "yes"]
+    assert log.path.read_text().splitlines() == ["line 0", "line 2", "yes"]
+
+
+def test_it_is_started_again_later_each_time(tmp_path: Path, log: Log) -> None:
+    process = kept(tmp_path, log, "import sys; sys.exit(3)", [])
+    process.start()
+    waits = []
+    for _ in range(2):
+        ended: list[int] = []
+        until(lambda ended=ended: ended.append(process.look()) or ended[-1] is not None)  # type: ignore[misc]
+        assert ended[-1] == 3
+        waits.append(process.seconds_to_start)
+        until(lambda: process.look() is None and process.pid != 0)
+    assert 0.5 < waits[0] <= 1.0 < waits[1] <= 2.0
+    process.end()
+    assert process.pid == 0
+
+
+def test_a_log_does_not_grow_for_ever(log: Log) -> None:
+    for _ in range(5):
+        log.write("x" * (700 << 10))
+    sizes = [file.stat().st_size for file in log.path.parent.iterdir()]
+    assert len(sizes) == 3
+    assert max(sizes) < 1 << 20
+
+
+SUPERVISES = """
+import sys
+from pathlib import Path
+from umbel.simulations.sites import supervise
+folder = Path(sys.argv[1])
+with supervise.supervisor(folder, "A node") as told:
+    supervise.say_ready(folder)
+    print("ready", flush=True)
+    while not told():
+        pass
+print("ended", flush=True)
+"""
+
+
+@pytest.fixture
+def another(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    """A process that supervises the folder."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", SUPERVISES, str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    with process:
+        assert process.stdout.readline() == "ready\n"
+        yield process
+        process.kill()
+
+
+def test_a_folder_has_one_supervisor_which_ends_when_it_is_asked(
+    tmp_path: Path, another: subprocess.Popen[str]
+) -> None:
+    entry = supervise.running(tmp_path)
+    assert entry is not None
+    assert (entry.pid, entry.ready, entry.alive) == (another.pid, True, True)
+    with pytest.raises(Refusal, match="A node runs in"), supervise.supervisor(tmp_path, "A node"):
+        pass
+    assert supervise.running(tmp_path) is not None  # the refused one took nothing away
+    waits = threading.Thread(target=another.wait)
+    waits.start()
+    assert supervise.stop(tmp_path)
+    waits.join()
+    assert another.stdout is not None
+    assert another.stdout.read() == "ended\n"
+    assert another.returncode == 0
+    assert supervise.running(tmp_path) is None
+    assert not supervise.stop(tmp_path)
+
+
+def test_a_supervisor_that_was_killed_holds_nothing(tmp_path: Path, another: subprocess.Popen[str]) -> None:
+    os.kill(another.pid, signal.SIGKILL)
+    another.wait()
+    assert supervise.running(tmp_path) is None
+    with supervise.supervisor(tmp_path, "A node"):
+        entry = supervise.running(tmp_path)
+        assert entry is not None
+        assert (entry.pid, entry.ready) == (os.getpid(), False)
+
+
+def test_a_command_in_the_background_that_is_refused_says_why(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match=r"no folder of a federation"):
+        supervise.in_background(tmp_path, ["federate", "join", str(tmp_path)], tmp_path / "out")
+
+
+def test_logs_are_followed_also_when_they_are_begun_anew(tmp_path: Path) -> None:
+    file = tmp_path / "one.log"
+    file.write_text("a north\nb south\nc north\n")
+    assert list(logs.lines([file], 2, follow=False)) == ["b south", "c north"]
+    assert list(logs.lines([file], 3, follow=False, site="north")) == ["a north", "c north"]
+    lines = logs.lines([file], 1, follow=True)
+    assert next(lines) == "c north"
+    with file.open("a") as more:
+        more.write("d\nhalf")
+    assert next(lines) == "d"
+    file.rename(tmp_path / "one.log.1")
+    file.write_text("e\n")
+    assert next(lines) == "e"

@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from umbel.client.node.policy import PURPOSE, Forbidden, Policy, signed_content
-from umbel.conf import load
-from umbel.conf.load import as_yaml
+from umbel.conf.load import as_yaml, load
 from umbel.core.identity import new_key, public_text, sign
 from umbel.core.refusal import Refusal
 

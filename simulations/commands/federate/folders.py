@@ -45,8 +45,8 @@ def init(
 
     \b
     Examples:
-      umbel federate init fl --name hospitals --server fl.example.org,10.0.0.5 --site north=0-3 --site south=4-7 \\
-        --submitter alice
+      umbel federate init fl --name hospitals --server fl.example.org,10.0.0.5 \\
+        --site north=0-3 --site south=4-7 --submitter alice
       umbel federate init east --site east --server fl.example.org
       umbel federate init bob --submitter bob --server fl.example.org
     """  # noqa: D301 - click reads the backspace as "keep these lines"

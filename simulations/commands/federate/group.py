@@ -25,8 +25,8 @@ def federate() -> None:
 
     \b
     Across machines, encrypted, each site known by its key:
-      umbel federate init fl --name hospitals --server fl.example.org --site north=0-3 --site south=4-7 \\
-        --submitter alice
+      umbel federate init fl --name hospitals --server fl.example.org \\
+        --site north=0-3 --site south=4-7 --submitter alice
       umbel federate serve fl/server             on the server
       umbel federate join fl/sites/north         at a site, with its folder
       umbel federate submit digits --to fl/submitters/alice

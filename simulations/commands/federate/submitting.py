@@ -46,8 +46,8 @@ def submit(
     \b
     Examples:
       umbel federate submit digits --to fl/submitters/alice
-      umbel federate submit digits "model.sizes={width: 8, hidden: 32}" run.rounds=5 --to fl/submitters/alice
-      umbel federate submit --resume digits-fedavg-s0-20260105-101500 run.rounds=50 --to fl/submitters/alice
+      umbel federate submit digits model.name=cnn "model.sizes={width: 8}" --to alice
+      umbel federate submit --resume digits-fedavg-s0-20260105-101500 --to alice
     """  # noqa: D301 - click reads the backspace as "keep these lines"
     from rich.console import Console
 

@@ -92,6 +92,19 @@ class OwnData:
             self._agreed = (dict(agreed), at_sites(self._experiment, agreed, self._own))
         return self._agreed[1]
 
+    def agreed(self, agreed: Mapping[str, Any]) -> Federation:
+        """Return what the sites hold by what all agreed on; what is wrong is told as others may know it.
+
+        Raises:
+            Refusal: The data cannot be read, or are not what they were.
+        """
+        try:
+            return self.federation(agreed)
+        except Refusal as error:
+            raise Refusal.again(self._told(error)) from None
+        except OSError as error:
+            raise Refusal.again(self._told(Refusal(str(error), key="site-data"))) from None
+
     def _told(self, error: Refusal) -> dict[str, str]:
         """Return of a refusal what others may know; whoever named the files in the experiment may know all."""
         if self._own is None:

@@ -151,7 +151,7 @@ class Worker:
         """Check that the server runs the same experiment, and open the run's memory."""
         self._check_hash(work.config_hash)
         if self.own_data is not None and (self._hosted is None or self._agreed != work.agreed):
-            self._hosted = Host(self.experiment, self.own_data.federation(work.agreed))
+            self._hosted = Host(self.experiment, self.own_data.agreed(work.agreed))
             self._agreed, self._clients = work.agreed, None
         if self._clients is None or self._run != (work.run, work.attempt):
             if not _RUN.fullmatch(work.run):

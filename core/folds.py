@@ -23,7 +23,8 @@ from umbel.core.fold import WEIGHT as WEIGHT
 from umbel.core.fold import Fold as Fold
 from umbel.core.fold import Like as Like
 from umbel.core.fold import Shapes as Shapes
-from umbel.core.records import LARGEST, MOST_EXAMPLES, BadReplyError, Payload, Reply, shortened
+from umbel.core.names import shortened
+from umbel.core.records import LARGEST, MOST_EXAMPLES, BadReplyError, Payload, Reply
 from umbel.core.tree import Tree
 from umbel.core.wire.limits import Size
 
@@ -41,9 +42,9 @@ class _Linear(Fold):
     def weight(self, num_examples: int) -> float:
         """Return the weight of a reply."""
 
-    def total_weight(self, num_examples: int, num_replies: int) -> float:
-        """Return the weight of so many replies with so many examples together."""
-        return float(num_replies)
+    def total_weight(self, num_examples: int, num_replies: int) -> float | None:
+        """Return the weight of so many replies with so many examples together; None where these do not say it."""
+        return None
 
     def lift(self, tree: Tree, num_examples: int, client: int) -> dict[str, Tensor]:
         weight = self.weight(num_examples)
@@ -70,7 +71,11 @@ class _Linear(Fold):
 
     def check_weights(self, what: str, accumulator: Tree, num_examples: int, most: Mapping[int, float]) -> None:
         weight, expected = float(accumulator[WEIGHT]), self.total_weight(num_examples, len(most))
-        if weight != expected:
+        if expected is None:  # what all of them have together is not known; no more than what each may have
+            largest = sum(self.weight(int(min(each, MOST_EXAMPLES))) for each in most.values())
+            if not weight <= largest * ROUNDED:
+                raise BadReplyError(f"{what}: a partial sum of at most {largest:g} in weight says it has {weight:g}")
+        elif weight != expected:
             raise BadReplyError(f"{what}: a partial sum of {expected:g} in weight says it has {weight:g}")
 
     def check(self, what: str, tree: Tree, payload: Payload) -> None:
@@ -86,13 +91,14 @@ def _mean(accumulator: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 class WeightedMean(_Linear):
-    """Mean with the number of examples as weight: sum_k n_k x_k / sum_k n_k."""
+    """Mean with the number of examples as weight: sum_k n_k x_k / sum_k n_k; a subclass may weigh otherwise."""
 
     def weight(self, num_examples: int) -> float:
         return float(num_examples)
 
-    def total_weight(self, num_examples: int, num_replies: int) -> float:
-        return float(num_examples)
+    def total_weight(self, num_examples: int, num_replies: int) -> float | None:
+        is_own = type(self).weight is not WeightedMean.weight
+        return None if is_own else float(num_examples)
 
     def finish(self, accumulator: dict[str, Tensor]) -> dict[str, Tensor]:
         return _mean(accumulator)
@@ -104,6 +110,10 @@ class UniformMean(_Linear):
     def weight(self, num_examples: int) -> float:
         return 1.0
 
+    def total_weight(self, num_examples: int, num_replies: int) -> float | None:
+        is_own = type(self).weight is not UniformMean.weight
+        return None if is_own else float(num_replies)
+
     def finish(self, accumulator: dict[str, Tensor]) -> dict[str, Tensor]:
         return _mean(accumulator)
 
@@ -113,6 +123,10 @@ class Sum(_Linear):
 
     def weight(self, num_examples: int) -> float:
         return 1.0
+
+    def total_weight(self, num_examples: int, num_replies: int) -> float | None:
+        is_own = type(self).weight is not Sum.weight
+        return None if is_own else float(num_replies)
 
 
 @dataclass

@@ -1,6 +1,7 @@
 """Who somebody is: a key pair on the curve P-384, as Flower's SuperLink registers them, and what it has signed.
 
-Signatures are ECDSA (FIPS 186-5) with SHA-384, in DER. What is signed is a purpose and a mapping in one canonical form
+Signatures are ECDSA (FIPS 186-5) with SHA-384, in DER; of the two values of s that fit, the smaller is the signature.
+What is signed is a purpose and a mapping in one canonical form
 of JSON, so that a signature for one purpose is none for another. A node that is greeted signs what it was asked, a
 challenge that was never given before, with what it claims, so that nobody can play its answer again or claim more.
 """
@@ -20,6 +21,7 @@ from typing import Any
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 
 from umbel.core.refusal import Refusal
 
@@ -28,6 +30,9 @@ PublicKey = ec.EllipticCurvePublicKey
 
 GREETING = "greeting"  # the purpose of what a node signs when it is greeted
 _MAKE = "Make one: openssl ecparam -name secp384r1 -genkey -noout | openssl pkcs8 -topk8 -nocrypt -out FILE"
+# Of the points of P-384 (SEC 2, section 2.5.1). With s, n - s fits as well: only what is at most n / 2 is taken.
+_ORDER = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFC7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973
+_HALF = _ORDER // 2
 _MOST_BYTES = 16_384  # of a key's file or text; one of P-384 has a few hundred
 
 
@@ -142,17 +147,25 @@ def sign(key: PrivateKey, purpose: str, content: Mapping[str, Any]) -> str:
         purpose: What for, as "greeting"; without a line break.
         content: What is signed.
     """
-    return base64.b64encode(key.sign(_signed(purpose, content), ec.ECDSA(hashes.SHA384()))).decode()
+    r, s = decode_dss_signature(key.sign(_signed(purpose, content), ec.ECDSA(hashes.SHA384())))
+    return base64.b64encode(encode_dss_signature(r, min(s, _ORDER - s))).decode()
 
 
 def verify(public: PublicKey, purpose: str, content: Mapping[str, Any], signature: str) -> bool:
     """Say whether a signature is of this key, for this purpose and of this content; a malformed one is not."""
     try:
         decoded = base64.b64decode(signature, validate=True)
+        if base64.b64encode(decoded).decode() != signature or decode_dss_signature(decoded)[1] > _HALF:
+            return False  # the same signature written in another way
         public.verify(decoded, _signed(purpose, content), ec.ECDSA(hashes.SHA384()))
     except (InvalidSignature, binascii.Error, ValueError):
         return False
     return True
+
+
+def digest(purpose: str, content: Mapping[str, Any]) -> str:
+    """Return the SHA-256, in hexadecimal, of what `sign` signs: a name of it that no signature of it can change."""
+    return hashlib.sha256(_signed(purpose, content)).hexdigest()
 
 
 def greeting_signature(

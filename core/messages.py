@@ -23,7 +23,8 @@ from umbel.core.blocks import Block
 from umbel.core.files import tensors_to_bytes
 from umbel.core.folds import Partial
 from umbel.core.memory import Version
-from umbel.core.records import Payload, Reply, shortened
+from umbel.core.names import shortened
+from umbel.core.records import Payload, Reply
 from umbel.core.tree import Tree
 from umbel.core.wire import fields
 from umbel.core.wire.fields import FormError

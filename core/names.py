@@ -12,6 +12,7 @@ from umbel.core.refusal import Refusal
 _OWN = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _LONGEST_STEM = 48  # characters
 _LONGEST_SHOWN = 100
+_LONGEST_REASON = 500
 
 
 class UnknownNameError(Refusal):
@@ -65,3 +66,17 @@ def file_stem(name: str) -> str:
 def shown(path: str | os.PathLike[str]) -> str:
     r"""Return a path, or a part of one, as it can be printed: bytes that are no UTF-8 as `\xe9`."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def shortened(text: str) -> str:
+    """Return a text that came from anybody, fit for a line of a log or terminal: printable, one line, 500 letters.
+
+    What is not printable is written as its escape: control characters and what terminals make of them, marks that turn
+    the direction of a text around, letters without width, halves of pairs.
+    """
+    start = " ".join(text[: 2 * _LONGEST_REASON].split())
+    line = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in start)
+    if len(line) <= _LONGEST_REASON and len(text) <= 2 * _LONGEST_REASON:
+        return line
+    end = f"... ({len(text):,} letters in all)"
+    return line[: _LONGEST_REASON - len(end)] + end

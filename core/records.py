@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from umbel.core import tree as trees_
+from umbel.core.names import shortened
 from umbel.core.tree import Tree
 
 MOST_EXAMPLES = 2**53  # behind one reply: what float64 counts exactly
 LARGEST = 1e100  # of a value in a reply: sums and squares over clients are still numbers
-_LONGEST_REASON, _LONGEST_VALUE = 500, 60  # letters
+_LONGEST_VALUE = 60  # letters
 _DTYPES = frozenset(
     {
         *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool),
@@ -163,17 +164,3 @@ def reason(error: BaseException) -> str:
     except BaseException as second:  # noqa: BLE001 - anybody's code
         text = f"{type.__dict__['__name__'].__get__(type(error))}, whose text raises " + type(second).__name__
     return shortened(text)
-
-
-def shortened(text: str) -> str:
-    """Return a text that came from anybody, fit for a line of a log or terminal: printable, one line, 500 letters.
-
-    What is not printable is written as its escape: control characters and what terminals make of them, marks that turn
-    the direction of a text around, letters without width, halves of pairs.
-    """
-    start = " ".join(text[: 2 * _LONGEST_REASON].split())
-    line = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in start)
-    if len(line) <= _LONGEST_REASON and len(text) <= 2 * _LONGEST_REASON:
-        return line
-    end = f"... ({len(text):,} letters in all)"
-    return line[: _LONGEST_REASON - len(end)] + end

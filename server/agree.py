@@ -18,7 +18,7 @@ from umbel.conf.errors import ExperimentError
 from umbel.conf.schema import Experiment
 from umbel.core.files import DamagedError, read_sealed, write_sealed
 from umbel.core.messages import decode_json, encode_json
-from umbel.core.records import shortened
+from umbel.core.names import shortened
 from umbel.core.refusal import Refusal
 from umbel.data.sites import agreement
 from umbel.data.sites.agreement import Agreement, Inventory, Sums, read_notices

@@ -36,6 +36,7 @@ class Exchange:
         memory_bytes: Memory for partial sums that wait.
         on_clients: Called with the number of clients that a reply accounts for.
         on_wait: Called while waiting; may raise to stop.
+        num_examples: Returns how many training examples a client has, as far as the server knows; None: it does not.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class Exchange:
         memory_bytes: int,
         on_clients: Callable[[int], None],
         on_wait: Callable[[], None],
+        num_examples: Callable[[int], int] | None = None,
     ) -> None:
         self._port = port
         self._directory = directory
@@ -55,6 +57,7 @@ class Exchange:
         self._memory_bytes = memory_bytes
         self._on_clients = on_clients
         self._on_wait = on_wait
+        self._num_examples = num_examples
 
     def run(
         self,
@@ -110,7 +113,8 @@ class Exchange:
         """Return the most examples that a reply of a client may count; one at least, which says nothing of its data."""
 
         def most(client: int) -> float:
-            own = self._directory.most_examples(client)
+            known = [self._directory.most_examples(client), self._num_examples and self._num_examples(client)]
+            own = min((each for each in known if each is not None), default=None)
             return math.inf if own is None else max(most_examples(own), 1)
 
         return most

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from umbel.core import clients, identity
-from umbel.core.records import shortened
+from umbel.core.names import shortened
 from umbel.server.sites import Site, SiteList
 
 _CHALLENGE_BYTES = 32

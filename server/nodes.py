@@ -14,7 +14,7 @@ from flwr.app import Message
 from umbel.core import clients
 from umbel.core.files import write_json
 from umbel.core.messages import decode_json, encode_json
-from umbel.core.records import shortened
+from umbel.core.names import shortened
 from umbel.server.errors import RunStoppedError
 from umbel.server.greeting import ForbiddenError, Greeting, Member, challenge, check_claims, site_of
 from umbel.server.port import Port

@@ -12,7 +12,8 @@ from flwr.app import Message
 from umbel.core.blocks import Assembler, Block, merged
 from umbel.core.folds import Partial, Product, Shapes
 from umbel.core.messages import MessageError, decode_outcome, framing_bytes
-from umbel.core.records import BadReplyError, Payload, Reply, reason, shortened
+from umbel.core.names import shortened
+from umbel.core.records import BadReplyError, Payload, Reply, reason
 from umbel.core.wire.limits import Limits
 from umbel.core.work import Outcome
 

@@ -101,6 +101,7 @@ class FederatedRun:
             experiment.engine.memory_bytes,
             self.listener.clients_done,
             self.folder.look_for_stop,
+            self.session.data.num_train.tolist().__getitem__,
         )
         try:
             with self._stage("setup"):
@@ -161,7 +162,7 @@ class FederatedRun:
                     answer, report = exchange.run(work, payload, cohort, phase.fold(), out, most)
                 folded = self._enough(answer, report, work, progress)
                 coverage.count(phase.name, cohort, report.failures)
-                coverage.ask(set(cohort) - out, report.failures)
+                coverage.ask(set(cohort) - out, report.failures.keys() - out)
             with self._stage("server", progress):
                 state = self._finite(phase.update(state, folded, context), round_, phase.name)
             if values := phase.measured(state):

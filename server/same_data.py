@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from umbel.core.records import shortened
+from umbel.core.names import shortened
 from umbel.data.declared import declared
 from umbel.data.federation import Federation
 from umbel.server.greeting import Greeting

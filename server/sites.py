@@ -26,7 +26,7 @@ from typing import Any, NoReturn
 from umbel.conf.written import Scalar, Tree, read_yaml, resolve
 from umbel.core import clients
 from umbel.core.identity import PublicKey, fingerprint, read_public
-from umbel.core.names import nearest, shown
+from umbel.core.names import nearest, shortened, shown
 from umbel.core.refusal import Refusal
 from umbel.server.variables import SITES as SITES
 
@@ -212,8 +212,6 @@ class _Reader:
             self._refuse(f"{where} is no mapping", "Write it as in the documentation.")
         for key in value:
             if known and key not in known:
-                from umbel.core.records import shortened  # brings torch, for which a supervisor need not wait
-
                 guess = nearest(key, known)
                 hint = f"Did you mean {guess[0]}?" if guess else f"Known: {', '.join(known)}."
                 self._refuse(f"unknown key {shortened(key)!r} in {where}", hint)

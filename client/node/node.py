@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
-import click
 from flwr.app import ConfigRecord, Error, Message
 
 from umbel.client.node.bundle import unpack
@@ -133,7 +132,7 @@ class Node:
         except Refusal as error:
             log.warning("run %s is not taken: %s", run_id, error)
             return Message(Error(_NODE_FAILED, str(error)), reply_to=message)
-        except (OSError, ValueError, click.ClickException) as error:
+        except Exception as error:
             log.exception("run %s", run_id)
             self._end(run_id)
             return Message(Error(_NODE_FAILED, f"{type(error).__name__}: {error}"), reply_to=message)

@@ -4,9 +4,10 @@ Two files of the site say it. `trusted.yaml` has the names and public keys of th
 what nobody of them signed is refused. `policy.yaml` has lists of what it allows. Both are read again when they change,
 and both are asked before a bundle is unpacked: what they refuse has run nothing.
 
-A signature is good for one run. The node notes which run it saw each one with; the same signature with another run is a
-replay and is refused. A run that is resumed is submitted, and signed, anew. Notes are kept for as long as a signature
-is taken at all (`max_age_days`), after which its age refuses it.
+What is signed is good for one run, and has a number of its own that nothing else has (`nonce`). The node notes by which
+run it came first, by its hash and not by the signature, which can be written in several ways; with another run it is a
+replay and is refused. A run that is resumed is submitted, and signed, anew. Notes are kept for as long as it is
+taken at all (`max_age_days`), after which its age refuses it; a run that is noted may go on for longer.
 """
 
 from __future__ import annotations
@@ -23,14 +24,23 @@ from umbel.conf.errors import ExperimentError
 from umbel.conf.typed import convert, section, untyped
 from umbel.conf.written import Tree, read_yaml
 from umbel.core.files import read_json, write_json
-from umbel.core.identity import PublicKey, read_public, verify
+from umbel.core.identity import PublicKey, digest, read_public, verify
 from umbel.core.refusal import Refusal
 
 PURPOSE = "run"  # what a signature of a submitted run is for
-SIGNED_KEYS = ("experiment", "overrides", "experiment_yaml", "folder", "resume", "signed")
+SIGNED_KEYS = ("experiment", "overrides", "experiment_yaml", "folder", "resume", "signed", "nonce")
 _WITH_SIGNATURE = ("signer", "signature")
-_NOT_OURS = ("flwr:", "hub:")  # a strategy of Flower, a data set of the hub
+# Names with a colon that are no import path, and the only keys where they are read so: a strategy of Flower, a data set
+# of the hub, an encoder by its name or folder.
+_NO_CODE = {
+    ("strategy", "name"): "flwr:",
+    ("strategy", "base"): "flwr:",
+    ("data", "name"): "hub:",
+    ("data", "encoder"): "clip:",
+    ("data", "text_encoder"): "clip:",
+}
 _OWN_CODE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+_SECONDS = re.compile("[0-9]{1,12}")
 _DAY = 24 * 60 * 60.0
 _AHEAD_SECONDS = 300.0  # a submitter's clock may be so far ahead
 
@@ -44,8 +54,10 @@ class Allowed:
     """What a site's policy file says; a list that is not there allows all.
 
     Attributes:
-        experiments: Names of experiments.
-        strategies: Names of strategies, `flwr:<class>` for Flower's own.
+        experiments: Names of experiments: what a submitter calls them, and no more than a word. What they say is bound
+            by the other lists.
+        strategies: Names of strategies, `flwr:<class>` for Flower's own; one that another goes over has to be named
+            too.
         models: Names of models.
         data: Names of data sets.
         data_keys: Keys of the section `data` that an experiment may set to something else than their default.
@@ -72,8 +84,13 @@ def signed_content(bundle_hash: str, run_config: Mapping[str, Any]) -> dict[str,
     Args:
         bundle_hash: SHA-256 of the bundle, in hexadecimal.
         run_config: The run's configuration; its values count as text.
+
+    Raises:
+        Forbidden: It says something twice, once with - and once with _ in the key.
     """
     config = {key.replace("-", "_"): str(value) for key, value in run_config.items()}
+    if len(config) != len(run_config):
+        raise Forbidden("The run's configuration has keys that differ in - and _ alone.")
     return {"fab_hash": bundle_hash, **{key: config.get(key, "") for key in SIGNED_KEYS}}
 
 
@@ -151,15 +168,23 @@ class Policy:
             Refusal: A file of the policy can no longer be read.
         """
         allowed, signers = self.allowed(), self.signers()
+        content = signed_content(bundle_hash, run_config)
+        mark = digest(PURPOSE, content)
         if signers is not None:
-            self._check_signature(signers, allowed, signed_content(bundle_hash, run_config), run_config)
+            is_known = mark in self._used and self._used[mark][0] == str(run_id)
+            self._check_signature(signers, allowed, content, run_config, is_known)
         if self.policy is not None:
             _check_experiment(allowed, bundle_hash, run_config)
         if signers is not None:
-            self._check_first(str(run_config.get("signature", "")), run_id, allowed)
+            self._check_first(mark, run_id, allowed)
 
     def _check_signature(
-        self, signers: Mapping[str, PublicKey], allowed: Allowed, content: dict[str, str], config: Mapping[str, Any]
+        self,
+        signers: Mapping[str, PublicKey],
+        allowed: Allowed,
+        content: dict[str, str],
+        config: Mapping[str, Any],
+        is_known: bool,
     ) -> None:
         signer, signature = str(config.get("signer", "")), str(config.get("signature", ""))
         known = f"This site trusts {', '.join(sorted(signers)) or 'nobody'}."
@@ -177,11 +202,10 @@ class Policy:
             raise Forbidden(
                 f"The run's configuration has keys that no signature covers: {', '.join(sorted(unsigned))}."
             )
-        try:
-            age = time.time() - int(content["signed"])
-        except ValueError:
-            raise Forbidden(f"The run of {signer} does not say when it was signed.") from None
-        if age > allowed.max_age_days * _DAY:
+        if not _SECONDS.fullmatch(content["signed"]):
+            raise Forbidden(f"The run of {signer} does not say when it was signed.")
+        age = time.time() - int(content["signed"])
+        if not is_known and age > allowed.max_age_days * _DAY:
             raise Forbidden(
                 f"{signer} signed the run {age / _DAY:.1f} days ago; this site takes {allowed.max_age_days:g}.",
                 remedy="Submit it anew.",
@@ -191,10 +215,16 @@ class Policy:
                 f"{signer} signed the run {-age:.0f} s in the future.", remedy="Set the clock of one of the two."
             )
 
-    def _check_first(self, signature: str, run_id: int, allowed: Allowed) -> None:
-        """Refuse a signature that came with another run, and note one that is new."""
+    def _check_first(self, mark: str, run_id: int, allowed: Allowed) -> None:
+        """Refuse what came with another run, and note what is new.
+
+        Args:
+            mark: The hash of what is signed.
+            run_id: Flower's number of the run.
+            allowed: What the policy says.
+        """
         now = time.time()
-        used = self._used.get(signature)
+        used = self._used.get(mark)
         if used is not None:
             if used[0] != str(run_id):
                 raise Forbidden(
@@ -204,7 +234,7 @@ class Policy:
             return
         kept = now - allowed.max_age_days * _DAY - _AHEAD_SECONDS
         self._used = {key: value for key, value in self._used.items() if value[1] >= kept}
-        self._used[signature] = [str(run_id), now]
+        self._used[mark] = [str(run_id), now]
         if self.seen is not None:
             write_json(self.seen, self._used)
 
@@ -249,6 +279,8 @@ def _check_experiment(allowed: Allowed, bundle_hash: str, run_config: Mapping[st
         raise Forbidden("The experiment is no mapping of sections.")
     name = str(run_config.get("experiment", ""))
     _check_listed("experiment", name, allowed.experiments)
+    if base := _part(experiment, "strategy").get("base"):
+        _check_listed("strategy", str(base), allowed.strategies)
     for kind, listed in (("strategy", allowed.strategies), ("model", allowed.models), ("data", allowed.data)):
         _check_listed(kind, str(_part(experiment, kind).get("name", "")), listed)
     rounds = _part(experiment, "run").get("rounds")
@@ -256,7 +288,7 @@ def _check_experiment(allowed: Allowed, bundle_hash: str, run_config: Mapping[st
         raise Forbidden(f"The run has {rounds} rounds, and this site allows {allowed.max_rounds}.", key="run.rounds")
     if not allowed.own_code:
         for path, value in _texts(experiment, ()):
-            if _OWN_CODE.fullmatch(value) and not value.startswith(_NOT_OURS) and not _is_no_code(path):
+            if _is_code(path, value):
                 key = ".".join(path)
                 raise Forbidden(f"The run names code of its own, {key}={value}, and this site allows none.", key=key)
     if allowed.data_keys is not None:
@@ -305,6 +337,8 @@ def _texts(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...],
             yield from _texts(each, path)
 
 
-def _is_no_code(path: tuple[str, ...]) -> bool:
-    """Say whether what stands at a key is a name of the run's own or a place, and is never imported."""
-    return path in (("name",), ("description",), ("run", "name"), ("run", "results")) or path[0] == "engine"
+def _is_code(path: tuple[str, ...], value: str) -> bool:
+    """Say whether what stands at a key would be imported; names of the run's own and places never are."""
+    if path in (("name",), ("description",), ("run", "name"), ("run", "results")) or path[0] == "engine":
+        return False
+    return bool(_OWN_CODE.fullmatch(value)) and not (path in _NO_CODE and value.startswith(_NO_CODE[path]))

@@ -18,6 +18,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from umbel.client.node.flower_serde import from_bytes, to_bytes
 
 _LENGTH = struct.Struct("<Q")
+_MOST_BYTES = 1 << 36  # of a message; no machine has room for more
 _APP_RAISED = 3  # Flower's code for a ClientApp that raised
 
 
@@ -34,6 +35,8 @@ def read_frame(stream: BinaryIO) -> bytes | None:
     if len(head) < _LENGTH.size:
         return None
     (length,) = _LENGTH.unpack(head)
+    if length > _MOST_BYTES:
+        raise ValueError(f"a message of {length:,} bytes")
     content = stream.read(length)
     return content if len(content) == length else None
 

@@ -30,6 +30,7 @@ UNION, INTERSECTION = "union", "intersection"
 WHITE = 255
 _MOST_CLASSES = 100_000
 _MOST = 1 << 50  # pictures of a client
+_MOST_TOGETHER = 10**9  # of all clients; the server keeps a number of each
 _MOST_DIGITS = 40
 _MOST_NOTICES = 100
 _CHUNK = 256
@@ -308,6 +309,15 @@ def conclude(
                 key="data.min_examples",
                 remedy="Lower it, data.client_test or data.client_validation, or leave that client out.",
             )
+    sizes = {client: sum(sum(own.values()) for own in by_split.values()) for client, by_split in counts.items()}
+    if sum(sizes.values()) > _MOST_TOGETHER:
+        largest = max(sizes, key=lambda client: sizes[client])
+        raise DataError(
+            f"site {sites[largest]}: its client {largest} says that it has {sizes[largest]:,} examples; all "
+            f"together may have {_MOST_TOGETHER:,}.",
+            key="data.num_clients",
+            remedy="Ask that site, or leave it out.",
+        )
     mean, std = tuple(config.mean), tuple(config.std)
     if wants_sums(config):
         first, *others = sums
@@ -352,9 +362,10 @@ def read_notices(said: Mapping[str, Any]) -> tuple[str, ...]:
         ValueError: They are no lines.
     """
     notices = said.get("notices", [])
-    if not isinstance(notices, list) or len(notices) > _MOST_NOTICES:
+    if not isinstance(notices, list):
         raise ValueError("its notices are no list of sentences")
-    return tuple(_line(notice, 500) for notice in notices)
+    more = (f"and {len(notices) - _MOST_NOTICES:,} notices more.",) if len(notices) > _MOST_NOTICES else ()
+    return (*(_line(notice, 500) for notice in notices[:_MOST_NOTICES]), *more)
 
 
 def _counts(said: object) -> dict[str, dict[str, int]]:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterable
+from itertools import islice
 
 import httpx
-from flwr.app import Array, Error, Message
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, RecordDict
+from flwr.app.message.arraychunk import ArrayChunk
 from flwr.common.constant import ErrorCode
 from flwr.proto.message_pb2 import ConfirmMessageReceivedRequest
 from flwr.proto.runtime_pb2 import PullAppMessagesRequest
@@ -29,6 +31,11 @@ from umbel.core.wire.text import read_json
 
 # Of the connection to the SuperLink, which is this side's matter; anything else is what a node sent.
 _CONNECTION = (OSError, httpx.TransportError)
+
+
+# What an answer is made of.
+_KINDS = frozenset(kind.__qualname__ for kind in (Message, RecordDict, ConfigRecord, ArrayRecord, Array, ArrayChunk))
+_FEWEST_OBJECTS, _PIECE_BYTES = 64, 1 << 20  # Flower's pieces are larger
 
 
 class UnreadableError(ValueError):
@@ -79,7 +86,10 @@ def _pieces(grid: HttpGrid, name: str, most_bytes: int) -> Iterable[Message]:
     budget = _Budget(most_bytes, make_pull_object_fn_protobuf(client.PullObject, grid.node, run_id))
     for told, tree in zip(response.messages_list, response.message_object_trees, strict=True):
         try:
-            objects = pull_objects([each.object_id for each in iterate_object_tree(tree)], budget.fetch)
+            names = [each.object_id for each in islice(iterate_object_tree(tree), _most_objects(most_bytes) + 1)]
+            if len(names) > _most_objects(most_bytes):
+                raise UnreadableError(f"its answer has more than {_most_objects(most_bytes)} objects")
+            objects = pull_objects(names, budget.fetch)
         except ObjectPullError as error:
             raise UnreadableError(f"not all of its answer has come: {error}") from error
         finally:
@@ -116,22 +126,30 @@ def inflated(name: str, objects: dict[str, bytes], most_bytes: int) -> Message:
     Args:
         name: The message's own object.
         objects: Their content by id; used up.
-        most_bytes: The most that an array in it may have: an object names its pieces, each as often as it likes.
+        most_bytes: The most that its arrays may have together: an object names its pieces, each as often as it likes.
 
     Raises:
         UnreadableError: They make something else, or more.
     """
+    num_bytes = 0
     for content in objects.values():
         kind, pieces, _ = get_object_head_values_from_object_content(content)
+        if kind not in _KINDS:
+            raise UnreadableError(f"its answer has an object of the kind {kind!r}")
         if kind == Array.__qualname__:
             described = read_json(get_object_body(content, Array).decode(), most_bytes)
-            if sum(len(objects[pieces[each]]) for each in described["arraychunk_ids"]) > most_bytes:
+            num_bytes += sum(len(objects[pieces[each]]) for each in described["arraychunk_ids"])
+            if num_bytes > most_bytes:
                 raise UnreadableError(_too_much(most_bytes))
     message = inflate_object_from_contents(name, objects)
     if not isinstance(message, Message):
         raise UnreadableError(f"its answer is a {type(message).__name__}, and no message")
     message.metadata.__dict__["_message_id"] = name
     return message
+
+
+def _most_objects(most_bytes: int) -> int:
+    return _FEWEST_OBJECTS + most_bytes // _PIECE_BYTES
 
 
 def _too_much(most_bytes: int) -> str:

@@ -90,7 +90,7 @@ def _at_home(experiment: Experiment, run: str, results: Path) -> tuple[Experimen
     if not run:
         return experiment, ""
     folder = results / run
-    if folder.parent != results or not (folder / "config.yaml").is_file():
+    if Path(run).name != run or not (folder / "config.yaml").is_file():
         raise Refusal(f"This server has no run {run!r}.", remedy="See umbel federate status.")
     with exclusive(folder):  # after a kill the server may still be writing
         mend(folder)

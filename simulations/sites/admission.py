@@ -7,10 +7,13 @@ from pathlib import Path
 
 from umbel.client.node.policy import PURPOSE, signed_content
 from umbel.core.identity import fingerprint, read_public, verify
+from umbel.core.names import shortened
 from umbel.core.refusal import Refusal
 from umbel.simulations.sites.flower_door import Control, ControlError, NodeEntry, RunEntry, connected
 from umbel.simulations.sites.names import Address
 from umbel.simulations.sites.register import Register, Site, read_register
+
+_MOST_RUNS = 1000  # that are looked at, the newest
 
 
 class Admission:
@@ -79,11 +82,11 @@ class Admission:
         """Stop new runs that no submitter of `sites.yaml` has signed."""
         submitters = self._register.submitters
         with connected(self._control, self._authority) as control:
-            for run in control.runs(limit=20):
+            for run in control.runs(limit=_MOST_RUNS):
                 if run.run_id in self._runs_seen:
                     continue
-                self._runs_seen.add(run.run_id)
                 if run.finished:
+                    self._runs_seen.add(run.run_id)
                     continue
                 signer = run.config.get("signer", "")
                 known = submitters.get(signer)
@@ -91,7 +94,9 @@ class Admission:
                     control.stop(run.run_id)
                     self.say(f"Run {run.run_id} is stopped: {_why_not(signer, known is not None)}.")
                 else:
-                    self.say(f"Run {run.run_id} of {signer or 'somebody'}: {run.config.get('experiment', '')}.")
+                    name = shortened(run.config.get("experiment", ""))
+                    self.say(f"Run {run.run_id} of {shortened(signer) or 'somebody'}: {name}.")
+                self._runs_seen.add(run.run_id)  # behind a stop that may fail
 
     def look(self) -> None:
         """Say which sites came and went."""
@@ -133,4 +138,4 @@ def _is_signed(run: RunEntry, key: str) -> bool:
 def _why_not(signer: str, known: bool) -> str:
     if not signer:
         return "it is not signed"
-    return f"the key of {signer} did not sign it" if known else f"{signer!r} is no submitter of sites.yaml"
+    return f"the key of {signer} did not sign it" if known else f"{shortened(signer)!r} is no submitter of sites.yaml"

@@ -36,6 +36,7 @@ _LOOK_SECONDS = 10.0  # how often to ask which sites are there
 _TIDY_SECONDS = 60.0  # how often to look at the database's log of changes
 _WAL_BYTES = 4 << 20  # from which on it is written back
 _START_SECONDS = 60.0
+_MOST_SAID = 50  # things in a minute that strangers can have this say
 _STOP_SECONDS = 60.0  # for runs to write their checkpoints
 # What is printed again and again while nothing happens.
 _NOISE = ("ControlServicer.ListNodes", "ControlServicer.ListRuns", "[Fleet.GetRun]", "[Fleet.PushMessages]")
@@ -60,6 +61,7 @@ class Server:
         )
         self.say = Voice(Log(folder / "logs" / "serve.log", self.settings.log_megabytes, 1), self.settings.federation)
         self._submitted = threading.Event()
+        self._submitted.set()  # what was submitted before this began
         self._moved = threading.Event()
         self._said: dict[str, float] = {}
         self._admission = Admission(folder / SITES, self.control, folder / CA, self.say)
@@ -147,6 +149,7 @@ class Server:
                 seconds = self._superlink.seconds_to_start
                 self.say(f"The SuperLink ended with status {status}; it is started again in {seconds:.0f} s.")
                 self._admission.forget()
+                self._submitted.set()
             now = time.monotonic()
             if not self._superlink.pid:
                 continue
@@ -155,7 +158,11 @@ class Server:
                     self._admission.synchronise()
                 if self._submitted.is_set():
                     self._submitted.clear()
-                    self._admission.check_runs()
+                    try:
+                        self._admission.check_runs()
+                    except ControlError:
+                        self._submitted.set()  # to be looked at again
+                        raise
                 if now > look_at or self._moved.is_set():
                     self._moved.clear()
                     self._admission.look()
@@ -212,9 +219,12 @@ class Server:
     def _say_once(self, text: str) -> None:
         """Say the same only once in a minute."""
         now = time.monotonic()
-        if now - self._said.get(text, -1e9) > _TIDY_SECONDS:
+        self._said = {said: at for said, at in self._said.items() if now - at <= _TIDY_SECONDS}
+        if text not in self._said and len(self._said) < _MOST_SAID:
             self._said[text] = now
-            self.say(text)
+            self.say(
+                text if len(self._said) < _MOST_SAID else "There is more of the kind; superlink.log has all of it."
+            )
 
     def _stop_runs(self) -> None:
         active = [folder for folder in self.results.glob("*/") if is_active(folder)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import secrets
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -103,6 +104,7 @@ def signed_config(key: PrivateKey, name: str, bundle: bytes, experiment: Experim
         "folder": resume,
         "resume": "yes" if resume else "",
         "signed": str(int(time.time())),
+        "nonce": secrets.token_hex(16),
         "signer": name,
     }
     content = signed_content(hashlib.sha256(bundle).hexdigest(), config)

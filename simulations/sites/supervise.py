@@ -275,8 +275,10 @@ def in_background(folder: Path, arguments: list[str], output: Path, patience_sec
         patience_seconds: How long to wait until it is ready.
 
     Raises:
-        Refusal: It has ended at once; what it printed is the reason.
+        Refusal: Another one is there, or it has ended at once; what it printed is the reason.
     """
+    if running(folder) is not None:
+        raise Refusal(f"Something runs in {folder} already.", remedy=f"Stop it first: umbel federate down {folder}")
     output.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "PYTHONPATH": str(Path(umbel.__file__).resolve().parent.parent)}
     with output.open("wb") as file:
@@ -294,7 +296,7 @@ def in_background(folder: Path, arguments: list[str], output: Path, patience_sec
         if process.poll() is not None:
             raise Refusal(output.read_text(encoding="utf-8", errors="replace").removeprefix("Error: ").strip())
         entry = running(folder)
-        if entry is not None and entry.ready:
+        if entry is not None and entry.ready and entry.pid == process.pid:
             return True
         time.sleep(0.1)
     return False

@@ -89,7 +89,7 @@ def readme_server(federation: str, address: str) -> str:
 6. How it is: `umbel federate status .` and `umbel federate logs . -f`.
 7. Runs are in `results/`, what the server remembers in `state/`. Back up both, and `sites.yaml`.
 8. The certificate is good for a year: `umbel federate renew` (where the authority's folder is), then copy
-   `server.pem` here.
+   `server.pem` and `server.key` here: the key is new as well.
 """
 
 

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import base64
 import json
+import secrets
 import time
 from pathlib import Path
 
 import pytest
+import yaml
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 
 from umbel.client.node.policy import PURPOSE, Forbidden, Policy, signed_content
 from umbel.conf.load import as_yaml, load
@@ -14,6 +20,7 @@ from umbel.core.identity import new_key, public_text, sign
 from umbel.core.refusal import Refusal
 
 ALICE, BOB = new_key(), new_key()
+ORDER = int("F" * 48 + "C7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973", 16)  # of the points of P-384
 BUNDLE = "ab" * 32
 
 
@@ -27,6 +34,7 @@ def config(*overrides: str, key: object = ALICE, signer: str = "alice", **change
         "folder": "",
         "resume": "",
         "signed": str(int(time.time())),
+        "nonce": secrets.token_hex(16),
         "signer": signer,
     }
     made |= {name.replace("_", "-"): value for name, value in changes.items()}
@@ -49,7 +57,7 @@ def allowing(tmp_path: Path, text: str) -> Policy:
 def test_a_signed_run_is_taken_and_every_changed_part_of_it_is_refused(trusted: Path) -> None:
     policy = Policy.read(None, trusted)
     policy.check(BUNDLE, config(), run_id=1)
-    for part in ("experiment", "experiment-yaml", "overrides", "folder", "resume", "signed"):
+    for part in ("experiment", "experiment-yaml", "overrides", "folder", "resume", "signed", "nonce"):
         given = config()
         with pytest.raises(Forbidden, match="does not fit"):
             policy.check(BUNDLE, given | {part: given[part] + "1"}, run_id=2)
@@ -85,6 +93,54 @@ def test_a_signature_is_good_for_one_run_also_after_the_node_starts_again(truste
             node.check(BUNDLE, given, run_id=8)
     Policy.read(None, trusted, seen).check(BUNDLE, given, run_id=7)
     policy.check(BUNDLE, config(resume="yes", folder="run"), run_id=8)  # gone on with: signed anew
+
+
+def test_a_signature_that_is_written_in_another_way_is_none(trusted: Path) -> None:
+    policy, given = Policy.read(None, trusted), config()
+    policy.check(BUNDLE, given, run_id=1)
+    r, s = decode_dss_signature(base64.b64decode(given["signature"]))
+    other = base64.b64encode(encode_dss_signature(r, ORDER - s)).decode()
+    ALICE.public_key().verify(base64.b64decode(other), b"umbel run\n" + canonical(given), ec.ECDSA(hashes.SHA384()))
+    letters = given["signature"].rstrip("=")
+    for signature in (other, given["signature"] + "\n", letters[:-1] + chr(ord(letters[-1]) + 1) + "=" * 4):
+        with pytest.raises(Forbidden, match="does not fit"):
+            policy.check(BUNDLE, given | {"signature": signature}, run_id=2)
+
+
+def canonical(given: dict[str, str]) -> bytes:
+    return json.dumps(signed_content(BUNDLE, given), sort_keys=True, separators=(",", ":")).encode()
+
+
+def test_a_run_that_is_signed_twice_alike_is_a_replay(trusted: Path) -> None:
+    policy, given = Policy.read(None, trusted), config()
+    again = given | {"signature": sign(ALICE, PURPOSE, signed_content(BUNDLE, given))}
+    assert again["signature"] != given["signature"]  # ECDSA draws
+    policy.check(BUNDLE, given, run_id=1)
+    with pytest.raises(Forbidden, match="replay"):
+        policy.check(BUNDLE, again, run_id=2)
+
+
+def test_keys_that_differ_in_a_dash_are_refused(trusted: Path) -> None:
+    given = config()
+    for extra in ({"experiment_yaml": given["experiment-yaml"]}, {"experiment_yaml": "evil"}):
+        with pytest.raises(Forbidden, match="differ in - and _ alone"):
+            Policy.read(None, trusted).check(BUNDLE, given | extra)
+
+
+def test_a_run_may_last_longer_than_its_signature_is_taken(trusted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    policy, given = Policy.read(None, trusted), config()
+    policy.check(BUNDLE, given, run_id=1)
+    later = time.time() + 8 * 86400
+    monkeypatch.setattr(time, "time", lambda: later)
+    policy.check(BUNDLE, given, run_id=1)  # its process is started again
+    with pytest.raises(Forbidden, match="days ago"):
+        Policy.read(None, trusted).check(BUNDLE, given, run_id=1)
+
+
+@pytest.mark.parametrize("signed", ["", "soon", "9" * 400, "1e9", "-1"])
+def test_a_run_says_when_it_was_signed(trusted: Path, signed: str) -> None:
+    with pytest.raises(Forbidden, match="does not say when"):
+        Policy.read(None, trusted).check(BUNDLE, config(signed=signed))
 
 
 def test_a_refused_run_does_not_use_its_signature_up(trusted: Path, tmp_path: Path) -> None:
@@ -179,6 +235,27 @@ def test_own_code_is_refused_unless_it_is_allowed(tmp_path: Path, change: tuple[
 def test_flowers_strategies_and_the_hubs_sets_are_no_code_of_the_run(tmp_path: Path) -> None:
     given = config("strategy.name=flwr:FedMedian", "data.name=hub:mnist")
     allowing(tmp_path, "own_code: false").check(BUNDLE, given)
+    text = config()["experiment-yaml"]
+    encoder = config(experiment_yaml=text.replace("encoder: ''", "encoder: clip:vit", 1))
+    assert encoder["experiment-yaml"] != text
+    allowing(tmp_path, "own_code: false").check(BUNDLE, encoder)
+
+
+@pytest.mark.parametrize(("key", "name"), [("model", "flwr:evil"), ("model", "hub:evil"), ("data", "flwr:evil")])
+def test_they_are_where_something_else_is_named(tmp_path: Path, key: str, name: str) -> None:
+    tree = yaml.safe_load(config()["experiment-yaml"])
+    tree[key]["name"] = name
+    with pytest.raises(Forbidden, match=f"{key}.name={name}"):
+        allowing(tmp_path, "own_code: false").check(BUNDLE, config(experiment_yaml=yaml.safe_dump(tree)))
+
+
+def test_a_strategy_that_another_goes_over_is_on_the_list_too(tmp_path: Path) -> None:
+    given = config(
+        "strategy.name=ggeur", "strategy.base=scaffold", "data.encoder=pca:8", "model.name=linear", "model.sizes={}"
+    )
+    with pytest.raises(Forbidden, match="does not allow the strategy 'scaffold'; it allows ggeur, fedavg"):
+        allowing(tmp_path, "strategies: [ggeur, fedavg]").check(BUNDLE, given)
+    allowing(tmp_path, "strategies: [ggeur, scaffold]").check(BUNDLE, given)
 
 
 def test_what_cannot_be_judged_is_refused(tmp_path: Path) -> None:

@@ -180,3 +180,19 @@ def test_an_empty_partial_sum_is_good_where_everybody_failed():
     FOLD.check_partial(FOLD.zero(), PAYLOAD, [])
     with pytest.raises(BadReplyError, match="of 1 replies says it holds 0"):
         FOLD.check_partial(FOLD.zero(), PAYLOAD, [4])
+
+
+class ByRoot(WeightedMean):
+    """A mean with a weight of its own."""
+
+    def weight(self, num_examples):
+        return num_examples**0.5
+
+
+def test_a_weight_of_ones_own_is_held_to_what_it_can_be():
+    fold = product({"delta": ByRoot("model")}, ["loss"])
+    lifted = [fold.lift(client, reply([1.0, 2.0], 9, loss=0.0)) for client in (0, 1)]
+    both = fold.merge(*lifted)
+    fold.check_partial(both, PAYLOAD, [0, 1], lambda client: 9)
+    with pytest.raises(BadReplyError, match="at most 4 in weight says it has 6"):
+        fold.check_partial(replace(both, num_examples=8), PAYLOAD, [0, 1], lambda client: 4)

@@ -11,7 +11,8 @@ import pytest
 import torch
 from torch import nn
 
-from umbel.core.records import BadReplyError, Reply, plain, reason, shortened
+from umbel.core.names import shortened
+from umbel.core.records import BadReplyError, Reply, plain, reason
 
 
 def reply(**changes: Any) -> Reply:

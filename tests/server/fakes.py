@@ -82,7 +82,7 @@ class FakePort(LocalPort):
                     yield Message(content, reply_to=message)
 
 
-def exchange(fold, behave, answer=make_reply, examples=None, most_examples=float):
+def exchange(fold, behave, answer=make_reply, examples=None, most_examples=float, num_examples=None):
     """Return what came of an exchange, its report, and how many were done after each answer.
 
     Args:
@@ -91,12 +91,13 @@ def exchange(fold, behave, answer=make_reply, examples=None, most_examples=float
         answer: Returns the honest reply of a client.
         examples: Training examples that nodes declare for their clients.
         most_examples: Returns the most that a reply may count, of those.
+        num_examples: Returns the training examples of a client, as the server knows them.
     """
     port = FakePort(fold, behave, answer, examples)
     directory = Directory(port, "hash", len(COHORT), 1.0)
     directory.wait()
     done = []
-    phase = Exchange(port, directory, 2, 5.0, 1 << 20, done.append, lambda: None)
+    phase = Exchange(port, directory, 2, 5.0, 1 << 20, done.append, lambda: None, num_examples)
     return *phase.run(WORK, PAYLOAD, COHORT, fold, most_examples=most_examples), done
 
 

@@ -124,6 +124,16 @@ def test_who_drops_out_by_chance_is_not_lost(tmp_path: Path) -> None:
     assert result.summary["coverage"]["lost"] == []
 
 
+@pytest.mark.parametrize("seed", [0, 9])
+def test_nor_is_who_drops_out_of_one_phase_of_several(tmp_path: Path, seed: int) -> None:
+    """Of another phase of the round it was asked: who drops out is drawn within what the phase can spare."""
+    ggeur = ("strategy.name=ggeur", "strategy.refresh=1", "data.encoder=pca:8", "model.name=linear", "model.sizes={}")
+    course = ("run.dropout=0.7", "data.num_clients=8", "run.participation=0.25", "run.rounds=8", "evaluate.clients=0")
+    result = small_run(tmp_path, *ggeur, f"run.seed={seed}", *course)
+    assert result.summary["num_failures"] > 8
+    assert result.summary["coverage"]["lost"] == []
+
+
 def test_an_evaluation_that_fails_is_counted_and_takes_nobody_away(tmp_path: Path) -> None:
     result = small_run(tmp_path, STRATEGY, "strategy.evaluates=true", "evaluate.clients=-1")
     covered = result.summary["coverage"]

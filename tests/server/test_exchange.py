@@ -264,6 +264,15 @@ def test_a_client_counts_no_more_examples_than_its_node_declared(fold, client, l
     assert same(found, without(fold, (), fewer)) and not report.failures
 
 
+@pytest.mark.parametrize("declared", [None, dict.fromkeys(COHORT, 10**12)])
+def test_nor_more_than_the_server_knows_that_it_has(fold, declared):
+    knows = {"num_examples": DECLARED.__getitem__}
+    honest, report, _ = exchange(fold, {}, examples=declared, **knows)
+    assert same(honest, without(fold, ())) and not report.failures
+    found, report, _ = exchange(fold, {}, more_of(3, 10**12), declared, **knows)
+    assert same(found, without(fold, {3})) and report.failures.keys() == {3}
+
+
 def test_a_phase_may_say_that_clients_count_more(fold):
     twice, answer = {"most_examples": lambda own: 2 * own}, more_of(3, 8)
     found, report, _ = exchange(fold, {}, answer, DECLARED, **twice)

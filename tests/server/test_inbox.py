@@ -7,7 +7,8 @@ import time
 import httpx
 import pytest
 import torch
-from flwr.app import Message
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from flwr.app.message.arraychunk import ArrayChunk
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
 from umbel.core.messages import decode_json, encode_json, encode_outcome
@@ -125,3 +126,20 @@ def test_a_piece_that_is_named_again_and_again_is_not_put_together(reply):
 def test_what_is_no_message_is_none(reply):
     with pytest.raises(UnreadableError, match="is a RecordDict, and no message"):
         inflated(reply.content.object_id, objects_of(reply), 2 << 20)
+
+
+def test_many_arrays_of_one_piece_are_too_much_together(reply):
+    """Each would be within what an answer may have, and each would be put together anew."""
+    piece = ArrayChunk(b"x" * (1 << 20))
+    arrays = {f"a{shape}": Array("uint8", (shape, 1), "numpy.ndarray", b"x" * (1 << 20)) for shape in range(1, 6)}
+    many = Message(RecordDict({"tensors": ArrayRecord(arrays)}), reply_to=reply)
+    objects = objects_of(many)
+    assert sum(content == piece.deflate() for content in objects.values()) == 1
+    with pytest.raises(UnreadableError, match="more than the 2,097,152 bytes that it can have"):
+        inflated(many.object_id, objects, 2 << 20)
+
+
+def test_an_object_of_another_kind_is_refused(reply):
+    other = Message(RecordDict({"m": MetricRecord({"x": 1.0})}), reply_to=reply)
+    with pytest.raises(UnreadableError, match="kind 'MetricRecord'"):
+        inflated(other.object_id, objects_of(other), 2 << 20)

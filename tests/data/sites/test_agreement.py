@@ -11,7 +11,17 @@ from torch import Tensor
 
 from umbel.data.config import DataConfig
 from umbel.data.errors import DataError
-from umbel.data.sites.agreement import Agreement, Inventory, Sums, alike, choose, conclude, left_out, of_pictures
+from umbel.data.sites.agreement import (
+    Agreement,
+    Inventory,
+    Sums,
+    alike,
+    choose,
+    conclude,
+    left_out,
+    of_pictures,
+    read_notices,
+)
 
 
 def pictures(count: int, channels: int, side: int, seed: int) -> Tensor:
@@ -170,3 +180,18 @@ def test_a_client_without_anything_to_train_on_is_refused() -> None:
     few = DataConfig(min_examples=10, mean=[0.5], std=[0.5])
     with pytest.raises(DataError, match=r"its client 1 has 9 examples, 9 of them to train on; data.min_examples=10"):
         conclude(few, ("ant", "cat", "dog"), [SOUTH], ())
+
+
+def test_more_than_a_server_can_count_is_refused_by_name() -> None:
+    claims = [holding("north", 0, cat=3), holding("south", 1, cat=10**13)]
+    config = DataConfig(name="sites", num_clients=2, mean=[0.5], std=[0.5])
+    with pytest.raises(DataError, match="site south: its client 1 says that it has 10,000,000,000,000 examples"):
+        conclude(config, ["cat"], claims, [])
+
+
+def test_notices_beyond_a_hundred_are_counted() -> None:
+    assert read_notices({"notices": [str(number) for number in range(100)]})[-1] == "99"
+    told = read_notices({"notices": [str(number) for number in range(120)]})
+    assert len(told) == 101 and told[-1] == "and 20 notices more."
+    with pytest.raises(ValueError, match="no list"):
+        read_notices({"notices": "one"})

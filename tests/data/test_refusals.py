@@ -18,6 +18,7 @@ from umbel.data.config import DataConfig
 from umbel.data.errors import DamagedDataError, DataError, MissingDataError, PartitionError
 from umbel.data.federation import Federation
 from umbel.data.sets import artwork
+from umbel.data.sites.description import SiteData
 from umbel.data.sources import debian, hub, idx, npm
 from umbel.data.sources.hub_columns import Columns
 from umbel.data.texts import Texts
@@ -228,9 +229,14 @@ def test_every_key_is_one_of_the_configuration() -> None:
         if keyword.arg == "key" and isinstance(keyword.value, ast.Constant)
     ]
     assert len(keys) > 60
+    # Of a site's data file, and of the node's configuration that names it.
+    of_a_site = {field.name for field in fields(SiteData)} | {"site-data"}
     for file, key in keys:
-        section, name, *_ = key.split(".")
-        assert section == "data" and name in known, f"{file}: {key}"
+        section, _, name = key.partition(".")
+        if section == "data":
+            assert name.split(".")[0] in known, f"{file}: {key}"
+        else:
+            assert file.parent.name == "sites" and section in of_a_site, f"{file}: {key}"
 
 
 def test_a_federation_that_a_library_builds_is_refused_too() -> None:

@@ -127,6 +127,7 @@ def check(sent: Path, rounds: int) -> Counter[str]:
     return Counter(kinds)
 
 
+@pytest.mark.exhaustive  # half a minute; the sample of tests/server/hostile goes through the same receiver
 def test_ten_answers_that_cannot_be_used(sent: Path) -> None:
     check(sent, 5)
 

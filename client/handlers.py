@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from umbel.core import clients
 from umbel.core.identity import greeting_signature, read_key
 from umbel.core.messages import decode_json, decode_work, encode_json, encode_outcome
 from umbel.core.work import held_by
+from umbel.models.card import version
 
 SITE_DATA = "site-data"  # key of a node's configuration: its site's data file
 STATE_FOLDER = "UMBEL_STATE"  # where a site keeps its clients' memory
@@ -109,20 +109,13 @@ def hello(message: Message, context: Context) -> Message:
         "partitions": held,
         "config_hash": worker.config_hash,
         **worker.declared(held),
-        "version": _version(),
+        "version": version(),
         "time": time.time(),
     }
     if key := context.node_config.get("site-key"):
         asked = decode_json(message.content)
         answer["site"] = greeting_signature(read_key(Path(str(key))), asked, context.node_id, answer)
     return Message(encode_json(answer), reply_to=message)
-
-
-def _version() -> str:
-    try:
-        return metadata.version("umbel")
-    except metadata.PackageNotFoundError:
-        return ""  # it runs out of a bundle alone
 
 
 def agree(message: Message, context: Context) -> Message:

@@ -57,7 +57,7 @@ def run(grid: Grid, context: Context) -> None:
     try:
         experiment = load(str(config["experiment"]), split_overrides(str(config.get("overrides", ""))), text)
         if results:
-            experiment, folder = _at_home(experiment, folder, Path(results))
+            experiment, folder = at_home(experiment, folder, Path(results))
     except Exception as error:
         told.end(error)
         if folder and not results:  # whoever started the run follows it there
@@ -75,7 +75,7 @@ def run(grid: Grid, context: Context) -> None:
         raise
 
 
-def _at_home(experiment: Experiment, run: str, results: Path) -> tuple[Experiment, str]:
+def at_home(experiment: Experiment, run: str, results: Path) -> tuple[Experiment, str]:
     """Return the experiment with its results where this server keeps runs, and the folder of one that goes on.
 
     Args:
@@ -90,7 +90,7 @@ def _at_home(experiment: Experiment, run: str, results: Path) -> tuple[Experimen
     if not run:
         return experiment, ""
     folder = results / run
-    if Path(run).name != run or not (folder / "config.yaml").is_file():
+    if Path(run).name != run or run == ".." or not (folder / "config.yaml").is_file():
         raise Refusal(f"This server has no run {run!r}.", remedy="See umbel federate status.")
     with exclusive(folder):  # after a kill the server may still be writing
         mend(folder)

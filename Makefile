@@ -69,7 +69,7 @@ newest:  ## the same under the newest Flower, without the pin: the apps, message
 	$(NEWEST)/bin/python -m pip install --quiet --upgrade pip
 	$(NEWEST)/bin/python -m pip install --quiet --editable '.[dev]'
 	$(NEWEST)/bin/python -m pip install --quiet --upgrade 'flwr[simulation]'
-	$(NEWEST)/bin/python -m pytest -q tests/core/test_messages.py tests/core/test_flower_versions.py \
+	$(NEWEST)/bin/python -m pytest -q tests/core/wire/test_messages.py tests/core/wire/test_flower_versions.py \
 	  tests/strategies/test_flower_strategies.py tests/server/test_exchange.py tests/server/test_open_shapes.py \
 	  tests/server/test_directory.py tests/server/test_lost_rounds.py tests/server/test_coverage.py \
 	  tests/client/test_lost_replies.py tests/client/test_connection.py tests/end_to_end/test_bundle.py -m "not slow"

@@ -14,67 +14,13 @@ its end).
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
 import os
 import statistics
 import sys
-import tempfile
-import time
-from dataclasses import dataclass
-from pathlib import Path
 
-from umbel import run
-from umbel.server.results import environment
-from umbel.simulations.engines import federate
+from round_times import SHORT, machine, measure, over_loopback
 
-WORKLOAD = (
-    "model.name=cnn",
-    "model.sizes={width: 8, hidden: 32}",
-    "data.max_train=200",
-    "data.num_clients=8",
-    "client.epochs=1",
-    "client.device=cpu",
-    "evaluate.every=0",
-    "checkpoint.every=0",
-)
-
-
-@dataclass(frozen=True)
-class Measured:
-    """One contender.
-
-    Attributes:
-        first: Seconds from the command to the end of the first round.
-        rounds: Seconds of each of the others.
-    """
-
-    first: float
-    rounds: list[float]
-
-
-def measure(rounds: int, *overrides: str) -> Measured:
-    """Run the workload and read the times of its rounds."""
-    with tempfile.TemporaryDirectory() as folder:
-        start = time.time()
-        result = run("digits", *WORKLOAD, f"run.rounds={rounds}", f"run.results={folder}", *overrides)
-        num_failures = result.summary["num_failures"]
-        lines = (result.path / "progress.jsonl").read_text(encoding="utf-8").splitlines()
-    ends = [entry["time"] for entry in map(json.loads, lines) if entry["event"] == "round"]
-    if num_failures:
-        raise SystemExit(f"{num_failures} replies failed: the times mean nothing.")
-    return Measured(ends[0] - start, [after - before for before, after in itertools.pairwise(ends)])
-
-
-def over_grpc(nodes: int, rounds: int, stock: bool) -> Measured:
-    """Measure a federation that is up, so that the time to start its nodes is not in the first round."""
-    with tempfile.TemporaryDirectory() as home:
-        os.environ["UMBEL_HOME"] = home
-        federate.start(nodes, Path(home), stock=stock)
-        try:
-            return measure(rounds, "engine.name=grpc")
-        finally:
-            federate.stop(Path(home))
+WORKLOAD = ("model.name=cnn", "model.sizes={width: 8, hidden: 32}", *SHORT)
 
 
 def main() -> None:
@@ -85,17 +31,14 @@ def main() -> None:
     arguments = parser.parse_args()
     load_before = os.getloadavg()[0]
     os.environ["UMBEL_HOME"] = "/nonexistent"  # no federation that is up already
-    times = {"inline": measure(arguments.rounds)}
+    times = {"inline": measure(arguments.rounds, *WORKLOAD)}
     for nodes in (2, 4):
         for stock in (False, True):
             name = f"{nodes} {'stock SuperNodes' if stock else 'warm nodes'}"
-            times[name] = over_grpc(nodes, arguments.stock_rounds if stock else arguments.rounds, stock)
+            rounds = arguments.stock_rounds if stock else arguments.rounds
+            times[name] = over_loopback(nodes, rounds, stock, *WORKLOAD)
             print(f"{name}: {statistics.median(times[name].rounds):.2f} s a round", file=sys.stderr, flush=True)
-    env = environment()
-    versions = ", ".join(f"{name} {version}" for name, version in env["versions"].items() if version)
-    print(
-        f"{env['processor']}, {env['cpus']} CPUs, Python {env['python']}; {versions}; load before {load_before:.1f}\n"
-    )
+    print(f"{machine(load_before)}\n")
     print("| contender | s a round (median) | range | rounds | ratio to inline | first round (s) |")
     print("|---|---|---|---|---|---|")
     base = statistics.median(times["inline"].rounds)

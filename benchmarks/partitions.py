@@ -2,9 +2,9 @@
 
 Every scheme cuts 60,000 examples of 10 classes (5 domains, 20,000 natural ids, all in random order) over 1,000 and
 over 10,000 clients, each in a process of its own. Seconds (of the clock, and `cpu`, which other work on the machine
-does not change much) and megabytes count from before the first call to after it, the import of flwr-datasets included;
-megabytes are the growth of the process's peak. `again` is a second call's CPU time, which imports nothing, and `growth`
-its exponent from one number of clients to the next: 0 is constant, 1 linear, 2 quadratic.
+does not change much) and megabytes count from before the first call to after it, imports included; megabytes are the
+growth of the process's peak. `again` is a second call's CPU time, which imports nothing, and `growth` its exponent from
+one number of clients to the next: 0 is constant, 1 linear, 2 quadratic.
 
     python benchmarks/partitions.py [--examples 60000] [--clients 1000,10000] [--classes 10] [--schemes iid,dirichlet]
 
@@ -116,7 +116,7 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 def machine() -> str:
     """Return a line about hardware and versions."""
-    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("numpy", "torch", "flwr-datasets", "datasets"))
+    versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("numpy", "torch"))
     return f"{platform.machine()}, {os.cpu_count()} CPUs, one thread, Python {platform.python_version()}; {versions}"
 
 

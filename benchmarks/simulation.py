@@ -1,197 +1,145 @@
-"""How long does a simulation take beside the same arithmetic in a plain PyTorch loop, and beside stock Flower?
+"""How long does a simulation take beside the same arithmetic in a plain PyTorch loop, pfl-research, and stock Flower?
 
 Workload (experiment `bench_cnn`): 100 clients x 64 synthetic images 1x28x28 of 10 classes, the CNN, 10 clients a
-round, 1 epoch, batch 16, SGD 0.05, 10 rounds = 400 steps, no evaluation. Each contender runs in a process of its
-own, in turn, and is repeated; the table has the median of the time for the rounds (after everything has started)
-and of the whole process, and their ratios to the plain loop.
+round, 1 epoch, batch 16, SGD 0.05, no evaluation; 60 rounds = 2,400 steps. `bench_cvt_tiny32` and `bench_cvt_13` (20 M
+parameters) are the same with another model and fewer rounds; `key=value` arguments override an experiment's keys.
 
-    python benchmarks/simulation.py [--repeats 3]
+Each contender is a tree of processes of its own; all take turns, in an order that moves on with every repeat, after
+one repeat that does not count. Two rounds warm a contender up: they are its start-up, and the clock is on the rounds
+after them. docs/performance.md says how to read the tables.
+
+    python benchmarks/simulation.py [--repeats 5] [--rounds 60] [--experiment bench_cnn] [--contenders a,b]
+                                    [--json FILE] [--profile] [key=value ...]
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import statistics
+import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
-CONTENDERS = ("plain", "umbel-inline", "umbel-ray-1", "umbel-ray-2", "flower")
-NUM_CLIENTS, CLIENTS_PER_ROUND, ROUNDS, BATCH, LR = 100, 10, 10, 16, 0.05
+from yardstick import contenders, measure, pfl_environment, processes, table
+from yardstick.contenders import BENCHMARKS, Contender
+from yardstick.measure import Measurement
+from yardstick.workload import Workload
 
-
-def plain() -> float:
-    """Train with a loop that knows nothing of federations but the weighted mean; return seconds for the rounds."""
-    import torch
-    import torch.nn.functional as F
-
-    from umbel.conf.federation import build_model, federation
-    from umbel.conf.load import load
-    from umbel.data.transforms import normalize
-
-    torch.set_num_threads(1)
-    experiment = load("bench_cnn")
-    data = federation(experiment)
-    model = build_model(experiment, data)
-    clients = []
-    for k in range(NUM_CLIENTS):
-        examples = data.client(k).train
-        clients.append((normalize(examples.images, data.mean, data.std), examples.labels))
-    start = time.perf_counter()
-    weights = {name: p.detach().clone() for name, p in model.state_dict().items()}
-    generator = torch.Generator().manual_seed(0)
-    for _ in range(ROUNDS):
-        total = {name: torch.zeros_like(p) for name, p in weights.items()}
-        seen = 0
-        for k in torch.randperm(NUM_CLIENTS, generator=generator)[:CLIENTS_PER_ROUND].tolist():
-            x, y = clients[k]
-            model.load_state_dict(weights)
-            optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-            order = torch.randperm(len(y), generator=generator)
-            for index in order.split(BATCH):
-                optimizer.zero_grad()
-                F.cross_entropy(model(x[index]), y[index]).backward()
-                optimizer.step()
-            for name, p in model.state_dict().items():
-                total[name] += len(y) * p
-            seen += len(y)
-        weights = {name: p / seen for name, p in total.items()}
-    return time.perf_counter() - start
-
-
-def umbel(*overrides: str) -> float:
-    """Run `bench_cnn`; return seconds for the rounds."""
-    from umbel import run
-
-    with tempfile.TemporaryDirectory() as folder:
-        result = run("bench_cnn", f"run.results={folder}", *overrides)
-        seconds = result.summary["seconds"]
-        return float(seconds["total"] - seconds["setup"])
-
-
-def flower() -> float:
-    """Run the same workload as a stock Flower app in Flower's own simulation; return seconds for the rounds."""
-    import logging
-
-    import torch
-    import torch.nn.functional as F
-    from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
-    from flwr.clientapp import ClientApp
-    from flwr.serverapp import Grid, ServerApp
-    from flwr.serverapp.strategy import FedAvg
-    from flwr.simulation import run_simulation
-
-    from umbel.conf.federation import build_model, federation
-    from umbel.conf.load import load
-    from umbel.data.transforms import normalize
-
-    logging.getLogger("flwr").setLevel(logging.ERROR)
-    client_app = ClientApp()
-    seconds = []
-
-    @client_app.train()
-    def train(message: Message, context: Context) -> Message:
-        torch.set_num_threads(1)
-        experiment = load("bench_cnn")
-        data = federation(experiment)  # cached in the worker
-        examples = data.client(int(context.node_config["partition-id"])).train
-        x, y = normalize(examples.images, data.mean, data.std), examples.labels
-        model = build_model(experiment, data)
-        model.load_state_dict(message.content["arrays"].to_torch_state_dict())
-        optimizer = torch.optim.SGD(model.parameters(), lr=LR)
-        for index in torch.randperm(len(y)).split(BATCH):
-            optimizer.zero_grad()
-            F.cross_entropy(model(x[index]), y[index]).backward()
-            optimizer.step()
-        content = RecordDict(
-            {"arrays": ArrayRecord(model.state_dict()), "metrics": MetricRecord({"num-examples": len(y)})}
-        )
-        return Message(content, reply_to=message)
-
-    server_app = ServerApp()
-
-    @server_app.main()
-    def main(grid: Grid, context: Context) -> None:
-        experiment = load("bench_cnn")
-        model = build_model(experiment, federation(experiment))
-        strategy = FedAvg(
-            fraction_train=CLIENTS_PER_ROUND / NUM_CLIENTS, fraction_evaluate=0.0, min_available_nodes=NUM_CLIENTS
-        )
-        arrays = ArrayRecord(model.state_dict())
-        strategy.start(grid, arrays, num_rounds=1)  # workers start and import in this round, which is not counted
-        start = time.perf_counter()
-        strategy.start(grid, arrays, num_rounds=ROUNDS)
-        seconds.append(time.perf_counter() - start)
-
-    run_simulation(
-        server_app,
-        client_app,
-        num_supernodes=NUM_CLIENTS,
-        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}, "init_args": {"num_cpus": 2}},
-    )
-    return seconds[0]
-
-
-RUNNERS: dict[str, Callable[[], float]] = {
-    "plain": plain,
-    "umbel-inline": umbel,
-    "umbel-ray-1": lambda: umbel("engine.name=ray", "engine.workers=1"),
-    "umbel-ray-2": lambda: umbel("engine.name=ray", "engine.workers=2"),
-    "flower": flower,
+# name -> experiment, overrides, rounds
+WORKLOADS = {
+    "bench_cnn": ("bench_cnn", (), 60),
+    "bench_cvt_tiny32": ("bench_cnn", ("model.name=cvt_tiny32",), 15),
+    "bench_cvt_13": ("bench_cnn", ("model.name=cvt_13",), 3),
 }
+WARM_ROUNDS, UNCOUNTED_ROUNDS = 2, 2
 
 
-def measure(contender: str) -> tuple[float, float]:
-    """Run one contender in a process of its own; return (seconds for the rounds, seconds for the process)."""
-    start = time.perf_counter()
-    done = subprocess.run(
-        [sys.executable, __file__, "--one", contender], capture_output=True, text=True, timeout=600, check=False
-    )
-    whole = time.perf_counter() - start
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
+    """Return what the command line asks for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="over the experiment's keys")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--rounds", type=int, help="rounds that count (of the experiment: 60, 15, 3; of others 60)")
+    parser.add_argument("--experiment", default="bench_cnn", help=f"{', '.join(WORKLOADS)}, or an experiment of umbel")
+    parser.add_argument("--contenders", default="", help=f"some of {', '.join(contenders.ALL)}")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every measurement")
+    parser.add_argument("--profile", action="store_true", help="a round by stages instead, inline and on two workers")
+    asked = parser.parse_args(words)
+    try:
+        asked.chosen = contenders.chosen(asked.contenders or (",".join(contenders.PROFILED) if asked.profile else ""))
+    except ValueError as error:
+        parser.error(str(error))
+    if asked.repeats < 1 or (asked.rounds is not None and asked.rounds < 1):
+        parser.error("--repeats and --rounds are 1 or more")
+    if wrong := [word for word in asked.overrides if "=" not in word]:
+        parser.error(f"{wrong[0]!r} is no key=value")
+    asked.experiment, own, rounds = WORKLOADS.get(asked.experiment, (asked.experiment, (), 60))
+    asked.overrides, asked.rounds = [*own, *asked.overrides], asked.rounds or rounds
+    return asked
+
+
+def script(name: str, *words: str) -> str:
+    """Run a script of the yardstick, whose memory is gone afterwards, and return what it prints."""
+    env = os.environ | {"PYTHONPATH": str(BENCHMARKS)}
+    command = [sys.executable, "-m", f"yardstick.{name}", *words]
+    done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:
-        raise SystemExit(f"{contender} failed:\n{done.stderr[-3000:]}")
-    return float(json.loads(done.stdout.strip().splitlines()[-1])["rounds"]), whole
+        raise SystemExit(f"yardstick.{name} ended with status {done.returncode}")
+    return done.stdout
+
+
+def repeat(number: int, asked: argparse.Namespace, folder: Path) -> list[Measurement]:
+    """Measure every contender once, and judge what came of it."""
+    load, others = os.getloadavg(), processes.others_cores()
+    quiet = "" if others <= table.QUIET else f"; NOT QUIET: others keep {others:.2f} cores busy"
+    print(f"repeat {number}: load average {load[0]:.2f} {load[1]:.2f} {load[2]:.2f}{quiet}", file=sys.stderr)
+    with tempfile.TemporaryDirectory(prefix="yardstick-models-") as models:
+        taken = contenders.rotated(asked.chosen, number)
+        measured = [_measured(contender, number, asked.profile, folder, Path(models)) for contender in taken]
+        left = sorted(str(path) for path in Path(models).iterdir())
+        judged = json.loads(script("judge", str(folder), *left)) if left and number else {}
+    for each in measured:
+        each.load = load[0]
+        each.loss, each.norm = judged.get(each.contender, (None, None))
+    return measured
+
+
+def _measured(contender: Contender, number: int, profile: bool, folder: Path, models: Path) -> Measurement:
+    one = measure.run(contender, folder, models / contender.name, profile)
+    one.repeat = number
+    said = one.failure or f"start-up {one.startup:.2f} s, rounds {one.rounds:.2f} s, others {one.others:.2f} cores"
+    print(f"repeat {number}: {contender.name}: {said}", file=sys.stderr)
+    return one
+
+
+def all_repeats(asked: argparse.Namespace, folder: Path) -> tuple[Workload, list[Measurement]]:
+    """Measure as often as asked, after one repeat that does not count."""
+    whole = Workload.read(folder).lasting(WARM_ROUNDS, asked.rounds)
+    whole.lasting(WARM_ROUNDS, min(asked.rounds, UNCOUNTED_ROUNDS)).write(folder)
+    repeat(0, asked, folder)
+    whole.write(folder)
+    measured = [each for number in range(1, asked.repeats + 1) for each in repeat(number, asked, folder)]
+    order = [contender.name for contender in asked.chosen]
+    return whole, sorted(measured, key=lambda each: order.index(each.contender))
+
+
+def report(asked: argparse.Namespace, machine: dict[str, Any], whole: Workload, measured: list[Measurement]) -> None:
+    """Print the tables."""
+    has_pfl = any(each.contender.startswith("pfl") and not each.failure for each in measured)
+    lines = table.machine_lines(machine, pfl_environment.versions() if has_pfl else None)
+    lines += [
+        f"{' '.join([whole.experiment, *whole.overrides])}: {whole.num_parameters:,} parameters, "
+        f"{len(whole.sizes)} clients, {whole.clients_per_round} a round, {whole.rounds} rounds after "
+        f"{whole.warm_rounds} that warm up",
+        f"{asked.repeats} repeats; load average before each: {table.loads(measured)}",
+        "",
+    ]
+    if asked.profile:
+        lines += table.profile_table(measured, whole.rounds)
+    else:
+        lines += [*table.time_table(measured, whole.rounds), "", *table.work_table(measured)]
+    print("\n".join([*lines, "", *table.remarks(measured, whole)]))
 
 
 def main() -> None:
-    """Measure all contenders in turn and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--one", choices=CONTENDERS, help=argparse.SUPPRESS)
-    arguments = parser.parse_args()
-    if arguments.one:
-        print(json.dumps({"rounds": RUNNERS[arguments.one]()}))
-        return
-    times: dict[str, list[tuple[float, float]]] = {name: [] for name in CONTENDERS}
-    for repeat in range(arguments.repeats):
-        for name in CONTENDERS:
-            times[name].append(measure(name))
-            rounds, whole = times[name][-1]
-            print(f"repeat {repeat + 1}: {name}: rounds {rounds:.2f} s, process {whole:.2f} s", file=sys.stderr)
-    print_table(times)
-
-
-def print_table(times: dict[str, list[tuple[float, float]]]) -> None:
-    """Print medians, ranges and ratios, and what they were measured on."""
-    from umbel.server.results import environment
-
-    env = environment()
-    versions = ", ".join(f"{name} {version}" for name, version in env["versions"].items() if version)
-    print(f"{env['processor']}, {env['cpus']} CPUs, Python {env['python']}; {versions}\n")
-    print("| contender | rounds (s) | range | ratio to plain | process (s) | ratio to plain |")
-    print("|---|---|---|---|---|---|")
-    base_rounds = statistics.median(r for r, _ in times["plain"])
-    base_whole = statistics.median(w for _, w in times["plain"])
-    for name, measured in times.items():
-        rounds, whole = [r for r, _ in measured], [w for _, w in measured]
-        middle, middle_whole = statistics.median(rounds), statistics.median(whole)
-        print(
-            f"| {name} | {middle:.2f} | {min(rounds):.2f}-{max(rounds):.2f} | {middle / base_rounds:.2f} "
-            f"| {middle_whole:.2f} | {middle_whole / base_whole:.2f} |"
-        )
+    """Measure, and print what came of it."""
+    asked = arguments()
+    with tempfile.TemporaryDirectory(prefix="yardstick-work-") as temporary:
+        folder = Path(temporary)
+        script("prepare", temporary, asked.experiment, *asked.overrides)
+        machine = json.loads((folder / "machine.json").read_text(encoding="utf-8"))
+        whole, measured = all_repeats(asked, folder)
+    if asked.json:
+        content = {"machine": machine, "workload": asdict(whole), "measured": [asdict(each) for each in measured]}
+        asked.json.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    report(asked, machine, whole, measured)
+    if any(each.failure for each in measured):
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

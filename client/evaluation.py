@@ -71,9 +71,9 @@ def evaluate_client(
             )
             if names:
                 counts[f"{split}/{name}{SCORES}"] = scores.as_tensor(kept.scores(names), names)
-            found = total(by_task.values(), num_classes)
-            counts[f"{split}/{name}"] = torch.stack([found.correct_C, found.total_C])
-            counts[f"{split}/{name}/loss"] = torch.tensor(found.loss_sum, dtype=torch.float64)
+            whole = total(by_task.values(), num_classes)
+            counts[f"{split}/{name}"] = torch.stack([whole.correct_C, whole.total_C])
+            counts[f"{split}/{name}/loss"] = torch.tensor(whole.loss_sum, dtype=torch.float64)
     return Reply({"counts": counts}, {}, max(len(client.test_data), 1))
 
 
@@ -90,8 +90,8 @@ def _matched(predictor: Predictor, client: ClientContext, examples: Examples, ba
         raise ValueError("A predictor of retrieval needs an encoder of texts.")
     images, _ = client.prepare(examples)
     tokens, ids = examples.read_tokens(images.device, images.dtype), examples.identities()
-    found = matching.match(predictor.predict, predictor.texts, images, tokens, ids, batch_size)
-    return matching.as_counts(found, len(examples), len(matching.distinct_texts(tokens, ids)))
+    recalls = matching.match(predictor.predict, predictor.texts, images, tokens, ids, batch_size)
+    return matching.as_counts(recalls, len(examples), len(matching.distinct_texts(tokens, ids)))
 
 
 def seen(examples: Examples, task: int) -> Examples:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from flwr.app import Context, Message
 
+from umbel.client.greeting import greeting
 from umbel.client.worker import Worker
 from umbel.conf.errors import ExperimentError
 from umbel.conf.federation import OwnSite
@@ -17,24 +15,18 @@ from umbel.conf.load import load, split_overrides
 from umbel.conf.own_data import is_own
 from umbel.conf.schema import Experiment
 from umbel.core import clients
-from umbel.core.identity import greeting_signature, read_key
-from umbel.core.messages import decode_json, decode_work, encode_json, encode_outcome
-from umbel.core.work import held_by
-from umbel.models.card import version
+from umbel.core.wire.identity import greeting_signature, read_key
+from umbel.core.wire.messages import decode_json, decode_work, encode_json, encode_outcome
+from umbel.core.wire.work import held_by
 
 SITE_DATA = "site-data"  # key of a node's configuration: its site's data file
 STATE_FOLDER = "UMBEL_STATE"  # where a site keeps its clients' memory
 
 
 class Process:
-    """What this process keeps between messages: the worker of the run that it serves, and who follows its clients.
-
-    Attributes:
-        on_client: Called after each client that runs in this process.
-    """
+    """What this process keeps between messages: the worker of the run that it serves."""
 
     def __init__(self) -> None:
-        self.on_client: Callable[[int], None] | None = None
         self._key: tuple[str, ...] = ()
         self._worker: Worker | None = None
 
@@ -105,13 +97,7 @@ def hello(message: Message, context: Context) -> Message:
     """
     worker = process.worker(context)
     held = partitions_of(context, worker.experiment.data.num_clients)
-    answer: dict[str, Any] = {
-        "partitions": held,
-        "config_hash": worker.config_hash,
-        **worker.declared(held),
-        "version": version(),
-        "time": time.time(),
-    }
+    answer = greeting(held, worker.config_hash, worker.declared(held))
     if key := context.node_config.get("site-key"):
         asked = decode_json(message.content)
         answer["site"] = greeting_signature(read_key(Path(str(key))), asked, context.node_id, answer)
@@ -126,5 +112,5 @@ def agree(message: Message, context: Context) -> Message:
 def phase(message: Message, context: Context) -> Message:
     """Run a phase of a round for the clients that the message names; `evaluate` is one of them."""
     work, payload = decode_work(message.content)
-    outcome = process.worker(context).run(work, payload, process.on_client)
+    outcome = process.worker(context).run(work, payload)
     return Message(encode_outcome(outcome), reply_to=message)

@@ -17,15 +17,17 @@ from umbel.core import training
 from umbel.core.kept import Kept
 from umbel.core.losses import CrossEntropy
 from umbel.core.memory import MemoryRecord, MemoryStore
+from umbel.core.training import compiled, modes
 from umbel.core.tree import Tree, TreeMismatchError
 from umbel.data import transforms
 from umbel.data.federation import ClientData, Federation
+from umbel.data.sources.cache import folder
 from umbel.data.types import Examples
 from umbel.models.base import Model
 from umbel.models.weights import load_state, shared_state
 from umbel.strategies.base import ClientContext
 
-NORM = "#norm"  # tree of a client's memory that holds its own batch norm (FedBN)
+OWN = "#own"  # tree of a client's memory that holds the parts of the model that stay with it: batch norm, a head
 _PREPARED_BYTES = 512 << 20
 _HOOKS = {name for name in vars(nn.Module()) if name.endswith("_hooks")}
 
@@ -47,6 +49,8 @@ class Host:
         self.data = federation(experiment) if data is None else data
         self.device = devices.resolve(experiment.client.device)
         devices.make_repeatable(self.device)
+        if experiment.client.compile != "none":
+            compiled.keep_in(folder() / "compiled")
         self.dtype = devices.parameter_dtype(experiment.client.precision)
         self.loaded = False  # whether the client whose turn it is has loaded the model
         self.prepare = self._kept()
@@ -61,11 +65,16 @@ class Host:
         """The experiment's model, built when a strategy first asks for it: where only representations travel, never."""
         with torch.inference_mode(mode=False):  # whatever the client that asks first is about
             model, local = build_model(self.experiment, self.data).to(self.device), self.experiment.client
-        if local.channels_last:
+        if modes.uses_channels_last(local, model):
             model = model.to(memory_format=torch.channels_last)
-        if local.compile:
+        if local.compile == "model":
             model.features = torch.compile(model.features)  # type: ignore[method-assign]
         return model
+
+    @cached_property
+    def _channels_last(self) -> bool:
+        local = self.experiment.client
+        return modes.uses_channels_last(local, self.model) if local.channels_last == "auto" else local.channels_last
 
     @cached_property
     def _outline(self) -> list[tuple[object, ...]]:
@@ -76,7 +85,7 @@ class Host:
         if "model" not in self.__dict__:
             return
         try:
-            same = "_outline" in self.__dict__ and _outline(self.model.train()) == self._outline
+            same = "_outline" in self.__dict__ and _outline(_in_training(self.model)) == self._outline
         except (RuntimeError, ValueError, TypeError):  # what stands there now cannot be compared
             same = False
         if not same:
@@ -115,15 +124,15 @@ class Host:
                 "client built different models."
             )
         own = dict(own_initial)
-        if memory is not None and NORM in memory.trees:
-            own |= memory.trees[NORM]
+        if memory is not None and OWN in memory.trees:
+            own |= memory.trees[OWN]
         for parameter in self.model.parameters():
             parameter.grad = None
         load_state(self.model, tree, partial=True)
         if own:
             load_state(self.model, own, partial=True)
         self.loaded = True
-        return self.model.train()  # as it was built, whoever had it before
+        return _in_training(self.model)  # as it was built, whoever had it before
 
     def weights(self, model: Model) -> dict[str, Tensor]:
         """Return the model's shared state on the CPU, owning its memory."""
@@ -136,7 +145,7 @@ class Host:
 
     def own_parts(self) -> dict[str, Tensor]:
         """Return the parts of the model that stay with the client; none unless it loaded the model in this phase."""
-        if self.experiment.model.norm != "local" or not self.loaded:
+        if not self.loaded or not self.local_names:
             return {}  # what the model then holds is another client's, if there is a model at all
         state = self.model.state_dict()
         return {name: state[name].detach().cpu().clone() for name in sorted(self.local_names)}
@@ -145,7 +154,7 @@ class Host:
     def _prepare(self, examples: Examples) -> tuple[Tensor, Tensor]:
         """Return (images, labels) on the device, normalised, in the parameter dtype; `prepare` keeps the last ones."""
         images = transforms.normalize(examples.images.to(self.device), self.data.mean, self.data.std, self.dtype)
-        if self.experiment.client.channels_last and images.dim() == 4:
+        if images.dim() == 4 and self._channels_last:
             images = images.contiguous(memory_format=torch.channels_last)
         return images, examples.labels.to(self.device)
 
@@ -155,6 +164,17 @@ class Host:
         if kind == "none":
             return None
         return lambda images, source: transforms.augment(images, kind, source)
+
+
+def _in_training(model: Model) -> Model:
+    """Put a model into training mode, and return it; setting the mode of each module takes long where there are many.
+
+    A module may have its own idea of the mode (frozen statistics, say), which is asked for in any case.
+    """
+    for module in model.modules():
+        if not module.training or type(module).train is not nn.Module.train:
+            return model.train()
+    return model
 
 
 def _outline(model: Model) -> list[tuple[object, ...]]:

@@ -7,40 +7,39 @@ the counter that torch keeps of changes in place.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from umbel.core.flat import ALIGNED, Outline, flattened
 from umbel.core.records import Payload
 from umbel.data.types import Examples
-
-_ALIGNED = 64  # bytes, as torch's own memory: products may round otherwise elsewhere
 
 
 class LentPayload:
     """The payload of an exchange.
 
     Args:
-        payload: What came.
+        outline: What lies where.
+        memory: What came, [B]; nobody writes into it.
+        numbers: The payload's numbers.
     """
 
-    def __init__(self, payload: Payload) -> None:
-        starts: dict[tuple[str, str], int] = {}
-        size = 0
-        for tree, tensors in payload.trees.items():
-            for name, tensor in tensors.items():
-                starts[tree, name] = size
-                size += -(-tensor.nbytes // _ALIGNED) * _ALIGNED
-        self._memory = bytearray(size + _ALIGNED)
-        whole = torch.frombuffer(self._memory, dtype=torch.uint8)
-        whole = whole[-whole.data_ptr() % _ALIGNED :]
-        trees = {
-            tree: {name: _placed(whole[starts[tree, name] :], tensor) for name, tensor in tensors.items()}
-            for tree, tensors in payload.trees.items()
-        }
-        self.payload = Payload(trees, dict(payload.numbers))
-        self._before = bytes(self._memory)
+    def __init__(self, outline: Outline, memory: NDArray[np.uint8], numbers: Mapping[str, float]) -> None:
+        self._before = memory
+        whole = np.empty(len(memory) + ALIGNED, np.uint8)
+        place = -whole.ctypes.data % ALIGNED
+        self._own = whole[place : place + len(memory)]
+        self._own[:] = memory
+        self.payload = Payload(outline.read(torch.from_numpy(self._own)), dict(numbers))
+
+    @classmethod
+    def of(cls, payload: Payload) -> LentPayload:
+        """Lend a payload that lies anywhere."""
+        return cls(*flattened(payload.trees), payload.numbers)
 
     def lend(self) -> Payload:
         """Return the payload for one client: mappings and views of its own, of the same values."""
@@ -52,15 +51,10 @@ class LentPayload:
 
     def take_back(self) -> bool:
         """Say whether it comes back as it was lent; if not, it is as it was again."""
-        if self._memory == self._before:
+        if np.array_equal(self._own.view(np.uint64), self._before.view(np.uint64)):  # eight bytes each: quicker
             return True
-        self._memory[:] = self._before
+        self._own[:] = self._before
         return False
-
-
-def _placed(memory: Tensor, tensor: Tensor) -> Tensor:
-    """Return a tensor of the same values that lies at the beginning of some bytes, [B] uint8."""
-    return memory[: tensor.nbytes].view(tensor.dtype).view(tensor.shape).copy_(tensor)
 
 
 class LentData:

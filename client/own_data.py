@@ -10,14 +10,16 @@ import logging
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from umbel.conf.federation import OwnSite, at_sites, listed
+from umbel.conf.federation import OwnSite, listed
 from umbel.conf.schema import Experiment
 from umbel.core.refusal import Refusal
 from umbel.data import partition
 from umbel.data.federation import Federation
-from umbel.data.sites.agreed import relabelled
-from umbel.data.sites.agreement import Inventory, Sums
-from umbel.data.sites.listing import SiteError
+from umbel.data.sites.agreed import at_site, relabelled
+from umbel.data.sites.agreement import Inventory
+from umbel.data.sites.errors import SiteError
+from umbel.data.sites.listing import Listing
+from umbel.data.sites.sums import Sums
 
 _HOW = "umbel data check-site FILE says there what it is."
 log = logging.getLogger("umbel.node")
@@ -34,10 +36,10 @@ class OwnData:
     def __init__(self, experiment: Experiment, own: OwnSite | None) -> None:
         self._experiment = experiment
         self._own = own
-        self._agreed: tuple[dict[str, Any], Federation] | None = None
+        self._agreed: tuple[dict[str, Any], Listing, Federation] | None = None
 
     def declared(self, clients: Iterable[int]) -> dict[str, Any]:
-        """Return what a greeting says: training examples of each client, and the classes with theirs.
+        """Return what a greeting says: training examples of each client, the classes with theirs, and its site.
 
         Nothing where the data are refused: the server hears why when it asks for what all agree on.
         """
@@ -46,11 +48,11 @@ class OwnData:
         except (Refusal, OSError):
             return {}
         train = {str(client): counts["train"] for client, counts in inventory.counts.items()}
-        data = self._experiment.data
-        times = data.num_tasks if partition.tasks(data.partition) == "pixels" else 1  # each has all examples
+        times = partition.repeats(self._experiment.data)
         return {
             "examples": {client: times * sum(counts.values()) for client, counts in train.items()},
             "classes": {client: dict(counts) for client, counts in train.items()},
+            "sites": {str(client): site for client, site in inventory.sites.items()},
         }
 
     def answer(self, asked: Mapping[str, Any]) -> dict[str, Any]:
@@ -66,7 +68,8 @@ class OwnData:
                 for text in held.private:
                     log.info("%s", text)
                 notices = held.bare.notices if self._own else (*held.bare.notices, *held.private)
-                return Inventory.of(held.bare, clients).plain() | {"notices": list(notices)}
+                is_own = self._own is not None  # and not one of the files that the experiment names
+                return Inventory.of(held.bare, clients).plain() | {"notices": list(notices), "own": is_own}
             known, whole = len(held.bare.notices), held.whole
         except Refusal as error:
             return {"refused": self._told(error)}
@@ -80,7 +83,7 @@ class OwnData:
         return answer | ({"sums": Sums.of(made, clients).plain()} if asked["sums"] else {})
 
     def federation(self, agreed: Mapping[str, Any]) -> Federation:
-        """Return what the sites hold by what all agreed on.
+        """Return what the sites hold by what all agreed on; the same object as long as no file of theirs changes.
 
         Raises:
             ValueError: Nothing was agreed on.
@@ -88,9 +91,10 @@ class OwnData:
         """
         if not agreed:
             raise ValueError("The server sends no classes, and each site has its own data here.")
-        if self._agreed is None or self._agreed[0] != agreed:
-            self._agreed = (dict(agreed), at_sites(self._experiment, agreed, self._own))
-        return self._agreed[1]
+        held = listed(self._experiment, self._own)
+        if self._agreed is None or self._agreed[0] != agreed or self._agreed[1] is not held:
+            self._agreed = (dict(agreed), held, at_site(held.whole, agreed, self._experiment.data))
+        return self._agreed[2]
 
     def agreed(self, agreed: Mapping[str, Any]) -> Federation:
         """Return what the sites hold by what all agreed on; what is wrong is told as others may know it.

@@ -1,90 +1,30 @@
-"""Do a node's share of a phase: run its clients in order, fold what can be folded here, report the rest."""
+"""A process that runs clients of one experiment, with what it keeps from one phase to the next."""
 
 from __future__ import annotations
 
-import os
 import re
-import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from umbel.client.deadline import attempt
 from umbel.client.evaluation import evaluate_client
-from umbel.client.host import NORM, Clients, Host
-from umbel.client.lending import LentData, LentPayload
+from umbel.client.generators import set_apart
+from umbel.client.host import Clients, Host
+from umbel.client.lending import LentPayload
 from umbel.client.own_data import OwnData
-from umbel.client.shared import Shared, gradients_on
+from umbel.client.share import OnClient, Part, Share
 from umbel.conf.federation import OwnSite
 from umbel.conf.load import build_strategy, portable_hash
 from umbel.conf.own_data import is_own
 from umbel.conf.schema import Experiment
-from umbel.core.blocks import BlockTree
 from umbel.core.evaluation import evaluation_fold
-from umbel.core.folds import Partial, Product, Shapes
-from umbel.core.memory import MemoryRecord, MemoryStore, Version
-from umbel.core.messages import encode_reply, framing_bytes
-from umbel.core.records import BadReplyError, Payload, Reply, plain, reason
-from umbel.core.tree import clone
-from umbel.core.work import Outcome, Work
+from umbel.core.memory import MemoryStore
+from umbel.core.records import Payload, Reply
+from umbel.core.wire.work import Outcome, Work
 from umbel.data.declared import declared
 from umbel.strategies.base import EVALUATE, ClientContext
 
-OnClient = Callable[[int], None]
 _RUN = re.compile(r"\w[\w.-]*")
-
-
-@dataclass(frozen=True)
-class Part:
-    """A client's part of an exchange.
-
-    Attributes:
-        local: What it does with what it received.
-        fold: How the replies combine.
-        remembers: Whether its memory goes on from it; an evaluation changes nothing.
-    """
-
-    local: Callable[[Payload, ClientContext], Reply]
-    fold: Product
-    remembers: bool = True
-
-
-@dataclass(frozen=True)
-class _Exchange:
-    """What the clients of a message take part in.
-
-    Attributes:
-        work: Which clients, in which blocks.
-        part: A client's part.
-        lent: What they receive.
-        shared: What they share otherwise.
-        shapes: The shapes that their replies have, as far as the payload leaves them open.
-    """
-
-    work: Work
-    part: Part
-    lent: LentPayload
-    shared: Shared
-    shapes: Shapes = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class _Answer:
-    """What came of a client.
-
-    Attributes:
-        reply: Its reply; in memory of its own where it travels singly.
-        lifted: Its accumulator where its block is added up here, else None.
-        record: Its memory from now on; None leaves it as it is.
-        framing: Bytes of framing that the reply would have, sent singly.
-    """
-
-    reply: Reply
-    lifted: Partial | None
-    record: MemoryRecord | None
-    framing: int
 
 
 class ConfigMismatchError(RuntimeError):
@@ -101,6 +41,7 @@ class Worker:
     """
 
     def __init__(self, experiment: Experiment, memory_folder: Path, own: OwnSite | None = None) -> None:
+        set_apart("flwr")
         self.experiment = experiment
         self.config_hash = portable_hash(experiment)
         self.strategy = build_strategy(experiment)
@@ -150,23 +91,35 @@ class Worker:
     def _begin(self, work: Work) -> Clients:
         """Check that the server runs the same experiment, and open the run's memory."""
         self._check_hash(work.config_hash)
-        if self.own_data is not None and (self._hosted is None or self._agreed != work.agreed):
+        begins = self._run != (work.run, work.attempt)
+        if self.own_data is not None and (begins or self._agreed != work.agreed):  # files may be others by now
             self._hosted = Host(self.experiment, self.own_data.agreed(work.agreed))
             self._agreed, self._clients = work.agreed, None
-        if self._clients is None or self._run != (work.run, work.attempt):
+        if self._clients is None or begins:
             if not _RUN.fullmatch(work.run):
                 raise ValueError(f"The server calls its run {work.run!r}, which is no name of a folder.")
             self._clients = Clients(self._host, MemoryStore(self._memory_folder / work.run))
             self._run = (work.run, work.attempt)
         return self._clients
 
+    def share(self, work: Work, lent: LentPayload) -> Share:
+        """Begin a share of a phase, whose clients run when they are named.
+
+        Args:
+            work: All that may be named.
+            lent: What they receive.
+
+        Raises:
+            ConfigMismatchError: The server runs another experiment.
+            UnknownNameError: The strategy has no such phase.
+        """
+        return Share(self._begin(work), self._part(work.phase), work, lent, self._framing)
+
     def run(self, work: Work, payload: Payload, on_client: OnClient | None = None) -> Outcome:
         """Run the clients of `work` and return what came of it.
 
-        Whatever a client raises is its own failure, not the phase's.
-
         Args:
-            work: Which clients, in which blocks.
+            work: Which clients, and where each stands.
             payload: What they receive.
             on_client: Called after each client.
 
@@ -174,38 +127,9 @@ class Worker:
             ConfigMismatchError: The server runs another experiment.
             UnknownNameError: The strategy has no such phase.
         """
-        clients = self._begin(work)
-        exchange = _Exchange(work, self._part(work.phase), LentPayload(payload), Shared(self._host.device))
-        outcome = Outcome()
-        tree = BlockTree(exchange.part.fold, work.num_blocks)
-        for block in work.blocks:
-            whole, folded = work.clients.issuperset(block.clients), exchange.part.fold.zero()
-            for client in (client for client in block.clients if client in work.clients):
-                start = time.perf_counter()
-                answer, failure = self._turn(clients, client, exchange, whole)
-                outcome.seconds[client] = time.perf_counter() - start
-                if answer is None:
-                    outcome.failures[client] = failure
-                else:
-                    folded = self._take(client, answer, exchange, folded, outcome)
-                if on_client is not None:
-                    on_client(client)
-            if whole:
-                tree.add(0, block.index, folded)
-        outcome.nodes = list(tree.nodes())
-        return outcome
-
-    def _take(self, client: int, answer: _Answer, exchange: _Exchange, folded: Partial, outcome: Outcome) -> Partial:
-        """Count a good answer, and return what its block comes to with it."""
-        phase = exchange.work.phase
-        outcome.bytes_up += answer.reply.num_bytes
-        outcome.framing_up += self._framing.setdefault(phase, answer.framing)
-        if answer.record is not None:
-            outcome.remembered.append(client)
-        if answer.lifted is None:
-            outcome.singles[client] = answer.reply
-            return folded
-        return exchange.part.fold.merge(folded, answer.lifted)
+        share = self.share(work, LentPayload.of(payload))
+        share.run(work.leaves, on_client)
+        return share.outcome()
 
     def _part(self, name: str) -> Part:
         """Return the part of a client in the exchange of a name: a phase of the strategy, or the loop's own."""
@@ -219,91 +143,3 @@ class Worker:
         asked, schedule = self.experiment.evaluate, self.experiment.schedule
         heads = self._host.task_heads
         return evaluate_client(self.strategy, payload, client, asked.batch_size, schedule, heads, asked.metrics)
-
-    def _turn(self, clients: Clients, client: int, exchange: _Exchange, whole: bool) -> tuple[_Answer | None, str]:
-        """Run one client and put back what all share; return its answer, or None and why there is none.
-
-        Args:
-            clients: All clients.
-            client: Its number.
-            exchange: What it takes part in.
-            whole: Its block is added up here.
-        """
-        part, work, lent, process = exchange.part, exchange.work, LentData(), os.getpid()
-        seconds, whose = self.experiment.engine.client_seconds, f"Client {client}"
-        remembered: list[MemoryRecord] = []
-        try:
-            version = work.memories.get(client)
-            before = clients.memory.read(client, version) if version else None
-            context = clients.context(client, work.round, work.phase, before, remembered.append, lent)
-        except Exception as error:  # noqa: BLE001 - its memory is gone, its data cannot be read: that is its own matter
-            return None, reason(error)
-        with gradients_on():
-            try:
-                # In two steps, so that there are few frames between the command and a gradient.
-                said = attempt(partial(part.local, exchange.lent.lend(), context), seconds, whose)
-                act = partial(self._answer, said.made, exchange, before, remembered, whole, client)
-                done = attempt(act, seconds, whose) if not said.failure else said.without()
-            finally:
-                if os.getpid() != process:
-                    os._exit(0)  # the client forked: what went on here would be the run a second time
-                if changed := self._put_back(exchange, lent):
-                    clients.forget(client)
-        if not done.in_time:
-            clients.forget(client)
-        if changed:
-            who = f"{done.failure} It also" if done.failure else "it"
-            return None, f"{who} changed what others get as it was: {', '.join(changed)}"
-        if (answer := done.made) is None:
-            return None, done.failure
-        try:
-            exchange.part.fold.agree(exchange.shapes, (answer.lifted or answer.reply).trees, answer.lifted is not None)
-        except BadReplyError as error:
-            return None, reason(error)
-        if answer.record is not None:
-            remember = partial(self._remember, clients, client, exchange.work, answer.record)
-            if failure := attempt(remember, seconds, whose).failure:
-                return None, failure
-        return answer, ""
-
-    def _put_back(self, exchange: _Exchange, lent: LentData) -> list[str]:
-        """Put back what a client should have left as it was, and return what that is."""
-        changed = [*exchange.shared.put_back(), *lent.take_back()]
-        if not exchange.lent.take_back():
-            changed.append("the payload")
-        self._host.take_back()
-        return changed
-
-    def _answer(
-        self,
-        said: object,
-        exchange: _Exchange,
-        before: MemoryRecord | None,
-        remembered: list[MemoryRecord],
-        whole: bool,
-        client: int,
-    ) -> _Answer:
-        """Return what comes of what a client said; nothing of it belongs to the client any more."""
-        fold, phase = exchange.part.fold, exchange.work.phase
-        reply = plain(said)
-        fold.check(reply, exchange.lent.payload)
-        framing = self._framing.get(phase) or framing_bytes(encode_reply(reply))
-        record = self._record(before, remembered) if exchange.part.remembers else None
-        if whole:
-            return _Answer(reply, fold.lift(client, reply), record, framing)
-        return _Answer(reply.owned(), None, record, framing)
-
-    def _record(self, before: MemoryRecord | None, remembered: list[MemoryRecord]) -> MemoryRecord | None:
-        """Return what a client's memory will be, in memory of its own; None leaves it as it is."""
-        own = self._host.own_parts()
-        if not remembered and not own:
-            return None
-        record = remembered[-1] if remembered else before or MemoryRecord()
-        own = own or (dict(before.trees.get(NORM, {})) if before else {})
-        trees = {**record.trees, NORM: own} if own else record.trees
-        return MemoryRecord({name: clone(tree) for name, tree in trees.items()}, dict(record.numbers))
-
-    def _remember(self, clients: Clients, client: int, work: Work, record: MemoryRecord) -> None:
-        """Write a client's memory, now that its reply is good."""
-        version = Version(work.round, work.step, work.attempt)
-        clients.memory.write(client, version, record, work.memories.get(client), work.checkpoint_round)

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
-from umbel.conf import initial, own_data
+from umbel.conf import devices, initial, own_data
 from umbel.conf.errors import ExperimentError
 from umbel.conf.paths import absolute
 from umbel.conf.schema import Experiment
@@ -82,13 +82,14 @@ def _check(canonical: _Canonical) -> None:
         _federation(experiment)
         own_data.check(experiment)
         _sequence(experiment)
+        devices.check(experiment)
         _training(experiment)
         _evaluation(experiment)
         models.check(experiment.model.name, experiment.model.sizes)
         _operators(experiment)
         strategy = strategy_of(experiment)
         strategies.check(experiment.strategy.name, strategy, experiment)
-        initial.check(experiment, strategy.own_model)
+        initial.check(experiment, strategy)
     except Refusal as error:
         raise ExperimentError.of(error) from error
 
@@ -215,11 +216,16 @@ def _training(experiment: Experiment) -> None:
             key="client.epochs",
             remedy="Set one of them above 0.",
         )
-    if client.compile and experiment.model.checkpoint:
+    if client.compile != "none" and experiment.model.checkpoint:
         raise ExperimentError(
-            "client.compile=true and model.checkpoint=true do not go together: a compiler decides itself what to keep.",
+            f"client.compile={client.compile} and model.checkpoint=true do not go together: a compiler decides itself "
+            "what to keep.",
             key="client.compile",
-            remedy="Set one of them to false.",
+            remedy="Set client.compile=none, or model.checkpoint=false.",
+        )
+    if client.together != "auto" and client.together < 1:
+        raise ExperimentError(
+            f"client.together={client.together}: expected auto, or 1 or more clients at once.", key="client.together"
         )
     if client.nesterov and not client.momentum:
         raise ExperimentError(

@@ -5,22 +5,28 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from umbel.conf.check import strategy_of
 from umbel.conf.errors import ExperimentError
 from umbel.conf.own_data import is_own, read_site
 from umbel.conf.schema import Experiment
 from umbel.core.device import parameter_dtype
+from umbel.core.refusal import Refusal
 from umbel.core.rng import build_seeded
 from umbel.data.federation import Federation
 from umbel.data.pictures import Form, mode_of
 from umbel.data.sites import agreed, listing
-from umbel.data.sites.agreement import Agreement, Inventory, Sums, choose, conclude, wants_sums
+from umbel.data.sites.agreement import Agreement, Inventory, choose, conclude, wants_sums
 from umbel.data.sites.listing import Listing
+from umbel.data.sites.sums import Sums
+from umbel.data.sites.watched import Watched
 from umbel.models import norm
 from umbel.models.assemble import assemble
 from umbel.models.base import Model
 from umbel.models.checkpointing import checkpoint_blocks
+from umbel.models.weights import shared_state
 
 _cache: dict[str, Federation] = {}
 _listings: dict[str, Listing] = {}
@@ -46,20 +52,19 @@ def _key(experiment: Experiment) -> str:
 def federation(experiment: Experiment) -> Federation:
     """Return the experiment's data set, cut into server and clients; the last one made is kept.
 
-    Of sites with data of their own, those of `data.sites`, agreed on here.
+    Of sites with data of their own, those of `data.sites`, agreed on here; their pictures are kept (`listed`).
 
     Raises:
         DataError: The data are missing or damaged, or cannot be cut as asked.
     """
+    if is_own(experiment):
+        agreement = agree_here(experiment, listed(experiment).whole)
+        tested = at_server(experiment, agreement).test_pool
+        return replace(at_sites(experiment, agreement.shared()), test_pool=tested)
     key = _key(experiment)
     if key not in _cache:
         _cache.clear()
-        if is_own(experiment):
-            agreement = agree_here(experiment, listed(experiment).whole)
-            tested = at_server(experiment, agreement).test_pool
-            _cache[key] = replace(at_sites(experiment, agreement.shared()), test_pool=tested)
-        else:
-            _cache[key] = Federation.build(experiment.data, experiment.data_seed)
+        _cache[key] = Federation.build(experiment.data, experiment.data_seed)
     return _cache[key]
 
 
@@ -79,7 +84,7 @@ def held(experiment: Experiment) -> Federation:
 
 
 def listed(experiment: Experiment, own: OwnSite | None = None) -> Listing:
-    """Return what the sites of this process hold, before all agree; the last ones are kept.
+    """Return what the sites of this process hold, before all agree; kept until one of their files changes.
 
     Args:
         experiment: The experiment, of sites with data of their own.
@@ -91,13 +96,14 @@ def listed(experiment: Experiment, own: OwnSite | None = None) -> Listing:
     """
     data, seed = experiment.data, experiment.data_seed
     key = _key(experiment) if own is None else json.dumps([_key(experiment), asdict(own)])
-    if key in _listings:
-        return _listings[key]
+    if (kept := _listings.get(key)) is not None and kept.current:
+        return kept
     form = Form(data.image_size, mode_of(data.channels))
     sites: list[tuple[listing.Site, Sequence[int]]] = []
-    first = 0
-    for file in data.sites if own is None else [own.file]:
-        site = listing.read_site(read_site(file), form, seed)
+    files, first = data.sites if own is None else [own.file], 0
+    watched = Watched.now(Path(file).expanduser() for file in files)
+    for file in files:
+        site = listing.read_site(read_site(file), form, seed, file)
         numbers = range(first, first + site.num_clients) if own is None else own.clients
         sites.append((site, numbers))
         first += len(numbers)
@@ -115,7 +121,7 @@ def listed(experiment: Experiment, own: OwnSite | None = None) -> Listing:
             remedy=f"Set data.num_clients={first}.",
         )
     _listings.clear()
-    _listings[key] = listing.gather(sites, data, seed)
+    _listings[key] = listing.gather(sites, data, seed, [watched])
     return _listings[key]
 
 
@@ -129,9 +135,9 @@ def agree_here(experiment: Experiment, held: Federation) -> Agreement:
     return conclude(experiment.data, classes, [inventory], sums)
 
 
-def at_sites(experiment: Experiment, shared: Mapping[str, Any], own: OwnSite | None = None) -> Federation:
-    """Return what the sites of this process hold by what all agreed on; arguments and errors as of `listed`."""
-    return agreed.at_site(listed(experiment, own).whole, shared, experiment.data)
+def at_sites(experiment: Experiment, shared: Mapping[str, Any]) -> Federation:
+    """Return what the sites of `data.sites` hold by what all agreed on; errors as of `listed`."""
+    return agreed.at_site(listed(experiment).whole, shared, experiment.data)
 
 
 def at_server(experiment: Experiment, agreement: Agreement) -> Federation:
@@ -159,5 +165,19 @@ def build_model(experiment: Experiment, data: Federation) -> Model:
 
 
 def local_names(experiment: Experiment, model: Model) -> frozenset[str]:
-    """Return the names of the model's state that stay with each client."""
-    return norm.batch_norm_names(model) if experiment.model.norm == "local" else frozenset()
+    """Return the names of the model's state that stay with each client.
+
+    Raises:
+        Refusal: Nothing would be left that does not.
+    """
+    own = norm.batch_norm_names(model) if experiment.model.norm == "local" else frozenset()
+    parts = tuple(f"{part}." for part in strategy_of(experiment).local_parts)
+    local = own | {name for name in model.state_dict() if name.startswith(parts)}
+    if parts and not shared_state(model, local):
+        raise Refusal(
+            f"strategy.name={experiment.strategy.name} keeps the head with each client, and model.name="
+            f"{experiment.model.name} is nothing else.",
+            key="model.name",
+            remedy="Choose a model with a body, such as model.name=cnn.",
+        )
+    return local

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from umbel.data.federation import Federation
 from umbel.models.base import Model
 from umbel.models.card import KEY, Card, file_of
 from umbel.models.weights import shared_state
+from umbel.strategies.base import Strategy
 
 _SHOWN = 3
 
@@ -38,12 +40,12 @@ class Start:
     notice: str
 
 
-def check(experiment: Experiment, own_model: bool) -> None:
+def check(experiment: Experiment, strategy: Strategy[Any]) -> None:
     """Refuse `model.init` where it cannot be; the file is not looked for.
 
     Args:
         experiment: The experiment.
-        own_model: Whether the strategy trains a model that is not the experiment's.
+        strategy: Its strategy.
     """
     model = experiment.model
     if not model.init:
@@ -54,7 +56,7 @@ def check(experiment: Experiment, own_model: bool) -> None:
                 remedy="Set model.init, or leave both out.",
             )
         return
-    if own_model:
+    if strategy.own_model:
         raise ExperimentError(
             f"model.init: under strategy.name={experiment.strategy.name} server and clients have models of their own.",
             key="model.init",
@@ -65,6 +67,13 @@ def check(experiment: Experiment, own_model: bool) -> None:
             "model.init with model.norm=local: each client's batch norm stays where it is, and no client has the file.",
             key="model.norm",
             remedy="Set model.norm=average.",
+        )
+    if strategy.local_parts:
+        raise ExperimentError(
+            f"model.init: under strategy.name={experiment.strategy.name} the {', '.join(strategy.local_parts)} of each "
+            "client stays where it is, and no client has the file.",
+            key="model.init",
+            remedy="Leave it out, or choose another strategy.",
         )
 
 

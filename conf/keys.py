@@ -64,7 +64,11 @@ def _free_keys(strategy_name: str) -> frozenset[str]:
     leaves = [*_leaves(Experiment)]
     if is_ours(strategy_name):
         leaves.extend(_leaves(registry.find(strategy_name).config_class, "strategy."))
-    return frozenset(key for key, kind in leaves if typing.get_origin(kind) is dict)
+    return frozenset(key for key, kind in leaves if _may_be_mapping(kind))
+
+
+def _may_be_mapping(kind: Any) -> bool:
+    return dict in (typing.get_origin(each) for each in (kind, *typing.get_args(kind)))
 
 
 def _given_keys(given: Mapping[str, Any], free: Container[str], prefix: str = "") -> Iterator[str]:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from umbel.conf import own_data
+from umbel.conf import devices, own_data
 from umbel.conf.check import check, strategy_of
 from umbel.conf.errors import ExperimentError
 from umbel.conf.keys import check_keys, is_ours
@@ -136,6 +136,7 @@ def compose(given: Mapping[str, Tree], name: str) -> Experiment:
         config = dataclasses.replace(config, server_validation=0.0)  # the server has nothing to hold out of
     config = own_data.resolved(config)
     composed = dataclasses.replace(typed, name=typed.name or name, data=config, strategy=strategy)
+    composed = devices.located(composed)
     check_size(as_dict(composed))
     return composed
 
@@ -166,6 +167,8 @@ def portable(experiment: Experiment) -> dict[str, Any]:
     places = (("data", "path"), ("data", "sites"), ("data", "server"))
     for part, key in (*places, ("model", "init"), ("client", "device"), ("run", "results"), ("run", "name")):
         plain[part].pop(key)
+    for key in ("capacity", "availability"):  # only the server reads them, and their hash is there
+        plain["simulation"]["devices"].pop(key)
     for key in ("rounds", "until", "patience"):  # a resume may ask for more
         plain["run"].pop(key)
     return plain

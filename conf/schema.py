@@ -12,6 +12,7 @@ from annotated_types import Ge, Gt, Interval
 from umbel.core.ranges import OneOf
 from umbel.core.schedule import Schedule
 from umbel.core.training import LocalConfig
+from umbel.core.virtual.config import DevicesConfig
 from umbel.data import partition
 from umbel.data.config import DataConfig
 from umbel.models.norm import GROUPS
@@ -79,7 +80,10 @@ class RunConfig:
         min_replies: A phase with fewer good replies than this ends the run, with everything saved. A whole number is a
             number of replies; one with a point is a share of the clients that the phase selected, rounded up: 1 is one
             reply, 0.75 three quarters of them, 1.0 all of them.
-        fold_block: Clients whose replies are added up together (see `umbel.core.blocks`); part of what fixes the bits.
+        over_sample: Clients that a round asks beyond those that it takes: of all whom it asks it takes the first to
+            finish in virtual time (`simulation.devices`).
+        deadline: Virtual seconds that a phase waits; who would be later is not asked, but as many are waited for as
+            min_replies asks for. 0 waits for all.
         threads: Threads of torch's arithmetic in every process; part of what fixes the bits.
         results: Folder in which runs are written.
         name: Name of the run's folder; empty makes one of experiment, strategy, seed and time.
@@ -94,7 +98,8 @@ class RunConfig:
     until: str = ""
     patience: Annotated[int, Ge(0)] = 0
     min_replies: Annotated[int | float, Gt(0)] = 1
-    fold_block: Annotated[int, Ge(1)] = 4
+    over_sample: Annotated[int, Ge(0)] = 0
+    deadline: Annotated[float, Ge(0)] = 0.0
     threads: Annotated[int, Interval(ge=1, le=1024)] = 1
     results: str = "results"
     name: str = ""
@@ -169,6 +174,17 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class SimulationConfig:
+    """What is simulated beside the training itself.
+
+    Attributes:
+        devices: The clients' devices: a run that has them reports virtual seconds.
+    """
+
+    devices: DevicesConfig = field(default_factory=DevicesConfig)
+
+
+@dataclass(frozen=True)
 class Experiment:
     """A whole experiment.
 
@@ -183,6 +199,7 @@ class Experiment:
         evaluate: Evaluation.
         checkpoint: Checkpoints.
         engine: Engine.
+        simulation: Devices of different speeds, in virtual time.
     """
 
     name: str = ""
@@ -195,6 +212,7 @@ class Experiment:
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    simulation: SimulationConfig = field(default_factory=SimulationConfig)
 
     @property
     def data_seed(self) -> int:

@@ -164,6 +164,8 @@ def _mapping(value: Tree, hint: Any, key: str) -> dict[str, Any]:
 
 
 def _word(hint: Any) -> str:
+    if typing.get_origin(hint) is dict:
+        return "a mapping"
     return _NAMES.get(hint) or str(getattr(hint, "__name__", hint))
 
 

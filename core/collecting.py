@@ -161,13 +161,11 @@ class Collect(Fold):
 
     def check_weights(self, what: str, accumulator: Tree, num_examples: int, most: Mapping[int, float]) -> None:
         counted: dict[int, int] = {}
-        for name, owners in accumulator.items():
-            if name.startswith(_CLIENT):
-                sizes = accumulator[f"{_NUM_EXAMPLES}{name.removeprefix(_CLIENT)}"]
-                counted |= dict(zip(owners.tolist(), sizes.tolist(), strict=True))
-        for client, size in counted.items():
+        for client, size, tree in replies_in(accumulator):
+            counted[client] = size
             if size > most[client]:
                 raise BadReplyError(f"{what} of client {client}: at most {most[client]:,.0f} examples, found {size:,}")
+            self.check_examples(f"{what} of client {client}", tree, most[client])
         missing = len(most) - len(counted)  # who sent none of the tree's tensors
         if not sum(counted.values()) + missing <= num_examples or (
             not missing and sum(counted.values()) < num_examples

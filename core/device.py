@@ -42,10 +42,10 @@ def parameter_dtype(precision: str) -> torch.dtype:
     return torch.float64 if precision == "fp64" else torch.float32
 
 
-def autocast(device: torch.device, precision: str) -> AbstractContextManager[object]:
-    """Return the context in which the forward pass runs."""
+def autocast(device: torch.device, precision: str, kept: bool = True) -> AbstractContextManager[object]:
+    """Return the context in which the forward pass runs; casts of weights are kept for the rest of it, or not."""
     dtype = _AUTOCAST.get(precision)
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype)
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype, cache_enabled=kept)
 
 
 def set_threads(threads: int) -> None:

@@ -68,6 +68,13 @@ class Counts(Collect):
             if not 0 <= float(tree[f"{name}/loss"]) <= _LARGEST:
                 raise BadReplyError(f"{what}: the loss of {name!r} should not be {float(tree[f'{name}/loss'])}")
 
+    def check_examples(self, what: str, tree: Tree, most: float) -> None:
+        for name in (name for name in tree if not name.endswith(("/loss", SCORES))):
+            asked = tree[name][1]  # of a retrieval every recall is of the same pairs
+            count = float(asked.max() if _predictor(name) == matching.NAME else asked.sum())
+            if count > most:
+                raise BadReplyError(f"{what}: {name!r} counts {count:,.0f} examples, at most {most:,.0f} can be")
+
     def _width(self, what: str, name: str) -> int:
         if name.partition("/")[0] not in SPLITS or not _NAME.fullmatch(_predictor(name)):
             raise BadReplyError(f"{what}: expected counts named <split>/<predictor>, found {name!r}")

@@ -170,3 +170,12 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def stamp(path: Path) -> tuple[int, ...]:
+    """Return what is another value once a file has changed, or is gone: then it is empty."""
+    try:
+        status = path.stat()
+    except OSError:
+        return ()
+    return (status.st_mtime_ns, status.st_size, status.st_ino)

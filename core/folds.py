@@ -2,7 +2,7 @@
 
 A `Product` says for a phase which trees and numbers a reply must have and how each combines. Because a fold is
 a monoid (`zero`, `add`, `merge`, `finish`), one algorithm serves a server that streams, partial sums inside a
-worker, and a hierarchy of aggregators. The order of additions is fixed by `umbel.core.blocks`, so that every engine
+worker, and a hierarchy of aggregators. The order of additions is fixed by `umbel.core.fold_tree`, so that every engine
 gets the same bits.
 
 Means and sums are here, `umbel.core.collecting` has the folds that keep more than a sum. Legend: N replies.
@@ -25,7 +25,7 @@ from umbel.core.fold import Like as Like
 from umbel.core.fold import Shapes as Shapes
 from umbel.core.names import shortened
 from umbel.core.records import LARGEST, MOST_EXAMPLES, BadReplyError, Payload, Reply
-from umbel.core.tree import Tree
+from umbel.core.tree import Tree, num_bytes
 from umbel.core.wire.limits import Size
 
 
@@ -33,6 +33,11 @@ def _sum_into(left: dict[str, Tensor], right: dict[str, Tensor]) -> dict[str, Te
     for name, tensor in right.items():
         left[name] += tensor
     return left
+
+
+def _weighted(tensor: Tensor, weight: float) -> Tensor:
+    """Return weight * tensor in float64, in memory of its own."""
+    return tensor * weight if tensor.dtype == torch.float64 else tensor.to(torch.float64).mul_(weight)
 
 
 class _Linear(Fold):
@@ -50,7 +55,7 @@ class _Linear(Fold):
         weight = self.weight(num_examples)
         # Multiplied first and added afterwards, never fused: a reply that comes singly and one that is folded
         # where it arose must round in the same way.
-        lifted = {name: tensor.to(torch.float64) * weight for name, tensor in tree.items()}
+        lifted = {name: _weighted(tensor, weight) for name, tensor in tree.items()}
         lifted[WEIGHT] = torch.tensor(weight, dtype=torch.float64)
         return lifted
 
@@ -246,6 +251,11 @@ class Product:
     def most(self, payload: Payload, num_replies: int = 1) -> Size:
         """Return the most that an accumulator of so many replies, or a reply, may come to."""
         return sum((fold.most(payload, num_replies) for fold in self.folds.values()), Size())
+
+    def num_bytes(self, payload: Payload) -> int:
+        """Return the size of a reply's tensors in bytes, as far as the payload says their shapes."""
+        expected = (fold.expected(payload) for fold in self.folds.values())
+        return sum(num_bytes(tree) for tree in expected if tree is not None)
 
     def agree(self, known: Shapes, trees: Mapping[str, Tree], lifted: bool) -> None:
         """Note the shapes that all replies of a phase have; where the payload leaves them open, the first sets them.

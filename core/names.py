@@ -74,9 +74,17 @@ def shortened(text: str) -> str:
     What is not printable is written as its escape: control characters and what terminals make of them, marks that turn
     the direction of a text around, letters without width, halves of pairs.
     """
-    start = " ".join(text[: 2 * _LONGEST_REASON].split())
-    line = "".join(each if each.isprintable() else ascii(each)[1:-1] for each in start)
+    line = _escaped(" ".join(text[: 2 * _LONGEST_REASON].split()))
     if len(line) <= _LONGEST_REASON and len(text) <= 2 * _LONGEST_REASON:
         return line
     end = f"... ({len(text):,} letters in all)"
     return line[: _LONGEST_REASON - len(end)] + end
+
+
+def printable(text: str) -> str:
+    """Return lines that came from anybody, fit for a terminal: tabs become spaces, and nothing is cut."""
+    return "\n".join(map(_escaped, text.expandtabs().split("\n")))
+
+
+def _escaped(line: str) -> str:
+    return line if line.isprintable() else "".join(each if each.isprintable() else ascii(each)[1:-1] for each in line)

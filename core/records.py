@@ -40,15 +40,19 @@ class Payload:
     Attributes:
         trees: Named trees of tensors, such as `model` or `control`.
         numbers: Named numbers.
+        one_of: Names of trees of which each client takes one: of these the largest counts.
     """
 
     trees: Mapping[str, Tree] = field(default_factory=dict)
     numbers: Mapping[str, float] = field(default_factory=dict)
+    one_of: frozenset[str] = frozenset()
 
     @property
     def num_bytes(self) -> int:
-        """Size of the tensors in bytes, without framing."""
-        return sum(trees_.num_bytes(tree) for tree in self.trees.values())
+        """Size of the tensors in bytes that a client takes, without framing."""
+        sizes = {name: trees_.num_bytes(tree) for name, tree in self.trees.items()}
+        taken = max((sizes[name] for name in self.one_of), default=0)
+        return taken + sum(size for name, size in sizes.items() if name not in self.one_of)
 
 
 @dataclass(frozen=True)

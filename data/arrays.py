@@ -19,10 +19,10 @@ _COLUMNS = ("images", "labels", "domains", "tasks", "concepts", "tokens")
 
 def columns_of(examples: Examples) -> dict[str, Tensor]:
     """Return the tensors that examples have, by name; texts are two of them."""
-    found = {name: getattr(examples, name) for name in _COLUMNS}
+    columns = {name: getattr(examples, name) for name in _COLUMNS}
     if examples.texts is not None:
-        found |= {"texts": examples.texts.content, "text_offsets": examples.texts.offsets}
-    return {name: tensor for name, tensor in found.items() if tensor is not None}
+        columns |= {"texts": examples.texts.content, "text_offsets": examples.texts.offsets}
+    return {name: tensor for name, tensor in columns.items() if tensor is not None}
 
 
 def examples_of(tensors: Mapping[str, Tensor], prefix: str) -> Examples:
@@ -32,10 +32,10 @@ def examples_of(tensors: Mapping[str, Tensor], prefix: str) -> Examples:
         tensors: The tensors, among others.
         prefix: What stands before the name of each.
     """
-    found: dict[str, Any] = {column: tensors.get(f"{prefix}{column}") for column in _COLUMNS}
+    columns: dict[str, Any] = {column: tensors.get(f"{prefix}{column}") for column in _COLUMNS}
     if f"{prefix}texts" in tensors:
-        found["texts"] = Texts(tensors[f"{prefix}texts"], tensors[f"{prefix}text_offsets"])
-    return Examples(**found)
+        columns["texts"] = Texts(tensors[f"{prefix}texts"], tensors[f"{prefix}text_offsets"])
+    return Examples(**columns)
 
 
 def shared(array: NDArray[Any]) -> Tensor:

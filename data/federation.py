@@ -280,16 +280,17 @@ class Federation:
         return (sizes - validation - test) * self.partition.repeats
 
     @cached_property
+    def num_held_out(self) -> Tensor:
+        """Examples of each client that it does not train on, [K] int64, over all its tasks."""
+        return self.partition.sizes * self.partition.repeats - self.num_train
+
+    @cached_property
     def _roles(self) -> Tensor | None:
         """What each example of the pool is for if a client has it, [N] int8; None where each client decides by lot."""
         if self.roles is not None or self.pool.concepts is None:
             return self.roles
         validation, test = self.meta["client_validation"], self.meta["client_test"]
         return roles_of(self.pool.concepts, validation, test, int(self.meta["seed"]))
-
-    def num_examples(self, client: int) -> int:
-        """Return the number of training examples of a client, without touching an image."""
-        return int(self.num_train[client])
 
     def client_indices(self, client: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return a client's example numbers for training, validation and test, each [m] int64.

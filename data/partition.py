@@ -28,6 +28,7 @@ __all__ = [
     "keys",
     "long_tail_counts",
     "names",
+    "repeats",
     "sequences",
     "tasks",
 ]
@@ -153,8 +154,12 @@ def build(
     indices = torch.from_numpy(rows[order])
     apart = tasks(config.partition)
     task = class_tasks(request.num_classes, config.num_tasks)[labels[indices]] if apart == "classes" else None
-    repeats = config.num_tasks if apart == "pixels" else 1
-    return Partition(indices, torch.from_numpy(offsets), task, repeats)
+    return Partition(indices, torch.from_numpy(offsets), task, repeats(config))
+
+
+def repeats(config: DataConfig) -> int:
+    """Return in how many tasks each example occurs (`Partition.repeats`)."""
+    return config.num_tasks if tasks(config.partition) == "pixels" else 1
 
 
 def _draw(request: Request) -> Assignment:

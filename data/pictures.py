@@ -42,11 +42,13 @@ class Form:
         size: Pixels on a side S.
         mode: PIL's mode, of 1 or 3 letters as there are channels.
         white: Value of white in pictures of more than 8 bits; 0 takes what their format says.
+        white_key: The key that says it, for refusals; empty where there is none.
     """
 
     size: int
     mode: str
     white: float = 0.0
+    white_key: str = "data.options.white"
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Form:
@@ -63,7 +65,7 @@ class Form:
         Raises:
             DataError: Its values are not between black and white, or its format does not say what white is.
         """
-        picture = on_white(eight_bits(picture, self.white)).convert(self.mode)
+        picture = on_white(eight_bits(picture, self.white, self.white_key)).convert(self.mode)
         if picture.size != (self.size, self.size):
             picture = picture.resize((self.size, self.size), Image.Resampling.BILINEAR)
         return np.asarray(picture, dtype=np.uint8).reshape(self.size, self.size, -1)
@@ -100,12 +102,13 @@ def as_white(value: object) -> float:
     return float(value)
 
 
-def eight_bits(picture: Image.Image, white: float = 0.0) -> Image.Image:
+def eight_bits(picture: Image.Image, white: float = 0.0, key: str = "data.options.white") -> Image.Image:
     """Return a picture of 8 bits a channel, turned as its EXIF says.
 
     Args:
         picture: Of any of PIL's modes.
         white: Value of white in a picture of more than 8 bits; 0 takes what its format says.
+        key: The key that says it, for refusals; empty where there is none.
 
     Raises:
         DataError: Its values are not between black and white, or its format does not say what white is.
@@ -122,9 +125,9 @@ def eight_bits(picture: Image.Image, white: float = 0.0) -> Image.Image:
         asked = f"between 0 and {limit:g}" if limit else "of which the format says what white is"
         raise DataError(
             f"it has {kind} from {lowest:g} to {highest:g}, expected some {asked}.",
-            key="data.options.white",
-            remedy="Save pictures with 8 bits, with 16 (65535 is white) or as floating values (1 is white), or set "
-            "data.options.white to the value of white; black is 0.",
+            key=key,
+            remedy="Save pictures with 8 bits, with 16 (65535 is white) or as floating values (1 is white)"
+            + (f", or set {key} to the value of white; black is 0." if key else "; black is 0."),
         )
     grey = Image.fromarray(np.rint(values * (255 / limit)).astype(np.uint8))
     if isinstance(picture.info.get("transparency"), int):

@@ -62,8 +62,9 @@ PORTABLE = """\
 ## What server and clients must agree on
 
 Both sides hash the resolved experiment without the keys that may differ between sites or after a resume: `name`,
-`description`, `data.path`, `data.sites`, `data.server`, `client.device`, `run.results`, `run.name`, `run.rounds`, and
-the sections `engine`, `evaluate` and `checkpoint`. A node with another hash is refused, and the message has both.
+`description`, `data.path`, `data.sites`, `data.server`, `client.device`, `run.results`, `run.name`, `run.rounds`, the
+paths `simulation.devices.capacity` and `simulation.devices.availability` (the traces' hash counts), and the sections
+`engine`, `evaluate` and `checkpoint`. A node with another hash is refused, and the message has both.
 """
 
 

@@ -46,8 +46,9 @@ assert model.features and len(names()) > 60
 | `model.norm` | `average` batch norm with all else, keep it `local`, or put `group` or `layer` norm in its place |
 | `model.checkpoint` | compute blocks again in the backward pass: less memory, the same bits |
 | `client.precision` | `bf16` and `fp16` by autocast; Fourier transforms and complex parts stay in float32 |
-| `client.channels_last` | the memory order that low precision likes; other bits than without |
-| `client.compile` | `torch.compile`, not with `model.checkpoint`; other bits than without |
+| `client.channels_last` | the memory order that convolutions like; other bits than without |
+| `client.compile` | `torch.compile` of the model or a step, not with `model.checkpoint`; other bits than without |
+| `client.together` | clients of equally many examples at once; other bits than one by one |
 
 All were written from the papers' equations or descriptions in plain PyTorch; no published weights are loaded. The file
 of each family says what was not clear and how it was decided.

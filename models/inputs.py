@@ -46,9 +46,9 @@ class _Watch(TorchFunctionMode):
     def _name(self, weight: Tensor) -> str | None:
         """Return the name of a weight, also of a part of a packed one."""
         with torch._C.DisableTorchFunction():
-            found = self._names.get(id(weight))
+            name = self._names.get(id(weight))
             base = weight._base
-        return found if found is not None or base is None else self._names.get(id(base))
+        return name if name is not None or base is None else self._names.get(id(base))
 
     def _linear(self, input: Tensor, weight: Tensor, bias: Tensor | None = None) -> None:
         name = self._name(weight)
@@ -177,4 +177,4 @@ def layer_inputs(model: nn.Module, batch: Tensor) -> dict[str, Tensor]:
     """Return each layer's inputs on a batch, by the name of its weight: [D, N], or [groups, D, N]."""
     parts: dict[str, list[Tensor]] = {}
     stream_inputs(model, batch, lambda name, columns: parts.setdefault(name, []).append(columns.clone()))
-    return {name: torch.cat(found, dim=-1) for name, found in parts.items()}
+    return {name: torch.cat(pieces, dim=-1) for name, pieces in parts.items()}

@@ -109,13 +109,13 @@ def trial(model: Model) -> tuple[Model, Tensor]:
 
 def calls(model: Model) -> list[Call]:
     """Return the modules that a forward pass calls, in the order in which they return."""
-    found: dict[str, Call] = {}
+    by_name: dict[str, Call] = {}
     twin, images = trial(model)
     names = {id(module): name for name, module in twin.named_modules()}
 
     def note(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         name = names[id(module)]
-        found.setdefault(name, Call(name, _shape(inputs), _shape(output), _BATCH))
+        by_name.setdefault(name, Call(name, _shape(inputs), _shape(output), _BATCH))
 
     handles = [module.register_forward_hook(note) for module in twin.modules()]
     try:
@@ -124,7 +124,7 @@ def calls(model: Model) -> list[Call]:
     finally:
         for handle in handles:
             handle.remove()
-    return list(found.values())
+    return list(by_name.values())
 
 
 def map_layers(model: Model) -> list[MapLayer]:

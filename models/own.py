@@ -159,13 +159,13 @@ def _how_to_wrap(made: Any) -> str:
 
 def _check_head(name: str, model: Model, num_classes: int) -> None:
     """Refuse a head of another number of classes or features than the model's."""
-    for what, expected, found in (
+    for what, expected, actual in (
         ("logits", num_classes, getattr(model.head, "out_features", num_classes)),
         ("features", model.num_features, getattr(model.head, "in_features", model.num_features)),
     ):
-        if found != expected:
+        if actual != expected:
             raise Refusal(
-                f"Model {name!r} (key model.name): its head has {found} {what}, expected {expected}.",
+                f"Model {name!r} (key model.name): its head has {actual} {what}, expected {expected}.",
                 key=_KEY,
                 remedy="Make it for the num_classes that the factory is called with."
                 if what == "logits"

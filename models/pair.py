@@ -117,8 +117,8 @@ class Reader(nn.Module):
     def all(self, batch_size: int = 512) -> dict[str, Tensor]:
         """Return the representations [N, D] of all rows by modality, in evaluation mode, without augmentation."""
         self.eval()
-        found = torch.cat([self(part) for part in torch.split(self.numbers, batch_size)], dim=1)
-        return dict(zip(self.modalities, found, strict=True))
+        representations = torch.cat([self(part) for part in torch.split(self.numbers, batch_size)], dim=1)
+        return dict(zip(self.modalities, representations, strict=True))
 
 
 def class_logits(unit_BD: Tensor, weight_CD: Tensor, sharpness: float = SHARPNESS) -> Tensor:

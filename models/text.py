@@ -295,9 +295,9 @@ def build_text(name: str, shape: TextShape, *, key: str = "strategy.text", **siz
     check_count(f"{key}_length", shape.length)
     if reads_tokens != (shape.vocabulary != 0):
         fitting = sorted(other for other, (_, tokens) in TABLE.items() if tokens != reads_tokens)
-        wanted, found = ("tokens", "embeddings") if reads_tokens else ("embeddings", "tokens")
+        wanted, given = ("tokens", "embeddings") if reads_tokens else ("embeddings", "tokens")
         raise Refusal(
-            f"{key}={name} reads {wanted}, found {found}.", key=key, remedy=f"Set {key} to {' or '.join(fitting)}."
+            f"{key}={name} reads {wanted}, found {given}.", key=key, remedy=f"Set {key} to {' or '.join(fitting)}."
         )
     if reads_tokens:
         check_count(f"{key}_vocabulary", shape.vocabulary)

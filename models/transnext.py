@@ -50,12 +50,12 @@ def differences(side: int, pool: int) -> tuple[Tensor, Tensor]:
     """
     # Twice the places, so that centres are whole numbers: equal differences are equal, without rounding.
     axis = [[2 * query - key for key in pooled_places(side, pool)] for query in range(side)]
-    found = sorted({difference for row in axis for difference in row})
-    scaled = [difference / 2 / (side - 1) * 8 for difference in found]
+    distinct = sorted({difference for row in axis for difference in row})
+    scaled = [difference / 2 / (side - 1) * 8 for difference in distinct]
     spaced = [math.copysign(math.log2(1 + abs(d)) / 3, d) for d in scaled]
     coordinates = torch.tensor([[y, x] for y in spaced for x in spaced])
-    which = torch.tensor([[found.index(difference) for difference in row] for row in axis])
-    index = which[:, None, :, None] * len(found) + which[None, :, None, :]
+    which = torch.tensor([[distinct.index(difference) for difference in row] for row in axis])
+    index = which[:, None, :, None] * len(distinct) + which[None, :, None, :]
     return coordinates, index.reshape(side * side, -1)
 
 

@@ -222,8 +222,8 @@ def _spread(kernel: Tensor, dilation: int) -> Tensor:
 def _affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Return factor and summand of each channel, in float64, that a batch norm is in evaluation."""
     if not isinstance(norm, nn.BatchNorm2d) or norm.running_mean is None or norm.running_var is None:
-        found = "one that was folded before" if isinstance(norm, nn.Identity) else f"a {type(norm).__name__} in it"
-        raise ValueError(f"fold needs a UniRepLKNet with its batch norms and their running statistics, found {found}")
+        kind = "one that was folded before" if isinstance(norm, nn.Identity) else f"a {type(norm).__name__} in it"
+        raise ValueError(f"fold needs a UniRepLKNet with its batch norms and their running statistics, found {kind}")
     factor = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
     return factor, norm.bias.double() - factor * norm.running_mean.double()
 

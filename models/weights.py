@@ -6,6 +6,8 @@ have no mean. A tensor that is kept under several names (a tied parameter) goes 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -25,12 +27,12 @@ def shared_state(model: Model, keep_local: frozenset[str] = frozenset()) -> dict
     Raises:
         umbel.core.names.UnknownNameError: `keep_local` has a name that the model's state does not.
     """
-    state = model.state_dict()
+    state = _state(model)
     for name in sorted(keep_local - state.keys()):
         raise unknown("state to keep local", name, state)
     return {
         names[0]: state[names[0]].detach().clone(memory_format=torch.contiguous_format)
-        for names in _shared_names(model)
+        for names in _shared_names(state)
         if keep_local.isdisjoint(names)
     }
 
@@ -46,14 +48,14 @@ def load_state(model: Model, tree: Tree, *, partial: bool = False) -> None:
     Raises:
         TreeMismatchError: An unknown name, a missing one without `partial`, another shape or kind of number.
     """
-    state = model.state_dict()
+    state = _state(model)
     extra = sorted(tree.keys() - state.keys())
     if extra:
         hint = unknown("name", extra[0], state).remedy
         raise TreeMismatchError(
             f"{type(model).__name__}: {len(extra)} unexpected names, the first {extra[0]!r}. {hint}"
         )
-    missing = [names[0] for names in _shared_names(model) if tree.keys().isdisjoint(names)]
+    missing = [names[0] for names in _shared_names(state) if tree.keys().isdisjoint(names)]
     if missing and not partial:
         raise TreeMismatchError(
             f"{type(model).__name__}: {len(missing)} missing names, the first {missing[0]!r}; pass "
@@ -81,11 +83,16 @@ def parameter_names(model: Model) -> frozenset[str]:
     return frozenset(name for name, _ in model.named_parameters())
 
 
-def _shared_names(model: Model) -> list[tuple[str, ...]]:
-    """Return, for each parameter and floating buffer in the order of the state dict, all of its names."""
+def _state(model: Model) -> dict[str, Tensor]:
+    """Return the state dict with the tensors themselves, so that a tied one is seen to be the same object."""
+    state: dict[str, Tensor] = model.state_dict(keep_vars=True)
+    return state
+
+
+def _shared_names(state: Mapping[str, Tensor]) -> list[tuple[str, ...]]:
+    """Return, for each parameter and floating buffer of a state dict, in its order, all of its names."""
     names: dict[int, list[str]] = {}
-    # keep_vars gives the tensors themselves, so that a tied one is seen to be the same object.
-    for name, tensor in model.state_dict(keep_vars=True).items():
+    for name, tensor in state.items():
         if tensor.is_floating_point() or tensor.is_complex():
             names.setdefault(id(tensor), []).append(name)
     return [tuple(group) for group in names.values()]

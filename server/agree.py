@@ -17,12 +17,14 @@ from flwr.app import Message
 from umbel.conf.errors import ExperimentError
 from umbel.conf.schema import Experiment
 from umbel.core.files import DamagedError, read_sealed, write_sealed
-from umbel.core.messages import decode_json, encode_json
 from umbel.core.names import shortened
 from umbel.core.refusal import Refusal
+from umbel.core.wire.messages import decode_json, encode_json
+from umbel.data import partition
 from umbel.data.sites import agreement
-from umbel.data.sites.agreement import Agreement, Inventory, Sums, read_notices
+from umbel.data.sites.agreement import Agreement, Inventory, read_notices
 from umbel.data.sites.description import SPLITS
+from umbel.data.sites.sums import Sums
 from umbel.server.errors import RunStoppedError
 from umbel.server.nodes import Directory
 from umbel.server.port import Port
@@ -89,10 +91,14 @@ class Round:
         if nobodys:
             raise RunStoppedError(f"The node that held client {nobodys[0]} left before all had agreed on classes.")
         inventories: dict[int, Inventory] = {}
+        called: dict[int, set[str]] = {}
         for node, said in self._ask(assigned, {}):
             with _sensible(node):
                 inventories[node] = Inventory.read(said, assigned[node])
                 self._check_claims(inventories[node])
+                if said.get("own") is True:
+                    called[node] = set(inventories[node].sites.values())
+        self._check_names(called)
         told = [inventories[node] for node in sorted(inventories)]
         classes = agreement.choose(data.classes, told)
         wants_sums = agreement.wants_sums(data)
@@ -107,7 +113,7 @@ class Round:
         agreed = agreement.conclude(data, classes, told, [sums[node] for node in sorted(sums)])
         self._check_validation(agreed)
         everything = [*(text for each in told for text in each.notices), *agreement.left_out(classes, told)]
-        for text in [*dict.fromkeys(everything), *sorted(later), *agreement.alike(classes), *_said(agreed)]:
+        for text in [*dict.fromkeys(everything), *sorted(set(later)), *agreement.alike(classes), *_said(agreed)]:
             self._notice(text)
         return agreed
 
@@ -145,10 +151,29 @@ class Round:
             )
         yield from sorted(answers.items())
 
+    def _check_names(self, called: Mapping[int, set[str]]) -> None:
+        """Refuse sites that cannot be told apart: classes, counts and refusals go by their names.
+
+        Args:
+            called: What nodes with data of their own call their sites.
+        """
+        for node, names in sorted(called.items()):
+            for name in sorted(names):
+                others = [other for other, theirs in called.items() if other != node and name in theirs]
+                if not others and self._directory.may_be_called(node, name):
+                    continue
+                raise ExperimentError(
+                    f"Node {node} calls its site {name}"
+                    + (f", and so does node {others[0]}." if others else ", which is another site's name here."),
+                    key="site-data",
+                    remedy="Let each site's data file say a `name` of its own.",
+                )
+
     def _check_claims(self, inventory: Inventory) -> None:
         """Raise `ValueError` for a client that has more to train on than it may claim."""
         for client, counts in inventory.counts.items():
-            claimed, most = sum(counts["train"].values()), self._directory.most_examples(client)
+            times, most = partition.repeats(self._experiment.data), self._directory.most_examples(client)
+            claimed = times * sum(counts["train"].values())
             if most is not None and claimed > most:
                 raise ValueError(f"client {client} has {claimed:,} training examples, and {most:,} were declared")
 

@@ -59,6 +59,8 @@ class Progress:
         tasks: In a sequence of tasks, for each split the accuracies on all tasks: `before` training, and a row of
             `matrix` after each task.
         memories: For each client that has one, the version of its memory as (round, step, attempt).
+        virtual_seconds: Virtual time that the clients' devices have taken.
+        num_late: Replies that were not asked for because they would have come too late in virtual time.
     """
 
     round: int = 0
@@ -77,6 +79,8 @@ class Progress:
     turns: dict[str, Turn] = field(default_factory=dict)
     tasks: dict[str, dict[str, Any]] = field(default_factory=dict)
     memories: dict[str, tuple[int, int, str]] = field(default_factory=dict)
+    virtual_seconds: float = 0.0
+    num_late: int = 0
 
     def copy(self) -> Progress:
         """Return another, which a round may change in place."""

@@ -90,6 +90,9 @@ def _few(session: Session) -> Examples:
 
 def _remarks(session: Session) -> tuple[str, ...]:
     """Return what whoever predicts with the saved model should know."""
+    if parts := session.strategy.local_parts:
+        whose = f"under strategy.name={session.experiment.strategy.name} it stays with each client, and never travels."
+        return (f"Its {', '.join(parts)} is as it began: {whose}",)
     if session.local_names:
         return (
             "Its batch norm is as it began: under model.norm=local each client has its own, which never left it. "

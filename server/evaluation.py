@@ -45,7 +45,7 @@ def on_server(
     Returns:
         Metrics by name, such as `validation/accuracy` and `test/loss`.
     """
-    found: dict[str, float] = {}
+    by_name: dict[str, float] = {}
     server = session.data.server
     for name, predictor in predictors.items():
         for split, examples in (("validation", server.validation), ("test", server.test)):
@@ -54,7 +54,7 @@ def on_server(
             if predictor.family == matching.NAME:
                 matched = {f"{_prefix(name)}{k}": v for k, v in _match(session, predictor, examples).items()}
                 folder.add(round_, "server", split, matched, seconds)
-                found |= {f"{split}/{metric}": value for metric, value in matched.items()}
+                by_name |= {f"{split}/{metric}": value for metric, value in matched.items()}
                 continue
             kept, names = scores.Seen(), session.experiment.evaluate.metrics
             measured = _classify(session, predictor, examples, kept if names else None)
@@ -65,8 +65,8 @@ def on_server(
             if session.experiment.schedule.is_sequence:
                 values |= _sequence(session, _by_task(measured), split, name, round_, progress)
             folder.add(round_, "server", split, values, seconds)
-            found |= {f"{split}/{metric}": value for metric, value in values.items()}
-    return found
+            by_name |= {f"{split}/{metric}": value for metric, value in values.items()}
+    return by_name
 
 
 @torch.no_grad()
@@ -123,10 +123,10 @@ def _classify(session: Session, predictor: Predictor, examples: Examples, kept: 
     size, num_classes = session.experiment.evaluate.batch_size, session.data.num_classes
     keep = None if kept is None else kept.add
     if examples.domains is None:
-        found = metrics.classify_tasks(
+        by_task = metrics.classify_tasks(
             predictor.predict, images, labels, examples.tasks, num_classes, size, heads, keep
         )
-        return {NO_DOMAIN: found}
+        return {NO_DOMAIN: by_task}
     measured = {}
     for domain in torch.unique(examples.domains).tolist():
         rows = examples.domains == domain
@@ -140,11 +140,11 @@ def _classify(session: Session, predictor: Predictor, examples: Examples, kept: 
 
 def _by_task(measured: Measured) -> dict[int, ClassCounts]:
     """Return the counts of each task over all domains."""
-    found: dict[int, ClassCounts] = {}
+    totals: dict[int, ClassCounts] = {}
     for tasks in measured.values():
         for task, counts in tasks.items():
-            found[task] = found[task] + counts if task in found else counts
-    return found
+            totals[task] = totals[task] + counts if task in totals else counts
+    return totals
 
 
 def _sequence(
@@ -217,10 +217,10 @@ def of_clients(
             by_split.setdefault((split, name), {})[client] = ClassCounts(value[0], value[1], loss)
             if f"{key}{SCORES}" in counts:
                 scored.setdefault((split, name), {})[client] = scores.from_tensor(counts[f"{key}{SCORES}"], names)
-    found: dict[str, float] = {}
+    by_name: dict[str, float] = {}
     for (split, name), per_client in sorted(by_split.items()):
         if name == matching.NAME:
-            found |= _matched(per_client, split, round_, folder, seconds)
+            by_name |= _matched(per_client, split, round_, folder, seconds)
             continue
         values = {client: metrics.summarise(counts) for client, counts in per_client.items()}
         for client, own in values.items():
@@ -241,8 +241,8 @@ def of_clients(
             pooled |= metrics.by_group(whole, groups)
         spread |= {f"{_prefix(name)}{metric}": value for metric, value in pooled.items()}
         folder.add(round_, "clients", split, spread, seconds)
-        found |= {f"clients/{split}/{metric}": value for metric, value in spread.items()}
-    return found
+        by_name |= {f"clients/{split}/{metric}": value for metric, value in spread.items()}
+    return by_name
 
 
 def _spread_of_scores(prefix: str, per_client: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
@@ -278,12 +278,12 @@ def _matched(
     return {f"clients/{split}/{metric}": value for metric, value in spread.items()}
 
 
-def selection_value(found: dict[str, float]) -> float | None:
+def selection_value(values: dict[str, float]) -> float | None:
     """Return the validation accuracy, or sum of recalls, that chooses the best round; None without validation data.
 
     The server's where it has validation examples, else the mean over clients; never anything of a test set.
     """
     for key in ("validation/accuracy", "validation/rsum", "clients/validation/accuracy_mean"):
-        if key in found:
-            return found[key]
+        if key in values:
+            return values[key]
     return None

@@ -8,12 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from umbel.core import clients, identity
+from umbel.core import clients
 from umbel.core.names import shortened
+from umbel.core.wire import identity
 from umbel.server.sites import Site, SiteList
 
 _CHALLENGE_BYTES = 32
 _MOST = 1 << 62  # examples of a client
+_FEWEST_BYTES = 1 << 16  # of a greeting: hashes, the signature, a hundred names of classes
+_CLIENT_BYTES = 100  # of its numbers, which come twice, its number of examples and the name of its site
+_CLASSES_BYTES = 1 << 24  # of the classes of all of its clients
 
 
 class ForbiddenError(ValueError):
@@ -43,14 +47,18 @@ class Greeting:
     said: Mapping[str, Any]
 
     @classmethod
-    def read(cls, said: Mapping[str, Any]) -> Greeting:
+    def read(cls, said: Mapping[str, Any], num_clients: int) -> Greeting:
         """Read an answer.
 
+        Args:
+            said: The answer.
+            num_clients: Clients in total.
+
         Raises:
-            ForbiddenError: It is not of the form that it should have.
+            ForbiddenError: It is not of the form that it should have, or claims a client that there is not.
         """
         try:
-            held = frozenset(_count(client) for client in said["partitions"])
+            held = frozenset(_client(client, num_clients) for client in said["partitions"])
             examples = said.get("examples")
             if examples is not None:
                 examples = {int(client): _count(number) for client, number in dict(examples).items()}
@@ -123,54 +131,84 @@ def challenge() -> str:
     return secrets.token_hex(_CHALLENGE_BYTES)
 
 
-def site_of(greeting: Greeting, challenge: str, run: str, node: int, known: SiteList, num_clients: int) -> Site:
-    """Return the site that a node is of.
+def most_bytes(num_clients: int, class_bytes: int = 0) -> int:
+    """Return how long a greeting may be.
 
     Args:
-        greeting: What it answered.
+        num_clients: Clients in total.
+        class_bytes: What it may say of the classes of one client.
+    """
+    return _FEWEST_BYTES + _CLIENT_BYTES * num_clients + min(class_bytes * num_clients, _CLASSES_BYTES)
+
+
+def site_of(said: Mapping[str, Any], challenge: str, run: str, node: int, known: SiteList) -> Site:
+    """Return the site that a node is of, before anything else is made of what it says.
+
+    Args:
+        said: What it answered.
         challenge: What it was sent.
         run: The run's identity.
         node: The node.
         known: The sites that may take part.
-        num_clients: Clients in total.
 
     Raises:
-        ForbiddenError: It is of none, is revoked, did not sign this greeting, or claims what is not its own.
+        ForbiddenError: It is of none, is revoked, or did not sign this greeting.
     """
-    if not greeting.key:
+    signed = said.get("site")
+    if signed is None:
         raise ForbiddenError("it has no key, and this server knows its sites by their keys.")
-    site = known.sites.get(greeting.key)
+    key, signature = (signed.get("key"), signed.get("signature")) if isinstance(signed, Mapping) else (None, None)
+    if not isinstance(key, str) or not isinstance(signature, str):
+        raise ForbiddenError("its greeting cannot be read: it has no text for its key and its signature.")
+    site = known.sites.get(key)
     if site is None:
-        raise ForbiddenError(f"its key {shortened(greeting.key)} is not on the list of sites.")
-    signature = greeting.said["site"].get("signature")
-    content = identity.greeting_content(challenge, run, node, greeting.said)
-    if not isinstance(signature, str) or not identity.verify(site.key, identity.GREETING, content, signature):
+        raise ForbiddenError(f"its key {shortened(key)} is not on the list of sites.")
+    _check_stands(site)
+    content = identity.greeting_content(challenge, run, node, said)
+    if not identity.verify(site.key, identity.GREETING, content, signature):
         raise ForbiddenError(
             f"it says that it is the site {site.name} and has not signed this greeting with that site's key: "
             "another key, or a greeting that was recorded and is played again."
         )
-    check_claims(greeting, site, num_clients)
     return site
 
 
-def check_claims(greeting: Greeting, site: Site, num_clients: int) -> None:
+def check_claims(greeting: Greeting, site: Site, num_clients: int, repeats: int = 1) -> None:
     """Check that a node claims no more than its site may.
+
+    Args:
+        greeting: What it answered.
+        site: Its site.
+        num_clients: Clients in total.
+        repeats: In how many tasks each example occurs, and is counted.
 
     Raises:
         ForbiddenError: The site is revoked, the clients are not its own, or have too many examples.
     """
-    if site.revoked:
-        raise ForbiddenError(f"the key of the site {site.name} ({site.fingerprint}) has been revoked.")
+    _check_stands(site)
     if foreign := site.foreign(greeting.clients, num_clients):
         raise ForbiddenError(
             f"the site {site.name} claims the clients {shortened(clients.written(foreign))}, which are not its own."
         )
     for client, number in sorted((greeting.examples or {}).items()):
-        if site.max_examples is not None and number > site.max_examples:
+        if site.max_examples is not None and number > site.max_examples * repeats:
+            times = "" if repeats == 1 else f" in each of {repeats} tasks"
             raise ForbiddenError(
                 f"the site {site.name} says that client {client} has {number} training examples; it may claim "
-                f"{site.max_examples} (max_examples)."
+                f"{site.max_examples}{times} (max_examples)."
             )
+
+
+def _check_stands(site: Site) -> None:
+    if site.revoked:
+        raise ForbiddenError(f"the key of the site {site.name} ({site.fingerprint}) has been revoked.")
+
+
+def _client(value: object, num_clients: int) -> int:
+    client = _count(value)
+    if client >= num_clients:
+        raise ValueError(f"it claims client {client}, and the experiment has {num_clients}")
+    return client
 
 
 def _count(value: object) -> int:

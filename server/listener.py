@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from umbel.conf.schema import Experiment
 from umbel.core.files import DamagedError, plain
+from umbel.core.wire.work import ClientTime
 from umbel.server.errors import ending
 
 PROGRESS_FILE = "progress.jsonl"
@@ -36,6 +37,15 @@ class Listener:
 
     def round(self, round_: int, num_rounds: int, metrics: Mapping[str, float], seconds: float) -> None:
         """A round is complete."""
+
+    def time_spent(self, round_: int, stages: Mapping[str, float], clients: Mapping[str, Sequence[ClientTime]]) -> None:
+        """What a round's time went into; told before `round`, and to listeners in the server's own process.
+
+        Args:
+            round_: The round.
+            stages: Seconds of each phase of the strategy by its name, of `server`, `evaluate` and `checkpoint`.
+            clients: By phase, when which process ran which client; nothing of clients behind gRPC.
+        """
 
     def notice(self, text: str) -> None:
         """Something that whoever reads the result should know; the run goes on."""
@@ -82,6 +92,10 @@ class Both(Listener):
     def round(self, round_: int, num_rounds: int, metrics: Mapping[str, float], seconds: float) -> None:
         for listener in self._all:
             listener.round(round_, num_rounds, metrics, seconds)
+
+    def time_spent(self, round_: int, stages: Mapping[str, float], clients: Mapping[str, Sequence[ClientTime]]) -> None:
+        for listener in self._all:
+            listener.time_spent(round_, stages, clients)
 
     def notice(self, text: str) -> None:
         for listener in self._all:

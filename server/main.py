@@ -15,6 +15,7 @@ from umbel.core.device import set_threads
 from umbel.core.kernels import kernels
 from umbel.core.memory import MemoryStore, Version
 from umbel.core.refusal import Refusal
+from umbel.core.training import modes
 from umbel.data.sites.agreement import Agreement
 from umbel.server import agree, checkpoint, coverage, reading
 from umbel.server.checkpoint import Checkpoint
@@ -62,6 +63,8 @@ def execute(
         session = Session(experiment, agreement)
         for text in session.data.notices:
             told.notice(text)
+        for text in modes.notices(*session.trains):
+            told.notice(text)
         if before is None and (text := session.start()):
             told.notice(text)
         if resume:
@@ -96,7 +99,7 @@ def _agreed(
 
 
 def _last_checkpoint(folder: RunFolder) -> Checkpoint | None:
-    """Return what a run goes on from, and make its folder that of a run that goes on.
+    """Return what a run goes on from.
 
     Raises:
         DamagedError: There are checkpoints, but none is sound.
@@ -119,9 +122,6 @@ def _last_checkpoint(folder: RunFolder) -> Checkpoint | None:
         )
     if before is not None:
         folder.take_metrics(before.metrics)
-    if done < rounds:  # what it had come to before is no longer how it ends
-        (folder.path / reading.SUMMARY).unlink(missing_ok=True)
-    folder.go_on()
     return before
 
 
@@ -195,10 +195,16 @@ def _finish(run: FederatedRun, folder: RunFolder, agreement: Agreement | None) -
             "bytes_up": progress.bytes_up,
             "bytes_down": progress.bytes_down,
             "num_failures": progress.num_failures,
+            **(
+                {}
+                if session.virtual is None
+                else {"virtual_seconds": progress.virtual_seconds, "num_late": progress.num_late}
+            ),
             "coverage": covered,
             "num_parameters": sum(t.numel() for t in run.session.strategy.model(run.state).values()),
             "weights_sha256": digest,
             "config_hash": session.config_hash,
+            "modes": modes.named(*session.trains),
         }
         | _representations(folder, session.strategy.representations(run.state))
         | ({} if agreement is None else agree.summary(agreement))

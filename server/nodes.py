@@ -13,10 +13,10 @@ from flwr.app import Message
 
 from umbel.core import clients
 from umbel.core.files import write_json
-from umbel.core.messages import decode_json, encode_json
 from umbel.core.names import shortened
+from umbel.core.wire.messages import decode_json, encode_json
 from umbel.server.errors import RunStoppedError
-from umbel.server.greeting import ForbiddenError, Greeting, Member, challenge, check_claims, site_of
+from umbel.server.greeting import ForbiddenError, Greeting, Member, challenge, check_claims, most_bytes, site_of
 from umbel.server.port import Port
 from umbel.server.sites import SITES, Sites
 
@@ -72,7 +72,8 @@ class Directory:
         run: The run's identity, which is signed with a greeting.
         sites: Who may take part, and with what; None accepts every node.
         told: Who hears of it.
-        check: Says of a greeting why its node cannot take part; "" where it can.
+        repeats: In how many tasks each example occurs, and is counted.
+        class_bytes: What a greeting may say of the classes of one client.
     """
 
     def __init__(
@@ -84,11 +85,14 @@ class Directory:
         run: str = "",
         sites: Sites | None = None,
         told: Told | None = None,
-        check: Callable[[Greeting], str] = lambda greeting: "",
+        repeats: int = 1,
+        class_bytes: int = 0,
     ) -> None:
+        self._most_bytes = most_bytes(num_clients, class_bytes)
         self._port, self._config_hash, self._num_clients = port, config_hash, num_clients
         self._timeout, self._run, self._sites = timeout_seconds, run, sites
-        self._told, self._check = told or Told(), check
+        self._told, self._repeats = told or Told(), repeats
+        self._check: Callable[[Greeting], str] = lambda greeting: ""
         self._members: dict[int, Member] = {}  # in the order in which they came
         self._refused: dict[int, _Refused] = {}
         self._challenges: dict[int, str] = {}
@@ -113,12 +117,17 @@ class Directory:
             missing = set(range(self._num_clients)).difference(*(member.held for member in self._members.values()))
             if not missing:
                 return
-            if time.monotonic() >= deadline:
+            if time.monotonic() >= deadline or self._nobody_else_comes():
                 raise RunStoppedError(self._too_few(missing))
             if on_wait is not None:
                 on_wait()
             wait = min(wait * 1.5, _LONGEST_WAIT)
             time.sleep(wait)
+
+    def _nobody_else_comes(self) -> bool:
+        """Say whether a run has the nodes that it started itself, and all of them have been turned away."""
+        away = {node for node, refused in self._refused.items() if refused.stands}
+        return not self._port.strangers and bool(self._present) and self._present <= away
 
     def _too_few(self, missing: set[int]) -> str:
         text = (
@@ -133,6 +142,10 @@ class Directory:
             text += f"\nNode {node} was refused: {refused.reason}"
         return text
 
+    def hold_to(self, check: Callable[[Greeting], str]) -> None:
+        """Turn nodes away that come from now on and of whose greeting `check` says why; "" where they may stay."""
+        self._check = check
+
     def refresh(self) -> None:
         """Greet nodes that are new and forget those that left.
 
@@ -143,7 +156,8 @@ class Directory:
         self._forget(self._present)
         turned_away = {node for node, refused in self._refused.items() if refused.stands}
         new = sorted(self._present - self._members.keys() - turned_away - self._port.silent())
-        answers = self._port.greet([self._greeting(node) for node in new], time.monotonic() + self._timeout)
+        greetings = [self._greeting(node) for node in new]
+        answers = self._port.greet(greetings, time.monotonic() + self._timeout, self._most_bytes)
         for answer in sorted(answers, key=lambda answer: answer.metadata.src_node_id):
             self._welcome(answer)
         self._write()
@@ -166,7 +180,7 @@ class Directory:
             try:
                 if site is None:
                     raise ForbiddenError(f"{member.whose} is no longer on the list of sites.")
-                check_claims(member.greeting, site, self._num_clients)
+                check_claims(member.greeting, site, self._num_clients, self._repeats)
             except ForbiddenError as error:
                 del self._members[node]
                 dropped.add(node)
@@ -201,10 +215,11 @@ class Directory:
                 self._refuse(node, str(answer.error.reason))
             return
         try:
-            greeting = Greeting.read(decode_json(answer.content))
-            site = None
-            if self._sites is not None:
-                site = site_of(greeting, asked, self._run, node, self._sites.now, self._num_clients)
+            said = decode_json(answer.content, self._most_bytes)
+            site = site_of(said, asked, self._run, node, self._sites.now) if self._sites is not None else None
+            greeting = Greeting.read(said, self._num_clients)
+            if site is not None:
+                check_claims(greeting, site, self._num_clients, self._repeats)
         except (ValueError, RecursionError) as error:  # whatever it sent
             self._refuse(node, str(error))
             return
@@ -277,8 +292,15 @@ class Directory:
                 remaining -= mine
         return assigned, sorted(remaining)
 
+    def may_be_called(self, node: int, name: str) -> bool:
+        """Say whether a node may call its site so: not as another site of the list is called."""
+        member = self._members.get(node)
+        own = member.site.name if member is not None and member.site is not None else ""
+        listed = self._sites.now.sites.values() if self._sites is not None else ()
+        return name == own or all(site.name != name for site in listed)
+
     def most_examples(self, client: int) -> int | None:
-        """Return how many training examples a client has by the word of the node that holds it.
+        """Return how many training examples a client has, over all its tasks, by the word of the node that holds it.
 
         Where its node did not say, it is the most that its site may claim; None where there is no limit either.
         """
@@ -287,7 +309,8 @@ class Directory:
                 examples = member.greeting.examples
                 if examples is not None:
                     return examples[client]
-                return member.site.max_examples if member.site else None
+                most = member.site.max_examples if member.site else None
+                return None if most is None else most * self._repeats
         return None
 
     def _write(self) -> None:

@@ -7,15 +7,13 @@ import time
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
-from flwr.app import Message
-
-from umbel.core.blocks import Assembler, Block, merged
+from umbel.core.fold_tree import FoldTree, merged
 from umbel.core.folds import Partial, Product, Shapes
-from umbel.core.messages import MessageError, decode_outcome, framing_bytes
 from umbel.core.names import shortened
 from umbel.core.records import BadReplyError, Payload, Reply, reason
-from umbel.core.wire.limits import Limits
-from umbel.core.work import Outcome
+from umbel.core.wire.limits import Limits, Size
+from umbel.core.wire.work import ClientTime, Outcome
+from umbel.server.port import Answer
 
 _FRAMING = 1024  # bytes that a reply's framing may have beyond that of the answer that it was added up in
 
@@ -34,6 +32,8 @@ class Report:
             a node added up is the node's word, and at most so many times the sum that came.
         framing_down: Bytes of framing down.
         framing_up: Bytes of framing up, by the nodes' word: at most so many times the framing that came.
+        times: When each client ran, where that is known.
+        notices: What whoever reads the result should know.
     """
 
     cohort: tuple[int, ...] = ()
@@ -44,14 +44,16 @@ class Report:
     bytes_up: int = 0
     framing_down: int = 0
     framing_up: int = 0
+    times: list[ClientTime] = field(default_factory=list)
+    notices: list[str] = field(default_factory=list)
 
 
 class Receiver:
     """Takes the answers of a phase.
 
     Args:
-        assembler: Where good replies go.
-        blocks: All blocks of the phase.
+        tree: Where good replies go.
+        cohort: The phase's clients, in their order.
         fold: How replies combine.
         payload: What the clients received.
         report: What went wrong goes here.
@@ -60,21 +62,22 @@ class Receiver:
 
     def __init__(
         self,
-        assembler: Assembler,
-        blocks: Sequence[Block],
+        tree: FoldTree,
+        cohort: Sequence[int],
         fold: Product,
         payload: Payload,
         report: Report,
         most: Callable[[int], float] = lambda client: math.inf,
     ) -> None:
-        self._assembler = assembler
-        self._blocks = {block.index: block for block in blocks}
+        self._tree = tree
+        self._cohort = tuple(cohort)
+        self._places = {client: place for place, client in enumerate(cohort)}
         self._fold = fold
         self._payload = payload
         self._report = report
         self._most = most
         self._began = time.monotonic()
-        self._height = (len(blocks) - 1).bit_length()
+        self._height = (len(cohort) - 1).bit_length()
         self._shapes: Shapes = {}
         self._limits: dict[frozenset[int], Limits] = {}
         self._done: set[int] = set()
@@ -90,34 +93,22 @@ class Receiver:
         if client not in self._done:
             self._done.add(client)
             self._report.failures[client] = (node, shortened(reason) or "it gave no reason")
-            self._assembler.add_client(client, None)
+            self._tree.add_reply(self._places[client], client, None)
 
     def limits(self, clients: frozenset[int]) -> Limits:
         """Return the most that an answer for these clients may be, by the payload and the fold."""
         if clients in self._limits:
             return self._limits[clients]
-        touched = [block for block in self._blocks.values() if not clients.isdisjoint(block.clients)]
-        whole = {block.index for block in touched if clients.issuperset(block.clients)}
-        sizes = [
-            self._fold.most(self._payload, sum(len(self._blocks[index].clients) for index in blocks))
-            for blocks in merged(whole, len(self._blocks))
-        ]
-        num_singles = sum(len(clients.intersection(block.clients)) for block in touched if block.index not in whole)
-        total = sum(sizes, self._fold.most(self._payload) * num_singles)
+        branches = merged([self._places[client] for client in clients], len(self._cohort))
+        total = sum((self._fold.most(self._payload, len(leaves)) for leaves in branches), Size())
         self._limits[clients] = Limits.of_answer(total, len(clients))
         return self._limits[clients]
 
-    def take(self, message: Message, node: int, clients: frozenset[int]) -> None:
+    def take(self, answer: Answer, clients: frozenset[int]) -> None:
         """Take a node's answer for the clients that it was given."""
-        if message.has_error():
-            self._fail_all(clients, node, str(message.error.reason))
-            return
-        try:
-            if not message.has_content():
-                raise MessageError("The message has no content.")
-            outcome = decode_outcome(message.content, self.limits(clients))
-        except MessageError as error:
-            self._fail_all(clients, node, str(error))
+        node, outcome = answer.node, answer.outcome
+        if outcome is None:
+            self._fail_all(clients, node, answer.error)
             return
         num_before = self.num_done
         most_bytes = self._take_nodes(outcome, node, clients)
@@ -125,9 +116,11 @@ class Receiver:
         for client in sorted(clients.intersection(outcome.failures)):
             self.fail(client, node, outcome.failures[client])
         if num_taken := self.num_done - num_before:  # not an answer that came twice; an engine may answer by blocks
-            self._count(outcome, single_bytes, most_bytes, num_taken * (framing_bytes(message.content) + _FRAMING))
+            self._count(outcome, single_bytes, most_bytes, num_taken * (answer.framing + _FRAMING))
             self._report.remembered |= clients.intersection(outcome.remembered)
         self.answered.add(node)
+        self._report.times += outcome.times
+        self._report.notices += outcome.notices
         waited = time.monotonic() - self._began
         self._report.seconds |= {
             client: min(seconds, waited)
@@ -163,15 +156,14 @@ class Receiver:
                     text = shortened(outcome.failures[client]) or "it gave no reason"
                     self._report.failures[client] = (node, text)
             most_bytes += partial.num_replies * partial.num_bytes
-            self._assembler.add_node(level, index, partial)
+            self._tree.add(level, index, partial)
         return most_bytes
 
     def _covered(self, level: int, index: int, clients: frozenset[int]) -> list[int]:
         """Return the clients below a node of the tree, if there is one and they are all this node's and still open."""
-        if not 0 <= level <= self._height or not 0 <= index << level < len(self._blocks):
-            return []  # no such node of the tree: its clients stay without an answer
-        leaves = range(index << level, min((index + 1) << level, len(self._blocks)))
-        covered = [client for leaf in leaves for client in self._blocks[leaf].clients]
+        if not 0 < level <= self._height or not 0 <= index << level < len(self._cohort):
+            return []  # no such node of the tree, or a reply, which comes as one: its clients stay without an answer
+        covered = list(self._cohort[index << level : (index + 1) << level])
         if not clients.issuperset(covered) or not self._done.isdisjoint(covered):
             return []  # it answers for clients that are not its own: those stay without an answer
         return covered
@@ -187,7 +179,7 @@ class Receiver:
                 continue
             self._done.add(client)
             num_bytes += reply.num_bytes
-            self._assembler.add_client(client, reply)
+            self._tree.add_reply(self._places[client], client, reply)
         return num_bytes
 
     def _flaw(self, partial: Partial, clients: Sequence[int]) -> str:
@@ -212,7 +204,3 @@ class Receiver:
         except Exception as error:  # noqa: BLE001 - likewise
             return reason(error)
         return ""
-
-    def finish(self) -> Partial:
-        """Return the accumulator of all good replies."""
-        return self._assembler.finish()

@@ -10,12 +10,13 @@ import shutil
 import subprocess
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
@@ -59,6 +60,7 @@ SCHEMA = pa.schema(
         ("seconds", pa.float64()),
     ]
 )
+_MOST_LETTERS = 2**31 - 1  # bytes of a column's text in one piece
 _PACKAGES = (
     "flwr",
     "ray",
@@ -113,7 +115,9 @@ def new_folder(experiment: Experiment, place: str = "run") -> Path:
 def _begin(folder: Path, run: str, experiment: Experiment, place: str) -> None:
     """Write what a run is known by: configuration, environment, identity, place of the clients' memory."""
     write_text(folder / "config.yaml", as_yaml(experiment))
-    write_json(folder / "env.json", environment() | {"sources": sources(experiment)})
+    client = experiment.client
+    modes = {"channels_last": client.channels_last, "compile": client.compile, "together": client.together}
+    write_json(folder / "env.json", environment() | {"modes": modes, "sources": sources(experiment)})
     write_sealed(folder / "memory.json", {"place": place})
     # Nodes make a folder of it, each on its own machine.
     name = re.sub(r"[^\w.-]+", "-", run).lstrip(".-")[:_LONGEST_NAME]
@@ -171,12 +175,20 @@ class RunFolder:
         """
         return str(reading.identity(self.path)["id"])
 
-    def go_on(self) -> None:
-        """Write down an experiment that has changed in what may change; whatever happens meanwhile, one of both holds.
+    def go_on(self, num_done: int) -> None:
+        """Make the folder that of a run that goes on, now that nothing is left that could refuse it.
+
+        An experiment that has changed in what may change is written down; whatever happens meanwhile, one of both
+        holds.
+
+        Args:
+            num_done: Rounds that are done. Where more are to come, how the run had ended is no longer how it ends.
 
         Raises:
             DamagedError: run.json is not what was written.
         """
+        if num_done < self.experiment.run.rounds:
+            (self.path / reading.SUMMARY).unlink(missing_ok=True)
         text = as_yaml(self.experiment)
         file, content = self.path / "config.yaml", reading.identity(self.path)
         if text == file.read_text(encoding="utf-8"):
@@ -215,7 +227,7 @@ class RunFolder:
         place = SCHEMA.get_field_index("round")
         rows = [row for row in self._rows if last_round is None or row[place] <= last_round]
         columns = list(zip(*rows, strict=True)) or [()] * len(SCHEMA)
-        arrays = [pa.array(column, type=field.type) for column, field in zip(columns, SCHEMA, strict=True)]
+        arrays = [_column(values, field.type) for values, field in zip(columns, SCHEMA, strict=True)]
         sink = pa.BufferOutputStream()
         pq.write_table(pa.Table.from_arrays(arrays, schema=SCHEMA), sink)
         return bytes(sink.getvalue())
@@ -290,3 +302,16 @@ def _git_commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return commit + ("+" if changed else "")
+
+
+def _column(values: Sequence[Any], kind: pa.DataType) -> pa.Array:
+    """Return what `pa.array` does of texts, whole numbers or reals; that would first import pandas, if it is there."""
+    if not pa.types.is_string(kind):
+        numbers = np.array(values, dtype=np.int64 if pa.types.is_integer(kind) else np.float64)
+        return pa.Array.from_buffers(kind, len(values), [None, pa.py_buffer(numbers)])
+    texts = [str(value).encode() for value in values]
+    ends = np.cumsum([0, *map(len, texts)])
+    if ends[-1] > _MOST_LETTERS:
+        return pa.array(values, type=kind)  # in several pieces
+    ends = ends.astype(np.int32)
+    return pa.Array.from_buffers(kind, len(texts), [None, pa.py_buffer(ends), pa.py_buffer(b"".join(texts))])

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -16,25 +17,22 @@ from umbel.core.memory import Version
 from umbel.core.records import BadReplyError
 from umbel.core.refusal import Refusal
 from umbel.core.schedule import parse_until
-from umbel.core.work import Work
+from umbel.core.wire.work import ClientTime, Work
 from umbel.server import checkpoint, evaluation
 from umbel.server.checkpoint import Checkpoint, Progress
 from umbel.server.coverage import RoundCoverage, lost
 from umbel.server.errors import DivergedError, RunStoppedError, StopRequested, learning_rates
 from umbel.server.exchange import Exchange
-from umbel.server.gather import directory_of
+from umbel.server.gather import directory_of, unheld
 from umbel.server.listener import Listener
 from umbel.server.nodes import Directory
 from umbel.server.port import Port
 from umbel.server.receiver import Report
 from umbel.server.results import RunFolder
-from umbel.server.same_data import same_data
 from umbel.server.session import Session
-from umbel.strategies.base import EVALUATE
+from umbel.strategies.base import EVALUATE, Phase
 
 EVALUATION_STEP = 99  # sorts after every phase of a round
-_GREETING_SECONDS = 30.0  # what a node takes to compose the experiment and answer
-_LOOK_SECONDS = 0.1
 
 
 class FederatedRun:
@@ -72,6 +70,8 @@ class FederatedRun:
         self._checkpoint_round = self._older_checkpoint_round = self.progress.round
         self.state: Any = None
         self.lost: list[int] = []
+        self._times: dict[str, list[ClientTime]] = {}
+        self._noticed: set[str] = set()
 
     # ---- the loop --------------------------------------------------------------------------------------------
 
@@ -90,30 +90,31 @@ class FederatedRun:
         total = experiment.run.rounds
         self._began = time.monotonic() - self.progress.seconds.get("total", 0.0)
         waits = directory is None
-        # What sites have of their own need not be alike; what they agreed on is.
-        check = () if self.session.agreed else (same_data(self.session.data),)
-        directory = directory or directory_of(self.session.experiment, port, self.folder, self.listener, *check)
+        directory = directory or directory_of(experiment, port, self.folder, self.listener)
+        directory.hold_to(self.session.check_data)
         exchange = Exchange(
             port,
             directory,
-            experiment.run.fold_block,
             experiment.engine.deadline_seconds,
             experiment.engine.memory_bytes,
             self.listener.clients_done,
             self.folder.look_for_stop,
             self.session.data.num_train.tolist().__getitem__,
+            self.listener.notice,
         )
         try:
             with self._stage("setup"):
                 self.state = self._begin()
                 if waits:
                     directory.wait(self.folder.look_for_stop)
+                self.folder.go_on(self.progress.round)
             for round_ in range(self.progress.round + 1, total + 1):
                 if self.progress.ended:
                     self.listener.notice(self.progress.ended)
                     break
                 self._round(exchange, round_, total)
-            self.lost = lost(self.progress.turns, self.progress.round, self._unheld(port, directory))
+            held_by_none = unheld(port, directory, experiment.data.num_clients, self.folder.look_for_stop)
+            self.lost = lost(self.progress.turns, self.progress.round, held_by_none)
         except (StopRequested, RunStoppedError, KeyboardInterrupt):
             self._save()
             raise
@@ -132,37 +133,33 @@ class FederatedRun:
             return state
         return checkpoint.restore(self._resume, self.session.strategy, lambda: self.session.context(0))
 
-    def _unheld(self, port: Port, directory: Directory) -> list[int]:
-        """Return the clients that no node holds now; one that has just come is given the time to say what it holds."""
-        deadline = time.monotonic() + _GREETING_SECONDS
-        while True:
-            directory.refresh()
-            unheld = directory.split(range(self.session.experiment.data.num_clients))[1]
-            if not unheld or not port.silent() or time.monotonic() > deadline:
-                return unheld
-            self.folder.look_for_stop()
-            time.sleep(_LOOK_SECONDS)
-
     def _round(self, exchange: Exchange, round_: int, total: int) -> None:
         """Run one round; `self.state` and `self.progress` change only when it is complete."""
         strategy, progress = self.session.strategy, self.progress.copy()
-        context, state = self.session.context(round_), self.state
+        context, state, before = self.session.context(round_), self.state, dict(self.progress.seconds)
+        self._times.clear()
         coverage, cohorts = RoundCoverage(round_), dict[str, tuple[int, ...]]()
         for step, phase in enumerate(self.session.phases(state)):
             self.folder.look_for_stop()
-            cohorts[phase.name] = cohort = self.session.cohort(phase, round_, cohorts)
+            begins = self.session.begins(phase, progress.virtual_seconds)
+            is_first = round_ == 1 and not any(cohorts.values())
+            cohorts[phase.name] = cohort = self.session.cohort(phase, round_, cohorts, begins)
             folded = Folded({}, {}, 0, 0)
             if phase.who != "server":
                 with self._stage(phase.name, progress):
                     payload = phase.broadcast(state, context)
+                    turn = self.session.turn(phase, state, round_, cohort, payload, begins, is_first)
+                    cohorts[phase.name], out = (cohort := turn.clients), turn.dropped_out
+                    progress.virtual_seconds, progress.num_late = turn.ends, progress.num_late + len(turn.late)
                     self.listener.phase(round_, phase.name, len(cohort))
                     work = self._work(phase.name, round_, step, cohort, progress)
-                    out = self.session.dropped_out(cohort, round_)
-                    most = partial(phase.most_examples, state)
+                    work = replace(work, squads=self.session.squads(cohort, round_))
+                    most = partial(_most_trained, phase, state)
                     answer, report = exchange.run(work, payload, cohort, phase.fold(), out, most)
                 folded = self._enough(answer, report, work, progress)
                 coverage.count(phase.name, cohort, report.failures)
-                coverage.ask(set(cohort) - out, report.failures.keys() - out)
+                spared = out | self.session.idle(cohort, round_)
+                coverage.ask(set(cohort) - spared, report.failures.keys() - spared)
             with self._stage("server", progress):
                 state = self._finite(phase.update(state, folded, context), round_, phase.name)
             if values := phase.measured(state):
@@ -182,12 +179,19 @@ class FederatedRun:
                 state = self._finite(strategy.finish(state, context), round_, "finish")
         progress.coverage, progress.turns = coverage.rows(progress.coverage), coverage.turns(progress.turns)
         progress.seconds["total"] = time.monotonic() - self._began
+        told = metrics
+        if self.session.virtual is not None:
+            times = {"virtual_seconds": progress.virtual_seconds, "num_late": progress.num_late}
+            self.folder.add(round_, "server", "train", times, progress.seconds["total"])
+            told = metrics | {f"train/{name}": value for name, value in times.items()}
         self.state, self.progress = state, progress
         every = self.session.experiment.checkpoint.every
         if every and (round_ % every == 0 or round_ == total or progress.ended):
             with self._stage("checkpoint", self.progress):
                 self._save()
-        self.listener.round(round_, total, metrics, progress.seconds["total"])
+        spent = {name: seconds - before.get(name, 0.0) for name, seconds in progress.seconds.items() if name != "total"}
+        self.listener.time_spent(round_, spent, dict(self._times))
+        self.listener.round(round_, total, told, progress.seconds["total"])
 
     def _judge(self, metrics: dict[str, float], state: Any, progress: Progress) -> None:
         """Note an evaluation: whether it is the best so far, and whether the run has what it was for."""
@@ -244,9 +248,6 @@ class FederatedRun:
             phase=phase,
             config_hash=self.session.config_hash,
             checkpoint_round=durable,
-            blocks=(),
-            num_blocks=0,
-            clients=frozenset(),
             memories={c: Version(*progress.memories[str(c)]) for c in cohort if str(c) in progress.memories},
             agreed=self.session.agreed,
         )
@@ -277,6 +278,11 @@ class FederatedRun:
         progress.bytes_up["tensors"] += report.bytes_up
         progress.bytes_up["framing"] += report.framing_up
         progress.num_failures += len(report.failures)
+        self._times[work.phase] = report.times
+        for text in dict.fromkeys(report.notices):
+            if text not in self._noticed:
+                self._noticed.add(text)
+                self.listener.notice(text)
         for client in report.remembered:
             progress.memories[str(client)] = (work.round, work.step, work.attempt)
         for client, (node, reason) in sorted(report.failures.items()):
@@ -308,7 +314,8 @@ class FederatedRun:
                 work = self._work(EVALUATE, round_, EVALUATION_STEP, cohort, progress)
                 try:
                     fold = evaluation_fold(self.session.data.num_classes, len(config.metrics))
-                    folded, report = exchange.run(work, payload, cohort, fold)
+                    most = partial(_most_evaluated, self.session.data.num_held_out.tolist())
+                    folded, report = exchange.run(work, payload, cohort, fold, most_examples=most)
                 except BadReplyError as error:
                     self.listener.failure(round_, EVALUATE, -1, 0, str(error))
                     return metrics
@@ -336,3 +343,11 @@ class FederatedRun:
             yield
         finally:
             seconds[name] = seconds.get(name, 0.0) + time.monotonic() - start
+
+
+def _most_trained(phase: Phase[Any], state: Any, client: int, own: int) -> float:
+    return phase.most_examples(state, own)
+
+
+def _most_evaluated(num_held_out: Sequence[int], client: int, own: int) -> float:
+    return num_held_out[client]

@@ -25,9 +25,10 @@ from typing import Any, NoReturn
 
 from umbel.conf.written import Scalar, Tree, read_yaml, resolve
 from umbel.core import clients
-from umbel.core.identity import PublicKey, fingerprint, read_public
+from umbel.core.files import stamp
 from umbel.core.names import nearest, shortened, shown
 from umbel.core.refusal import Refusal
+from umbel.core.wire.identity import PublicKey, fingerprint, read_public
 from umbel.server.variables import SITES as SITES
 
 _SHARE = re.compile(r"\s*([0-9]{1,9}) of ([0-9]{1,9})\s*")
@@ -44,7 +45,8 @@ class Site:
         fingerprint: Name of the key.
         clients: The clients that it has, or
         share: which of how many equal shares of all clients, from 0 on.
-        max_examples: The most training examples that one of its clients may claim; None sets no limit.
+        max_examples: The most training examples that one of its clients may have, each counted once however many
+            tasks it occurs in; None sets no limit.
         revoked: Whether it is turned away from now on.
     """
 
@@ -58,7 +60,7 @@ class Site:
 
     def foreign(self, claimed: Iterable[int], num_clients: int) -> list[int]:
         """Return those of the claimed clients that it does not have, of `num_clients` in all."""
-        from umbel.core.work import held_by  # brings torch, for which a supervisor need not wait
+        from umbel.core.wire.work import held_by  # brings torch, for which a supervisor need not wait
 
         held = self.clients if self.share is None else (held_by(*self.share, num_clients),)
         return [client for client in claimed if not any(client in part for part in held)]
@@ -113,7 +115,7 @@ class Sites:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._seen = self._stamp()
+        self._seen = stamp(self.path)
         self.now = read_sites(path)
 
     @classmethod
@@ -128,22 +130,15 @@ class Sites:
         Returns:
             Whether it says something else now; and why it could not be read, in which case what it said before holds.
         """
-        stamp = self._stamp()
-        if stamp == self._seen:
+        now = stamp(self.path)
+        if now == self._seen:
             return False, ""
-        self._seen = stamp
+        self._seen = now
         try:
             self.now = read_sites(self.path)
         except Refusal as error:
             return False, f"{error} What it said before holds."
         return True, ""
-
-    def _stamp(self) -> tuple[int, ...]:
-        try:
-            status = self.path.stat()
-        except OSError:
-            return ()
-        return (status.st_mtime_ns, status.st_size, status.st_ino)
 
 
 class _Reader:

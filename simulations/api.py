@@ -10,10 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-
 from umbel import data
-from umbel.conf import initial
+from umbel.conf import devices, initial
 from umbel.conf.errors import ExperimentError
 from umbel.conf.load import as_yaml, load
 from umbel.conf.schema import Experiment
@@ -30,6 +28,8 @@ from umbel.server.results import new_folder
 from umbel.simulations.engines.inline import InlinePort
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from umbel.conf.omega import DictConfig
 
 _PATIENCE_SECONDS = 10.0
@@ -91,7 +91,7 @@ def run(experiment: str | DictConfig | Experiment, *overrides: str, listener: Li
         composed = load(experiment, overrides)
     flower.check(composed)
     data.check(composed.data)
-    composed = initial.resolved(composed)
+    composed = devices.resolved(initial.resolved(composed))
     # Absolute, because workers and nodes have current folders of their own.
     results = Path(composed.run.results).expanduser().resolve()
     composed = replace(composed, run=replace(composed.run, results=str(results)))
@@ -125,7 +125,7 @@ def resume(folder: str | Path, *overrides: str, listener: Listener | None = None
     Args:
         folder: The run's folder.
         overrides: What may change: `run.rounds`, `run.until`, `run.patience`, everything of `engine` and
-            `checkpoint`, and, where they have moved, `data.path` and `client.device`.
+            `checkpoint`, and, where they have moved, `data.path`, `data.sites`, `data.server` and `client.device`.
         listener: Told of everything that happens.
 
     Raises:

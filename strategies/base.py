@@ -8,7 +8,7 @@ nothing else. It imports no transport and no logger; it sees the server as a `Se
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -26,6 +26,7 @@ from umbel.core.rng import generator
 from umbel.core.schedule import Schedule
 from umbel.core.training import LocalConfig, TrainReport
 from umbel.core.tree import Tree
+from umbel.core.virtual.devices import Devices
 from umbel.data.federation import Federation
 from umbel.data.types import Examples
 from umbel.models.base import Model
@@ -84,6 +85,8 @@ class ServerContext:
         task_of_class: The task of each class, [C], where each task has a head of its own; else None.
         public: Examples that all clients have as well, or None.
         vocabulary: Number of tokens that texts are made of; 0 where `tokens` are embeddings.
+        num_train: Training examples of each client (n_k).
+        devices: The clients' devices in virtual time, or None.
     """
 
     seed: int
@@ -102,6 +105,8 @@ class ServerContext:
     task_of_class: Tensor | None = None
     public: Examples | None = None
     vocabulary: int = 0
+    num_train: Sequence[int] = ()
+    devices: Devices | None = None
 
     @property
     def task(self) -> int:
@@ -146,6 +151,7 @@ class ClientContext:
             of what it is made of and the task are the same; else makes it in its place. Only to save time.
         public: Examples that the server and all clients have, or None.
         vocabulary: As on the server.
+        trainer: Trains, with the arguments of `umbel.core.training.train`.
     """
 
     id: int
@@ -169,6 +175,7 @@ class ClientContext:
     keep: Callable[[str, float, Callable[[], Examples]], Examples] = field(default=lambda name, version, make: make())
     public: Examples | None = None
     vocabulary: int = 0
+    trainer: training.Trainer = training.train
 
     @property
     def num_examples(self) -> int:
@@ -191,10 +198,22 @@ class ClientContext:
         """Return the shared part of the model's state."""
         return self.weights_of(model)
 
-    def train(self, model: Model, correct: training.Correction | None = None) -> TrainReport:
-        """Train the model in place on this client's data."""
+    def train(
+        self, model: Model, correct: training.Correction | None = None, objective: training.Objective | None = None
+    ) -> TrainReport:
+        """Train the model in place on this client's data.
+
+        Args:
+            model: The model.
+            correct: Called with (parameters, gradients) after each backward pass; changes the gradients in place.
+            objective: Mean loss [] of (model, images [B, ...], labels [B]), in place of that of the model's logits
+                (`training_loss`). What is reported as the loss is then its value.
+
+        An objective, and a correction that is no `AffineCorrection`, may read anything: steps with one are not compiled
+        (`client.compile=step`), and such clients train one by one (`client.together`); a notice says so.
+        """
         images, labels = self.prepare(self.train_data)
-        return training.train(
+        return self.trainer(
             model,
             images,
             labels,
@@ -204,19 +223,22 @@ class ClientContext:
             round_=self.round,
             correct=correct,
             augment=self.augment,
-            loss=self._loss_of(labels),
+            loss=self.training_loss(),
+            objective=objective,
         )
+
+    def training_loss(self) -> training.Loss:
+        """Return the mean loss of (logits [B, C], labels [B]) that `train` goes by; it may weigh classes."""
+        if not isinstance(self.loss, CrossEntropy):
+            return self.loss
+        return self.loss.of(self.prepare(self.train_data)[1], self.num_classes)
 
     def full_gradient(self, model: Model) -> dict[str, Tensor]:
         """Return the gradient of the mean loss over the client's training examples, by parameter name."""
         images, labels = self.prepare(self.train_data)
         names = [name for name, p in model.named_parameters() if p.requires_grad]
-        gradients = training.full_gradient(model, images, labels, batch_size=512, loss=self._loss_of(labels))
+        gradients = training.full_gradient(model, images, labels, batch_size=512, loss=self.training_loss())
         return dict(zip(names, gradients, strict=True))
-
-    def _loss_of(self, labels: Tensor) -> training.Loss:
-        """Return the loss for training on examples with these labels, which may weigh their classes."""
-        return self.loss.of(labels, self.num_classes) if isinstance(self.loss, CrossEntropy) else self.loss
 
     def align(self, model: Model, tree: Tree) -> list[Tensor]:
         """Return the tensors of `tree` in the order of the model's trainable parameters, on its device.
@@ -236,6 +258,9 @@ class Strategy(ABC, Generic[S]):
     Class attributes:
         config_class: Frozen dataclass of the method's hyper-parameters.
         own_model: Whether `model` gives all of a model that is not the experiment's alone, as a pair of encoders.
+        local_parts: Names of the model's modules that stay with each client, in its memory, and begin as initialised.
+        is_asynchronous: Whether clients begin and end at times of their own, which the strategy says
+            (`Phase.clients`, `Phase.ends`).
 
     Args:
         config: An instance of `config_class`.
@@ -246,6 +271,8 @@ class Strategy(ABC, Generic[S]):
 
     config_class: ClassVar[type]
     own_model: ClassVar[bool] = False
+    local_parts: ClassVar[tuple[str, ...]] = ()
+    is_asynchronous: ClassVar[bool] = False
 
     def __init__(self, config: Any) -> None:
         check_ranges(config, "strategy")

@@ -23,7 +23,7 @@ from typing import Annotated
 from annotated_types import Ge
 from torch import Tensor
 
-from umbel.core.folds import Fold, Folded, Product, UniformMean, WeightedMean, product
+from umbel.core.folds import Fold, Folded, Like, Product, UniformMean, WeightedMean, product
 from umbel.core.ranges import OneOf
 from umbel.core.tree import Tree
 from umbel.strategies.base import (
@@ -62,7 +62,7 @@ class State:
     model: dict[str, Tensor]
 
 
-def mean_fold(weighting: str, like: str) -> Fold:
+def mean_fold(weighting: str, like: Like) -> Fold:
     """Return the mean that `weighting` names, over trees shaped as the payload's tree `like`."""
     return WeightedMean(like) if weighting == "examples" else UniformMean(like)
 

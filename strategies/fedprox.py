@@ -17,7 +17,6 @@ uniformly.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -27,6 +26,7 @@ from torch import Tensor
 from umbel.core.folds import Folded, Product, product
 from umbel.core.ranges import OneOf
 from umbel.core.records import Payload, Reply
+from umbel.core.training.corrections import AffineCorrection
 from umbel.strategies.base import (
     ClientContext,
     Phase,
@@ -65,21 +65,6 @@ class State:
     model: dict[str, Tensor]
 
 
-def add_proximal_gradient(
-    parameters: Sequence[Tensor], gradients: Sequence[Tensor], anchors: Sequence[Tensor], mu: float
-) -> None:
-    """Add mu (w - w^t) to the gradients, in place.
-
-    Args:
-        parameters: w, any shapes.
-        gradients: Gradients of the same shapes, changed in place.
-        anchors: w^t, same shapes.
-        mu: Strength of the proximal term.
-    """
-    for parameter, gradient, anchor in zip(parameters, gradients, anchors, strict=True):
-        gradient.add_(parameter - anchor, alpha=mu)
-
-
 class FedProx(Strategy[State]):
     """FedAvg with a proximal term that keeps clients near the global model."""
 
@@ -95,11 +80,7 @@ class FedProx(Strategy[State]):
     def local(self, payload: Payload, client: ClientContext) -> Reply:
         model = client.model(payload.trees["model"])
         anchors = [p.detach().clone() for p in model.parameters() if p.requires_grad]
-
-        def correct(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-            add_proximal_gradient(parameters, gradients, anchors, self.config.mu)
-
-        return train_and_subtract(payload, client, correct)
+        return train_and_subtract(payload, client, AffineCorrection(self.config.mu, anchors))
 
     def fold(self) -> Product:
         return product({"delta": mean_fold(self.config.weighting, "model")}, numbers=["loss"])

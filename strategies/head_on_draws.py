@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from umbel.core.training import Correction, TrainReport
+from umbel.core.training import Correction, Objective, TrainReport
 from umbel.data.types import Examples
 from umbel.models.base import Model
 from umbel.strategies.base import ClientContext
@@ -20,7 +20,7 @@ class HeadOnDraws(ClientContext):
 
     completed: Examples | None = None
 
-    def train(self, model: Model, correct: Correction | None = None) -> TrainReport:
+    def train(self, model: Model, correct: Correction | None = None, objective: Objective | None = None) -> TrainReport:
         assert self.completed is not None
         labels = self.completed.labels.to(self.device)
         features = self.completed.images.to(self.device, model.head.weight.dtype)
@@ -39,7 +39,7 @@ class HeadOnDraws(ClientContext):
             if correct is not None:
                 correct(parameters, gradients)
 
-        return super().train(model, on_draws)
+        return super().train(model, on_draws, objective)
 
 
 def head_on_draws(client: ClientContext, completed: Examples) -> HeadOnDraws:

@@ -27,6 +27,7 @@ from umbel.core.records import Payload, Reply
 from umbel.core.tree import Tree
 from umbel.models.base import Model
 from umbel.strategies.base import ClientContext, Phase, ServerContext
+from umbel.strategies.phase import one_pass
 
 S = TypeVar("S")
 _BATCH = 512
@@ -82,8 +83,17 @@ def phases(
         return {f"collapse/{name}": value for name, value in get(state).values.items()}
 
     return (
-        Phase("features", send_model, sum_features, fold_sums, after_features, "everyone"),
-        Phase("nearest", send_means, compare, fold_shares, after_nearest, "same:features", measured=measured),
+        Phase("features", send_model, sum_features, fold_sums, after_features, "everyone", num_processed=one_pass),
+        Phase(
+            "nearest",
+            send_means,
+            compare,
+            fold_shares,
+            after_nearest,
+            "same:features",
+            measured=measured,
+            num_processed=one_pass,
+        ),
     )
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Generic, Never, TypeVar
 from umbel.core.folds import Folded, Product
 from umbel.core.records import Payload, Reply
 from umbel.core.refusal import Refusal
+from umbel.core.training import LocalConfig, num_processed
 
 if TYPE_CHECKING:
     from umbel.strategies.base import ClientContext, ServerContext
@@ -29,6 +30,16 @@ def _own(state: object, own: int) -> float:
     return own
 
 
+def one_pass(local: LocalConfig, own: int) -> int:
+    """Return the examples that a client goes through that looks at each once."""
+    return own
+
+
+def no_pass(local: LocalConfig, own: int) -> int:
+    """Return those of a client that looks at none: it counts labels, or keeps what came."""
+    return 0
+
+
 @dataclass(frozen=True)
 class Phase(Generic[S]):
     """One exchange of a round. Clients have no State: `local` and `fold` need none.
@@ -40,13 +51,17 @@ class Phase(Generic[S]):
         fold: Returns how the replies combine; asked on the server and on clients.
         update: Returns the State after the phase.
         who: `sample` (the round's cohort), `everyone`, `same:<phase>` (the clients of an earlier phase of this
-            round), or `server` (nobody: see `of_server`).
+            round), `clients` (those of `clients`), or `server` (nobody: see `of_server`).
         groups: The group of each client: a sample then takes from each group in proportion, at least one while there
             are enough; empty draws from all alike.
         measured: Returns numbers to report that `update` found, by name; they become rows of the metrics.
         most_examples: Returns the most examples that a reply may count, of the State and of the training examples that
             its client has by the word of the node that holds it; by default those. A method that trains on more (on
             data that it made, or drew anew) says here on how many; math.inf takes any number, and any weight.
+        num_processed: Returns how many examples a client goes through, of how clients train and of the training
+            examples that it has: its part in virtual time. By default those of a local training.
+        clients: Who takes part where the strategy itself says it, in ascending order.
+        ends: The virtual second of the run at which the phase ends, where the strategy itself says it.
     """
 
     name: str
@@ -58,6 +73,9 @@ class Phase(Generic[S]):
     groups: tuple[int, ...] = ()
     measured: Callable[[S], Mapping[str, float]] = field(default_factory=lambda: _nothing)
     most_examples: Callable[[S, int], float] = field(default_factory=lambda: _own)
+    num_processed: Callable[[LocalConfig, int], int] = field(default_factory=lambda: num_processed)
+    clients: tuple[int, ...] = ()
+    ends: float | None = None
 
     @staticmethod
     def of_server(
@@ -109,6 +127,9 @@ def over(
         groups=phase.groups,
         measured=lambda state: phase.measured(get(state)),
         most_examples=lambda state, own: _within(phase, get(state), most_examples(state, own)),
+        num_processed=phase.num_processed,
+        clients=phase.clients,
+        ends=phase.ends,
     )
 
 

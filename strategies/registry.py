@@ -30,6 +30,17 @@ _TABLE: dict[str, tuple[str, str]] = {
     "ggeur": ("umbel.strategies.ggeur:GGEUR", "Completion in the geometry of all clients' classes (Ma et al. 2025)"),
     "fot": ("umbel.strategies.fot:FOT", "Federated orthogonal training over a sequence of tasks (Bakman et al. 2024)"),
     "fedloge": ("umbel.strategies.fedloge:FedLoGe", "Sparse-ETF trunk, global and personal heads (Xiao et al. 2024)"),
+    "fedbuff": ("umbel.strategies.fedbuff:FedBuff", "Buffered asynchronous aggregation (Nguyen et al. 2022)"),
+    "feddyn": ("umbel.strategies.feddyn:FedDyn", "Regularizers that change with each round (Acar et al. 2021)"),
+    "fednova": ("umbel.strategies.fednova:FedNova", "Changes averaged by the local step (Wang et al. 2020)"),
+    "moon": ("umbel.strategies.moon:MOON", "A contrast with the global and the previous model (Li et al. 2021)"),
+    "fedntd": ("umbel.strategies.fedntd:FedNTD", "Distillation of the classes that are not true (Lee et al. 2022)"),
+    "fedper": ("umbel.strategies.fedper:FedPer", "A head of each client's own (Arivazhagan et al. 2019)"),
+    "fedrep": ("umbel.strategies.fedrep:FedRep", "Heads first, then the common body (Collins et al. 2021)"),
+    "fedbabu": (
+        "umbel.strategies.fedbabu:FedBABU",
+        "A body under a fixed head, fine-tuned at the end (Oh et al. 2022)",
+    ),
     "fedopt": ("umbel.strategies.fedopt:FedOpt", "Server optimisers: momentum, Adam, Yogi (Reddi et al. 2021)"),
 }
 

@@ -28,7 +28,6 @@ of x and y_i but have no gradient and so no control variate.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -41,6 +40,7 @@ from umbel.core.memory import MemoryRecord
 from umbel.core.ranges import OneOf
 from umbel.core.records import Payload, Reply
 from umbel.core.refusal import Refusal
+from umbel.core.training.corrections import AffineCorrection
 from umbel.core.tree import Tree, map_tree, subtract, zeros_like
 from umbel.strategies.base import (
     ClientContext,
@@ -53,6 +53,7 @@ from umbel.strategies.base import (
     split_buffers,
 )
 from umbel.strategies.fedavg import WEIGHTINGS, mean_fold
+from umbel.strategies.steps import replied_share
 
 
 @dataclass(frozen=True)
@@ -149,12 +150,7 @@ class Scaffold(Strategy[State]):
         model = client.model(x)
         gradient_at_x = client.full_gradient(model) if self.config.option == "I" else {}
         drift = [common - own for own, common in zip(client.align(model, c_i), client.align(model, c), strict=True)]
-
-        def correct(parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> None:
-            for gradient, shift in zip(gradients, drift, strict=True):
-                gradient.add_(shift)
-
-        report = client.train(model, correct)
+        report = client.train(model, AffineCorrection(shifts=drift))
         y = client.weights(model)
         if self.config.option == "I":
             renewed = {name: gradient_at_x[name].cpu() for name in c}
@@ -171,10 +167,7 @@ class Scaffold(Strategy[State]):
 
     def update(self, state: State, folded: Folded, server: ServerContext) -> State:
         model = server_step(state.model, folded.trees["delta"], self.config.server_lr)
-        if self.config.weighting == "uniform":
-            fraction = folded.num_replies / server.num_clients
-        else:
-            fraction = folded.num_examples / server.num_examples
+        fraction = replied_share(self.config.weighting, folded, server)
         return State(model, control_step(state.control, folded.trees["control"], fraction))
 
     def model(self, state: State) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from umbel.core.refusal import Refusal
 from umbel.core.schedule import Schedule
 from umbel.core.training import LocalConfig
+from umbel.core.virtual.config import DevicesConfig
 from umbel.data.config import DataConfig
 
 
@@ -39,6 +40,19 @@ class RunSetting(Protocol):
     def clients_per_round(self) -> int: ...
     @property
     def min_replies(self) -> int | float: ...
+    @property
+    def sampling(self) -> str: ...
+    @property
+    def over_sample(self) -> int: ...
+    @property
+    def deadline(self) -> float: ...
+
+
+class SimulationSetting(Protocol):
+    """The section `simulation`."""
+
+    @property
+    def devices(self) -> DevicesConfig: ...
 
 
 class EvaluateSetting(Protocol):
@@ -63,6 +77,7 @@ class Setting(Protocol):
         client: How clients train.
         run: The section `run`.
         evaluate: The section `evaluate`.
+        simulation: The section `simulation`.
         schedule: When the sequence of tasks moves on.
         num_sampled: Clients that a `sample` phase selects.
     """
@@ -78,9 +93,30 @@ class Setting(Protocol):
     @property
     def evaluate(self) -> EvaluateSetting: ...
     @property
+    def simulation(self) -> SimulationSetting: ...
+    @property
     def schedule(self) -> Schedule: ...
     @property
     def num_sampled(self) -> int: ...
+
+
+def refuse_collapse_of_own_heads(setting: Setting, strategy: str) -> None:
+    """Refuse to measure the collapse of a classifier that clients do not share.
+
+    Args:
+        setting: The experiment.
+        strategy: The strategy's name, for the message.
+
+    Raises:
+        Refusal: It is to be measured.
+    """
+    if setting.evaluate.collapse:
+        raise Refusal(
+            f"evaluate.collapse=true measures a head that all share, and under strategy.name={strategy} each client "
+            "has its own.",
+            key="evaluate.collapse",
+            remedy="Set evaluate.collapse=false.",
+        )
 
 
 def refuse_other_losses(setting: Setting, strategy: str) -> None:

@@ -2,31 +2,39 @@
 
 from __future__ import annotations
 
+import copy
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from umbel.core import training
+from umbel.core.folds import Folded
 from umbel.core.records import Payload, Reply
 from umbel.core.tree import Tree, subtract
 from umbel.models.base import Model
-from umbel.models.weights import parameter_names, shared_state
+from umbel.models.weights import load_state, parameter_names, shared_state
 
 if TYPE_CHECKING:
     from umbel.strategies.base import ClientContext, ServerContext
 
 
-def train_and_subtract(payload: Payload, client: ClientContext, correct: training.Correction | None = None) -> Reply:
+def train_and_subtract(
+    payload: Payload,
+    client: ClientContext,
+    correct: training.Correction | None = None,
+    objective: training.Objective | None = None,
+) -> Reply:
     """Train from the payload's `model` and reply with the change as the tree `delta`, and the mean loss.
 
     Args:
         payload: Has the tree `model`, the global model's shared state.
         client: The client.
         correct: Changes the gradients of each step, if given.
+        objective: Takes the place of the loss, if given (`ClientContext.train`).
     """
     model = client.model(payload.trees["model"])
-    report = client.train(model, correct)
+    report = client.train(model, correct, objective)
     delta = subtract(client.weights(model), payload.trees["model"])
     return Reply({"delta": delta}, {"loss": report.loss}, client.num_examples)
 
@@ -43,6 +51,31 @@ def server_step(model: Tree, delta: Tree, lr: float = 1.0) -> dict[str, Tensor]:
         name: torch.add(weight, delta[name].to(weight.dtype).to(weight.device), alpha=lr)
         for name, weight in model.items()
     }
+
+
+def replied_share(weighting: str, folded: Folded, server: ServerContext) -> float:
+    """Return the weight of those who replied among all clients: of their number (`uniform`), or of their examples.
+
+    A state of the server that is the mean over all clients, and to which some add their mean change, has to take that
+    much of it, by the same weights.
+    """
+    if weighting == "uniform":
+        return folded.num_replies / server.num_clients
+    return folded.num_examples / server.num_examples
+
+
+def frozen(model: Model, tree: Tree | None = None) -> Model:
+    """Return a copy of a model that does not learn: in evaluation mode, its parameters without gradients.
+
+    Args:
+        model: The model, which stays as it is.
+        tree: Shared state that the copy has in place of the model's.
+    """
+    copied = copy.deepcopy(model)
+    vars(copied).pop("features", None)  # compiled for the model, whose parameters it would go on to read
+    if tree is not None:
+        load_state(copied, tree, partial=True)
+    return copied.eval().requires_grad_(False)
 
 
 def initial_model(server: ServerContext) -> dict[str, Tensor]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shutil
+import sysconfig
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -16,11 +18,12 @@ from torch import Tensor, nn
 from tests.contexts import client_context
 from umbel import RunResult, run
 from umbel.conf.schema import Experiment
-from umbel.core.blocks import Assembler, cut
+from umbel.core.fold_tree import FoldTree
 from umbel.core.folds import Folded
 from umbel.core.memory import MemoryRecord
 from umbel.core.records import Reply
 from umbel.core.training import LocalConfig
+from umbel.core.virtual.devices import Devices
 from umbel.data.types import Examples
 from umbel.models.base import Model
 from umbel.server.listener import Listener
@@ -29,6 +32,10 @@ from umbel.simulations.report.measures import MEASURES
 from umbel.strategies.base import ClientContext, Phase, ServerContext, Strategy
 
 CPU = torch.device("cpu")
+COMPILES = pytest.mark.skipif(
+    shutil.which("c++") is None or not (Path(sysconfig.get_path("include")) / "Python.h").is_file(),
+    reason="torch.compile needs a C++ compiler and Python's headers on a CPU",
+)
 
 
 class Point(Model):
@@ -53,6 +60,8 @@ class Quadratics:
         lr: Local learning rate.
         num_steps: E local steps.
         memory: What each client remembers.
+        devices: Their devices in virtual time.
+        num_sampled: Clients of a sample.
     """
 
     a: Tensor
@@ -61,6 +70,8 @@ class Quadratics:
     lr: float = 0.25
     num_steps: int = 2
     memory: dict[int, MemoryRecord] = field(default_factory=dict)
+    devices: Devices | None = None
+    num_sampled: int = 0
 
     @property
     def num_clients(self) -> int:
@@ -89,7 +100,10 @@ class Quadratics:
             validation=None,
             device=CPU,
             prepare=lambda examples: (examples.images, examples.labels),
+            num_sampled=self.num_sampled,
             num_examples=sum(self.sizes),
+            num_train=self.sizes,
+            devices=self.devices,
         )
 
     def client(self, k: int, round_: int, remember: Callable[[MemoryRecord], None]) -> ClientContext:
@@ -125,16 +139,15 @@ class Quadratics:
         round_: int,
         cohort: Sequence[int] | None = None,
         arrival: Sequence[int] | None = None,
-        block_size: int = 2,
     ) -> Any:
         """Run one round; replies are handed over in the order `arrival`."""
         cohort = list(range(self.num_clients)) if cohort is None else list(cohort)
         train = strategy.phase("train")
         fold = train.fold()
-        assembler = Assembler(fold, cut(cohort, block_size))
+        replies = FoldTree(fold, len(cohort))
         for k in cohort if arrival is None else arrival:
-            assembler.add_client(k, self.reply(strategy, state, k, round_))
-        folded: Folded = fold.finish(assembler.finish())
+            replies.add_reply(cohort.index(k), k, self.reply(strategy, state, k, round_))
+        folded: Folded = fold.finish(replies.root())
         return train.update(state, folded, self.server(round_))
 
     def run(self, strategy: Strategy[Any], num_rounds: int, start: Tensor | None = None) -> Tensor:

@@ -39,16 +39,25 @@ _CREAMFL = (
 _FOLDS = tuple(f"tests/core/test_{name}.py" for name in ("folds", "moments", "collecting", "evaluation_counts"))
 SUITES: dict[str, tuple[str, ...]] = {
     "core/folds.py": (*_FOLDS, "tests/strategies/test_quadratics.py"),
-    "core/blocks.py": ("tests/core/test_blocks.py", *_FOLDS),
-    "core/records.py": (*_FOLDS, "tests/core/test_messages.py"),
-    "core/training.py": (
+    "core/fold_tree.py": ("tests/core/test_fold_tree.py", *_FOLDS),
+    "core/records.py": ("tests/core/test_records.py", *_FOLDS, "tests/core/wire/test_messages.py"),
+    "core/training/steps.py": ("tests/core/training/test_compiled.py", "tests/core/training/test_together.py"),
+    "core/training/loop.py": (
         "tests/core/test_training.py",
         "tests/strategies/test_local.py",
         "tests/strategies/test_quadratics.py",
     ),
+    "core/virtual/devices.py": ("tests/core/virtual/test_devices.py",),
+    "core/virtual/turns.py": ("tests/core/virtual/test_turns.py",),
     "core/moments.py": (*_FOLDS, *_GGEUR),
     "core/metrics/collapse.py": _FEDLOGE,
     "core/metrics/matching.py": _CREAMFL,
+    "strategies/feddyn.py": ("tests/strategies/test_feddyn.py",),
+    "strategies/fednova.py": ("tests/strategies/test_fednova.py",),
+    "strategies/moon.py": ("tests/strategies/test_moon.py",),
+    "strategies/fedntd.py": ("tests/strategies/test_fedntd.py",),
+    "strategies/fedrep.py": ("tests/strategies/test_own_heads.py",),
+    "strategies/fedbabu.py": ("tests/strategies/test_own_heads.py",),
     "strategies/ggeur/pooling.py": _GGEUR,
     "strategies/ggeur/shapes.py": _GGEUR,
     "strategies/ggeur/completion.py": _GGEUR,
@@ -56,6 +65,7 @@ SUITES: dict[str, tuple[str, ...]] = {
     "strategies/fot/method.py": _FOT,
     "strategies/fedloge/method.py": _FEDLOGE,
     "strategies/creamfl/method.py": _CREAMFL,
+    "strategies/fedbuff.py": ("tests/strategies/test_fedbuff.py",),
 }
 _SECONDS = 300.0  # a mutant that takes longer runs for ever: noticed
 

@@ -16,7 +16,7 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 from flwr.app import Message
 
-from umbel.core.flower_versions import fleet
+from umbel.core.wire.flower_versions import fleet
 
 
 class RunOverError(Exception):

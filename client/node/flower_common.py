@@ -34,7 +34,7 @@ from flwr.supercore.run import Run, RunNotRunningException
 from umbel.client.node.connection import Address, Bundle, Connection, LostError, RunOverError, voice
 from umbel.client.node.heartbeat import beating
 from umbel.client.node.presence import Presence
-from umbel.core.identity import PrivateKey, new_key
+from umbel.core.wire.identity import PrivateKey, new_key
 
 _PULL_SECONDS = 0.02  # first wait for an object that is still on its way up; Flower's is a second
 

@@ -20,7 +20,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from umbel.client.node.connection import Address, voice
-from umbel.core.identity import PrivateKey, key_of_text, key_text
+from umbel.core.wire.identity import PrivateKey, key_of_text, key_text
 
 _SHARE = 0.4  # of the interval that a node promises: two in a row may be lost
 _AGAIN_SECONDS = 1.0

@@ -10,9 +10,9 @@ from pathlib import Path
 from umbel.client.node.connection import Address
 from umbel.client.node.flower_common import node_config
 from umbel.client.node.node import Rules
-from umbel.core.flower_versions import fleet
-from umbel.core.identity import read_key
 from umbel.core.refusal import Refusal
+from umbel.core.wire.flower_versions import fleet
+from umbel.core.wire.identity import read_key
 
 _LEAST_HEARTBEAT, _MOST_HEARTBEAT = 10.0, 1800.0  # that a SuperLink takes
 

@@ -23,9 +23,9 @@ from typing import Any
 from umbel.conf.errors import ExperimentError
 from umbel.conf.typed import convert, section, untyped
 from umbel.conf.written import Tree, read_yaml
-from umbel.core.files import read_json, write_json
-from umbel.core.identity import PublicKey, digest, read_public, verify
+from umbel.core.files import read_json, stamp, write_json
 from umbel.core.refusal import Refusal
+from umbel.core.wire.identity import PublicKey, digest, read_public, verify
 
 PURPOSE = "run"  # what a signature of a submitted run is for
 SIGNED_KEYS = ("experiment", "overrides", "experiment_yaml", "folder", "resume", "signed", "nonce")
@@ -154,6 +154,10 @@ class Policy:
     def signers(self) -> dict[str, PublicKey] | None:
         """Return whose signatures are taken now; None takes runs without one."""
         return None if self.trusted is None else read_trusted(self.trusted)
+
+    def stamp(self) -> object:
+        """Return what is another value once one of the two files has changed, or is gone."""
+        return tuple(stamp(file) for file in (self.policy, self.trusted) if file is not None)
 
     def check(self, bundle_hash: str, run_config: Mapping[str, Any], run_id: int = 0) -> None:
         """Refuse a run that this site does not take.

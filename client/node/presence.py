@@ -18,8 +18,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from umbel.client.node.connection import Address
-from umbel.core.identity import PrivateKey, fingerprint, key_of_text, key_text
 from umbel.core.refusal import Refusal
+from umbel.core.wire.identity import PrivateKey, fingerprint, key_of_text, key_text
 
 _ABSENT_SECONDS = 3.0  # the server looks every second for who has left: what it had given the one before then fails
 Leave = Callable[[Address, int, bool], bool]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import select
 import subprocess
 import sys
@@ -19,6 +20,40 @@ from umbel.client.node.serve import read_frame, write_frame
 ASK_SECONDS = 2.0  # how often to look whether anybody still waits for an answer
 
 
+_SPARE = Path(__file__).with_name("spare.py")
+
+
+def spare() -> subprocess.Popen[bytes]:
+    """Start a process that loads what every client needs before there is a bundle (`umbel.client.node.spare`)."""
+    command = [sys.executable, "-P", os.fspath(_SPARE)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603 - the file beside this
+
+
+def _given(process: subprocess.Popen[bytes] | None, bundle: Path) -> subprocess.Popen[bytes]:
+    """Return a spare process that has been given a bundle; a new one where there is none, or it has died."""
+    if process is not None:
+        with contextlib.suppress(BrokenPipeError):
+            assert process.stdin is not None
+            process.stdin.write(json.dumps(os.fspath(bundle.resolve())).encode() + b"\n")
+            process.stdin.flush()
+            return process
+        end(process)
+    # `-m` puts the current folder, the bundle, first on the path.
+    return subprocess.Popen(
+        [sys.executable, "-m", "umbel.client.node.serve"], cwd=bundle, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a process, whatever it is doing."""
+    process.kill()
+    process.wait()
+    for pipe in (process.stdin, process.stdout):
+        if pipe is not None:
+            with contextlib.suppress(OSError):  # what was written by halves when it died
+                pipe.close()
+
+
 class WarmProcess:
     """The process that runs one run's ClientApp.
 
@@ -26,18 +61,23 @@ class WarmProcess:
         bundle: Folder of the unpacked bundle.
         start: What the app's context needs.
         ask_seconds: How often to look whether anybody still waits for an answer.
+        ready: From `spare`; None starts a process now.
     """
 
-    def __init__(self, bundle: Path, start: dict[str, Any], ask_seconds: float = ASK_SECONDS) -> None:
+    def __init__(
+        self,
+        bundle: Path,
+        start: dict[str, Any],
+        ask_seconds: float = ASK_SECONDS,
+        ready: subprocess.Popen[bytes] | None = None,
+    ) -> None:
         self._ask_seconds = ask_seconds
-        # `-m` puts the current folder, the bundle, first on the path.
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "umbel.client.node.serve"],
-            cwd=bundle,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-        )
-        write_frame(self._process.stdin, json.dumps(start).encode())  # type: ignore[arg-type]
+        self._process = _given(ready, bundle)
+        try:
+            write_frame(self._process.stdin, json.dumps(start).encode())  # type: ignore[arg-type]
+        except OSError:  # it died at once: nobody else would wait for it
+            end(self._process)
+            raise
 
     def ask(self, message: Message, on_wait: Callable[[], None]) -> Message:
         """Run a message.
@@ -63,12 +103,7 @@ class WarmProcess:
 
     def close(self) -> None:
         """End the process."""
-        self._process.kill()
-        self._process.wait()
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                with contextlib.suppress(OSError):  # what was written by halves when it died
-                    pipe.close()
+        end(self._process)
 
     @property
     def alive(self) -> bool:

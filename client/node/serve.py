@@ -16,6 +16,7 @@ from typing import BinaryIO
 from flwr.app import Context, Error, Message, RecordDict
 
 from umbel.client.node.flower_serde import from_bytes, to_bytes
+from umbel.client.node.parent import end_with_parent
 
 _LENGTH = struct.Struct("<Q")
 _MOST_BYTES = 1 << 36  # of a message; no machine has room for more
@@ -43,6 +44,7 @@ def read_frame(stream: BinaryIO) -> bytes | None:
 
 def main() -> None:
     """Answer messages until the pipe closes."""
+    end_with_parent()  # nobody waits for this one any more, and another may begin
     requests = os.fdopen(os.dup(0), "rb")
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what the app prints must not come between the frames

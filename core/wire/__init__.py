@@ -1,1 +1,1 @@
-"""How bytes that came from anybody are read: nothing is made of them before it is known to be within limits."""
+"""What travels between server and nodes, and who signs it; what came from anybody is read within limits."""

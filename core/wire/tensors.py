@@ -5,8 +5,10 @@ Both headers are read here before a library reads the rest, so that nothing is s
 
 from __future__ import annotations
 
+import json
 import math
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -24,23 +26,43 @@ _MOST_NAME = 512  # letters
 _NUMPY = re.compile(
     rb"\x93NUMPY\x01\x00(..)\{'descr': '\|u1', 'fortran_order': False, 'shape': \(([0-9]{1,15}),\), \} *\n", re.DOTALL
 )
+NUMPY_HEADER = 128  # bytes of it in all
 _NUMPY_START = 10  # bytes before NumPy's header
-_KINDS = {
-    "F64": 8,
-    "F32": 4,
-    "F16": 2,
-    "BF16": 2,
-    "BOOL": 1,
-    "I64": 8,
-    "I32": 4,
-    "I16": 2,
-    "I8": 1,
-    "U8": 1,
+_CALLED = {
+    torch.bool: "BOOL",
+    torch.uint8: "U8",
+    torch.int8: "I8",
+    torch.int16: "I16",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int32: "I32",
+    torch.float32: "F32",
+    torch.float64: "F64",
+    torch.int64: "I64",
 }
+_ORDER = list(_CALLED)  # as safetensors ranks them
+_KINDS = {name: dtype.itemsize for dtype, name in _CALLED.items()}
+_PADDED = 8  # bytes, of which the header's length is a multiple
 
 
 class TensorsError(ValueError):
     """Bytes that are no tensors, or are more than are read."""
+
+
+def header_bytes(tensors: Mapping[str, Tensor]) -> int:
+    """Return how long the header of safetensors is, with its length, without writing the tensors.
+
+    Args:
+        tensors: By name, in any order: safetensors has wider types first, and names in order.
+    """
+    entries, end = {}, 0
+    for name in sorted(tensors, key=lambda name: (-_ORDER.index(tensors[name].dtype), name)):
+        tensor = tensors[name]
+        place = [end, end + tensor.nbytes]
+        entries[name] = {"dtype": _CALLED[tensor.dtype], "shape": list(tensor.shape), "data_offsets": place}
+        end = place[1]
+    length = len(json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode())
+    return _LENGTH + -(-length // _PADDED) * _PADDED
 
 
 def inside(data: bytes) -> memoryview:

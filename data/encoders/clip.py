@@ -129,12 +129,12 @@ def _folder(source: str) -> Path:
     hub = imported("huggingface_hub")
 
     def fetch(**how: Any) -> Path:
-        found = Path(hub.snapshot_download(source, allow_patterns=[*_SMALL_FILES, "model*.safetensors"], **how))
-        if not list(found.glob("*.safetensors")):
-            found = Path(hub.snapshot_download(source, allow_patterns=[*_SMALL_FILES, "pytorch_model*.bin"], **how))
-        if not _weight_files(found):
-            raise FileNotFoundError(f"no weights in {found}")
-        return found
+        fetched = Path(hub.snapshot_download(source, allow_patterns=[*_SMALL_FILES, "model*.safetensors"], **how))
+        if not list(fetched.glob("*.safetensors")):
+            fetched = Path(hub.snapshot_download(source, allow_patterns=[*_SMALL_FILES, "pytorch_model*.bin"], **how))
+        if not _weight_files(fetched):
+            raise FileNotFoundError(f"no weights in {fetched}")
+        return fetched
 
     try:
         return fetch(local_files_only=True)
@@ -158,18 +158,18 @@ def _weight_files(folder: Path) -> list[Path]:
 
 def _read(file: Path) -> dict[str, Any]:
     try:
-        found = read_json(file)
+        content = read_json(file)
     except FileNotFoundError as error:
         raise MissingDataError(
             f"{file}: expected this file of a CLIP model, and it is not there.", remedy="Add it."
         ) from error
     except ValueError as error:
         raise DamagedDataError(f"{file}: cannot be read as JSON ({error}).", remedy="Fetch it again.") from error
-    if not isinstance(found, dict):
+    if not isinstance(content, dict):
         raise DamagedDataError(
-            f"{file}: expected a JSON object, found {type(found).__name__}.", remedy="Fetch it again."
+            f"{file}: expected a JSON object, found {type(content).__name__}.", remedy="Fetch it again."
         )
-    return found
+    return content
 
 
 def _config(folder: Path) -> dict[str, Any]:

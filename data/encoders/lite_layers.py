@@ -62,7 +62,7 @@ def layers_of(network: Any, channels: int) -> list[Layer]:
     stem = _folded(network._conv_stem, network._bn0, clamp=True)
     if channels == 1:
         stem = _with(stem, weight=stem.weight.sum(1, keepdim=True))
-    found = [stem]
+    all_layers = [stem]
     for block in network._blocks:
         arguments = block._block_args
         parts = [(block._depthwise_conv, block._bn1, True), (block._project_conv, block._bn2, False)]
@@ -73,9 +73,9 @@ def layers_of(network: Any, channels: int) -> list[Layer]:
         layers = [_folded(convolution, norm, clamp) for convolution, norm, clamp in parts]
         layers[0] = _with(layers[0], begins=True)
         layers[-1] = _with(layers[-1], adds=keeps)
-        found.extend(layers)
-    found.append(_folded(network._conv_head, network._bn1, clamp=True))
-    return found
+        all_layers.extend(layers)
+    all_layers.append(_folded(network._conv_head, network._bn1, clamp=True))
+    return all_layers
 
 
 def _with(layer: Layer, **changes: Any) -> Layer:

@@ -83,10 +83,10 @@ def encode(data_set: DataSet, name: str, image_size: int, progress: Progress | N
         )
     has_texts = data_set.train.texts is not None and data_set.test.texts is not None
     if not (has_images and "images" in encoder.takes) and not (has_texts and "texts" in encoder.takes):
-        found = " and ".join(what for what, has in (("images", has_images), ("texts", has_texts)) if has)
-        fitting = [other for other in _TABLE if any(_takes(other, what) for what in found.split(" and "))]
+        content = " and ".join(what for what, has in (("images", has_images), ("texts", has_texts)) if has)
+        fitting = [other for other in _TABLE if any(_takes(other, what) for what in content.split(" and "))]
         raise DataError(
-            f"data.encoder={name} takes {' or '.join(sorted(encoder.takes))}, and {data_set.name} has {found}.",
+            f"data.encoder={name} takes {' or '.join(sorted(encoder.takes))}, and {data_set.name} has {content}.",
             key="data.encoder",
             remedy=f"Set data.encoder to one of {', '.join(fitting)}, or data.name to another set.",
         )

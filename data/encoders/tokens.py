@@ -20,14 +20,14 @@ def by_length(tokens: Sequence[Sequence[int]], run: Callable[[Tensor], Tensor], 
         batch: Largest number of sequences at a time.
     """
     lengths = torch.tensor([len(sequence) for sequence in tokens])
-    found: Tensor | None = None
+    embeddings: Tensor | None = None
     for length in sorted({len(sequence) for sequence in tokens}):
         equal = (lengths == length).nonzero().flatten()
         for start in range(0, len(equal), batch):
             members = equal[start : start + batch]
             rows = run(torch.tensor([tokens[index] for index in members.tolist()]))
-            if found is None:
-                found = rows.new_empty(len(tokens), rows.shape[1])
-            found[members] = rows
-    assert found is not None, "no texts"
-    return found
+            if embeddings is None:
+                embeddings = rows.new_empty(len(tokens), rows.shape[1])
+            embeddings[members] = rows
+    assert embeddings is not None, "no texts"
+    return embeddings

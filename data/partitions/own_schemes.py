@@ -97,19 +97,19 @@ def domain_label(request: Request) -> Assignment:
             key="data.partition",
             remedy="Set data.partition to one that uses labels only, such as dirichlet.",
         )
-    found = np.unique(request.domains)
+    distinct = np.unique(request.domains)
     num_clients = request.config.num_clients
-    if num_clients < len(found):
+    if num_clients < len(distinct):
         raise PartitionError(
-            f"data.num_clients={num_clients} is fewer than the {len(found)} domains, and a client belongs to one.",
+            f"data.num_clients={num_clients} is fewer than the {len(distinct)} domains, and a client belongs to one.",
             key="data.num_clients",
-            remedy=f"Raise data.num_clients to at least {len(found)}.",
+            remedy=f"Raise data.num_clients to at least {len(distinct)}.",
         )
     rows = request.shuffled()
     owner = np.empty(len(rows), dtype=np.int64)
-    for position, domain in enumerate(found):
+    for position, domain in enumerate(distinct):
         inside = request.domains[rows] == domain
-        clients = np.arange(position, num_clients, len(found))
+        clients = np.arange(position, num_clients, len(distinct))
         owner[inside] = _by_class(request.labels[rows[inside]], clients, request, f"domain {domain}")
     return rows, owner
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from umbel.core.names import unknown
-from umbel.data.partitions import flower_schemes, own_schemes
+from umbel.data.partitions import label_schemes, own_schemes
 from umbel.data.partitions.scheme import Assignment, Request
 
 Tasks = Literal["none", "classes", "pixels"]
@@ -39,36 +39,36 @@ class Scheme:
 
 
 _TABLE: Mapping[str, Scheme] = {
-    "iid": Scheme(flower_schemes.iid, "equal parts of the shuffled pool (flwr-datasets)", random=False),
+    "iid": Scheme(label_schemes.iid, "equal parts of the shuffled pool", random=False),
     "dirichlet": Scheme(
-        flower_schemes.dirichlet,
-        "each class over the clients by Dirichlet(alpha) (flwr-datasets)",
+        label_schemes.dirichlet,
+        "each class over the clients by Dirichlet(alpha)",
         keys=("alpha", "top_up"),
     ),
     "shards": Scheme(
-        flower_schemes.shards,
+        label_schemes.shards,
         "sorted by class, cut into equal shards, `shards_per_client` for each; a rest smaller than one "
-        "example a shard is left out (flwr-datasets)",
+        "example a shard is left out",
         keys=("shards_per_client",),
         random=False,
     ),
     "pathological": Scheme(
-        flower_schemes.pathological,
-        "exactly `classes_per_client` classes for each client (flwr-datasets)",
+        label_schemes.pathological,
+        "exactly `classes_per_client` classes for each client",
         keys=("classes_per_client",),
     ),
     "quantity_skew": Scheme(
-        flower_schemes.quantity_skew,
-        "IID in classes, sizes by Dirichlet(alpha) above `min_examples` (flwr-datasets)",
+        label_schemes.quantity_skew,
+        "IID in classes, sizes by Dirichlet(alpha) above `min_examples`",
         keys=("alpha",),
         random=False,
     ),
     "natural_id": Scheme(
-        flower_schemes.natural_id,
-        "by who made an example; several ids a client (flwr-datasets)",
+        label_schemes.natural_id,
+        "by who made an example; several ids a client",
         random=False,
     ),
-    "domain": Scheme(flower_schemes.domain, "each client in one domain, IID inside it (flwr-datasets)", random=False),
+    "domain": Scheme(label_schemes.domain, "each client in one domain, IID inside it", random=False),
     "long_tail": Scheme(
         own_schemes.long_tail,
         "exponential class profile of factor `imbalance`, then Dirichlet(alpha)",

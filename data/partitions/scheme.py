@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from umbel.core.rng import seed_of
+from umbel.core.rng import key_of, numpy_generator
 from umbel.data.config import DataConfig
 
 Ints = NDArray[np.int64]
@@ -40,13 +40,9 @@ class Request:
     seed: int
     attempt: int
 
-    def seed_for(self, purpose: str) -> int:
-        """Return the seed of one purpose of this draw."""
-        return seed_of(self.seed, "partition", self.config.partition, self.attempt, purpose)
-
     def rng(self, purpose: str) -> np.random.Generator:
-        """Return numpy's generator for one purpose; numpy has the Dirichlet that torch lacks."""
-        return np.random.default_rng(self.seed_for(purpose))
+        """Return numpy's generator for one purpose of this draw; numpy has the Dirichlet that torch lacks."""
+        return numpy_generator(key_of(self.seed, "partition", self.config.partition, self.attempt, purpose))
 
     def shuffled(self) -> Ints:
         """Return 0..N-1 in random order."""

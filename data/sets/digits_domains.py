@@ -46,7 +46,7 @@ LICENCE = (
 )
 ATTRIBUTION = f"{mnist.PACKAGE.attribution}\nE. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits (UCI)"
 
-_FORMAT = 1
+_FORMAT = 2
 _SEED = 20_240_103
 # Of matplotlib's: those with plain digits. Named, so that a font which it adds changes nothing.
 _FONTS = (
@@ -201,8 +201,8 @@ def _make(maker: Maker, fonts: list[Path], options: Mapping[str, Any]) -> None:
 def _chances(purpose: str, count: int) -> list[list[float]]:
     """Return how much each variant leans (widths to a height), is turned (degrees) and stretched."""
     random = torch.rand(count, 3, generator=generator(_SEED, purpose=purpose), dtype=torch.float64)
-    found: list[list[float]] = (random * torch.tensor([0.6, 24.0, 0.4]) + torch.tensor([-0.3, -12.0, 0.8])).tolist()
-    return found
+    chances: list[list[float]] = (random * torch.tensor([0.6, 24.0, 0.4]) + torch.tensor([-0.3, -12.0, 0.8])).tolist()
+    return chances
 
 
 def _fonts(choice: str) -> list[Path]:
@@ -215,14 +215,14 @@ def _fonts(choice: str) -> list[Path]:
         import matplotlib
 
         folder = Path(matplotlib.get_data_path(), "fonts", "ttf")
-        found = [folder / name for name in _FONTS]
-        lost = [file.name for file in found if not file.is_file()]
+        fonts = [folder / name for name in _FONTS]
+        lost = [file.name for file in fonts if not file.is_file()]
         if lost:
             raise MissingDataError(
-                f"{folder}: expected {len(found)} fonts, {', '.join(lost)} are not there.",
+                f"{folder}: expected {len(fonts)} fonts, {', '.join(lost)} are not there.",
                 remedy="Install them again with\n    pip install --force-reinstall --no-deps matplotlib",
             )
-        return found
+        return fonts
     folder = SYSTEM if choice == "system" else Path(choice).expanduser()
     # One of each name: several packages bring the same fonts.
     by_name = {file.name: file for file in sorted(folder.rglob("*"), reverse=True) if file.suffix in (".ttf", ".otf")}

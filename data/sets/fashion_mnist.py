@@ -79,8 +79,8 @@ def load(config: DataConfig, _seed: int) -> DataSet:
 
 def _find(config: DataConfig) -> Path:
     searched = folders(config)
-    found = idx.find(searched)
-    if found is None:
+    folder = idx.find(searched)
+    if folder is None:
         raise MissingDataError(
             f"data.name=fashion_mnist: expected the files {', '.join(idx.NAMES)} (each plain or .gz) in one of "
             f"{', '.join(map(str, searched))}, and they are not there.",
@@ -90,4 +90,4 @@ def _find(config: DataConfig) -> Path:
             f"or set data.path to a folder that has them, or data.options.hub=true to fetch {HUB_NAME} from the "
             f"Hugging Face hub.",
         )
-    return found
+    return folder

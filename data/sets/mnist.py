@@ -50,8 +50,8 @@ def folder(config: DataConfig, data_name: str = "mnist") -> Path | None:
         searched = [Path(root, "mnist")] if root else []
         with contextlib.suppress(MissingDataError):
             searched.append(npm.folder(PACKAGE, data_name) / "data")
-    found = idx.find(searched)
-    if found is None and not config.options.get("hub"):
+    path = idx.find(searched)
+    if path is None and not config.options.get("hub"):
         places = ", ".join(map(str, searched)) or f"the npm package {PACKAGE.spec}"
         raise MissingDataError(
             f"data.name={data_name}: expected the files {', '.join(idx.NAMES)} of MNIST (each plain or .gz) in one of "
@@ -60,7 +60,7 @@ def folder(config: DataConfig, data_name: str = "mnist") -> Path | None:
             remedy=f"Fetch them with\n    umbel data fetch {data_name}\n"
             f"or set data.path to a folder that has them{_or_hub(config)}.",
         )
-    return found
+    return path
 
 
 def _or_hub(config: DataConfig) -> str:
@@ -85,10 +85,10 @@ def fetch(config: DataConfig, say: Callable[[str], None]) -> None:
         DamagedDataError: The package is not the one that is pinned.
     """
     try:
-        found = folder(config)
+        path = folder(config)
     except MissingDataError:
-        found = None
-    if found is None:
+        path = None
+    if path is None:
         npm.fetch([PACKAGE], say)
 
 
@@ -103,10 +103,10 @@ def load(config: DataConfig, _seed: int) -> DataSet:
         MissingDataError: There are no such files.
         DamagedDataError: A file is not what its header says.
     """
-    found = folder(config)
-    if found is None:
+    path = folder(config)
+    if path is None:
         return hub.read(HUB_NAME, {}, licence="see its page on the hub", name="mnist", class_names=CLASSES)
-    train, test = (idx.read_split(found, split, len(CLASSES)) for split in ("train", "test"))
+    train, test = (idx.read_split(path, split, len(CLASSES)) for split in ("train", "test"))
     mean, std = channel_statistics(train.images)
     return DataSet(
         "mnist", train, test, CLASSES, (), mean, std, licence=PACKAGE.licence, attribution=PACKAGE.attribution

@@ -30,8 +30,8 @@ def fetch(config: DataConfig, say: Callable[[str], None]) -> None:
     """Get the packages, and read all pictures into the cache."""
     clip_art.fetch(config, say)
     size, *_ = _options(config)
-    found = clip_art.load(config, size)
-    say(f"openclipart: {len(found.titles)} pictures of {size} x {size} in the cache")
+    collection = clip_art.load(config, size)
+    say(f"openclipart: {len(collection.titles)} pictures of {size} x {size} in the cache")
 
 
 def load(config: DataConfig, _seed: int) -> DataSet:
@@ -47,17 +47,17 @@ def load(config: DataConfig, _seed: int) -> DataSet:
         DataError: No class has `min_examples`.
     """
     size, min_examples, one_per_title, with_unsorted = _options(config)
-    found = clip_art.load(config, size)
-    rows = [row for row, each in enumerate(found.classes) if with_unsorted or each != clip_art.UNSORTED]
+    collection = clip_art.load(config, size)
+    rows = [row for row, each in enumerate(collection.classes) if with_unsorted or each != clip_art.UNSORTED]
     if one_per_title:
-        rows = [rows[first] for first in assemble.first_of([found.titles[row] for row in rows])]
+        rows = [rows[first] for first in assemble.first_of([collection.titles[row] for row in rows])]
     return assemble.data_set(
         "openclipart",
-        classes=[found.classes[row] for row in rows],
-        keys=[found.titles[row] for row in rows],
-        images=found.images,
+        classes=[collection.classes[row] for row in rows],
+        keys=[collection.titles[row] for row in rows],
+        images=collection.images,
         rows=rows,
-        texts=[found.names[row] for row in rows],
+        texts=[collection.names[row] for row in rows],
         min_examples=min_examples,
         licence=clip_art.LICENCE,
         attribution=clip_art.ATTRIBUTION,

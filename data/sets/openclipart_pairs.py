@@ -47,20 +47,22 @@ def load(config: DataConfig, _seed: int) -> DataSet:
         DataError: No class has `min_examples`.
     """
     size, min_examples, folder_words, with_unsorted = _options(config)
-    found = clip_art.load(config, size)
+    collection = clip_art.load(config, size)
     captions = [
         caption(name, keywords, "" if folder_words else folder)
-        for name, keywords, folder in zip(found.names, found.keywords, found.classes, strict=True)
+        for name, keywords, folder in zip(collection.names, collection.keywords, collection.classes, strict=True)
     ]
     rows = [
-        row for row, text in enumerate(captions) if text and (with_unsorted or found.classes[row] != clip_art.UNSORTED)
+        row
+        for row, text in enumerate(captions)
+        if text and (with_unsorted or collection.classes[row] != clip_art.UNSORTED)
     ]
     rows = [rows[first] for first in assemble.first_of([assemble.plain(captions[row]) for row in rows])]
     return assemble.data_set(
         "openclipart_pairs",
-        classes=[found.classes[row] for row in rows],
-        keys=[found.titles[row] for row in rows],
-        images=found.images,
+        classes=[collection.classes[row] for row in rows],
+        keys=[collection.titles[row] for row in rows],
+        images=collection.images,
         rows=rows,
         texts=[captions[row] for row in rows],
         min_examples=min_examples,

@@ -90,11 +90,11 @@ def definition(gloss: str) -> str:
 
 def _files(config: DataConfig) -> list[Path]:
     (folder,) = debian.folders([PACKAGE], config.path, config.name)
-    found = [folder / name for name in _FILES]
-    for file in found:
+    files = [folder / name for name in _FILES]
+    for file in files:
         if not file.is_file():
             raise MissingDataError(f"{file}: expected this file of WordNet, and it is not there.", remedy=_REINSTALL)
-    return found
+    return files
 
 
 def _read(file: Path) -> list[tuple[int, str]]:
@@ -107,14 +107,14 @@ def _read(file: Path) -> list[tuple[int, str]]:
     for number, line in enumerate(lines, start=1):
         if line.startswith("  "):  # the licence at the top
             continue
-        found = _LINE.match(line)
-        if found is None or int(found[2]) >= len(CLASSES):
+        match = _LINE.match(line)
+        if match is None or int(match[2]) >= len(CLASSES):
             raise DamagedDataError(
                 f"{file}, line {number}: expected `offset class ... | gloss` with a class of 0..{len(CLASSES) - 1}, "
                 f"found {line[:60]!r}.",
                 remedy=_REINSTALL,
             )
-        rows.append((int(found[2]), definition(found[3].strip())))
+        rows.append((int(match[2]), definition(match[3].strip())))
     if not rows:
         raise DamagedDataError(f"{file}: expected definitions, found none in {len(lines)} lines.", remedy=_REINSTALL)
     return rows

@@ -23,7 +23,8 @@ from umbel.data.pictures import Form, mode_of
 from umbel.data.shuffled import drawn_clients
 from umbel.data.sites.agreement import INTERSECTION, Agreement, refuse_unknown
 from umbel.data.sites.description import SPLITS, SiteData
-from umbel.data.sites.listing import ROLES, read_site
+from umbel.data.sites.errors import refusal_of
+from umbel.data.sites.listing import ROLES, site_of
 from umbel.data.types import Examples
 
 
@@ -79,7 +80,6 @@ def at_server(agreement: Agreement, config: DataConfig, seed: int) -> Federation
     Raises:
         DataError: The server's own pictures cannot be read, or are of other classes.
     """
-    form = Form(config.image_size, mode_of(config.channels))
     table = agreement.table()
     num_clients, num_splits, num_classes = table.shape
     flat = table.flatten()
@@ -88,6 +88,7 @@ def at_server(agreement: Agreement, config: DataConfig, seed: int) -> Federation
     offsets = torch.zeros(num_clients + 1, dtype=torch.int64)
     torch.cumsum(table.sum((1, 2)), 0, out=offsets[1:])
     shape = (len(labels), *_shape(config))
+    form = Form(config.image_size, mode_of(config.channels), white_key="")
     test, notices = _test(config, agreement.classes, form, seed)
     nothing = torch.arange(0)
     meta = {
@@ -134,8 +135,8 @@ def _by_tasks(made: Federation, config: DataConfig) -> Federation:
         return made
     meta = {**made.meta, "num_tasks": config.num_tasks}
     if apart == "pixels":
-        part = replace(made.partition, repeats=config.num_tasks)
-        return replace(made, partition=part, meta={**meta, "repeats": config.num_tasks})
+        repeats = partitions.repeats(config)
+        return replace(made, partition=replace(made.partition, repeats=repeats), meta={**meta, "repeats": repeats})
     task_of_class = partitions.class_tasks(made.num_classes, config.num_tasks)
     pool, test = (each.with_tasks(task_of_class[each.labels]) for each in (made.pool, made.test_pool))
     part = replace(made.partition, tasks=task_of_class[made.pool.labels[made.partition.indices]])
@@ -149,12 +150,11 @@ def _test(config: DataConfig, classes: Sequence[str], form: Form, seed: int) -> 
     if not config.server:
         return _no_test(config), ()
     try:
-        site = read_site(SiteData(source="image_folder", path=config.server, name="server"), form, seed)
+        site = site_of(SiteData(source="image_folder", path=config.server, name="server"), form, seed)
         images = site.rows.read(site.kept, site.form).images
-    except Refusal as error:
-        raise DataError(
-            f"data.server={config.server}: {error.reason}", key="data.server", remedy=error.remedy
-        ) from error
+    except (Refusal, OSError) as error:
+        said = refusal_of(error)
+        raise DataError(f"data.server={config.server}: {said.reason}", key="data.server", remedy=said.remedy) from error
     place = {name: label for label, name in enumerate(classes)}
     if (strange := sorted(set(site.classes) - set(place))) and config.classes != INTERSECTION:
         raise DataError(

@@ -1,8 +1,6 @@
 """What sites say of their data, read without trust, and what all agree on.
 
-A site says the names of its classes with their counts, and later sums over its training pictures: the pixels of 8 bits
-and their squares, as whole numbers. So the mean and the deviation of all pictures come out the same in whatever order
-sites are added, and as if the pictures lay in one place.
+A site says the names of its classes with their counts, and later sums over its training pictures (`sums.py`).
 
 Shapes: K clients, C classes, I channels.
 """
@@ -10,7 +8,6 @@ Shapes: K clients, C classes, I channels.
 from __future__ import annotations
 
 import difflib
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -22,18 +19,15 @@ from umbel.core.refusal import Refusal
 from umbel.data.config import DataConfig
 from umbel.data.errors import DataError
 from umbel.data.federation import Federation
-from umbel.data.holdout import TRAIN
-from umbel.data.sites.description import LONGEST, SPLITS, check_class
+from umbel.data.sites.description import MOST_CLASSES, SPLITS, check_class
 from umbel.data.sites.listing import ROLES
+from umbel.data.sites.said import line, mapping
+from umbel.data.sites.sums import Sums
 
 UNION, INTERSECTION = "union", "intersection"
-WHITE = 255
-_MOST_CLASSES = 100_000
 _MOST = 1 << 50  # pictures of a client
 _MOST_TOGETHER = 10**9  # of all clients; the server keeps a number of each
-_MOST_DIGITS = 40
 _MOST_NOTICES = 100
-_CHUNK = 256
 _SIMILAR = 0.8  # of names that may be one
 Counts = Mapping[str, Mapping[str, int]]  # split -> class -> examples
 
@@ -65,8 +59,8 @@ class Inventory:
             roles = rows.new_zeros(len(rows)) if held.roles is None else held.roles[rows]
             by_split: dict[str, dict[str, int]] = {}
             for split, role in ROLES.items():
-                found = torch.bincount(held.pool.labels[rows[roles == role]], minlength=num).tolist()
-                by_split[split] = {name: count for name, count in zip(names, found, strict=True) if count}
+                by_class = torch.bincount(held.pool.labels[rows[roles == role]], minlength=num).tolist()
+                by_split[split] = {name: count for name, count in zip(names, by_class, strict=True) if count}
             counts[client] = by_split
         return cls({client: site_of[client] for client in counts}, counts, held.notices)
 
@@ -90,89 +84,14 @@ class Inventory:
             ValueError: It is of another form, or about other clients.
         """
         wanted = {str(client): client for client in clients}
-        sites, counts = _mapping(said.get("sites")), _mapping(said.get("counts"))
+        sites, counts = mapping(said.get("sites")), mapping(said.get("counts"))
         if sites.keys() != wanted.keys() or counts.keys() != wanted.keys():
             raise ValueError("it does not speak of the clients that it was asked for")
         return cls(
-            {wanted[client]: _line(site) for client, site in sites.items()},
+            {wanted[client]: line(site) for client, site in sites.items()},
             {wanted[client]: _counts(own) for client, own in counts.items()},
             read_notices(said),
         )
-
-
-@dataclass(frozen=True)
-class Sums:
-    """Sums over pictures of 8 bits.
-
-    Attributes:
-        num_pixels: Pixels of each channel.
-        sums: [I] sum of their values.
-        squares: [I] sum of their squares.
-    """
-
-    num_pixels: int
-    sums: tuple[int, ...]
-    squares: tuple[int, ...]
-
-    @classmethod
-    def of(cls, held: Federation, clients: Iterable[int]) -> Sums:
-        """Add up the training pictures of some clients."""
-        channels = held.in_channels
-        total = cls(0, (0,) * channels, (0,) * channels)
-        for client in clients:
-            rows = held.partition.client(client)
-            rows = rows if held.roles is None else rows[held.roles[rows] == TRAIN]
-            for part in torch.split(rows, _CHUNK):
-                total = total + of_pictures(held.pool.images[part])
-        return total
-
-    def __add__(self, other: Sums) -> Sums:
-        return Sums(
-            self.num_pixels + other.num_pixels,
-            tuple(a + b for a, b in zip(self.sums, other.sums, strict=True)),
-            tuple(a + b for a, b in zip(self.squares, other.squares, strict=True)),
-        )
-
-    def statistics(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Return mean and standard deviation of each channel in units of [0, 1] pixels; 1 for a constant channel."""
-        n = self.num_pixels
-        mean = tuple(total / n / WHITE for total in self.sums)
-        spread = [n * q - s * s for s, q in zip(self.sums, self.squares, strict=True)]  # n^2 times the variance
-        std = (math.sqrt(each) / n / WHITE for each in spread)
-        return mean, tuple(each if each > 1e-6 else 1.0 for each in std)
-
-    def plain(self) -> dict[str, Any]:
-        """Return it as JSON knows it: whole numbers as text, of any size."""
-        return {"num_pixels": str(self.num_pixels), "sums": _texts(self.sums), "squares": _texts(self.squares)}
-
-    @classmethod
-    def read(cls, said: Mapping[str, Any], num_pixels: int, channels: int) -> Sums:
-        """Read what a node says.
-
-        Args:
-            said: Its answer.
-            num_pixels: Pixels that the examples have which it counted before.
-            channels: I.
-
-        Raises:
-            ValueError: It is of another form, or no sums of so many pixels of 8 bits.
-        """
-        content = _mapping(said.get("sums"))
-        sums, squares = (tuple(map(_whole, _list(content.get(key), channels))) for key in ("sums", "squares"))
-        if _whole(content.get("num_pixels")) != num_pixels:
-            raise ValueError(f"it should have added up {num_pixels} pixels")
-        for total, square in zip(sums, squares, strict=True):
-            # Of values in 0..255: sum <= sum of squares <= 255 sum, and (sum)^2 <= n sum of squares.
-            if not total <= square <= WHITE * total <= WHITE * WHITE * num_pixels or total**2 > num_pixels * square:
-                raise ValueError(f"{total} and {square} are no sums of {num_pixels} pixels of 8 bits and their squares")
-        return cls(num_pixels, sums, squares)
-
-
-def of_pictures(images: Tensor) -> Sums:
-    """Add up pictures, [N, I, S, S] uint8."""
-    wide = images.to(torch.int64).transpose(0, 1).flatten(1)
-    sums, squares = wide.sum(1).tolist(), wide.square().sum(1).tolist()
-    return Sums(wide.shape[1], tuple(sums), tuple(squares))
 
 
 @dataclass(frozen=True)
@@ -365,17 +284,17 @@ def read_notices(said: Mapping[str, Any]) -> tuple[str, ...]:
     if not isinstance(notices, list):
         raise ValueError("its notices are no list of sentences")
     more = (f"and {len(notices) - _MOST_NOTICES:,} notices more.",) if len(notices) > _MOST_NOTICES else ()
-    return (*(_line(notice, 500) for notice in notices[:_MOST_NOTICES]), *more)
+    return (*(line(notice, 500) for notice in notices[:_MOST_NOTICES]), *more)
 
 
 def _counts(said: object) -> dict[str, dict[str, int]]:
-    by_split = _mapping(said)
+    by_split = mapping(said)
     if set(by_split) != set(SPLITS):
         raise ValueError(f"it should count the splits {', '.join(SPLITS)}")
     counts: dict[str, dict[str, int]] = {}
     for split, own in by_split.items():
-        classes = _mapping(own)
-        if len(classes) > _MOST_CLASSES:
+        classes = mapping(own)
+        if len(classes) > MOST_CLASSES:
             raise ValueError(f"it has {len(classes)} classes")
         for name, count in classes.items():
             try:
@@ -386,31 +305,3 @@ def _counts(said: object) -> dict[str, dict[str, int]]:
                 raise ValueError(f"it counts {str(count)[:40]} examples of a class")
         counts[split] = dict(classes)
     return counts
-
-
-def _mapping(value: object) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError("it lacks a mapping")
-    return value
-
-
-def _list(value: object, length: int) -> list[Any]:
-    if not isinstance(value, list) or len(value) != length:
-        raise ValueError(f"it should have {length} sums")
-    return value
-
-
-def _line(value: object, longest: int = LONGEST) -> str:
-    if not isinstance(value, str):
-        raise ValueError("it lacks a text")
-    return "".join(letter if letter.isprintable() else "?" for letter in value[:longest])
-
-
-def _whole(value: object) -> int:
-    if not isinstance(value, str) or not value.isascii() or not value.isdecimal() or len(value) > _MOST_DIGITS:
-        raise ValueError("it lacks a whole number")
-    return int(value)
-
-
-def _texts(values: Sequence[int]) -> list[str]:
-    return [str(value) for value in values]

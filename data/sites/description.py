@@ -19,6 +19,7 @@ FILES = ("image_folder", "parquet", "arrow", "csv", "idx")
 LEVELS = ("client", "split", "class")
 ROLES = ("label", "image", "path", "client", "split", "group")
 LONGEST = 200  # characters of a name
+MOST_CLASSES = 100_000
 _NAME = re.compile(r"\w[\w .-]*")
 # What others call the three splits, in small letters.
 _USUAL = {"train": "train", "training": "train", "val": "validation", "valid": "validation", "dev": "validation"}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from umbel.data.federation import Federation
 from umbel.data.sites.description import SPLITS
@@ -28,12 +28,24 @@ def described(site: Site) -> Iterator[str]:
         yield f"Note: {notice}"
 
 
-def by_client(held: Federation) -> Iterator[str]:
-    """Yield each client's examples by split, as the experiment would have them."""
+def by_client(held: Federation, clients: Sequence[int], known: bool) -> Iterator[str]:
+    """Yield each client's examples by split, as the experiment would have them.
+
+    Args:
+        held: What the site holds.
+        clients: Its clients.
+        known: Whether these are their numbers in the federation.
+    """
     channels, side = held.picture_shape
     yield f"as the experiment has them, {side} x {side} pixels, {'grey' if channels == 1 else 'colour'}:"
-    for client in range(min(held.num_clients, _MOST)):
+    for place, client in enumerate(clients[:_MOST]):
         train, validation, test = (len(part) for part in held.client_indices(client))
-        yield f"  client {client} of this site: {train:,} to train, {validation:,} to validate, {test:,} to test with"
-    if held.num_clients > _MOST:
-        yield f"  and {held.num_clients - _MOST} clients more"
+        who = f"client {place} of this site" + (f" (client {client} of the federation)" if known else "")
+        yield f"  {who}: {train:,} to train, {validation:,} to validate, {test:,} to test with"
+    if len(clients) > _MOST:
+        yield f"  and {len(clients) - _MOST} clients more"
+    if not known:
+        yield (
+            "Clients are counted from 0 here. By the numbers that the federation gives them it draws which examples "
+            "each holds out, where no column says groups: how many stays, of which class may differ."
+        )

@@ -8,7 +8,7 @@ Shapes: N rows, K clients.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,22 +16,22 @@ import torch
 from torch import Tensor
 
 from umbel.core.refusal import Refusal
-from umbel.core.rng import generator
 from umbel.data.config import DataConfig
-from umbel.data.errors import DamagedDataError, DataError, MissingDataError
+from umbel.data.errors import DataError
 from umbel.data.federation import Federation
-from umbel.data.holdout import TEST, TRAIN, VALIDATION, held_out
+from umbel.data.holdout import TEST, TRAIN, VALIDATION
 from umbel.data.partition import Partition
 from umbel.data.pictures import Form, mode_of
 from umbel.data.shuffled import drawn_clients
 from umbel.data.sites import sources
-from umbel.data.sites.description import SPLITS, USUAL_SPLITS, SiteData, check
+from umbel.data.sites.description import MOST_CLASSES, SPLITS, USUAL_SPLITS, SiteData, check, check_class
+from umbel.data.sites.errors import SITE_DATA, named
+from umbel.data.sites.holdout import OPEN, Claims, decided
 from umbel.data.sites.rows import Rows
-from umbel.data.split import share
+from umbel.data.sites.watched import Watched
 from umbel.data.types import Examples
 
 ROLES: Mapping[str, int] = {"train": TRAIN, "validation": VALIDATION, "test": TEST}
-_OPEN = -1  # a row whose role the fractions of the experiment decide
 _SHOWN = 5
 
 
@@ -50,6 +50,8 @@ class Site:
         roles: [N] int8, what each is for; -1 where it does not say.
         given: The splits that it says itself.
         notices: What was left out and why, a sentence each; no file is named.
+        file: What its data file is called in messages.
+        watched: The files that all this was read from.
     """
 
     name: str
@@ -62,6 +64,8 @@ class Site:
     roles: Tensor
     given: frozenset[str]
     notices: tuple[str, ...]
+    file: str
+    watched: tuple[Watched, ...]
 
 
 Opened = tuple[Tensor, tuple[str, ...], tuple[str, ...]]
@@ -74,16 +78,29 @@ class Listing:
         bare: As a federation without pictures: images [N, 0].
         read: Returns the pictures, [N, C, S, S] uint8, and what is to be said of them, to all and at the site.
         private: What was left out, where files are named: for the site alone.
+        watched: The files that all this was read from; none where others have read them.
 
     Attributes:
         bare: As given.
         private: As given; once pictures have been read, also what they were like.
     """
 
-    def __init__(self, bare: Federation, read: Callable[[], Opened], private: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        bare: Federation,
+        read: Callable[[], Opened],
+        private: Sequence[str] = (),
+        watched: Sequence[Watched] = (),
+    ) -> None:
         self.bare = bare
         self.private = tuple(private)
         self._read = read
+        self._watched = watched
+
+    @property
+    def current(self) -> bool:
+        """Whether the files are still what was listed."""
+        return all(each.unchanged for each in self._watched)
 
     @cached_property
     def whole(self) -> Federation:
@@ -98,56 +115,37 @@ class Listing:
         return replace(self.bare, pool=replace(self.bare.pool, images=images), meta=meta)
 
 
-class SiteError(DataError):
-    """What is wrong with a site's data; the message names the site.
-
-    Attributes:
-        public: What others may know of it: no file, no person, no value of a column.
-    """
-
-    public = ""
-
-
-def named(site: str, error: Refusal, public: str = "") -> SiteError:
-    """Return an error with the site in front.
-
-    Args:
-        site: The site's name.
-        error: What is wrong.
-        public: What others may know of it; empty is its kind alone.
-    """
-    where = f" (key {error.key} of its site-data)" if error.key else ""
-    made = SiteError(f"site {site}: {error.reason.rstrip('.')}{where}.", key="data.sites", remedy=error.remedy)
-    if not public:
-        missing, damaged = isinstance(error, MissingDataError), isinstance(error, DamagedDataError)
-        public = (
-            "its data are not there" if missing else "some of it cannot be read" if damaged else "its data are refused"
-        )
-        public += where
-    made.public = f"site {site}: {public}."
-    return made
-
-
-def read_site(site: SiteData, form: Form, seed: int) -> Site:
+def read_site(site: SiteData, form: Form, seed: int, file: str = SITE_DATA) -> Site:
     """List a site's rows, and decide which take part.
 
     Args:
         site: What its file says.
         form: What the experiment wants pictures to be.
         seed: The seed of the data.
+        file: What that file is called in messages.
 
     Raises:
-        DataError: Something in it cannot be; the message names the site.
+        SiteError: Something in it cannot be, or cannot be read; the message names the site.
     """
     try:
         check(site)
-        rows = sources.rows(site, seed)
-        return _site(site, rows, replace(form, white=site.white))
-    except Refusal as error:
-        raise named(site.name, error) from error
+        made = site_of(site, replace(form, white=site.white, white_key="white"), seed, file)
+        _check_classes(made.classes)
+        return made
+    except (Refusal, OSError) as error:
+        raise named(site.name, error, file) from error
 
 
-def _site(site: SiteData, rows: Rows, form: Form) -> Site:
+def site_of(site: SiteData, form: Form, seed: int, file: str = SITE_DATA) -> Site:
+    """List a site's rows, and decide which take part; arguments as of `read_site`.
+
+    Raises:
+        DataError: Something in it cannot be.
+        OSError: Something of it cannot be read.
+    """
+    before = Watched.now(sources.places(site))
+    rows = sources.rows(site, seed)
+    watched = (before, Watched.now(rows.files))
     notices: list[str] = []
     classes = [site.classes.get(label, label) for label in rows.labels]
     splits = _splits(site, rows)
@@ -172,7 +170,7 @@ def _site(site: SiteData, rows: Rows, form: Form) -> Site:
         notices.append(f"site {site.name}: its file maps the class {name!r}, of which it has no example.")
     if not kept:
         raise DataError("no example is left.", key="classes", remedy="Leave fewer out.")
-    roles = torch.tensor([ROLES.get(str(splits[row]), _OPEN) for row in kept], dtype=torch.int8)
+    roles = torch.tensor([ROLES.get(str(splits[row]), OPEN) for row in kept], dtype=torch.int8)
     return Site(
         name=site.name,
         rows=rows,
@@ -184,7 +182,29 @@ def _site(site: SiteData, rows: Rows, form: Form) -> Site:
         roles=roles,
         given=frozenset(str(splits[row]) for row in kept) & set(SPLITS),
         notices=tuple(notices),
+        file=file,
+        watched=watched,
     )
+
+
+def _check_classes(classes: Sequence[str]) -> None:
+    """Refuse what the server would refuse of classes, here, where somebody can do something about it."""
+    distinct = sorted(set(classes))
+    if len(distinct) > MOST_CLASSES:
+        raise DataError(
+            f"it has {len(distinct):,} classes, and {MOST_CLASSES:,} are the most that there can be.",
+            key="columns.label",
+            remedy="Is this the column of the labels?",
+        )
+    for name in distinct:
+        try:
+            check_class(name, "classes")
+        except DataError as error:
+            raise DataError(
+                error.reason,
+                key=error.key,
+                remedy=f"{error.remedy} Or say in classes what it is to the experiment; null leaves it out.",
+            ) from error
 
 
 def _splits(site: SiteData, rows: Rows) -> list[str | None]:
@@ -217,13 +237,16 @@ def _clients(site: SiteData, rows: Rows) -> tuple[tuple[str, ...], list[int]]:
     return names, [place.get(name, -1) for name in rows.clients]
 
 
-def gather(sites: Sequence[tuple[Site, Sequence[int]]], config: DataConfig, seed: int) -> Listing:
+def gather(
+    sites: Sequence[tuple[Site, Sequence[int]]], config: DataConfig, seed: int, watched: Iterable[Watched] = ()
+) -> Listing:
     """Return what sites hold together.
 
     Args:
         sites: Each with the numbers of its clients, ascending.
         config: The section `data`.
         seed: The seed of the data.
+        watched: What else they were read from.
 
     Raises:
         DataError: A site has more or fewer clients than numbers.
@@ -236,7 +259,7 @@ def gather(sites: Sequence[tuple[Site, Sequence[int]]], config: DataConfig, seed
                 remedy="Say which client an example belongs to (columns.client, or a layout with the level client), "
                 "and name as many (clients).",
             )
-            raise named(site.name, error, f"{what} {len(numbers)}")
+            raise named(site.name, error, site.file, f"{what} {len(numbers)}")
     known = [site.name for site, _ in sites]
     if len(set(known)) < len(known):
         raise DataError(f"Two sites have one name: {', '.join(known)}.", key="data.sites", remedy="Set name in each.")
@@ -244,7 +267,7 @@ def gather(sites: Sequence[tuple[Site, Sequence[int]]], config: DataConfig, seed
     place = {name: label for label, name in enumerate(names)}
     labels = torch.tensor([place[name] for site, _ in sites for name in site.classes], dtype=torch.int64)
     owners = torch.cat([torch.tensor(numbers, dtype=torch.int64)[site.owners] for site, numbers in sites])
-    roles = torch.cat([_decided(site, numbers, config, seed) for site, numbers in sites])
+    roles = torch.cat([_roles(site, numbers, config, seed) for site, numbers in sites])
     offsets = torch.zeros(config.num_clients + 1, dtype=torch.int64)
     torch.cumsum(torch.bincount(owners, minlength=config.num_clients), 0, out=offsets[1:])
     partition = Partition(owners.argsort(stable=True), offsets)
@@ -275,48 +298,20 @@ def gather(sites: Sequence[tuple[Site, Sequence[int]]], config: DataConfig, seed
     empty = Examples(torch.zeros(0, len(form.mode), form.size, form.size, dtype=torch.uint8), nothing)
     bare = Federation(Examples(torch.zeros(len(labels), 0), labels), empty, partition, nothing, nothing, meta, roles)
     private = [f"site {site.name}: {notice}" for site, _ in sites for notice in site.rows.notices]
-    return Listing(bare, lambda: _read([site for site, _ in sites]), private)
+    return Listing(
+        bare,
+        lambda: _read([site for site, _ in sites]),
+        private,
+        [*watched, *(each for site, _ in sites for each in site.watched)],
+    )
 
 
-def _decided(site: Site, numbers: Sequence[int], config: DataConfig, seed: int) -> Tensor:
-    """Return what each example of a site is for, [N] int8.
-
-    A split that the site says itself is as it says; of the others each client holds the experiment's fraction out of
-    what is left, by the seed, whole groups where there are such.
-    """
-    validation = 0.0 if "validation" in site.given else config.client_validation
-    test = 0.0 if "test" in site.given else config.client_test
-    roles = site.roles.clone()
-    free = (roles == _OPEN) | (roles == TRAIN)
-    if site.rows.groups is not None:
-        groups = [site.rows.groups[row] for row in site.kept]
-        scores = [share(f"{seed}/{group}") for group in groups]
-        drawn = [TEST if u < test else VALIDATION if u < test + validation else TRAIN for u in scores]
-        roles = torch.where(free, torch.tensor(drawn, dtype=torch.int8), roles)
-        _require_apart(site, groups, roles)
-        return roles
-    for owner, number in enumerate(numbers):
-        rows = (free & (site.owners == owner)).nonzero().flatten()
-        rows = rows[torch.randperm(len(rows), generator=generator(seed, client=number, purpose="client split"))]
-        num_validation, num_test = (int(count) for count in held_out(torch.tensor([len(rows)]), validation, test))
-        roles[rows] = TRAIN
-        roles[rows[:num_validation]] = VALIDATION
-        roles[rows[num_validation : num_validation + num_test]] = TEST
-    return roles
-
-
-def _require_apart(site: Site, groups: Sequence[str], roles: Tensor) -> None:
-    """Refuse groups that a site has in two of its own splits; none is named, since it may be a patient."""
-    by_group: dict[str, set[int]] = {}
-    for group, role in zip(groups, roles.tolist(), strict=True):
-        by_group.setdefault(group, set()).add(role)
-    if twice := sum(len(each) > 1 for each in by_group.values()):
-        error = DataError(
-            f"{twice:,} of {len(by_group):,} groups are in two of its splits.",
-            key="columns.group",
-            remedy="Put each group into one split, or leave columns.split out.",
-        )
-        raise named(site.name, error)
+def _roles(site: Site, numbers: Sequence[int], config: DataConfig, seed: int) -> Tensor:
+    groups = None if site.rows.groups is None else [site.rows.groups[row] for row in site.kept]
+    try:
+        return decided(Claims(site.owners, site.roles, site.given, groups), numbers, config, seed)
+    except DataError as error:
+        raise named(site.name, error, site.file) from error
 
 
 def _read(sites: Sequence[Site]) -> Opened:
@@ -325,8 +320,8 @@ def _read(sites: Sequence[Site]) -> Opened:
     for site in sites:
         try:
             read = site.rows.read(site.kept, site.form)
-        except Refusal as error:
-            raise named(site.name, error) from error
+        except (Refusal, OSError) as error:
+            raise named(site.name, error, site.file) from error
         images.append(read.images)
         if read.sizes:
             least, most = (f"{width} x {height}" for width, height in read.sizes)

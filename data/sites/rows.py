@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -52,6 +53,7 @@ class Rows:
         splits: [N] the site's name of the split of each, or None.
         groups: [N] which belong together in one split, or None.
         notices: What was left out, a sentence each; they may name files, and stay at the site.
+        files: Where the pictures are, besides the site's path.
     """
 
     labels: Sequence[str]
@@ -60,6 +62,7 @@ class Rows:
     splits: Sequence[str] | None = None
     groups: Sequence[str] | None = None
     notices: tuple[str, ...] = ()
+    files: Sequence[Path] = ()
 
 
 def decode(opened: Iterator[tuple[str, Callable[[], Image.Image]]], count: int, form: Form) -> Pictures:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from umbel.core.refusal import Refusal
 from umbel.data.config import DataConfig
 from umbel.data.errors import DataError, MissingDataError
 from umbel.data.sets import registry
@@ -35,6 +36,12 @@ def rows(site: SiteData, seed: int) -> Rows:
     return _of_idx(site) if site.source == "idx" else _of_set(site, seed)
 
 
+def places(site: SiteData) -> list[Path]:
+    """Return the files and folders that a site's file names; what a function of one's own opens, it alone knows."""
+    hub = site.source.removeprefix("hub:") if site.source.startswith("hub:") else ""
+    return [Path(place) for place in (site.path, hub) if place]
+
+
 def _of_idx(site: SiteData) -> Rows:
     root = idx.find([Path(site.path)])
     if root is None:
@@ -55,7 +62,10 @@ def _of_idx(site: SiteData) -> Rows:
 def _of_set(site: SiteData, seed: int) -> Rows:
     """Return the rows of a set or of a function; its test set is the site's split `test`."""
     config = DataConfig(name=site.source, path=site.path or None, options=site.options)
-    data_set = registry.load(config, seed)
+    try:
+        data_set = registry.load(config, seed)
+    except Refusal as error:
+        raise _by_our_keys(error) from error
     _require_pictures(data_set)
     sides, label_names = (data_set.train, data_set.test), [composed(name) for name in data_set.class_names]
     groups = None
@@ -69,6 +79,15 @@ def _of_set(site: SiteData, seed: int) -> Rows:
         groups=groups,
         notices=data_set.notices,
     )
+
+
+def _by_our_keys(error: Refusal) -> Refusal:
+    """Return the refusal of a set with the key of a site's file in place of that of an experiment."""
+    keys = {"data.name": "source", "data.path": "path"}
+    key = keys.get(error.key, error.key.removeprefix("data."))
+    meant = f" (In a site's file {error.key} is {key}.)" if key != error.key else ""
+    kind = type(error) if isinstance(error, DataError) else DataError
+    return kind(error.reason, key=key, remedy=f"{error.remedy}{meant}".strip())
 
 
 def _require_pictures(data_set: DataSet) -> None:

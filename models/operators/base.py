@@ -73,18 +73,18 @@ class UnfitError(Refusal):
     """An operator cannot take the place of this convolution; the message says why and of which layer."""
 
 
-def refuse(site: Site, operator: str, needed: str, found: object) -> UnfitError:
+def refuse(site: Site, operator: str, needed: str, actual: object) -> UnfitError:
     """Return the error of an operator that cannot take a convolution's place.
 
     Args:
         site: The place.
         operator: Name of the operator.
         needed: What it would have to be, such as "a depthwise convolution".
-        found: What it is.
+        actual: What it is.
     """
     key = f"model.operators.{operator}.layers"
     return UnfitError(
-        f"model.operators.{operator}: layer {site.name!r} should be {needed}, found {found}.",
+        f"model.operators.{operator}: layer {site.name!r} should be {needed}, found {actual}.",
         key=key,
         remedy=f"Leave it out (key {key}).",
     )

@@ -181,10 +181,10 @@ def _check_model(model: nn.Module) -> None:
     needed = ("features", "num_features", "in_channels", "image_size", "head")
     missing = [name for name in needed if not hasattr(model, name)]
     if missing or not isinstance(model.head, nn.Linear):
-        found = f"no {', '.join(missing)}" if missing else f"a head that is a {type(model.head).__name__}"
+        flaw = f"no {', '.join(missing)}" if missing else f"a head that is a {type(model.head).__name__}"
         raise Refusal(
             f"Operators need a model with {', '.join(needed)}, the last a linear layer, as models.base.Model says; "
-            f"{type(model).__name__} has {found}.",
+            f"{type(model).__name__} has {flaw}.",
             key="model.name",
         )
 
@@ -227,10 +227,10 @@ def _named(model: Model, patterns: Sequence[object], key: str) -> list[Site]:
     sites = _sites(model)
     for pattern in patterns:
         if not isinstance(pattern, str) or not any(fnmatchcase(site.name, pattern) for site in sites):
-            found = ", ".join(site.name for site in sites) or "none"
+            known = ", ".join(site.name for site in sites) or "none"
             raise Refusal(
                 f"{key} should be one of {', '.join(KINDS)} alone, or names of convolutions of {type(model).__name__}, "
-                f"found {pattern!r}; these are: {found}.",
+                f"found {pattern!r}; these are: {known}.",
                 key=key,
             )
     return [site for site in sites if any(fnmatchcase(site.name, str(pattern)) for pattern in patterns)]

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterator, Mapping
 from flwr.app import Error, Message
 from flwr.serverapp import Grid
 
+from umbel.core.wire.limits import Limits
 from umbel.server.flower.internals import node_left
 from umbel.server.flower.pulling import UnreadableError, pull, refusal
 from umbel.server.port import OnWait, Port
@@ -21,7 +22,7 @@ _APART = 0.002  # first looks after many messages are so far apart: a connection
 _MANY = 8  # nodes, from which on each is looked at less often
 _GRACE_SECONDS = 5.0  # a message outlives its deadline, so that this side is the one that gives up
 _PRESENCE_SECONDS = 2.0  # how often to look which nodes are still there
-_MOST_BYTES = 1 << 25  # of an answer of which nothing else is said: a greeting
+_MOST_BYTES = 1 << 25  # of an answer of which nothing else is said
 _TURN_SECONDS = 0.25  # how often the caller is asked whether to go on
 
 
@@ -74,6 +75,7 @@ class Inbox:
         began = time.monotonic()
         time.sleep(wait)
         while name in self._waiting:
+            asked = time.monotonic()
             try:
                 if (reply := pull(self._grid, name, most_bytes)) is not None:
                     self._came.put((name, reply))
@@ -83,6 +85,7 @@ class Inbox:
                 return
             now = time.monotonic()
             wait = max(_SHARE * (now - began), _FIRST_WAIT) * max(1.0, len(self._waiting) / _MANY)
+            wait = max(wait, (now - asked) * len(self._waiting))  # a SuperLink that is slow is asked less often
             last = deadline - _LAST_LOOK - now
             time.sleep(min(wait, _LONGEST_WAIT, last) if last > 0 else min(wait, _LONGEST_WAIT))
 
@@ -176,10 +179,11 @@ class FlowerPort(Port):
         finally:
             inbox.close()
 
-    def greet(self, messages: Collection[Message], deadline: float) -> list[Message]:
+    def greet(self, messages: Collection[Message], deadline: float, most_bytes: int) -> list[Message]:
         """Send greetings and return the answers that have come."""
         if messages:
-            self._greetings.send(messages, deadline)
+            most = Limits(head_bytes=most_bytes, header_bytes=0, value_bytes=0).message_bytes
+            self._greetings.send(messages, deadline, {each.metadata.dst_node_id: most for each in messages})
         return self._greetings.take()
 
     def silent(self) -> set[int]:

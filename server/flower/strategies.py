@@ -7,13 +7,12 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
-from flwr.serverapp import strategy as flower_strategies
-from flwr.serverapp.strategy import Strategy as FlowerStrategy
 from torch import Tensor
 
 from umbel.conf.errors import ExperimentError
@@ -22,6 +21,9 @@ from umbel.core.names import nearest, unknown
 from umbel.server.errors import RunStoppedError
 from umbel.strategies.registry import FLOWER_PREFIX
 from umbel.strategies.whole_models import State, WholeModels
+
+if TYPE_CHECKING:
+    from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
 # Ours select the cohort, so what these say about sampling is set to something that never refuses.
 _SAMPLING = (
@@ -39,15 +41,22 @@ _MODEL = "current_arrays"  # where Flower's adaptive strategies keep the model t
 _LIST = "#"  # a tree whose names start so was a list of arrays
 
 
+def _flower() -> ModuleType:
+    """Return Flower's strategies; here, for a run of any other strategy does without Flower's servers."""
+    from flwr.serverapp import strategy
+
+    return strategy
+
+
 def flower_names() -> list[str]:
     """Return the names of Flower's strategies that can be made from plain options."""
-    found = []
-    for name, kind in vars(flower_strategies).items():
-        if inspect.isclass(kind) and issubclass(kind, FlowerStrategy) and not inspect.isabstract(kind):
+    names = []
+    for name, kind in vars(_flower()).items():
+        if inspect.isclass(kind) and issubclass(kind, _flower().Strategy) and not inspect.isabstract(kind):
             required = [p for p in inspect.signature(kind).parameters.values() if p.default is inspect.Parameter.empty]
             if not required and name not in _EXCLUDED:
-                found.append(FLOWER_PREFIX + name)
-    return sorted(found)
+                names.append(FLOWER_PREFIX + name)
+    return sorted(names)
 
 
 def flower_options(name: str) -> dict[str, Any]:
@@ -63,8 +72,8 @@ def flower_options(name: str) -> dict[str, Any]:
 def _find(name: str) -> type[FlowerStrategy]:
     if name not in flower_names():
         raise ExperimentError(str(unknown("Flower strategy", name, flower_names(), key="strategy.name")))
-    found: type[FlowerStrategy] = getattr(flower_strategies, name.removeprefix(FLOWER_PREFIX))
-    return found
+    kind: type[FlowerStrategy] = getattr(_flower(), name.removeprefix(FLOWER_PREFIX))
+    return kind
 
 
 def check(experiment: Experiment) -> None:
@@ -145,8 +154,8 @@ def _as_flower(tree: Mapping[str, Tensor], like: object) -> Any:
 def _restore(flower: FlowerStrategy, state: State) -> None:
     if hasattr(flower, _MODEL):
         # FedOpt's family keeps numpy arrays there, the others an ArrayRecord.
-        is_adaptive = isinstance(flower, flower_strategies.FedAdagrad | flower_strategies.FedAdam)
-        adaptive = is_adaptive or isinstance(flower, flower_strategies.FedYogi)
+        is_adaptive = isinstance(flower, _flower().FedAdagrad | _flower().FedAdam)
+        adaptive = is_adaptive or isinstance(flower, _flower().FedYogi)
         setattr(flower, _MODEL, _as_flower(state.model, {} if adaptive else ArrayRecord()))
     for name, tree in state.arrays.items():
         setattr(flower, name, _as_flower(tree, getattr(flower, name)))

@@ -14,8 +14,8 @@ from flwr.serverapp import Grid
 
 from umbel.conf.load import load, split_overrides
 from umbel.conf.schema import Experiment
-from umbel.core.flower_versions import fleet
 from umbel.core.refusal import Refusal
+from umbel.core.wire.flower_versions import fleet
 from umbel.server.errors import StopRequested
 from umbel.server.flower.inbox import FlowerPort
 from umbel.server.flower.internals import hasten

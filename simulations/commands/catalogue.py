@@ -83,40 +83,43 @@ def entries(kind: str, part: str = "") -> list[Entry]:
     if kind in _OWN and ":" in part and not part.startswith(FLOWER_PREFIX):
         return [_OWN[kind](part)]
     everything = list(_KINDS[kind]())
-    found = [entry for entry in everything if part in entry.name]
-    if not found:
+    fitting = [entry for entry in everything if part in entry.name]
+    if not fitting:
         raise unknown(f"name among the {kind}", part, [entry.name for entry in everything])
-    return found
+    return fitting
 
 
 def attributes(kind: type) -> dict[str, str]:
-    """Return the sentences of the `Attributes:` section of a class's docstring, by name."""
-    return _section(inspect.getdoc(kind) or "", "Attributes")
+    """Return the sentences of the `Attributes:` sections of a class and of those that it inherits from, by name."""
+    told: dict[str, str] = {}
+    for each in reversed(kind.__mro__):
+        told |= _section(inspect.cleandoc(vars(each).get("__doc__") or ""), "Attributes")
+    return told
 
 
 def meanings(kind: type) -> dict[str, str]:
     """Return what each field of a section of the configuration means: its sentences, and its range."""
-    docs, found = attributes(kind), {}
+    docs, sentences = attributes(kind), {}
     for name, limits in ranges.limits_of(kind).items():
         told = docs.get(name, "")
         words = [str(value) for limit in limits if isinstance(limit, ranges.OneOf) for value in limit.allowed]
         said = words and all(re.search(rf"\b{re.escape(word)}\b", told) for word in words)
         allowed = "" if said else ranges.describe(limits)
-        found[name] = f"{told} {allowed[:1].upper()}{allowed[1:]}." if allowed else told
-    return found
+        sentences[name] = f"{told} {allowed[:1].upper()}{allowed[1:]}." if allowed else told
+    return sentences
 
 
 def _section(doc: str, title: str) -> dict[str, str]:
     match = re.search(rf"^{title}:\n((?:[ ]+.*\n?|\n)+)", doc, re.MULTILINE)
-    found: dict[str, str] = {}
+    descriptions: dict[str, str] = {}
     name = ""
     for line in match.group(1).splitlines() if match else []:
         start = re.match(r"(?: {4}|\t)(\*{0,2}\w+)(?: \([^)]*\))?: (.*)", line)
         if start:
-            name, found[start.group(1)] = start.group(1), start.group(2).strip()
+            name, descriptions[start.group(1)] = start.group(1), start.group(2).strip()
         elif name and line.strip():
-            found[name] += " " + line.strip()
-    return found
+            descriptions[name] += " " + line.strip()
+    return descriptions
 
 
 def _strategy(name: str) -> Entry:
@@ -139,10 +142,10 @@ def _model(name: str) -> Entry:
     module, factory = models.TABLE.get(name) or name.split(":", 1)
     options = models.options(name)  # imports the module
     docs = _section(inspect.getdoc(getattr(sys.modules[module], factory)) or "", "Args")
-    found = (Option(key, value, docs.get(key, "")) for key, value in options.items() if key != "image_size")
+    other_options = (Option(key, value, docs.get(key, "")) for key, value in options.items() if key != "image_size")
     size = options.get("image_size")
     published = f" Images of {size} px." if size else ""
-    return Entry(name, models.describe(name) + published, tuple(found))
+    return Entry(name, models.describe(name) + published, tuple(other_options))
 
 
 def _models() -> Iterator[Entry]:
@@ -185,16 +188,22 @@ def _keys() -> Iterator[Entry]:
     for field in dataclasses.fields(Experiment):
         if not callable(field.default_factory):
             continue
-        section = field.default_factory()
-        docs = meanings(type(section))
-        options = tuple(
-            Option(f"{field.name}.{item.name}", getattr(section, item.name), docs.get(item.name, ""))
-            for item in dataclasses.fields(section)
-        )
+        options = tuple(_of_section(field.name, field.default_factory()))
         if field.name == "strategy":
             own = "Hyper-parameters of the strategy, see `umbel list strategies`."
             options = (options[0], Option("strategy.<option>", "", own))
         yield Entry(field.name, sections.get(field.name, ""), options)
+
+
+def _of_section(key: str, section: Any) -> Iterator[Option]:
+    """Return the keys of a section and of those within it."""
+    docs = meanings(type(section))
+    for item in dataclasses.fields(section):
+        value = getattr(section, item.name)
+        if dataclasses.is_dataclass(value):
+            yield from _of_section(f"{key}.{item.name}", value)
+        else:
+            yield Option(f"{key}.{item.name}", value, docs.get(item.name, ""))
 
 
 _KINDS = {
@@ -212,17 +221,17 @@ _KINDS = {
 _OWN = {"strategies": _strategy, "models": _model}
 
 
-def render(found: list[Entry], width: int, *, options: bool = True) -> Group:
+def render(entries: list[Entry], width: int, *, options: bool = True) -> Group:
     """Lay entries out for a terminal `width` characters wide, with their options or without."""
     if not options:
         table = Table.grid(padding=(0, 2))
         table.add_column(style="bold cyan", no_wrap=True)
         table.add_column(overflow="fold")
-        for entry in found:
+        for entry in entries:
             table.add_row(entry.name, entry.line)
         return Group(table)
     parts: list[Any] = []
-    for entry in found:
+    for entry in entries:
         parts.append(Text.assemble((entry.name, "bold cyan"), "  ", entry.line))
         if entry.options:
             parts.append(Padding(_options(entry.options, width), (0, 0, 0, 4)))

@@ -67,13 +67,16 @@ def compare(
     with Stopper() as stopper:
         from rich.console import Console
 
+        from umbel.conf.own_data import is_own
         from umbel.simulations.commands.display import watcher
         from umbel.simulations.compare.carry_out import carry_out
         from umbel.simulations.compare.prepare import prepare
         from umbel.simulations.plots.runs import class_counts
 
         prepared = prepare(experiment, strategies, seeds, overrides, output)
-        class_counts(prepared.members[0].experiment)  # refuses what cannot be cut, before anything starts
+        first = prepared.members[0].experiment
+        if not is_own(first) or first.data.sites:  # else the data are at the sites, which say what is wrong with them
+            class_counts(first)  # refuses what cannot be cut, before anything starts
         console = Console(stderr=True, highlight=False)
         shown = watcher(console, quiet, as_json, transient=True)
         where = ["--output", str(output)] if output else []

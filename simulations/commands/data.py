@@ -79,35 +79,35 @@ def fetch(name: str, overrides: tuple[str, ...]) -> None:
             click.echo(line)
 
 
-def describe(found: DataSet) -> list[str]:
+def describe(data_set: DataSet) -> list[str]:
     """Say what is in a data set, whom it is by and what it allows, a line each."""
-    images = found.train.images
+    images = data_set.train.images
     if images.ndim == 4:
         channels, height, width = images.shape[1:]
         form = f"examples, {height} x {width}, " + {1: "grey", 3: "colour"}.get(channels, f"{channels} channels")
     else:
         form = f"examples of {images.shape[1]} numbers" if images.shape[1] else "texts"
     lines = [
-        f"{found.name}: there.",
-        f"  {len(found.train):,} training and {len(found.test):,} test {form}",
-        f"  {len(found.class_names):,} classes: {_some(found.class_names)}",
+        f"{data_set.name}: there.",
+        f"  {len(data_set.train):,} training and {len(data_set.test):,} test {form}",
+        f"  {len(data_set.class_names):,} classes: {_some(data_set.class_names)}",
     ]
-    if found.domain_names:
-        count = len(found.domain_names)
-        lines.append(f"  {count} domain{'' if count == 1 else 's'}: {_some(found.domain_names)}")
-    both = (found.train, found.test)
+    if data_set.domain_names:
+        count = len(data_set.domain_names)
+        lines.append(f"  {count} domain{'' if count == 1 else 's'}: {_some(data_set.domain_names)}")
+    both = (data_set.train, data_set.test)
     concepts = [len(set(one.concepts.tolist())) for one in both if one.concepts is not None]
     if concepts:
         lines.append(f"  {concepts[0]:,} training and {concepts[1]:,} test concepts, none of them in both")
-    if found.train.texts is not None:
-        sizes = found.train.texts.offsets.diff().double()
+    if data_set.train.texts is not None:
+        sizes = data_set.train.texts.offsets.diff().double()
         mean = f", {float(sizes.mean()):.0f} bytes on average" if len(sizes) else ""
-        example = f", such as {_cut(found.train.texts[0])!r}" if len(sizes) else ""
+        example = f", such as {_cut(data_set.train.texts[0])!r}" if len(sizes) else ""
         lines.append(f"  a text for each{mean}{example}")
-    lines.append(f"  licence: {found.licence}")
-    asked = found.attribution.strip().splitlines()
+    lines.append(f"  licence: {data_set.licence}")
+    asked = data_set.attribution.strip().splitlines()
     lines += [f"  attribution: {line}" for line in asked]
-    return lines + [f"  note: {notice}" for notice in found.notices]
+    return lines + [f"  note: {notice}" for notice in data_set.notices]
 
 
 def _some(names: tuple[str, ...]) -> str:
@@ -194,9 +194,9 @@ def show(experiment: str, overrides: tuple[str, ...], output: Path | None, show_
         "validation": len(federation.validation_index),
         "test": len(federation.test_pool),
     }
-    found = data_view.distances(federation)
-    facts["features"] = (composed.data.encoder or "pixels") if found else ""
-    facts["distances"] = {kind: one.plain() for kind, one in found.items()}
+    distances = data_view.distances(federation)
+    facts["features"] = (composed.data.encoder or "pixels") if distances else ""
+    facts["distances"] = {kind: one.plain() for kind, one in distances.items()}
     stem = f"partition-{file_stem(composed.name)}-{composed.data.partition}.png"
     path = (output or Path(composed.run.results) / stem).expanduser().resolve()
     pictures = _draw(composed, federation, counts, domains, path)
@@ -253,8 +253,8 @@ def _print(experiment: Experiment, counts: Counts, federation: Federation, facts
     examples, classes = facts["examples_per_client"], facts["classes_per_client"]
     server = facts["server"]
     table.add_row("clients", f"{facts['num_clients']:,} with {facts['num_examples']:,} examples")
-    for what, found in (("examples a client", examples), ("classes a client", classes)):
-        table.add_row(what, f"{found['min']:,} to {found['max']:,}, median {found['median']:g}")
+    for what, summary in (("examples a client", examples), ("classes a client", classes)):
+        table.add_row(what, f"{summary['min']:,} to {summary['max']:,}, median {summary['median']:g}")
     table.add_row(
         "divergence from the whole",
         f"mean {facts['divergence_mean']:.3f}, largest {facts['divergence_max']:.3f} bits "
@@ -265,10 +265,10 @@ def _print(experiment: Experiment, counts: Counts, federation: Federation, facts
         f"{_factor(facts['imbalance'])} in the whole, {_factor(facts['imbalance_mean_of_clients'])} in a client on "
         "average (largest over smallest class)",
     )
-    for kind, found in facts["distances"].items():
+    for kind, distance in facts["distances"].items():
         table.add_row(
             f"distance of {kind}",
-            f"mean {found['mean']:.3g}, largest {found['max']:.3g} (by chance {found['by_chance']:.2g}), "
+            f"mean {distance['mean']:.3g}, largest {distance['max']:.3g} (by chance {distance['by_chance']:.2g}), "
             f"by {facts['features']}",
         )
     table.add_row("on the server", f"{server['validation']:,} for validation, {server['test']:,} for test")

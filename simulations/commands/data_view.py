@@ -176,10 +176,12 @@ def distances(federation: Federation) -> dict[str, Distances]:
     owner[partition.indices] = partition.owners()
     group = torch.full((partition.num_clients + 1,), -1, dtype=torch.int64)
     group[shown] = torch.arange(len(shown))  # the last place is nobody's
-    found = {"clients": compare(features, group[owner[sample]], [f"client {int(client)}" for client in shown], random)}
+    by_kind = {
+        "clients": compare(features, group[owner[sample]], [f"client {int(client)}" for client in shown], random)
+    }
     if federation.pool.domains is not None:
-        found["domains"] = compare(features, federation.pool.domains[sample], federation.domain_names, random)
-    return {kind: one for kind, one in found.items() if one is not None}
+        by_kind["domains"] = compare(features, federation.pool.domains[sample], federation.domain_names, random)
+    return {kind: one for kind, one in by_kind.items() if one is not None}
 
 
 def principal(images: Tensor, random: torch.Generator) -> Tensor:

@@ -25,6 +25,7 @@ from umbel.strategies import registry
 _SHOWN_FAILURES = 3
 _SHOWN_OPTIONS = 5
 _BARS = "▁▂▃▄▅▆▇█"
+_VIRTUAL = (MEASURES["virtual_seconds"].metric, "train/num_late")
 _OF_TASKS = tuple(MEASURES[key].of_split(split) for split in ("test", "validation") for key in AFTER_TASKS)
 
 
@@ -50,6 +51,7 @@ class Display(Watcher):
         self._first_round = 0
         self._round, self._phase, self._done, self._num_clients = 0, "setup", 0, 0
         self._metrics: dict[str, float] = {}
+        self._virtual: dict[str, float] = {}
         self._history: list[float] = []
         self._failures: list[str] = []
         self._notices: list[str] = []
@@ -107,7 +109,9 @@ class Display(Watcher):
         """Show a round's metrics."""
         super().round(round_, num_rounds, metrics, seconds)
         self._first_round = self._first_round or round_
-        if metrics:
+        # Virtual time is known of every round, and what is evaluated only of some.
+        self._virtual = {name: metrics[name] for name in _VIRTUAL if name in metrics}
+        if metrics.keys() - self._virtual.keys():
             # What is measured after each task only is shown until the next one ends.
             kept = {key: self._metrics[key] for key in _OF_TASKS if key in self._metrics}
             self._metrics = kept | dict(metrics)
@@ -187,7 +191,7 @@ class Display(Watcher):
         schedule = self._experiment.schedule
         if schedule.is_sequence:
             rows.append(("task", f"{schedule.task(max(self._round, 1)) + 1} of {schedule.num_tasks}"))
-        for label, values in progress.lines(self._metrics):
+        for label, values in progress.lines(self._metrics | self._virtual):
             shown = [Text.assemble(f"{name} ", (value, "bold")) for name, value in values]
             rows.append((label, Columns(shown, padding=(0, 3, 0, 0))))
         if len(self._history) > 1:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import click
 
+from umbel.simulations.commands.bench import bench
 from umbel.simulations.commands.compare import compare
 from umbel.simulations.commands.data import data
 from umbel.simulations.commands.explain import explain
@@ -35,6 +36,7 @@ def main() -> None:
       umbel data show digits                              who has which classes
       umbel compare digits --strategies fedavg,scaffold --seeds 3
       umbel explain RUN                                   what its models look at
+      umbel bench digits                                  what would make it faster
       umbel predict RUN FOLDER                            what pictures show, by its model
       umbel list strategies                               all of them, with their options
 
@@ -199,6 +201,7 @@ def report(paths: tuple[str, ...], output: Path | None) -> None:
     click.echo(str(write(paths, output)))
 
 
+main.add_command(bench)
 main.add_command(compare)
 main.add_command(data)
 main.add_command(explain)

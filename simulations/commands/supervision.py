@@ -11,6 +11,7 @@ import functools
 import os
 import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -34,6 +35,7 @@ _HINTS = {
     errno.ENOSPC: " Free some space, or set run.results to another disk.",
     errno.ENAMETOOLONG: " Shorten it.",
 }
+_AGAIN_SECONDS = 0.05  # after which a signal comes again that Python swallowed
 _LONGEST_SHOWN = 300  # letters of a path
 _P = ParamSpec("_P")
 
@@ -82,12 +84,17 @@ class Stopper:
     does, the second is only answered, so that nothing is written by halves; the third ends the process
     (checkpoints are renamed into place whole, so that even then the one before is good). After the last round
     a signal is too late to be of use and the run is left to finish.
+
+    Where Python itself swallows what a signal raises (in what runs around a fork, or when something is deleted), it
+    comes again.
     """
 
     def __init__(self) -> None:
         self.watcher: Watcher | None = None
         self._signals = 0
         self._before: dict[int, Any] = {}
+        self._swallowed = sys.unraisablehook
+        self._again: threading.Timer | None = None
 
     def __enter__(self) -> Stopper:
         for number in STOPS:
@@ -95,11 +102,24 @@ class Stopper:
                 continue  # nohup: the run is to outlive its terminal
             with suppress(ValueError):  # not the main thread: whoever called us has the signals
                 self._before[number] = signal.signal(number, self._on_signal)
+        self._swallowed, sys.unraisablehook = sys.unraisablehook, self._on_swallowed
         return self
 
     def __exit__(self, *_: object) -> None:
+        sys.unraisablehook = self._swallowed
+        if self._again is not None:
+            self._again.cancel()
         for number, handler in self._before.items():
             signal.signal(number, handler)
+
+    def _on_swallowed(self, what: sys.UnraisableHookArgs) -> None:
+        if what.exc_type is KeyboardInterrupt and self._signals == 1 and signal.SIGINT in self._before:
+            self._signals = 0
+            self._again = threading.Timer(_AGAIN_SECONDS, os.kill, (os.getpid(), signal.SIGINT))
+            self._again.daemon = True
+            self._again.start()
+        else:
+            self._swallowed(what)
 
     def _on_signal(self, number: int, _frame: FrameType | None) -> None:
         self._signals += 1

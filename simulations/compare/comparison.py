@@ -163,6 +163,8 @@ def measures(content: dict[str, Any]) -> dict[str, float]:
     metrics, rounds = content["metrics"], max(int(content["rounds"]), 1)
     moved = sum(content["bytes_up"].values()) + sum(content["bytes_down"].values())
     costs = {"mb_per_round": moved / rounds / 1e6, "seconds": content["seconds"]["total"]}
+    if "virtual_seconds" in content:
+        costs["virtual_seconds"] = content["virtual_seconds"]
     measured = {key: metrics.get(measure.metric) for key, measure in COLUMNS.items()}
     return {key: math.nan if value is None else value for key, value in (measured | costs).items()}
 

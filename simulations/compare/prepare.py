@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from umbel import data
-from umbel.conf import initial
+from umbel.conf import devices, initial
 from umbel.conf.errors import ExperimentError
 from umbel.conf.load import as_dict, experiment_names, load
 from umbel.conf.schema import Experiment
@@ -91,7 +91,7 @@ def compose(experiment: str, item: Item, seed: int | None, overrides: Sequence[s
     composed = load(experiment, [*overrides, *own, *seeds], strategy=item.name)
     flower.check(composed)
     data.check(composed.data)
-    return initial.resolved(composed)  # with the hash of the weights that it starts from
+    return devices.resolved(initial.resolved(composed))  # with the hashes of what it reads
 
 
 def folder_name(item: Item, experiment: Experiment) -> str:

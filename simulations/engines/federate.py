@@ -16,10 +16,11 @@ from filelock import FileLock, Timeout
 
 from umbel.conf.errors import ExperimentError
 from umbel.core.files import read_json, write_json
-from umbel.core.flower_versions import SPOKEN, fleet
+from umbel.core.wire.flower_versions import SPOKEN, fleet
 from umbel.simulations.engines.flower_internals import fleet_options, stock_options, superlink_ports
 from umbel.simulations.engines.identities import KEY_FILE, make_identities, private_folder
 from umbel.simulations.engines.processes import (
+    MESSAGES_SECONDS,
     alive,
     birth,
     flower_environment,
@@ -98,8 +99,8 @@ def _read(home: Path) -> Federation | None:
 
 def find(home: Path | None = None) -> Federation | None:
     """Return the federation that is up, or None."""
-    found = _read(home or default_home())
-    return found if found is not None and found.superlink_alive else None
+    federation = _read(home or default_home())
+    return federation if federation is not None and federation.superlink_alive else None
 
 
 @contextmanager
@@ -154,7 +155,7 @@ def _start(nodes: int, home: Path, stock: bool, memory: Path | None, sites: Sequ
             config = f'partition-id={index} num-partitions={nodes} state-folder="{state}"'
             config += f' site-data="{sites[index]}"' if sites else ""
             command = _node_command(folder, config, fleet, runtime[index], stock)
-            started.append(spawn(home, f"node-{index}", command, tied))
+            started.append(spawn(home, f"node-{index}", command, tied, MESSAGES_SECONDS))
         pids = tuple(process.pid for process in started if process is not superlink)
         births = tuple(birth(pid) for pid in (superlink.pid, *pids))
         federation = Federation(str(home), fleet, control, superlink.pid, pids, stock, births)
@@ -196,10 +197,10 @@ def stop(home: Path | None = None) -> bool:
 
 
 def _stop(home: Path) -> bool:
-    found = _read(home)
-    if found is None:
+    federation = _read(home)
+    if federation is None:
         return False
-    superlink, *nodes = zip((found.superlink, *found.nodes), found.births, strict=True)
+    superlink, *nodes = zip((federation.superlink, *federation.nodes), federation.births, strict=True)
     terminate(nodes)  # first, so that they can say goodbye
     terminate([superlink])
     (home / STATE).unlink(missing_ok=True)

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from flwr.app import Context, Error, Message, RecordDict
-from flwr.cli.build import build_fab_from_disk
 from flwr.supercore.task_identity import TaskIdentity
 
-from umbel.core.flower_versions import fleet
 from umbel.core.records import reason
+from umbel.core.wire.flower_versions import fleet
 
 NODE = 1  # the only node of an engine that runs on one machine
 CLIENT_FAILED = 3  # Flower's code for a ClientApp that raised
@@ -39,11 +38,18 @@ def make_context(run_config: dict[str, Any], node_config: dict[str, Any]) -> Con
 
 def error_reply(message: Message, error: BaseException) -> Message:
     """Answer a message with an error."""
-    return Message(Error(CLIENT_FAILED, reason(error)), reply_to=message)
+    return failed_reply(message, reason(error))
+
+
+def failed_reply(message: Message, why: str) -> Message:
+    """Answer a message with the reason for which there is no answer."""
+    return Message(Error(CLIENT_FAILED, why), reply_to=message)
 
 
 def build_bundle(app: Path) -> bytes:
     """Return what `flwr build` makes of an app's folder."""
+    from flwr.cli.build import build_fab_from_disk  # here: it brings a web server along
+
     return build_fab_from_disk(app)
 
 

@@ -50,9 +50,12 @@ def submit(experiment: Experiment, listener: Listener, folder: Path, resuming: b
             _follow(experiment, listener, federation, run_id, progress)
         except KeyboardInterrupt:
             (folder / "stop").touch()
-            if run_id and not _await_end(progress, federation):
+            # The server may have begun before Flower's command came back, which takes seconds.
+            if (run_id or progress.has_begun) and not _await_end(progress, federation) and run_id:
                 with suppress(RunStoppedError):
                     _flwr(federation, "stop", run_id, CONNECTION)
+            for line in progress.lines():
+                replay(line, experiment, listener)
             raise
 
 
@@ -72,6 +75,11 @@ class _Progress:
         self._seen = path.stat().st_size if path.is_file() else 0
         self._rest = b""
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether the server has written what was not read yet."""
+        return self._path.is_file() and self._path.stat().st_size > self._seen
+
     def lines(self) -> list[str]:
         """Return the lines that are new; one that is written by halves waits for its end."""
         if not self._path.is_file() or self._path.stat().st_size <= self._seen:
@@ -87,9 +95,9 @@ class _Progress:
 @contextmanager
 def _federation(nodes: int, folder: Path) -> Iterator[Federation]:
     """Yield the federation that is up; without one, start one whose client memory lives in the run's folder."""
-    found = federate.find()
-    if found is not None:
-        yield found
+    federation = federate.find()
+    if federation is not None:
+        yield federation
         return
     home = folder / "federation"
     federate.stop(home)  # what a run that was killed may have left

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from umbel.conf.written import write_yaml
 from umbel.core.files import write_text
-from umbel.core.identity import new_key, public_text, write_key
+from umbel.core.wire.identity import new_key, public_text, write_key
 
 SITES_FILE, KEY_FILE = "sites.yaml", "site.key"
 

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from flwr.app import Message
 
 from umbel.client.app import app
 from umbel.client.handlers import process
-from umbel.server.port import OnWait
+from umbel.core.records import reason
+from umbel.server.port import Answer, OnWait, Task
 from umbel.simulations.engines.flower_internals import error_reply, make_context
 from umbel.simulations.engines.local import LocalPort
 
 
 class InlinePort(LocalPort):
-    """Runs the ClientApp where it stands.
+    """Runs clients where the server stands, with the worker of the ClientApp; nothing is encoded.
 
     Args:
         run_config: The run configuration, as Flower would give it.
@@ -30,10 +31,8 @@ class InlinePort(LocalPort):
         self._context = make_context(run_config, node_config)
         self._on_clients = on_clients
 
-    def stream(
-        self, messages: Collection[Message], deadline: float, on_wait: OnWait | None = None
-    ) -> Iterator[Message]:
-        """Run each message and yield its reply; a phase has no deadline here, each of its clients has."""
+    def exchange(self, tasks: Sequence[Task], deadline: float, on_wait: OnWait | None = None) -> Iterator[Answer]:
+        """Run each task and yield its answer; a phase has no deadline here, each of its clients has."""
         done = 0
 
         def count(_: int) -> None:
@@ -41,13 +40,20 @@ class InlinePort(LocalPort):
             done += 1
             self._on_clients(done)
 
-        process.on_client = count
-        try:
-            for message in messages:
-                try:
-                    reply = app(message, self._context)
-                except Exception as error:  # noqa: BLE001 - as Flower does: an app that raises answers with an error
-                    reply = error_reply(message, error)
-                yield reply
-        finally:
-            process.on_client = None
+        for task in tasks:
+            try:
+                outcome = process.worker(self._context).run(task.work, task.payload, count)
+            except Exception as error:  # noqa: BLE001 - as on a node: what raises there is its answer
+                yield Answer(task.node, None, reason(error))
+            else:
+                yield Answer(task.node, outcome, framing=outcome.framing_up)
+
+    def stream(
+        self, messages: Collection[Message], deadline: float, on_wait: OnWait | None = None
+    ) -> Iterator[Message]:
+        """Run each message by the ClientApp and yield its reply."""
+        for message in messages:
+            try:
+                yield app(message, self._context)
+            except Exception as error:  # noqa: BLE001 - as Flower does: an app that raises answers with an error
+                yield error_reply(message, error)

@@ -27,6 +27,6 @@ class LocalPort(Port):
         """Return the one node."""
         return {NODE}
 
-    def greet(self, messages: Collection[Message], deadline: float) -> list[Message]:
+    def greet(self, messages: Collection[Message], deadline: float, most_bytes: int) -> list[Message]:
         """Return the answers at once: the node is here."""
         return list(self.stream(messages, deadline))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import shutil
 import signal
@@ -17,17 +16,25 @@ from pathlib import Path
 import psutil
 
 import umbel
+from umbel.client.node import parent
 from umbel.server.sites import SITES
 from umbel.simulations.engines.identities import SITES_FILE
 
 _LOOPBACK = ("localhost", "127.0.0.1", "::1")
+# How often Flower looks for a program to start. A SuperLink looks for runs, all day, and a look costs it some
+# milliseconds (benchmarks/sites.py has what it takes idle). A stock node has a program to start for each message.
+RUNS_SECONDS, MESSAGES_SECONDS = 0.8, 0.05
 _CLOCK_SECONDS = 2.0  # births are by the clock, which may be set meanwhile
 
 
-def flower_environment(home: Path) -> dict[str, str]:
-    """Return an environment in which Flower keeps to `home`, tells nobody, and looks for tasks often.
+def flower_environment(home: Path, look_seconds: float = RUNS_SECONDS) -> dict[str, str]:
+    """Return an environment in which Flower keeps to `home` and tells nobody.
 
     Nobody on this machine is asked through a proxy: one would be waited for, and could not reach it.
+
+    Args:
+        home: Where Flower keeps its own.
+        look_seconds: How often it looks for a program to start.
     """
     scripts = str(Path(sys.executable).parent)
     direct = [os.environ.get("no_proxy") or os.environ.get("NO_PROXY", ""), *_LOOPBACK]
@@ -39,7 +46,7 @@ def flower_environment(home: Path) -> dict[str, str]:
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.05",
+        "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": str(look_seconds),
         "RAY_USAGE_STATS_ENABLED": "0",
         "PYTHONUNBUFFERED": "1",
         **dict.fromkeys(("no_proxy", "NO_PROXY"), no_proxy),
@@ -112,11 +119,11 @@ def terminate(processes: Iterable[tuple[int, float]], patience_seconds: float = 
 
 def descendants(pids: Iterable[int]) -> list[tuple[int, float]]:
     """Return the children of processes, their children and so on, each with its birth."""
-    found: list[tuple[int, float]] = []
+    processes: list[tuple[int, float]] = []
     for pid in pids:
         with contextlib.suppress(psutil.Error):
-            found += [(child.pid, birth(child.pid)) for child in psutil.Process(pid).children(recursive=True)]
-    return found
+            processes += [(child.pid, birth(child.pid)) for child in psutil.Process(pid).children(recursive=True)]
+    return processes
 
 
 def _signal(group: int, number: signal.Signals) -> None:
@@ -126,11 +133,12 @@ def _signal(group: int, number: signal.Signals) -> None:
 
 def end_with_parent() -> None:
     """Ask Linux to end this process when its parent does, also after a kill -9."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGTERM)
+    parent.signalled(signal.SIGTERM)
 
 
-def spawn(home: Path, name: str, command: list[str], tied: bool) -> subprocess.Popen[bytes]:
+def spawn(
+    home: Path, name: str, command: list[str], tied: bool, look_seconds: float = RUNS_SECONDS
+) -> subprocess.Popen[bytes]:
     """Start a process of its own group whose output goes to a log.
 
     Args:
@@ -138,8 +146,9 @@ def spawn(home: Path, name: str, command: list[str], tied: bool) -> subprocess.P
         name: Name of the log.
         command: What to start.
         tied: End it when this process ends (on Linux).
+        look_seconds: How often Flower looks for a program to start.
     """
-    environment = {**flower_environment(home), SITES: str(home / SITES_FILE)}
+    environment = {**flower_environment(home, look_seconds), SITES: str(home / SITES_FILE)}
     if command[0] == sys.executable:
         # From a neutral folder, with this project's code on the path; the run's own code comes in its bundle.
         environment["PYTHONPATH"] = str(Path(umbel.__file__).resolve().parent.parent)

@@ -1,21 +1,47 @@
-"""The actor of the Ray engine: a process that runs the one ClientApp, block after block."""
+"""The actor of the Ray engine: a process that keeps model and data, and runs the clients that it is given."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from flwr.app import ArrayRecord, Message, RecordDict
+import numpy as np
+from flwr.app import Message, RecordDict
+from numpy.typing import NDArray
 
 import umbel
-from umbel.core.messages import Pieces
 from umbel.server.errors import ending
 from umbel.simulations.engines.flower_internals import identify, make_context
 
+if TYPE_CHECKING:  # a worker that imported another umbel says so before it loads more of it
+    from umbel.client.share import Share
+    from umbel.core.flat import Outline
+    from umbel.core.wire.packed import Packed
+    from umbel.core.wire.work import Work
+
+
+@dataclass
+class Opening:
+    """What all workers are told of a phase.
+
+    Attributes:
+        work: All clients of the phase.
+        outline: What lies where in the payload.
+        numbers: The payload's numbers.
+        memory: Its tensors, [B] uint8, mapped from where all workers have them.
+    """
+
+    work: Work
+    outline: Outline
+    numbers: dict[str, float]
+    memory: Any = None
+
 
 class RayWorker:
-    """The actor: a process that runs blocks of clients.
+    """The actor: a process that runs clients.
 
     Args:
         run_config: The run configuration, as Flower would give it.
@@ -34,6 +60,7 @@ class RayWorker:
         meta: dict[str, Any],
     ) -> None:
         self._error: Exception | None = None
+        self._share: Share | None = None
         try:
             self._begin(run_config, node_config, umbel_file, arrays, meta)
         except Exception as error:  # noqa: BLE001 - an actor that raises here is a stack of Ray's; `ready` says it
@@ -62,23 +89,69 @@ class RayWorker:
         adopt(experiment, Federation.from_arrays(arrays, meta))
         from umbel.client.handlers import process
 
-        process.worker(self._context)  # model and device are ready before the first block comes
+        process.worker(self._context)  # model and device are ready before the first clients come
 
-    def run(self, arrays: dict[str, ArrayRecord], head: str, kind: str) -> RecordDict:
-        """Run one block.
+    def run(
+        self,
+        opening: Opening | None,
+        clients: Sequence[int],
+        closes: bool,
+        memory: Callable[[int], NDArray[np.uint8]] | None = None,
+    ) -> Packed | None:
+        """Run clients of a phase, in their order.
 
         Args:
-            arrays: The phase's payload, out of the object store.
-            head: The block's work.
+            opening: The phase, with the first clients of it that come here; then None.
+            clients: Their numbers.
+            closes: No more of them come.
+            memory: Returns memory for so many bytes of an answer; None takes new one.
+
+        Returns:
+            What came of all clients since the opening, with the last ones; until then None.
+        """
+        if self._error is not None:
+            raise self._error
+        from umbel.client.handlers import process
+        from umbel.client.lending import LentPayload
+        from umbel.core.training.compiled import take_told
+        from umbel.core.wire.packed import Packed
+
+        if opening is not None:
+            lent = LentPayload(opening.outline, opening.memory, opening.numbers)
+            self._share = process.worker(self._context).share(opening.work, lent)
+        assert self._share is not None, "clients come after a phase was opened"
+        self._share.run(clients)
+        if not closes:
+            return None
+        share, self._share = self._share, None
+        outcome = share.outcome()
+        outcome.notices = take_told()  # nobody reads a worker's log
+        return Packed.of(outcome, memory)
+
+    def serve(self, address: str, number: int) -> None:
+        """Run what the driver says over a line (`umbel.simulations.engines.lines`), until it hangs up."""
+        if self._error is not None:
+            raise self._error
+        from umbel.simulations.engines.lines import serve
+
+        serve(self, address, number)
+
+    def answer(self, content: RecordDict, kind: str) -> RecordDict:
+        """Answer a message that is no part of a phase.
+
+        Args:
+            content: Its content.
             kind: Flower's message type.
         """
         if self._error is not None:
             raise self._error
         from umbel.client.app import app
 
-        message = Message(Pieces(head, arrays).content(), 1, kind)
-        return app(message, self._context).content
+        return app(Message(content, 1, kind), self._context).content
 
-    def ready(self) -> tuple[int, dict[str, Any] | None]:
-        """Return the worker's process id, once it is ready, and what kept it from that."""
-        return os.getpid(), None if self._error is None else ending(self._error)
+    def ready(self) -> tuple[int, dict[str, Any] | None, str]:
+        """Return the worker's process id, once it is ready, what kept it from that, and Ray's name of its machine."""
+        import ray
+
+        machine = ray.get_runtime_context().get_node_id()
+        return os.getpid(), None if self._error is None else ending(self._error), machine

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import socket
 import tempfile
+import time
 
 import psutil
 
@@ -13,6 +15,7 @@ from umbel.simulations.engines.processes import alive, birth, descendants, termi
 
 _NAME = "raylet"
 LOOK_SECONDS = 1.0
+_ANSWER_SECONDS = 5.0
 _LONGEST_SOCKET = 107  # bytes of a socket's path, on Linux
 _SOCKET_BYTES = len("/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store")
 
@@ -24,9 +27,10 @@ class Raylet:
         pids = [child.pid for child in psutil.Process().children() if child.name() == _NAME]
         self._all = [(pid, birth(pid)) for pid in pids]
         self._rest = descendants(pids)
+        self._looked = time.monotonic()
 
     def check(self) -> None:
-        """Look whether it lives, and remember what it has started.
+        """Look whether it lives, and now and then, what it has started.
 
         Raises:
             RunStoppedError: It has ended.
@@ -36,7 +40,13 @@ class Raylet:
                 "Ray's process on this machine (raylet) has ended: somebody killed it, or the memory is full. Ask for "
                 "fewer engine.workers if it was that."
             )
-        self._rest = descendants(pid for pid, _ in self._all)
+        if time.monotonic() - self._looked > LOOK_SECONDS:  # it goes through all processes of the machine
+            self.note_rest()
+
+    def note_rest(self) -> None:
+        """Note what it has started by now, as long as that can be seen."""
+        if self.is_alive():
+            self._rest, self._looked = descendants(pid for pid, _ in self._all), time.monotonic()
 
     def is_alive(self) -> bool:
         """Say whether it lives."""
@@ -45,6 +55,30 @@ class Raylet:
     def end_rest(self) -> None:
         """End what outlived it: workers and agents, which look for it seldom or never."""
         terminate(self._rest, patience_seconds=1.0)
+
+
+def check_answers(address: str) -> None:
+    """Look whether somebody answers where a Ray cluster should be; Ray itself goes on asking.
+
+    Ray finds `auto` in a file that a cluster which was killed leaves behind.
+
+    Args:
+        address: `auto`, or host and port; Ray Client's (ray://) are left to Ray.
+
+    Raises:
+        ConnectionError: There is no cluster, or it does not answer.
+        ValueError: It is no address.
+    """
+    from ray._private import services
+
+    if "://" in address:
+        return
+    found = services.canonicalize_bootstrap_address_or_die(address)
+    host, _, port = found.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_ANSWER_SECONDS).close()
+    except OSError as error:
+        raise ConnectionError(f"{found}: {error.strerror or error}") from error
 
 
 def check_temporary_folder() -> None:

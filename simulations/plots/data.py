@@ -50,7 +50,7 @@ class Row:
 def rows(federation: Federation) -> list[Row]:
     """Choose at most 12 clients and 10 examples of each, drawn by the data's seed and sorted by class."""
     pool, seed = federation.pool, int(federation.meta["seed"])
-    found = []
+    chosen = []
     for client in spaced(federation.num_clients, MAX_CLIENTS):
         numbers = federation.partition.client(client)
         random = generator(seed, client=client, purpose="sheet of examples")
@@ -62,24 +62,24 @@ def rows(federation: Federation) -> list[Row]:
             label += f"\n{_short(federation.domain_names[int(held)], 18)}" if len(held) == 1 else ""
         if client in federation.shuffled_clients:
             label += "\nlabels shuffled"  # what is written below its pictures is what they were before
-        found.append(Row(label, pool.images[drawn], tuple(_caption(federation, int(number)) for number in drawn)))
-    return found
+        chosen.append(Row(label, pool.images[drawn], tuple(_caption(federation, int(number)) for number in drawn)))
+    return chosen
 
 
-def sheet(found: Sequence[Row], title: str) -> Figure:
+def sheet(rows: Sequence[Row], title: str) -> Figure:
     """Draw a sheet of examples: a row a client, with the class or the text of each example below it.
 
     Args:
-        found: At least one row; a client without examples is an empty row.
+        rows: At least one row; a client without examples is an empty row.
         title: Title.
     """
-    lines = max((caption.count("\n") + 1 for row in found for caption in row.captions if caption), default=0)
+    lines = max((caption.count("\n") + 1 for row in rows for caption in row.captions if caption), default=0)
     pitch, step = 1 + _GAP, 1 + _GAP + lines * _LINE
     side, across, down = _PIXELS, round(_PIXELS * pitch), round(_PIXELS * step)
-    canvas = np.ones((down * len(found) + 2, across * (COLUMNS - 1) + side + 2, 3), dtype=np.float32)
+    canvas = np.ones((down * len(rows) + 2, across * (COLUMNS - 1) + side + 2, 3), dtype=np.float32)
     width = COLUMNS * pitch * _INCHES + _MARGIN_INCHES
-    figure, axes = new_figure(width, len(found) * step * _INCHES + 0.6)
-    for position, row in enumerate(found):
+    figure, axes = new_figure(width, len(rows) * step * _INCHES + 0.6)
+    for position, row in enumerate(rows):
         top = position * down + 1
         for column, picture in enumerate(_pictures(row.images)):
             left = column * across + 1

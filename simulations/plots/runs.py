@@ -9,6 +9,7 @@ import io
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib import colormaps
@@ -19,8 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from umbel.conf.federation import at_server
-from umbel.conf.federation import federation as whole_federation
+from umbel.conf.federation import federation
 from umbel.conf.own_data import is_own
 from umbel.conf.schema import Experiment
 from umbel.core.files import write_bytes
@@ -38,7 +38,7 @@ _MAX_ROWS = 400
 _LINES_INSIDE = 4  # with more, the legend stands below the axes
 
 Counts = NDArray[np.int64]
-Series = Mapping[int, float]
+Series = Mapping[Any, float]  # by round, or by second
 
 
 def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
@@ -78,7 +78,7 @@ def curves(
     """Draw a line for each label: the mean over seeds, with a band of one sample standard deviation.
 
     Args:
-        series: For each label one mapping from round to value a seed; rounds that all seeds have are drawn.
+        series: For each label one mapping from round (or second) to value a seed; those that all seeds have are drawn.
         title: Title.
         ylabel: What is on the y axis, with its unit.
         percent: Values are fractions, to be shown in per cent.
@@ -267,25 +267,21 @@ def bars(values: Mapping[str, Sequence[float]], parts: Sequence[str], title: str
     return figure
 
 
-def class_counts(experiment: Experiment, folder: Path | None = None) -> tuple[Counts, tuple[str, ...], Federation]:
-    """Load an experiment's data and count.
+def class_counts(experiment: Experiment, folder: Path | None = None) -> tuple[Counts, tuple[str, ...]]:
+    """Load an experiment's data and count; of sites with data of their own, take what they said.
 
     Args:
         experiment: The experiment.
         folder: A run of it, which knows what sites with data of their own have said.
 
     Returns:
-        Examples of each client and class [K, C], the names of the classes, and the federation.
+        Examples of each client and class [K, C], and the names of the classes.
 
     Raises:
         DataError: The data are missing, or cannot be cut as asked.
     """
     agreement = agree.kept(folder) if folder is not None else None
     if agreement is not None:
-        federation = at_server(experiment, agreement)
-    elif is_own(experiment):
-        federation = whole_federation(experiment)
-    else:
-        federation = Federation.build(experiment.data, experiment.data_seed)
-    counts = federation.partition.counts(federation.pool.labels, federation.num_classes)
-    return counts.numpy(), federation.class_names, federation
+        return agreement.table().sum(1).numpy(), agreement.classes
+    made = federation(experiment) if is_own(experiment) else Federation.build(experiment.data, experiment.data_seed)
+    return made.partition.counts(made.pool.labels, made.num_classes).numpy(), made.class_names

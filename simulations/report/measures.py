@@ -272,6 +272,10 @@ MEASURES: dict[str, Measure] = {
     **_collapse(),
     "mb_per_round": Measure("", "MB a round", MEGABYTES, aim=0, column="MB a round"),
     "seconds": Measure("", "seconds", SECONDS, aim=0, column="seconds"),
+    "virtual_seconds": Measure(
+        "train/virtual_seconds", "virtual seconds", SECONDS, aim=0, column="virtual s",
+        line=("virtual time", "seconds"), meaning="Virtual s: seconds that the clients' devices would have taken.",
+    ),
 }  # fmt: skip
 
 COLUMNS = {key: measure for key, measure in MEASURES.items() if measure.column}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,7 @@ def write_pictures(comparison: Comparison) -> None:
     """Write curves.png and partition.png of a comparison."""
     plots.save(pictures.main_curves(comparison), comparison.path / "curves.png")
     experiment = comparison.members[0].experiment
-    counts, names, _ = plots.class_counts(experiment)
+    counts, names = plots.class_counts(experiment, comparison.members[0].path)
     plots.save(plots.heat_map(counts, names, title(experiment)), comparison.path / "partition.png")
 
 
@@ -86,7 +86,7 @@ def _run(folder: Path) -> dict[str, Any]:
         "path": str(folder),
         "tiles": report_rows.tiles(content),
         "pictures": [_picture(*picture) for picture in pictures.of_run(metrics)],
-        **_partition(experiment, folder),
+        **_partition(experiment, folder, content),
         "inside": inside,
         "metrics": report_rows.metric_rows(content["metrics"]),
         "classes": report_rows.class_rows(metrics),
@@ -105,12 +105,19 @@ def _run(folder: Path) -> dict[str, Any]:
     }
 
 
-def _partition(experiment: Experiment, folder: Path | None = None) -> dict[str, Any]:
-    """Return the heat map and its numbers, or why there is none: the data may be on another machine."""
+def _partition(experiment: Experiment, folder: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the heat map and its numbers, or why there is none: the data may be on another machine.
+
+    Args:
+        experiment: The experiment.
+        folder: A run of it.
+        content: That run's summary, which has what sites with data of their own said.
+    """
+    of_sites = report_rows.site_rows(content)
     try:
-        counts, names, federation = plots.class_counts(experiment, folder)
+        counts, names = plots.class_counts(experiment, folder)
     except (DataError, OSError) as error:
-        return {"partition": None, "partition_note": f"No picture: {error}", "partition_facts": []}
+        return {"partition": None, "partition_note": f"No picture: {error}", "partition_facts": of_sites}
     facts = statistics(counts)
     sizes, classes = facts["examples_per_client"], facts["classes_per_client"]
     rows = [
@@ -119,7 +126,7 @@ def _partition(experiment: Experiment, folder: Path | None = None) -> dict[str, 
         ("examples a client", f"{sizes['min']:,} to {sizes['max']:,}, median {sizes['median']:g}"),
         ("classes a client", f"{classes['min']} to {classes['max']}, median {classes['median']:g}"),
         ("mean divergence from the whole", f"{facts['divergence_mean']:.3f} bits (Jensen-Shannon)"),
-        *report_rows.site_rows(federation),
+        *of_sites,
     ]
     figure = plots.heat_map(counts, names, title(experiment))
     picture = _picture(figure, "examples of each class at each client")
@@ -176,7 +183,7 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
         "line": describe(first, with_strategy=False),
         "path": str(comparison.path),
         "pictures": [_picture(*picture) for picture in pictures.of_comparison(comparison)],
-        **_partition(first, comparison.members[0].path),
+        **_partition(first, comparison.members[0].path, comparison.members[0].summary),
         "heads": heads,
         "rows": rows,
         "footnote": footnote(comparison),

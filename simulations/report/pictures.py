@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from umbel.simulations.compare.comparison import Comparison
+from umbel.simulations.compare.comparison import Comparison, Member
 from umbel.simulations.plots import metrics as metric_plots
 from umbel.simulations.plots import runs as plots
 from umbel.simulations.report import charts
 from umbel.simulations.report import series as report_series
 from umbel.simulations.report.charts import Chart
-from umbel.simulations.report.measures import BESIDE, MEASURES
+from umbel.simulations.report.measures import BESIDE, MEASURES, Measure
 
 Picture = tuple[Figure, str]  # and what it shows, for those who cannot see it
+Courses = Callable[[Sequence[Member], Measure], Sequence[plots.Series]]
 
 
 def of_run(metrics: pd.DataFrame) -> Iterator[Picture]:
@@ -70,6 +71,8 @@ def main_curves(comparison: Comparison) -> Figure:
 def of_comparison(comparison: Comparison) -> Iterator[Picture]:
     """Draw a comparison's runs against each other."""
     yield main_curves(comparison), "by round of each strategy, what it is judged by"
+    if "virtual_seconds" in comparison.shown:
+        yield _strategies(comparison, comparison.main or "test_last", _over_time), "the same by virtual time"
     for measure in BESIDE:
         if measure in comparison.shown:
             yield _strategies(comparison, measure), f"{MEASURES[measure].title} by round of each strategy"
@@ -94,17 +97,30 @@ def of_comparison(comparison: Comparison) -> Iterator[Picture]:
     yield figure, "bytes by strategy"
 
 
-def _strategies(comparison: Comparison, key: str) -> Figure:
+def _by_round(members: Sequence[Member], measure: Measure) -> Sequence[plots.Series]:
+    return [report_series.course(member.metrics, measure) for member in members]
+
+
+def _over_time(members: Sequence[Member], measure: Measure) -> Sequence[plots.Series]:
+    """Return a measure's course by virtual time: a round is where it ends in the mean over seeds."""
+    ends = [report_series.course(member.metrics, MEASURES["virtual_seconds"]) for member in members]
+    rounds = set.intersection(*map(set, ends))
+    times = {round_: sum(each[round_] for each in ends) / len(ends) for round_ in sorted(rounds)}
+    courses = _by_round(members, measure)
+    return [{times[round_]: value for round_, value in course.items() if round_ in times} for course in courses]
+
+
+_ACROSS: dict[Courses, str] = {_by_round: "round", _over_time: "virtual seconds"}
+
+
+def _strategies(comparison: Comparison, key: str, courses: Courses = _by_round) -> Figure:
     """Draw a measure's course, a line for each strategy that has it."""
     measure = MEASURES[key]
-    series = {
-        item.label: [report_series.course(member.metrics, measure) for member in comparison.of(item.label)]
-        for item in comparison.items
-    }
+    series = {item.label: courses(comparison.of(item.label), measure) for item in comparison.items}
     num = len(comparison.seeds)
     band = f", mean and standard deviation of {num} seeds" if num > 1 else f", seed {comparison.seeds[0]}"
     title = f"{comparison.members[0].experiment.name}: {measure.title}{band}"
-    return plots.curves(series, title, measure.title, percent=bool(measure.unit.whole))
+    return plots.curves(series, title, measure.title, bool(measure.unit.whole), _ACROSS[courses])
 
 
 def _groups(metrics: pd.DataFrame) -> dict[str, float]:

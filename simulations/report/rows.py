@@ -9,8 +9,7 @@ from typing import Any
 import pandas as pd
 
 from umbel.core.clients import written
-from umbel.data.federation import Federation
-from umbel.data.holdout import TEST, TRAIN, VALIDATION
+from umbel.data.sites.description import SPLITS
 from umbel.server.coverage import in_words
 from umbel.server.listener import events
 from umbel.simulations.report import series as report_series
@@ -18,7 +17,7 @@ from umbel.simulations.report.measures import MEASURES, NOT_OF_TASKS, known
 from umbel.simulations.report.progress import text
 
 _FAILURES = 20
-_CLASSES = 100
+_ROWS = 100  # of sites, and of classes
 # The order of metrics: what people ask for first.
 _FIRST = ("test/", "validation/", "clients/", "best/")
 
@@ -35,6 +34,8 @@ def tiles(content: Mapping[str, Any]) -> list[tuple[str, str]]:
     best = f", the best is {content['best_round']}" if content["best_round"] and not is_sequence else ""
     tiles.append((f"rounds{best}", str(content["rounds"])))
     tiles.append(("time", f"{content['seconds']['total']:.1f} s"))
+    if "virtual_seconds" in content:
+        tiles.append(("virtual time", f"{content['virtual_seconds']:,.1f} s"))
     tiles.append(("parameters", f"{content['num_parameters']:,}"))
     return tiles
 
@@ -67,17 +68,25 @@ def metric_rows(metrics: Mapping[str, float]) -> list[tuple[str, str, str]]:
     return [(name, cell(name, name), cell(name, f"best/{name}")) for name in order]
 
 
-def site_rows(federation: Federation) -> list[tuple[str, str]]:
-    """Return (class, examples by split) over all clients, where sites said how many they have; else nothing."""
-    if federation.roles is None:
-        return []
-    indices = federation.partition.indices
-    rows = []
-    for label, name in enumerate(federation.class_names):
-        roles = federation.roles[indices[federation.pool.labels[indices] == label]]
-        train, validation, test = (int((roles == role).sum()) for role in (TRAIN, VALIDATION, TEST))
-        rows.append((f"class {name}", f"{train:,} to train, {validation:,} to validate, {test:,} to test with"))
-    return rows[:_CLASSES]
+def site_rows(content: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return (site, its clients and examples) and (class, examples of all clients), where sites said what they have."""
+    sites = [
+        (f"site {name}", f"clients {written(said['clients'])}: {_by_split(said)}")
+        for name, said in content.get("sites", {}).items()
+    ]
+    classes = [(f"class {name}", _by_split(counts)) for name, counts in content.get("classes", {}).items()]
+    return [*_first(sites, "sites"), *_first(classes, "classes")]
+
+
+def _by_split(counts: Mapping[str, Any]) -> str:
+    train, validation, test = (counts[split] for split in SPLITS)
+    return f"{train:,} to train, {validation:,} to validate, {test:,} to test with"
+
+
+def _first(rows: list[tuple[str, str]], what: str) -> list[tuple[str, str]]:
+    """Return the first rows, and one about the rest."""
+    more = [(f"{len(rows) - _ROWS:,} {what} more", "summary.json has them")] if len(rows) > _ROWS else []
+    return [*rows[:_ROWS], *more]
 
 
 def shares(seconds: Mapping[str, float]) -> list[tuple[str, str, float]]:

@@ -45,7 +45,7 @@ def course(metrics: pd.DataFrame, measure: Measure, split: str = "", metric: str
 
 def curves(metrics: pd.DataFrame, chart: Chart) -> Lines:
     """Return the curves of a picture of a run, those that there are."""
-    found: Lines = {}
+    by_label: Lines = {}
     for key, measure in MEASURES.items():
         if measure.chart is not chart:
             continue
@@ -55,8 +55,8 @@ def curves(metrics: pd.DataFrame, chart: Chart) -> Lines:
             series = _family(metrics, key, measure)
         else:
             series = {measure.legend: course(metrics, measure)}
-        found |= {label: [values] for label, values in series.items() if values}
-    return found
+        by_label |= {label: [values] for label, values in series.items() if values}
+    return by_label
 
 
 def _family(metrics: pd.DataFrame, key: str, measure: Measure) -> dict[str, Series]:

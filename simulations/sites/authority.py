@@ -1,8 +1,8 @@
 """A certificate authority of one federation: it says which server is the right one (RFC 5280).
 
 Sites know the authority's certificate and so refuse any other server; sites themselves are known by their keys
-(`umbel.core.identity`), not by certificates. All keys are on P-384. The authority's key is needed to renew the server's
-certificate, about once a year, and belongs on no machine that others reach.
+(`umbel.core.wire.identity`), not by certificates. All keys are on P-384. The authority's key is needed to renew the
+server's certificate, about once a year, and belongs on no machine that others reach.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from umbel.core.files import write_bytes
-from umbel.core.identity import PrivateKey, PublicKey, new_key, read_key, write_key
 from umbel.core.refusal import Refusal
+from umbel.core.wire.identity import PrivateKey, PublicKey, new_key, read_key, write_key
 
 AUTHORITY_DAYS, SERVER_DAYS = 5 * 365, 365
 SOON_DAYS = 30  # before its end a certificate is spoken of

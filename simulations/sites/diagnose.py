@@ -58,11 +58,11 @@ def unreachable(server: Address, authority: Path) -> str:
     proxy = _proxy(server.host)
     hint = f" The proxy {proxy} is set; gRPC uses it: set no_proxy={server.host}, or unset it." if proxy else ""
     try:
-        found = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)
+        addresses = socket.getaddrinfo(server.host, server.port, type=socket.SOCK_STREAM)
     except socket.gaierror as error:
         return f"The name {server.host} is not known here (DNS: {error.strerror}).{hint}"
     reason = ""
-    for family, kind, protocol, _, address in found:
+    for family, kind, protocol, _, address in addresses:
         with socket.socket(family, kind, protocol) as plain:
             plain.settimeout(_SECONDS)
             try:

@@ -1,7 +1,7 @@
 """Flower's Control API, as its own command line speaks it: keys of nodes, runs, logs.
 
 Flower does not promise to keep it. It is HTTP with protobuf, on the server's loopback alone, under the server's
-certificate.
+certificate. No proxy is asked, whatever the environment says: the way there is this machine's own.
 """
 
 from __future__ import annotations
@@ -26,11 +26,14 @@ from flwr.supercore.error import FlowerError
 from flwr.supercore.fab import Fab
 from flwr.supercore.interceptors import RuntimeVersionHttpInterceptor
 
+from umbel.core.names import shortened
 from umbel.simulations.sites.names import Address
 
 AHEAD_SECONDS = -MIN_TIMESTAMP_DIFF_SECONDS  # a node's clock may be so far ahead of the server's
 BEHIND_SECONDS = MAX_TIMESTAMP_DIFF_SECONDS
 _FINISHED, _ONLINE = "finished", "online"
+_LOOPBACK = "127.0.0.1"
+_PATIENCE_SECONDS = 30.0  # as Flower has it
 
 
 class ControlError(RuntimeError):
@@ -146,18 +149,28 @@ class Control:
 
 
 @contextmanager
-def connected(address: Address, authority: Path | None) -> Iterator[Control]:
+def connected(place: Address | Path, authority: Path | None) -> Iterator[Control]:
     """Yield a connection to the Control API.
 
     Args:
-        address: Where it is: on loopback, or at this side of a tunnel.
+        place: Where it is: an address, or the socket at this side of a tunnel.
         authority: The certificate that the server's has to be signed by; None where the server has no TLS.
     """
-    client = ControlHttpClient.from_server_address(
-        server_address=str(address),
-        insecure=authority is None,
-        root_certificates=None if authority is None else authority.read_bytes(),
+    verify: ssl.SSLContext | bool = False
+    if authority is not None:
+        verify = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        verify.load_verify_locations(cafile=authority)
+    # What the certificate is checked against behind a socket: the name that every server's has.
+    host = str(place) if isinstance(place, Address) else _LOOPBACK
+    client = ControlHttpClient(
+        f"{'http' if authority is None else 'https'}://{host}",
         interceptors=[RuntimeVersionHttpInterceptor(component_name="flwr CLI")],
+        verify=verify,
+    )
+    client._client.close()  # it would ask a proxy, and knows no sockets
+    client._client = httpx.Client(
+        transport=httpx.HTTPTransport(verify=verify, uds=None if isinstance(place, Address) else str(place)),
+        timeout=_PATIENCE_SECONDS,
     )
     try:
         yield Control(client)
@@ -173,7 +186,7 @@ def _in_words() -> Iterator[None]:
         response = error.response
         known = FlowerError.from_json(response.text)
         details = f"{known.message} {known.public_details or ''}".strip() if known else response.text[:300]
-        raise ControlError(f"The SuperLink refuses: {details or response.status_code}") from error
+        raise ControlError(f"The SuperLink refuses: {shortened(details) or response.status_code}") from error
     except httpx.ConnectError as error:
         if isinstance(cause := _cause(error), ssl.SSLError):
             raise ControlError(f"The SuperLink's certificate is not taken: {cause}.") from error

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 
 from umbel.core import clients
 from umbel.core.files import write_text
-from umbel.core.identity import fingerprint, new_key, public_text, read_public, sign, verify, write_key
 from umbel.core.leftovers import beside
 from umbel.core.refusal import Refusal
+from umbel.core.wire.identity import fingerprint, new_key, public_text, read_public, sign, verify, write_key
 from umbel.simulations.sites import authority, texts
 from umbel.simulations.sites.authority import lock_down
 from umbel.simulations.sites.names import Address, check_name
@@ -176,12 +178,12 @@ def admit(folder: Path, request_file: Path, held: str, max_examples: int | None 
             if not held:
                 raise Refusal(f"Which clients does {request.name} hold?", key="--clients", remedy="Say --clients 4-7.")
             register = register.with_site(request.name, Site(request.key, held, max_examples))
-            back = folder / "sites" / request.name
+            back = _vacant(folder / "sites" / request.name)
             back = _made(back, lambda part: _fill_site(part, folder, register, request.name, has_key=False))
         else:
             register = register.with_submitter(request.name, Submitter(request.key))
             plan = Plan(settings.federation, settings.server, {}, port=settings.port)
-            back = folder / "submitters" / request.name
+            back = _vacant(folder / "submitters" / request.name)
             back = _made(back, lambda part: _fill_submitter(part, folder, plan, request.name))
         write_register(sites, register)
     return back
@@ -302,6 +304,15 @@ def _fill_submitter(folder: Path, whole: Path, plan: Plan, name: str) -> None:
     ssh = plan.ssh or ("" if here else plan.server[0])
     write_text(folder / SUBMIT, texts.submit_settings(name, plan.federation, ssh, plan.control_port))
     write_text(folder / README, texts.readme_submitter(name, plan.federation))
+
+
+def _vacant(folder: Path) -> Path:
+    """Return a folder's path, after what a revoked key of that name had there has got another name."""
+    if folder.exists():
+        day = time.strftime("%Y-%m-%d")
+        names = (f"{folder.name}.revoked-{day}" + (f"-{number}" if number else "") for number in count())
+        folder.rename(next(folder.with_name(name) for name in names if not folder.with_name(name).exists()))
+    return folder
 
 
 def _new(folder: Path) -> None:

@@ -7,14 +7,14 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable
-from importlib import import_module, util
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from umbel.client.node.policy import Policy
 from umbel.core import clients
-from umbel.core.identity import fingerprint, read_key
+from umbel.core.names import shortened
 from umbel.core.refusal import Refusal
+from umbel.core.wire.identity import fingerprint, read_key
 from umbel.simulations.sites import authority
 from umbel.simulations.sites.diagnose import answer_in_words, check_files, unreachable
 from umbel.simulations.sites.folders import CA, POLICY, SITE_KEY, TRUSTED
@@ -41,9 +41,10 @@ class Site:
         self.server = address_of(self.settings.server, "server")
         self.state = (folder / self.settings.state).absolute()
         self._log = Log(folder / "logs" / "node.log", self.settings.log_megabytes, self.settings.log_files)
-        self.say = Voice(Log(folder / "logs" / "join.log", self.settings.log_megabytes, 1), self.settings.name)
+        self.say = Voice(
+            Log(folder / "logs" / "join.log", self.settings.log_megabytes, self.settings.log_files), self.settings.name
+        )
         self._connected = threading.Event()
-        self._answers: dict[str, float] = {}
         self._node = Kept(self.command(), self.state, {"UMBEL_STATE": str(self.state)}, self._log, self._on_line)
 
     def command(self) -> list[str]:
@@ -64,7 +65,10 @@ class Site:
             values["site-data"] = str((self.folder / settings.data).absolute())
         if settings.device:
             values["device"] = settings.device
-        return " ".join(f"{key}={json.dumps(value)}" for key, value in {**values, **settings.node_config}.items())
+        return " ".join(
+            f"{key}={json.dumps(value, ensure_ascii=False)}"
+            for key, value in {**values, **settings.node_config}.items()
+        )
 
     def check(self) -> None:
         """Refuse a folder that cannot join, and say what is soon over."""
@@ -73,6 +77,8 @@ class Site:
         key = read_key(folder / SITE_KEY)
         if folder.stat().st_mode & 0o022:
             raise Refusal(f"Others may write into {folder}.", remedy=f"chmod go-w {folder}")
+        if '"' in str(folder) + self.settings.data + self.settings.device:
+            raise Refusal(f"Flower takes no path with a quote in a node's configuration: {folder}.", remedy="Move it.")
         if not clients.parse(self.settings.clients, "clients"):
             raise Refusal(f"{folder / SITE} has no clients.", key="clients", remedy="Such as 0-3.")
         policy = Policy.read(folder / POLICY, folder / TRUSTED)
@@ -102,6 +108,12 @@ class Site:
             finally:
                 self._node.end()
                 self.say("The node is down.")
+                self.close()
+
+    def close(self) -> None:
+        """Close the logs."""
+        self._log.close()
+        self.say.close()
 
     def _keep(self, told_to_stop: Callable[[], bool]) -> None:
         self._say_why()
@@ -137,10 +149,9 @@ class Site:
             self._connected.clear()
         meaning = answer_in_words(line)
         if _REFUSED in line:
-            meaning = f"Run {line.partition(' run ')[2]}"
-        if meaning and time.monotonic() - self._answers.get(meaning, -1e9) > _PATIENCE_SECONDS:
-            self._answers[meaning] = time.monotonic()
-            self.say(meaning)
+            meaning = shortened(f"Run {line.partition(' run ')[2]}")
+        if meaning:
+            self.say.seldom(meaning)
         return "flwr DEBUG ChannelConnectivity" not in line
 
 
@@ -153,24 +164,43 @@ def join(folder: Path) -> None:
     Site(_absolute(folder)).run()
 
 
-def dry_run(folder: Path) -> str:
-    """Return what this site's data are and what would be sent; nothing is.
+def dry_run(folder: Path, experiment: str, overrides: Sequence[str], show: Callable[[str], object]) -> None:
+    """Show what this site's data are and what would be sent; nothing is.
+
+    Args:
+        folder: The site's folder.
+        experiment: The experiment, its name or path; empty looks at the data alone.
+        overrides: `key=value` each, for the experiment.
+        show: Told a line at a time.
 
     Raises:
-        Refusal: The data cannot be read, or the folder cannot join.
+        Refusal: The data cannot be read, do not go with the experiment, or have other clients than the folder says; or
+            the folder cannot join.
     """
     site = Site(_absolute(folder))
-    site.check()
-    reachable = (
-        unreachable(site.server, site.folder / CA) or f"The server at {site.server} answers, and is the right one."
-    )
+    try:
+        site.check()
+    finally:
+        site.close()
+    show(unreachable(site.server, site.folder / CA) or f"The server at {site.server} answers, and is the right one.")
     if not site.settings.data:
-        return f"{reachable}\nNo data file is set: runs use their own data set. Set `data` in {site.folder / SITE}."
-    name = "umbel.client.node.site_data"
-    if util.find_spec(name) is None:
-        raise Refusal("This version of umbel does not read data files of sites.")
+        show(f"No data file is set: runs use their own data set. Set `data` in {site.folder / SITE}.")
+        return
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-    return f"{reachable}\n{import_module(name).dry_run((site.folder / site.settings.data).absolute())}"
+    from umbel.client.node import site_data  # brings torch, for which a supervisor need not wait
+
+    named = clients.parse(site.settings.clients, "clients")
+    held = sum(len(each) for each in named)
+    number = site_data.dry_run(
+        (site.folder / site.settings.data).absolute(), experiment or None, tuple(overrides), show, named
+    )
+    if held != number:
+        raise Refusal(
+            f"{site.folder / SITE} says that this site has the clients {site.settings.clients}, {held} in all, and its "
+            f"data have {number}.",
+            key="clients",
+            remedy="A column or a level of folders of the data file says whose an example is; or change the one.",
+        )
 
 
 def _absolute(folder: Path) -> Path:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from umbel.core.names import printable
 from umbel.core.refusal import Refusal
 from umbel.simulations.sites.folders import kind_of, server_folder
 from umbel.simulations.sites.serve import last_lines
@@ -29,7 +30,7 @@ def log_files(folder: Path) -> list[Path]:
 
 
 def lines(files: list[Path], number: int, follow: bool, site: str = "") -> Iterator[str]:
-    """Yield the last lines of logs, then those that are added.
+    """Yield the last lines of logs, then those that are added, fit for a terminal whoever has brought them about.
 
     Args:
         files: The logs; one that is begun anew is read on.
@@ -40,7 +41,7 @@ def lines(files: list[Path], number: int, follow: bool, site: str = "") -> Itera
     at = {}
     for file in files:
         at[file] = (file.stat().st_ino, file.stat().st_size) if file.is_file() else (0, 0)
-        yield from (line for line in last_lines(file, number) if site in line)
+        yield from (printable(line) for line in last_lines(file, number) if site in line)
     while follow:
         for file in files:
             if not file.is_file():
@@ -53,5 +54,5 @@ def lines(files: list[Path], number: int, follow: bool, site: str = "") -> Itera
                 content = opened.read()
             whole = content[: content.rfind(b"\n") + 1]
             at[file] = (now.st_ino, place + len(whole))
-            yield from (line for line in whole.decode("utf-8", "replace").splitlines() if site in line)
+            yield from (printable(line) for line in whole.decode("utf-8", "replace").splitlines() if site in line)
         time.sleep(_LOOK_SECONDS)

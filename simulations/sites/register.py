@@ -14,9 +14,9 @@ from umbel.conf.typed import untyped
 from umbel.conf.written import read_yaml
 from umbel.core import clients
 from umbel.core.files import write_text
-from umbel.core.identity import fingerprint, read_public
 from umbel.core.names import unknown
 from umbel.core.refusal import Refusal
+from umbel.core.wire.identity import fingerprint, read_public
 from umbel.simulations.sites.names import check_name
 
 _HEAD = """\
@@ -32,7 +32,8 @@ class Site:
     Attributes:
         key: Its public key, PEM.
         clients: The client numbers that are its own, as `0-3`.
-        max_examples: The most examples that one of them may claim; None sets no limit of its own.
+        max_examples: The most training examples that one of them may have, each counted once however many tasks it
+            occurs in; None sets no limit of its own.
         revoked: Whether it is no longer taken.
     """
 
@@ -161,13 +162,13 @@ def read_register(path: Path) -> Register:
 def write_register(path: Path, register: Register) -> None:
     """Write `sites.yaml`, whole or not at all."""
     register.check()
-    lines = [_HEAD + f"federation: {register.federation}", "submitters:" + ("" if register.submitters else " {}")]
+    lines = [_HEAD + f'federation: "{register.federation}"', "submitters:" + ("" if register.submitters else " {}")]
     for name, submitter in register.submitters.items():
-        lines += [f"  {name}:", _key(submitter.key)]
+        lines += [f'  "{name}":', _key(submitter.key)]
     lines.append("sites:" + ("" if register.sites else " {}"))
     for name, site in register.sites.items():
         most = "null" if site.max_examples is None else str(site.max_examples)
-        lines += [f"  {name}:", _key(site.key), f'    clients: "{site.clients}"', f"    max_examples: {most}"]
+        lines += [f'  "{name}":', _key(site.key), f'    clients: "{site.clients}"', f"    max_examples: {most}"]
         lines.append(f"    revoked: {str(site.revoked).lower()}")
     write_text(path, "\n".join(lines) + "\n")
 

@@ -17,9 +17,9 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from umbel.core.flower_versions import fleet
-from umbel.core.identity import public_text, read_key
 from umbel.core.refusal import Refusal
+from umbel.core.wire.flower_versions import fleet
+from umbel.core.wire.identity import public_text, read_key
 from umbel.server.variables import RESULTS
 from umbel.server.variables import SITES as SITES_VARIABLE
 from umbel.simulations.engines.processes import opened
@@ -36,8 +36,9 @@ _LOOK_SECONDS = 10.0  # how often to ask which sites are there
 _TIDY_SECONDS = 60.0  # how often to look at the database's log of changes
 _WAL_BYTES = 4 << 20  # from which on it is written back
 _START_SECONDS = 60.0
-_MOST_SAID = 50  # things in a minute that strangers can have this say
 _STOP_SECONDS = 60.0  # for runs to write their checkpoints
+# What is printed when a node comes or goes, and when a key is registered or unregistered, by whomever.
+_MOVES = ("Activated node_id", "Deactivated node_id", "ControlServicer.RegisterNode", "ControlServicer.UnregisterNode")
 # What is printed again and again while nothing happens.
 _NOISE = ("ControlServicer.ListNodes", "ControlServicer.ListRuns", "[Fleet.GetRun]", "[Fleet.PushMessages]")
 
@@ -59,11 +60,13 @@ class Server:
         self._superlink_log = Log(
             folder / "logs" / "superlink.log", self.settings.log_megabytes, self.settings.log_files
         )
-        self.say = Voice(Log(folder / "logs" / "serve.log", self.settings.log_megabytes, 1), self.settings.federation)
+        self.say = Voice(
+            Log(folder / "logs" / "serve.log", self.settings.log_megabytes, self.settings.log_files),
+            self.settings.federation,
+        )
         self._submitted = threading.Event()
         self._submitted.set()  # what was submitted before this began
         self._moved = threading.Event()
-        self._said: dict[str, float] = {}
         self._admission = Admission(folder / SITES, self.control, folder / CA, self.say)
         self._superlink = self._kept()
 
@@ -113,7 +116,7 @@ class Server:
             if opened(address.port):
                 raise Refusal(f"Somebody listens on port {address.port} already.", key="listen", remedy="Stop them.")
         if not register.submitters:
-            self.say("There are no submitters: runs are not asked for a signature here, and sites trust nobody.")
+            self.say("There are no submitters: every run is stopped. Take one in: umbel federate admit")
 
     def run(self) -> None:
         """Serve until told to stop.
@@ -155,7 +158,8 @@ class Server:
                 continue
             try:
                 if self._admission.is_stale:
-                    self._admission.synchronise()
+                    self._moved.set()
+                    self._submitted.set()  # who signed what runs may be a submitter no more
                 if self._submitted.is_set():
                     self._submitted.clear()
                     try:
@@ -168,7 +172,7 @@ class Server:
                     self._admission.look()
                     look_at = now + _LOOK_SECONDS
             except ControlError as error:  # it begins, or is about to end
-                self._say_once(str(error))
+                self.say.seldom(str(error))
                 time.sleep(1.0)
             if now > tidy_at:
                 self.write_back()
@@ -186,11 +190,10 @@ class Server:
                 raise Refusal(f"The SuperLink did not open its ports within {_START_SECONDS:.0f} s.")
             if opened(self.control.port):
                 with suppress(ControlError):
-                    self._admission.synchronise()
+                    self._admission.look()
                     break
         else:
             return
-        self._admission.look()
         say_ready(self.folder)
         register = read_register(self.folder / SITES)
         waiting = [
@@ -205,26 +208,16 @@ class Server:
         """Take note of what the SuperLink prints; return whether it is worth keeping."""
         if "Created run" in line:
             self._submitted.set()
-        if "Activated node_id" in line or "Deactivated node_id" in line:
+        if any(words in line for words in _MOVES):
             self._moved.set()
         if "Attempted to register SuperNode" in line:
-            self._say_once(f"Somebody {key_in(line)} was turned away: sites.yaml does not have it, or it is revoked.")
+            self.say.seldom(f"Somebody {key_in(line)} was turned away: sites.yaml does not have it, or it is revoked.")
         if "Handshake failed" in line:
             plain = "HTTP_REQUEST" in line or "WRONG_VERSION_NUMBER" in line
             why = "it spoke no TLS" if plain else "it does not take this server's certificate, or breaks off"
-            self._say_once(f"Somebody who connected was turned away: {why}.")
+            self.say.seldom(f"Somebody who connected was turned away: {why}.")
         is_access = "/v1/" in line and " 200" in line
         return not is_access and not any(noise in line for noise in _NOISE)
-
-    def _say_once(self, text: str) -> None:
-        """Say the same only once in a minute."""
-        now = time.monotonic()
-        self._said = {said: at for said, at in self._said.items() if now - at <= _TIDY_SECONDS}
-        if text not in self._said and len(self._said) < _MOST_SAID:
-            self._said[text] = now
-            self.say(
-                text if len(self._said) < _MOST_SAID else "There is more of the kind; superlink.log has all of it."
-            )
 
     def _stop_runs(self) -> None:
         active = [folder for folder in self.results.glob("*/") if is_active(folder)]

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from umbel.core.files import read_json
-from umbel.core.identity import fingerprint, read_public
+from umbel.core.names import shortened
 from umbel.core.refusal import Refusal
+from umbel.core.wire.identity import fingerprint, read_public
 from umbel.simulations.sites import authority
 from umbel.simulations.sites.admission import nodes_by_key
 from umbel.simulations.sites.diagnose import unreachable
@@ -81,17 +82,17 @@ class Status:
     problems: list[str] = field(default_factory=list)
 
     def text(self) -> str:
-        """Return it as lines."""
-        lines = [self.title]
+        """Return it as lines; much of it sites and submitters have written."""
+        lines = [shortened(self.title)]
         if self.rows:
-            table = [HEADS, *(row.cells() for row in self.rows)]
+            table = [HEADS, *(tuple(map(shortened, row.cells())) for row in self.rows)]
             widths = [max(len(cells[column]) for cells in table) for column in range(len(HEADS))]
             lines += [
                 "  " + "  ".join(cell.ljust(width) for cell, width in zip(cells, widths, strict=True)).rstrip()
                 for cells in table
             ]
-        lines += self.runs or []
-        lines += [f"! {problem}" for problem in self.problems]
+        lines += [shortened(run) for run in self.runs]
+        lines += [f"! {shortened(problem)}" for problem in self.problems]
         return "\n".join(lines)
 
 

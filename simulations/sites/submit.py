@@ -10,14 +10,17 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from umbel.client.node.policy import PURPOSE, signed_content
 from umbel.conf.load import as_yaml, load
 from umbel.conf.schema import Experiment
 from umbel.core import leftovers
 from umbel.core.files import read_json, write_json
-from umbel.core.identity import PrivateKey, read_key, sign
+from umbel.core.names import printable, shortened
 from umbel.core.refusal import Refusal
+from umbel.core.wire.identity import PrivateKey, read_key, sign
+from umbel.core.wire.text import read_json as read_text
 from umbel.server.errors import RunFailedError, RunStoppedError, raise_again
 from umbel.server.flower import strategies as flower
 from umbel.server.flower.printed import MARK
@@ -31,6 +34,7 @@ from umbel.simulations.sites.tunnel import Submitter, TunnelError
 
 RUNS = "runs.json"  # in a submitter's folder: the runs that were submitted from it
 _LAST_LINES = 20
+_MOST_BYTES = 1 << 24  # of a line of progress
 _AGAIN_SECONDS = (1.0, 2.0, 5.0, 10.0, 20.0, 30.0)  # after which the connection is tried again
 
 
@@ -162,7 +166,7 @@ class Follower:
         if runs and not runs[0].finished:
             return False
         status = runs[0].status if runs else "the SuperLink does not know it"
-        words = "\n".join(self._last)
+        words = printable("\n".join(self._last))
         raise RunStoppedError(f"The run ended without a word ({status}). The end of its log:\n{words}")
 
     def _take(self, text: str) -> bool:
@@ -178,15 +182,26 @@ class Follower:
     def _tell(self, entry: str) -> bool:
         """Tell the listener what a line of progress says; return whether the run has ended well."""
         try:
-            if (told := json.loads(entry))["event"] == "begin":
+            told = _printable(read_text(entry, _MOST_BYTES))
+            if told["event"] == "begin":
                 self.folder = str(told["folder"])
                 note(self._submitter.folder, Submitted(self._run.run_id, self.folder), self._experiment.name)
-            ended, error = replay(entry, self._experiment, self._listener)
+            ended, error = replay(json.dumps(told), self._experiment, self._listener)
         except (ValueError, KeyError, TypeError) as wrong:
-            raise RunFailedError(f"The server told of nothing that is known here ({wrong}): {entry[:200]!r}") from wrong
+            text = shortened(f"The server told of nothing that is known here ({wrong}): {entry[:200]!r}")
+            raise RunFailedError(text) from wrong
         if error is not None:
             raise_again(error)
         return ended
+
+
+def _printable(told: Any) -> Any:
+    """Return what a server told with its texts fit for a terminal."""
+    if isinstance(told, str):
+        return printable(told)
+    if isinstance(told, list):
+        return [_printable(each) for each in told]
+    return {_printable(key): _printable(each) for key, each in told.items()} if isinstance(told, dict) else told
 
 
 def note(folder: Path, run: Submitted, experiment: str) -> None:
@@ -240,7 +255,10 @@ def _told_folder(submitter: Submitter, run_id: int) -> str:
             *lines, rest = (rest + text).split("\n")
             for line in lines:
                 if f'{MARK}{{"event": "begin"' in line:
-                    where = str(json.loads(line[line.find(MARK) + len(MARK) :])["folder"])
+                    try:
+                        where = str(_printable(read_text(line[line.find(MARK) + len(MARK) :], _MOST_BYTES))["folder"])
+                    except (ValueError, KeyError, TypeError):
+                        return ""
                     note(submitter.folder, Submitted(run_id, where), "")
                     return where
     return ""
@@ -277,10 +295,10 @@ def run_log(submitter: Submitter, run: str, number: int, follow: bool) -> Iterat
     with submitter.way() as address, connected(address, submitter.folder / CA) as control:
         if not follow:
             text, _ = next(control.log(run_id), ("", 0.0))
-            yield from text.splitlines()[-number:]
+            yield from map(printable, text.splitlines()[-number:])
             return
         for text, _ in control.log(run_id):
-            yield from text.splitlines()
+            yield from map(printable, text.splitlines())
 
 
 def _number_of(submitter: Submitter, run: str) -> int:

@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import threading
@@ -34,6 +35,9 @@ _SHORTEST_WAIT, _LONGEST_WAIT = 1.0, 60.0  # between two starts of a process tha
 _LASTED_SECONDS = 60.0  # a process that went on for so long begins with short waits again
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 _TURN_SECONDS = 0.25
+_SELDOM_SECONDS, _MOST_SAID = 60.0, 50
+_ROOM = 20 << 20
+_LONGEST_LINE = 1 << 16  # bytes that are kept together
 _STOP_SECONDS = 90.0
 
 
@@ -89,17 +93,35 @@ class Voice:
     Args:
         log: The log.
         prefix: What each line in the log begins with behind the time.
+        room: Bytes that go to a person whose terminal is a file, which nobody cuts; the log has all of it.
     """
 
-    def __init__(self, log: Log, prefix: str) -> None:
-        self._log, self._prefix = log, prefix
+    def __init__(self, log: Log, prefix: str, room: int = _ROOM) -> None:
+        self._log, self._prefix, self._room = log, prefix, room
+        self._said: dict[str, float] = {}  # seldom, and when
 
     def __call__(self, text: str) -> None:
         """Say something."""
         now = time.strftime("%Y-%m-%d %H:%M:%S")
         self._log.write(f"{now} {self._prefix} {text}")
         with suppress(OSError, ValueError):  # their terminal is gone
+            if self._room <= 0 and stat.S_ISREG(os.fstat(sys.stdout.fileno()).st_mode):
+                return
+            self._room -= len(text.encode()) + len(now)
             print(f"{now[11:]}  {text}", flush=True)
+
+    def seldom(self, text: str) -> None:
+        """Say what others bring about, who may do so without end: the same once in a minute, and not too much of it."""
+        now = time.monotonic()
+        self._said = {said: at for said, at in self._said.items() if now - at <= _SELDOM_SECONDS}
+        if text in self._said or len(self._said) >= _MOST_SAID:
+            return
+        self._said[text] = now
+        self(text if len(self._said) < _MOST_SAID else f"There is more of the kind, in {self._log.path.parent}.")
+
+    def close(self) -> None:
+        """Close the log."""
+        self._log.close()
 
 
 class Kept:
@@ -160,7 +182,7 @@ class Kept:
     def _read(self, process: subprocess.Popen[bytes]) -> None:
         assert process.stdout is not None
         with process.stdout as stream:
-            for line in stream:
+            for line in iter(lambda: stream.readline(_LONGEST_LINE), b""):
                 text = _COLOURS.sub("", line.decode("utf-8", "replace").rstrip())
                 if self._on_line(text):
                     self._log.write(text)

@@ -10,7 +10,7 @@ def server_settings(federation: str, port: int, control_port: int) -> str:
     """Return `server.yaml`."""
     return f"""\
 # What `umbel federate serve` starts.
-federation: {federation}
+federation: "{federation}"
 listen: 0.0.0.0:{port}          # where sites connect to; the only port that the network needs to let in
 control_port: {control_port}             # on this machine's loopback alone: who reaches it has runs run
 database: state/superlink.db   # the keys and runs that the server remembers
@@ -24,8 +24,8 @@ def site_settings(name: str, federation: str, server: str, clients: str) -> str:
     """Return `site.yaml`."""
     return f"""\
 # What `umbel federate join` starts.
-name: {name}
-federation: {federation}
+name: "{name}"
+federation: "{federation}"
 server: "{server}"
 clients: "{clients}"
 data: ""           # your data file (docs/federation/own-data.md); empty takes the experiment's data set
@@ -40,8 +40,8 @@ def submit_settings(name: str, federation: str, ssh: str, control_port: int) -> 
     """Return `submit.yaml`."""
     return f"""\
 # How `umbel federate submit` reaches the server.
-name: {name}
-federation: {federation}
+name: "{name}"
+federation: "{federation}"
 ssh: "{ssh}"       # what you would give to ssh; keys and jump hosts belong into ~/.ssh/config
 control_port: {control_port}
 results: ""        # the runs' folder on the server, to pull and stop runs that were submitted elsewhere
@@ -51,7 +51,8 @@ results: ""        # the runs' folder on the server, to pull and stop runs that 
 def trusted(keys: Mapping[str, str]) -> str:
     """Return `trusted.yaml`: those whose signed runs a site takes."""
     head = "# Whose runs this site takes: names and public keys. Take a line out, and that person's runs are refused.\n"
-    return head + ("".join(f"{name}: |\n{textwrap.indent(key, '  ')}" for name, key in keys.items()) or "{}\n")
+    lines = [f'"{name}": |\n' + textwrap.indent(key, "  ") for name, key in keys.items()]
+    return head + ("".join(lines) or "{}\n")
 
 
 def policy() -> str:
@@ -73,7 +74,8 @@ max_age_days: 7        # how long after it was signed a run may come
 
 def authority_settings(federation: str, hosts: list[str], port: int) -> str:
     """Return `authority.yaml`."""
-    return f"federation: {federation}\nserver: [{', '.join(f'{host!r}' for host in hosts)}]\nport: {port}\n"
+    names = ", ".join(f'"{host}"' for host in hosts)
+    return f'federation: "{federation}"\nserver: [{names}]\nport: {port}\n'
 
 
 def readme_server(federation: str, address: str) -> str:
@@ -107,7 +109,8 @@ def readme_site(name: str, federation: str, has_key: bool) -> str:
 2. Start: `umbel federate join .` (with `--background`, it goes on after you leave). Stop: `umbel federate down .`
 3. The node connects outwards, to the server in `site.yaml` (TCP, TLS, checked against `ca.pem`). It opens no port.
 4. Whose runs you take stands in `trusted.yaml`, which runs in `policy.yaml`: yours to change, also while it runs.
-5. Your data stay here: set `data` in `site.yaml`, and look at what would be sent: `umbel federate join . --dry-run`.
+5. Your data stay here: set `data` in `site.yaml`, and look at what would be sent:
+   `umbel federate join . EXPERIMENT --dry-run`.
 6. What leaves: what a run's strategy sends (models, statistics), its metrics, and the number of your examples.
 7. How it is: `umbel federate status .` and `umbel federate logs . -f`.
 8. The clock must be right: the server takes one that is 5 s ahead or 5 minutes behind.

@@ -50,7 +50,7 @@ from umbel.core.memory import MemoryRecord
 from umbel.core.ranges import OneOf
 from umbel.core.records import Payload, Reply
 from umbel.core.rng import generator
-from umbel.core.training import OPTIMIZERS
+from umbel.core.training.config import OPTIMIZERS
 from umbel.core.tree import Tree
 from umbel.models.pair import MODALITIES, Encoders, Reader, class_logits
 from umbel.strategies.base import ClientContext, Phase, Predictor, ServerContext, Setting, Strategy

@@ -73,6 +73,7 @@ from umbel.strategies.fedloge.heads import (
     sum_of_losses,
 )
 from umbel.strategies.neural_collapse import Collapse
+from umbel.strategies.phase import no_pass
 from umbel.strategies.setting import refuse_other_losses
 
 
@@ -183,7 +184,15 @@ class FedLoGe(Strategy[State]):
 
     def every_phase(self) -> tuple[Phase[State], ...]:
         return (
-            Phase("classes", self.send_frame, self.count, self.fold_counts, self.after_classes, "everyone"),
+            Phase(
+                "classes",
+                self.send_frame,
+                self.count,
+                self.fold_counts,
+                self.after_classes,
+                "everyone",
+                num_processed=no_pass,
+            ),
             Phase("train", self.send_model, self.train, self.fold_deltas, self.after_train),
             *neural_collapse.phases(
                 self.model,

@@ -64,6 +64,7 @@ from umbel.strategies.base import (
 from umbel.strategies.fedavg import WEIGHTINGS, mean_fold
 from umbel.strategies.fot.layers import bias_name, grow, layers_of, project_layer, shapes
 from umbel.strategies.fot.subspace import Sketches
+from umbel.strategies.phase import one_pass
 
 _BATCH = 256
 
@@ -198,6 +199,7 @@ class FOT(Strategy[State]):
                 self.after_sketch,
                 who="same:train",
                 measured=self.held,
+                num_processed=one_pass,
             ),
             Phase(
                 "train_and_sketch", self.send_bases, self.do_both, self.fold_both, self.after_both, measured=self.held

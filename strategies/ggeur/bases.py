@@ -42,6 +42,16 @@ def make_base(config: Config, over: type[Strategy[Any]]) -> Strategy[Any]:
             " trains models of its own, and GGEUR completes what goes into the experiment's linear head",
             "Choose a strategy.base that trains model.name, such as fedavg.",
         )
+    if kind.local_parts:
+        raise refused(
+            f" keeps the {', '.join(kind.local_parts)} with each client, and GGEUR completes what goes into it for all",
+            "Choose a strategy.base whose clients share it, such as fedavg.",
+        )
+    if kind.is_asynchronous:
+        raise refused(
+            " has clients begin and end at times of its own, and GGEUR's phases come before it, for all at once",
+            "Choose a strategy.base with rounds, such as fedavg.",
+        )
     if config.refresh and kind not in map(registry.find, REFRESHABLE):
         raise Refusal(
             f"strategy.refresh={config.refresh} trains head and trunk apart, which works with strategy.base="

@@ -64,6 +64,7 @@ from umbel.strategies.ggeur.pooling import (
 from umbel.strategies.ggeur.releases import WIRES, features_of, gaussian_sigma, guided, release, shaped
 from umbel.strategies.ggeur.remembered import PREFIX, complete, for_base, num_new, received
 from umbel.strategies.head_on_draws import head_on_draws
+from umbel.strategies.phase import no_pass, one_pass
 
 NOISES = ("local", "distributed")
 
@@ -213,7 +214,7 @@ class GGEUR(Strategy[State]):
         """Return the phases that give everyone the geometry, before those of the base."""
         if not self.config.augment:
             return ()
-        phases = (
+        counts, statistics, geometry = (
             Phase("counts", self.send_sizes, self.count, self.fold_counts, self.after_counts, "everyone"),
             Phase(
                 "statistics", self.send_guide, self.describe, self.fold_statistics, self.after_statistics, "everyone"
@@ -228,7 +229,9 @@ class GGEUR(Strategy[State]):
                 most_examples=self._most_examples,
             ),
         )
-        return phases if self.config.guide else phases[1:]
+        counts, geometry = (replace(each, num_processed=no_pass) for each in (counts, geometry))
+        shaping = (replace(statistics, num_processed=one_pass), geometry)
+        return (counts, *shaping) if self.config.guide else shaping
 
     # ---- counts: who has the most examples of each class, and so speaks for it --------------------------------
 

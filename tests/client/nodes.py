@@ -5,7 +5,11 @@ from __future__ import annotations
 import hashlib
 import io
 import zipfile
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from umbel.client.node.connection import Bundle, Connection
 
@@ -59,3 +63,17 @@ class SuperLink(Connection):
 
     def bundle(self, run_id):
         return self._bundle
+
+
+def children_that(hold: Callable[[psutil.Process], bool]) -> list[int]:
+    """Processes below this one of which something holds; others may end meanwhile."""
+    those = []
+    for child in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):
+            those += [child.pid] if hold(child) else []
+    return those
+
+
+def at_work_in(folder: Path) -> list[int]:
+    """Processes below this one that work in a folder."""
+    return children_that(lambda child: Path(child.cwd()).is_relative_to(folder))

@@ -13,8 +13,8 @@ from flwr.app import Message
 from umbel.client import handlers
 from umbel.conf.federation import federation
 from umbel.conf.load import portable_hash
-from umbel.core.identity import fingerprint, greeting_content, new_key, verify, write_key
-from umbel.core.messages import decode_json, encode_json
+from umbel.core.wire.identity import fingerprint, greeting_content, new_key, verify, write_key
+from umbel.core.wire.messages import decode_json, encode_json
 from umbel.simulations.engines.flower_internals import NODE, identify, make_context
 
 RUN = {"experiment": "digits", "overrides": "model.name=cnn data.num_clients=10 'data.max_train=100'"}
@@ -68,7 +68,7 @@ def test_a_node_says_how_many_examples_its_clients_have(tmp_path: Path) -> None:
     config = {"partitions": "2-3", "state-folder": str(tmp_path)}
     said = greeted(config)
     data = federation(handlers.process.worker(make_context(RUN, config)).experiment)
-    assert said["examples"] == {str(client): data.num_examples(client) for client in (2, 3)}
+    assert said["examples"] == {str(client): int(data.num_train[client]) for client in (2, 3)}
     assert said["partitions"] == [2, 3] and said["version"] == metadata.version("umbel")
     assert abs(said["time"] - time.time()) < 60
     assert "site" not in said

@@ -15,9 +15,9 @@ from flwr.supercore.run import Run, RunNotRunningException
 from umbel.client.node.connection import LostError, RunOverError, adapter
 from umbel.client.node.flower_common import Calls, FlowerConnection, node_config
 from umbel.client.node.flower_serde import from_bytes, to_bytes
-from umbel.core.flower_versions import fleet
-from umbel.core.messages import encode_payload
 from umbel.core.records import Payload
+from umbel.core.wire.flower_versions import fleet
+from umbel.core.wire.messages import encode_payload
 from umbel.simulations.engines.flower_internals import identify
 
 

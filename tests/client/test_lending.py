@@ -23,7 +23,7 @@ TREE = {
 
 
 def lent() -> LentPayload:
-    return LentPayload(Payload({"model": TREE, "more": {"w": torch.ones(5)}, "none": {}}, {"rate": 0.5}))
+    return LentPayload.of(Payload({"model": TREE, "more": {"w": torch.ones(5)}, "none": {}}, {"rate": 0.5}))
 
 
 def is_as_sent(payload: Payload) -> bool:
@@ -41,7 +41,7 @@ def test_everybody_gets_the_same() -> None:
     payload = lent()
     assert is_as_sent(payload.lend()) and payload.take_back()
     assert is_as_sent(payload.lend()) and is_as_sent(payload.payload) and payload.take_back()
-    assert LentPayload(Payload()).take_back()
+    assert LentPayload.of(Payload()).take_back()
 
 
 CHANGES: dict[str, Callable[[Tensor], object]] = {

@@ -16,8 +16,8 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 
 from umbel.client.node.policy import PURPOSE, Forbidden, Policy, signed_content
 from umbel.conf.load import as_yaml, load
-from umbel.core.identity import new_key, public_text, sign
 from umbel.core.refusal import Refusal
+from umbel.core.wire.identity import new_key, public_text, sign
 
 ALICE, BOB = new_key(), new_key()
 ORDER = int("F" * 48 + "C7634D81F4372DDF581A0DB248B0A77AECEC196ACCC52973", 16)  # of the points of P-384
@@ -256,6 +256,18 @@ def test_a_strategy_that_another_goes_over_is_on_the_list_too(tmp_path: Path) ->
     with pytest.raises(Forbidden, match="does not allow the strategy 'scaffold'; it allows ggeur, fedavg"):
         allowing(tmp_path, "strategies: [ggeur, fedavg]").check(BUNDLE, given)
     allowing(tmp_path, "strategies: [ggeur, scaffold]").check(BUNDLE, given)
+
+
+def test_its_stamp_is_another_when_a_file_has_changed(trusted: Path, tmp_path: Path) -> None:
+    policy = allowing(tmp_path, "max_rounds: 3")
+    policy.trusted = trusted
+    before = policy.stamp()
+    assert policy.stamp() == before
+    trusted.write_text(trusted.read_text() + "\n# a word\n")
+    changed = policy.stamp()
+    assert changed != before
+    (tmp_path / "policy.yaml").unlink()
+    assert policy.stamp() not in (before, changed)
 
 
 def test_what_cannot_be_judged_is_refused(tmp_path: Path) -> None:

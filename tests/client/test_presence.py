@@ -12,8 +12,8 @@ import pytest
 from tests.client.superlinks import busy_node, fleet_api
 from tests.end_to_end.faults.helpers import until
 from umbel.client.node.connection import Address, connect
-from umbel.core.identity import new_key
 from umbel.core.refusal import Refusal
+from umbel.core.wire.identity import new_key
 from umbel.simulations.engines.processes import alive, descendants
 
 pytestmark = pytest.mark.slow  # each starts Python two or three times

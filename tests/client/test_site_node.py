@@ -9,13 +9,13 @@ from dataclasses import replace
 import pytest
 from flwr.app import Message
 
-from tests.client.nodes import ANSWERING, SuperLink, bundle
+from tests.client.nodes import ANSWERING, SuperLink, at_work_in, bundle
 from umbel.client.node import options
 from umbel.client.node.node import GREETING, HEAD, Node, Rules
-from umbel.core import messages
-from umbel.core.identity import fingerprint, greeting_content, new_key, verify, write_key
-from umbel.core.messages import decode_json, encode_json
 from umbel.core.refusal import Refusal
+from umbel.core.wire import messages
+from umbel.core.wire.identity import fingerprint, greeting_content, new_key, verify, write_key
+from umbel.core.wire.messages import decode_json, encode_json
 from umbel.simulations.engines.flower_internals import identify
 
 ASKED = {"hello": "hash", "challenge": "c0ffee", "run": "a run"}
@@ -25,6 +25,24 @@ SAID = {"partitions": [0, 1], "config_hash": "hash", "examples": {"0": 3, "1": 4
 class Nobody:
     def check(self, bundle_hash, run_config, run_id):
         raise Refusal(f"The run {run_id} of {run_config['signer']} is not for us: {bundle_hash[:8]}.")
+
+    def stamp(self):
+        return None
+
+
+class Fickle:
+    """A policy whose files change."""
+
+    def __init__(self):
+        self.now, self.num_asked, self.takes = 0, 0, True
+
+    def check(self, bundle_hash, run_config, run_id):
+        self.num_asked += 1
+        if not self.takes:
+            raise Refusal("mallory is trusted no more.")
+
+    def stamp(self):
+        return self.now
 
 
 def answering(said):
@@ -72,16 +90,53 @@ def test_what_a_site_does_not_take_is_named_and_nothing_of_it_is_unpacked(tmp_pa
     assert not (tmp_path / "home").exists()
 
 
+def test_a_run_that_is_no_longer_taken_ends_with_the_next_message(tmp_path):
+    policy = Fickle()
+    node = Node(SuperLink(answering(SAID)), Rules({}, tmp_path, policy=policy))
+    try:
+        assert not node.answer(asked()).has_error() and not node.answer(asked()).has_error()
+        assert policy.num_asked == 1  # nothing had changed
+        policy.now = 1
+        assert not node.answer(asked()).has_error() and policy.num_asked == 2
+        policy.now, policy.takes = 2, False
+        reply = node.answer(asked())
+        assert reply.has_error() and "trusted no more" in reply.error.reason
+        assert not at_work_in(tmp_path)
+        assert node.answer(asked()).has_error()
+    finally:
+        node.close()
+
+
 def test_a_bundle_lies_under_its_own_hash_whatever_the_superlink_calls_it(tmp_path):
     named = replace(answering(SAID), hash="../elsewhere")
     node = Node(SuperLink(named), Rules({}, tmp_path / "home"))
     try:
         assert not node.answer(asked()).has_error()
+        (unpacked,) = (tmp_path / "home").iterdir()
+        assert hashlib.sha256(named.content).hexdigest() in unpacked.name and (unpacked / "begun").is_file()
     finally:
         node.close()
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
-    (unpacked,) = (tmp_path / "home").iterdir()
-    assert unpacked.name == hashlib.sha256(named.content).hexdigest() and (unpacked / "begun").is_file()
+    assert not list((tmp_path / "home").iterdir())
+
+
+def test_a_run_finds_nothing_of_what_another_left_in_the_same_bundle(tmp_path):
+    """The code of one is not the next one's, though both have the same bundle."""
+    spoils = """
+import pathlib
+here = pathlib.Path("umbel/client/node/serve.py")
+assert not pathlib.Path("spoiled").exists()
+pathlib.Path("spoiled").touch()
+here.write_text("raise SystemExit(5)")
+"""
+    changing = bundle(f"{spoils}\nTEXT = {json.dumps(SAID)!r}\n{ANSWERING}")
+    for _ in range(2):
+        node = Node(SuperLink(changing), Rules({}, tmp_path))
+        try:
+            assert decode_json(node.answer(asked()).content) == SAID
+        finally:
+            node.close()
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

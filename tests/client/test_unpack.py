@@ -14,7 +14,7 @@ import pytest
 from flwr.cli.build import build_fab_from_disk
 from flwr.cli.install import install_from_fab
 
-from umbel.client.node.bundle import flower_name, unpack
+from umbel.client.node.bundle import flower_name, unpack, unpack_anew
 from umbel.conf.load import load
 from umbel.simulations.engines import grpc_engine
 from umbel.simulations.engines.app_folder import write_app
@@ -62,10 +62,28 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def test_it_is_unpacked_once(bundle, tmp_path):
+def test_it_is_unpacked_once_and_again_when_its_files_are_not_the_bundles(bundle, tmp_path):
     once = unpack(bundle, tmp_path, "here")
-    assert once == tmp_path / "here"
-    assert unpack(b"not even looked at", tmp_path, "here") == once
+    (once / "mark").touch()
+    assert unpack(bundle, tmp_path, "here") == once and (once / "mark").is_file()
+    changes = (
+        lambda app: app.write_text("import os"),
+        lambda app: app.unlink(),
+        lambda app: (app.rename(tmp_path / "elsewhere.py"), app.symlink_to(tmp_path / "elsewhere.py")),
+    )
+    whole = (once / "client" / "app.py").read_bytes()
+    for change in changes:
+        change(once / "client" / "app.py")
+        assert unpack(bundle, tmp_path, "here") == once
+        assert (once / "client" / "app.py").read_bytes() == whole and not (once / "client" / "app.py").is_symlink()
+    assert {path.name for path in tmp_path.iterdir()} == {"here", "elsewhere.py"}
+
+
+def test_for_a_run_it_is_unpacked_where_nothing_was_before(bundle, tmp_path):
+    folders = [unpack_anew(bundle, tmp_path, "here") for _ in range(2)]
+    assert folders[0] != folders[1] and contents(folders[0]) == contents(folders[1])
+    assert contents(folders[0]) == contents(unpack(bundle, tmp_path, "there"))
+    assert all(folder.stat().st_mode & 0o077 == 0 for folder in folders)
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b[:5000] + b"damaged" + b[5007:]])

@@ -58,9 +58,9 @@ def test_a_classifier_of_other_classes_starts_anew(
     small = f"data.options={{num_examples: 200, num_test: 40, {shape}}}"
     other = ("data.name=synthetic", small, "data.max_train=0", f"run.results={tmp_path}")
     again = run("digits", *SMALL, *STILL, *other, f"model.init={first.path}", listener=notices)
-    known, found = weights(first), weights(again)
-    assert {name for name in known if not torch.equal(known[name], found[name])} == {"head.weight", "head.bias"}
-    assert found["head.weight"].shape[0] == num_classes
+    known, initial = weights(first), weights(again)
+    assert {name for name in known if not torch.equal(known[name], initial[name])} == {"head.weight", "head.bias"}
+    assert initial["head.weight"].shape[0] == num_classes
     assert said in notices.texts[0]
 
 

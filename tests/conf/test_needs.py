@@ -18,6 +18,10 @@ PATHS = {
     "fedloge": "umbel.strategies.fedloge:FedLoGe",
     "creamfl": "umbel.strategies.creamfl:CreamFL",
     "scaffold": "umbel.strategies.scaffold:Scaffold",
+    "fednova": "umbel.strategies.fednova:FedNova",
+    "fedper": "umbel.strategies.fedper:FedPer",
+    "fedrep": "umbel.strategies.fedrep:FedRep",
+    "fedntd": "umbel.strategies.fedntd:FedNTD",
 }
 TASKS = ("data.partition=split_tasks", "data.rounds_per_task=2", "run.rounds=10")
 EMBEDDED = ("model.name=linear", "data.encoder=pixels")
@@ -36,6 +40,14 @@ WRONG = [
     ("fedloge", TASKS, "data.rounds_per_task"),
     ("fedloge", ("client.clip_norm=1",), "client.clip_norm"),
     ("scaffold", ("client.weight_decay=0.1",), "strategy.option"),
+    ("fednova", ("client.optimizer=adam",), "client.optimizer"),
+    ("fednova", ("client.clip_norm=1",), "client.clip_norm"),
+    ("fednova", ("client.lr=0.5", "strategy.mu=2"), "strategy.mu"),
+    ("fedper", ("evaluate.collapse=true",), "evaluate.collapse"),
+    ("fedrep", ("evaluate.collapse=true",), "evaluate.collapse"),
+    ("fedper", ("model.init=elsewhere",), "model.init"),
+    ("ggeur", (*EMBEDDED, "strategy.base=fedper"), "strategy.base"),
+    ("fedntd", (*TASKS, "data.heads=per_task"), "data.heads"),
     ("creamfl", ("data.public=0",), "data.public"),
     ("creamfl", ("data.text_encoder=",), "data.text_encoder"),
     ("creamfl", ("strategy.num_both=1",), "data.num_clients"),

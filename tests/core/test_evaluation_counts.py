@@ -86,3 +86,19 @@ def test_only_so_many_predictors_are_read():
     fold.check(Reply({"counts": many}), PAYLOAD)
     with pytest.raises(BadReplyError, match="129 counts, of which at most 128 are read"):
         fold.check(Reply({"counts": many | counts_of("test/model", [1.0], [2.0])}), PAYLOAD)
+
+
+@pytest.mark.parametrize(
+    ("tree", "count"),
+    [(counts_of("test/model", [1.0] * 4, [2.0, 1, 1, 1]), 5), (counts_of("validation/retrieval", *ROUND, 0.0), 6)],
+    ids=["classes", "pairs"],
+)
+def test_a_client_is_evaluated_on_no_more_than_it_has(tree, count):
+    fold, reply = evaluation_fold(4), Reply({"counts": tree})
+    fold.check(reply, PAYLOAD, count)
+    both = partial(fold, [reply, reply])
+    fold.check_partial(both, PAYLOAD, [4, 5], {4: count, 5: count}.__getitem__)
+    with pytest.raises(BadReplyError, match=f"counts {count} examples, at most {count - 1} can be"):
+        fold.check(reply, PAYLOAD, count - 1)
+    with pytest.raises(BadReplyError, match=f"client 5: .* counts {count} examples, at most {count - 1} can be"):
+        fold.check_partial(both, PAYLOAD, [4, 5], {4: count, 5: count - 1}.__getitem__)

@@ -11,7 +11,7 @@ from tests.core.replies import FOLD, GOOD, PAYLOAD, fold_all, moments_reply, par
 from tests.helpers import tree as T
 from umbel.core.collecting import Collect, Moments
 from umbel.core.folds import Partial, Sum, UniformMean, WeightedMean, product
-from umbel.core.records import BadReplyError, Reply
+from umbel.core.records import BadReplyError, Payload, Reply
 
 # Closed forms -------------------------------------------------------------------------------------------------
 
@@ -196,3 +196,26 @@ def test_a_weight_of_ones_own_is_held_to_what_it_can_be():
     fold.check_partial(both, PAYLOAD, [0, 1], lambda client: 9)
     with pytest.raises(BadReplyError, match="at most 4 in weight says it has 6"):
         fold.check_partial(replace(both, num_examples=8), PAYLOAD, [0, 1], lambda client: 4)
+
+
+@pytest.mark.parametrize(("kind", "weight"), [(WeightedMean, 6), (UniformMean, 2), (Sum, 2)])
+def test_a_partial_sum_weighs_what_its_replies_do(kind, weight):
+    fold = product({"delta": kind("model")}, ["loss"])
+    both = partial(fold)
+    fold.check_partial(both, PAYLOAD, [4, 5])
+    for other in (weight - 1, weight + 1):
+        wrong = replace(both, trees={"delta": {**both.trees["delta"], "#weight": torch.tensor(float(other)).double()}})
+        with pytest.raises(BadReplyError, match=f"a partial sum of {weight} in weight says it has {other}"):
+            fold.check_partial(wrong, PAYLOAD, [4, 5])
+
+
+def test_the_bytes_of_a_reply_are_those_of_the_trees_that_it_is_like():
+    payload = Payload({"model": T(w=[1.0, 2.0, 3.0]), "other": T(w=[1.0])})
+    fold = product({"delta": WeightedMean("model"), "sum": Sum("other"), "open": Collect(keys=["x"])}, numbers=["loss"])
+    assert fold.num_bytes(payload) == 24 + 8
+
+
+def test_of_trees_of_which_a_client_takes_one_the_largest_counts():
+    trees = {"a": T(w=[1.0, 2.0]), "b": T(w=[1.0, 2.0, 3.0]), "other": T(w=[1.0])}
+    assert Payload(trees).num_bytes == 48
+    assert Payload(trees, one_of=frozenset({"a", "b"})).num_bytes == 24 + 8

@@ -21,16 +21,16 @@ def reply(**changes: Any) -> Reply:
 
 @pytest.mark.parametrize("value", [5, np.int64(5), np.uint8(5), torch.tensor(5), np.array(5)[()]])
 def test_a_whole_number_is_one_of_whatever_class(value: Any) -> None:
-    found = plain(reply(num_examples=value)).num_examples
-    assert found == 5 and type(found) is int
+    num_examples = plain(reply(num_examples=value)).num_examples
+    assert num_examples == 5 and type(num_examples) is int
 
 
 @pytest.mark.parametrize(
     "value", [0.25, np.float32(0.25), torch.tensor(0.25), torch.tensor([0.25], requires_grad=True), Fraction(1, 4)]
 )
 def test_a_number_is_one_of_whatever_class(value: Any) -> None:
-    found = plain(reply(numbers={"loss": value})).numbers["loss"]
-    assert found == 0.25 and type(found) is float
+    loss = plain(reply(numbers={"loss": value})).numbers["loss"]
+    assert loss == 0.25 and type(loss) is float
 
 
 @pytest.mark.parametrize(
@@ -38,8 +38,8 @@ def test_a_number_is_one_of_whatever_class(value: Any) -> None:
     [nn.Parameter(torch.ones(2)), torch.ones(2, requires_grad=True) * 1, torch.ones(1).expand(2), torch.ones(4)[::2]],
 )
 def test_a_tensor_comes_without_its_gradient(value: torch.Tensor) -> None:
-    found = plain(reply(trees=MappingProxyType({"delta": {"w": value}}))).trees["delta"]["w"]
-    assert type(found) is torch.Tensor and not found.requires_grad and torch.equal(found, torch.ones(2))
+    tensor = plain(reply(trees=MappingProxyType({"delta": {"w": value}}))).trees["delta"]["w"]
+    assert type(tensor) is torch.Tensor and not tensor.requires_grad and torch.equal(tensor, torch.ones(2))
 
 
 def test_an_owned_reply_is_nobody_elses() -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from umbel.core.rng import generator
-from umbel.core.training import Constrained, LocalConfig, full_gradient, learning_rate, train
+from umbel.core.training import Constrained, LocalConfig, full_gradient, learning_rate, num_processed, train
 from umbel.models import build
 
 PLAIN = LocalConfig(epochs=1, batch_size=0, lr=0.25, device="cpu", precision="fp64")
@@ -41,6 +41,32 @@ def test_sgd():
     weight, report = run(replace(PLAIN, epochs=2))
     assert weight == 9 / 16
     assert (report.loss, report.num_steps, report.lr) == ((1 / 2 + 9 / 32) / 2, 2, 0.25)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "max_steps", "batch_size", "num_processed_of_ten"),
+    [
+        (1, 0, 0, 10),
+        (3, 0, 4, 30),
+        (3, 2, 4, 8),
+        (3, 4, 4, 14),
+        (3, 99, 4, 30),
+        (0, 5, 4, 18),
+        (0, 3, 0, 30),
+        (2, 0, 16, 20),
+    ],
+)
+def test_the_examples_of_a_training_are_known_before_it(epochs, max_steps, batch_size, num_processed_of_ten):
+    seen = []
+
+    def loss(output, _):
+        seen.append(len(output))
+        return (output**2 / 2).mean()
+
+    config = replace(PLAIN, epochs=epochs, max_steps=max_steps, batch_size=batch_size)
+    run(config, images=(1.0,) * 10, loss=loss)
+    assert num_processed(config, 10) == sum(seen) == num_processed_of_ten
+    assert num_processed(config, 0) == 0
 
 
 def test_momentum():

@@ -85,13 +85,13 @@ def test_no_concept_is_in_two_splits_be_it_with_two_clients(partition):
     clients = [made.client(k) for k in range(made.num_clients)]
     for part in ("train", "validation", "test"):
         splits[f"client {part}"] = torch.cat([getattr(client, part).concepts for client in clients])
-    sets = {name: set(found.tolist()) for name, found in splits.items()}
+    sets = {name: set(concepts.tolist()) for name, concepts in splits.items()}
     assert all(sets.values())
     names = list(sets)
     for i, one in enumerate(names):
         for other in names[i + 1 :]:
             assert not sets[one] & sets[other], (one, other)
-    assert sum(len(found) for found in sets.values()) == 200
+    assert sum(len(concepts) for concepts in sets.values()) == 200
     assert made.num_train.tolist() == [len(client.train) for client in clients]
     texts = [text for client in clients for text in client.train.texts]
     assert set(texts) == {f"concept {c}" for c in sets["client train"]}

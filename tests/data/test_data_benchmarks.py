@@ -82,12 +82,12 @@ def test_a_feature_that_hardly_varies_is_not_blown_up(linear_probe: ModuleType) 
 def test_the_fit_is_sklearns(linear_probe: ModuleType) -> None:
     """The mean loss plus penalty / 2 |W|^2 is sklearn's with C = 1 / (N * penalty)."""
     train, penalty = blobs(90, 5, 3, "train"), 0.05
-    (found,) = linear_probe.path(train.images, train.labels, 3, [penalty], iterations=500)
+    (weights,) = linear_probe.path(train.images, train.labels, 3, [penalty], iterations=500)
     reference = LogisticRegression(C=1 / (90 * penalty), tol=1e-10, max_iter=5000)
     reference.fit(train.images.numpy(), train.labels.numpy())
-    np.testing.assert_allclose(found[:, :-1].numpy(), reference.coef_, atol=1e-4)
+    np.testing.assert_allclose(weights[:, :-1].numpy(), reference.coef_, atol=1e-4)
     # Biases are known up to a constant.
-    ours, theirs = found[:, -1].numpy(), reference.intercept_
+    ours, theirs = weights[:, -1].numpy(), reference.intercept_
     np.testing.assert_allclose(ours - ours.mean(), theirs - theirs.mean(), atol=1e-4)
 
 
@@ -112,11 +112,11 @@ def encoded() -> DataSet:
     """Two domains with the same centres; in the second all features have the other sign."""
     parts = {}
     for split, count in (("train", 240), ("test", 80)):
-        found = blobs(count, 6, 4, split, spread=0.1)
+        examples = blobs(count, 6, 4, split, spread=0.1)
         domains = torch.arange(count) // (count // 2)
-        images = torch.where(domains[:, None] == 0, found.images, -found.images)
+        images = torch.where(domains[:, None] == 0, examples.images, -examples.images)
         shift = 0 if split == "train" else 1000
-        parts[split] = Examples(images, found.labels, domains=domains, concepts=torch.arange(count) // 4 + shift)
+        parts[split] = Examples(images, examples.labels, domains=domains, concepts=torch.arange(count) // 4 + shift)
     return DataSet("made", parts["train"], parts["test"], tuple("abcd"), ("plain", "mirrored"), (), (), "")
 
 
@@ -127,13 +127,13 @@ def test_probe_of_domains(linear_probe: ModuleType) -> None:
     assert torch.equal(draws[0], linear_probe.draw(data_set.train, 100, 0, "probe train", 2))
     assert not torch.equal(draws[0], draws[1])
     assert len(linear_probe.draw(data_set.train, 0, 0, "probe train", 2)) == 240
-    found = linear_probe.probe(data_set, draws)
-    assert found["rows"] == ["plain", "mirrored", "all of them"] and found["columns"] == ["plain", "mirrored"]
-    assert found["test"] == [40, 40] and found["majority"] == [0.25, 0.25] and found["features"] == 6
+    measured = linear_probe.probe(data_set, draws)
+    assert measured["rows"] == ["plain", "mirrored", "all of them"] and measured["columns"] == ["plain", "mirrored"]
+    assert measured["test"] == [40, 40] and measured["majority"] == [0.25, 0.25] and measured["features"] == 6
     for domain in (0, 1):
-        own, across = found["accuracy"][domain][domain], found["accuracy"][domain][1 - domain]
+        own, across = measured["accuracy"][domain][domain], measured["accuracy"][domain][1 - domain]
         assert len(own) == 2 and min(own) == 1.0 and max(across) < 0.5
-    assert all(0 < count < 100 for count in found["train"][:2])
+    assert all(0 < count < 100 for count in measured["train"][:2])
 
 
 def test_no_concept_is_fitted_on_and_chosen_with(linear_probe: ModuleType) -> None:
@@ -143,8 +143,8 @@ def test_no_concept_is_fitted_on_and_chosen_with(linear_probe: ModuleType) -> No
 
 def test_ridge_map_is_the_minimum(pair_retrieval: ModuleType) -> None:
     x, y, strength = normal(30, 4, purpose="x"), normal(30, 3, purpose="y"), 0.3
-    found = pair_retrieval.ridge(x, y, strength)
-    gradient = x.T @ (x @ found - y) + strength * 30 * found
+    ridge_map = pair_retrieval.ridge(x, y, strength)
+    gradient = x.T @ (x @ ridge_map - y) + strength * 30 * ridge_map
     assert float(gradient.abs().max()) < 1e-9
 
 
@@ -211,10 +211,10 @@ def test_command_line_of_the_probe(
 
 
 def test_a_partition_is_measured(partitions: ModuleType) -> None:
-    found = partitions.measure("split_tasks", 10, 600)
-    assert found["kept"] == 600 and 0 < found["seconds"] < 10 and found["mb"] >= 0
-    larger = found | {"clients": 100, "again": found["again"] * 100}
-    lines = partitions.table([found, larger, larger | {"scheme": "iid"}]).splitlines()
+    row = partitions.measure("split_tasks", 10, 600)
+    assert row["kept"] == 600 and 0 < row["seconds"] < 10 and row["mb"] >= 0
+    larger = row | {"clients": 100, "again": row["again"] * 100}
+    lines = partitions.table([row, larger, larger | {"scheme": "iid"}]).splitlines()
     assert lines[3].endswith("| 2.00 |") and lines[4].endswith("|  |")  # ten times the clients, a hundred times as long
 
 

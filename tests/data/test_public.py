@@ -40,13 +40,13 @@ def concepts_of(*parts) -> set[int]:
 
 
 def test_no_concept_is_public_and_anybodys():
-    found = federation()
-    clients = [found.client(client) for client in range(5)]
-    others = [found.server.validation, found.server.test]
+    federated = federation()
+    clients = [federated.client(client) for client in range(5)]
+    others = [federated.server.validation, federated.server.test]
     for each in clients:
         others += [each.train, each.validation, each.test]
-    assert concepts_of(found.public).isdisjoint(concepts_of(*others))
-    assert len(found.public) == len(concepts_of(found.public)) == 4 * round(0.3 * 36)  # of each class
+    assert concepts_of(federated.public).isdisjoint(concepts_of(*others))
+    assert len(federated.public) == len(concepts_of(federated.public)) == 4 * round(0.3 * 36)  # of each class
 
 
 def test_the_drawing_of_a_public_concept_is_drawn():
@@ -88,9 +88,9 @@ def test_partitions_are_as_before_without_one():
 
 def test_the_vocabulary_knows_public_captions_only():
     """A word that only clients have is spelt by its letters, one of the public captions is a token."""
-    found = federation(vocabulary=400)
+    federated = federation(vocabulary=400)
     whole = drawings()
-    public = concepts_of(found.public)
+    public = concepts_of(federated.public)
     texts = [f"secretword{int(c)}" if int(c) not in public else "commonword" for c in whole.train.concepts]
     spiked = replace(whole, train=replace(whole.train, texts=Texts.of(texts)))
     made = Federation.cut(spiked, DataConfig(name="d", num_clients=5, partition="iid", server_validation=0.1,
@@ -102,18 +102,18 @@ def test_the_vocabulary_knows_public_captions_only():
 
 
 def test_tokens_go_where_examples_go():
-    found = federation()
-    assert found.vocabulary <= 80
-    tokens = found.pool.tokens
-    assert tokens.shape == (len(found.pool), 8)
-    index = found.client_indices(2)[0]
-    assert torch.equal(found.client(2).train.tokens, tokens[index])
-    again = Federation.from_arrays(found.arrays(), found.meta)
+    federated = federation()
+    assert federated.vocabulary <= 80
+    tokens = federated.pool.tokens
+    assert tokens.shape == (len(federated.pool), 8)
+    index = federated.client_indices(2)[0]
+    assert torch.equal(federated.client(2).train.tokens, tokens[index])
+    again = Federation.from_arrays(federated.arrays(), federated.meta)
     assert torch.equal(again.client(2).train.tokens, tokens[index])
-    assert torch.equal(again.public.tokens, found.public.tokens)
-    assert again.vocabulary == found.vocabulary
-    moved = found.public.to("cpu")
-    assert torch.equal(moved.tokens, found.public.tokens)
+    assert torch.equal(again.public.tokens, federated.public.tokens)
+    assert again.vocabulary == federated.vocabulary
+    moved = federated.public.to("cpu")
+    assert torch.equal(moved.tokens, federated.public.tokens)
 
 
 def test_tokens_are_read_on_the_device_and_in_the_dtype():
@@ -168,20 +168,20 @@ def captioned() -> DataSet:
 
 def test_whole_captions_are_held_out():
     config = DataConfig(name="d", num_clients=5, partition="iid", public=0.3, server_validation=0.1, client_test=0.2)
-    found = Federation.cut(captioned(), config, 3)
-    clients = [found.client(client) for client in range(5)]
+    federated = Federation.cut(captioned(), config, 3)
+    clients = [federated.client(client) for client in range(5)]
     sides = (
-        [found.public],
-        [found.server.validation],
+        [federated.public],
+        [federated.server.validation],
         [each.train for each in clients],
         [each.test for each in clients],
     )
     captions = [{text for part in side for text in part.texts} for side in sides]
     assert all(captions)
     assert all(one.isdisjoint(other) for n, one in enumerate(captions) for other in captions[:n])
-    assert len(found.public) == len(captions[0])  # one of each
-    ids = found.server.validation.identities().tolist()
-    texts = list(found.server.validation.texts)
+    assert len(federated.public) == len(captions[0])  # one of each
+    ids = federated.server.validation.identities().tolist()
+    texts = list(federated.server.validation.texts)
     assert len(ids) > len(set(ids)) == len(set(texts)) == len(set(zip(ids, texts, strict=True)))
 
 
@@ -200,22 +200,22 @@ BPE = {"text_encoder": "bpe", "vocabulary": 80, "text_length": 8}
 @pytest.mark.parametrize("reads", [BPE, {"text_encoder": "minilm"}, {}], ids=["bpe", "frozen", "none"])
 def test_equal_captions_share_a_number_in_training_and_test(reads):
     config = DataConfig(name="d", num_clients=5, partition="iid", public=0.3, **reads)
-    found = Federation.cut(captioned(), config, 3)
+    federated = Federation.cut(captioned(), config, 3)
     numbers = {
         side: dict(zip(examples.texts, examples.concepts.tolist(), strict=True))
-        for side, examples in (("training", found.pool), ("test", found.test_pool))
+        for side, examples in (("training", federated.pool), ("test", federated.test_pool))
     }
-    assert len(found.test_pool) == len(drawings().test)
+    assert len(federated.test_pool) == len(drawings().test)
     pairs = {*numbers["training"].items(), *numbers["test"].items()}
     assert len(pairs) == len({text for text, _ in pairs}) == len({number for _, number in pairs}) == 180
     assert numbers["training"].keys() & numbers["test"].keys() == {f"concept {n}" for n in range(140, 160)}
     assert [numbers["test"][f"concept {n}"] for n in (159, 160, 179)] == [159, 160, 179]
     plain = Federation.cut(captioned(), replace(config, text_encoder=""), 3)
-    assert torch.equal(plain.partition.indices, found.partition.indices)
-    assert torch.equal(plain.public_index, found.public_index)
-    again = Federation.from_arrays(found.arrays(), found.meta)
+    assert torch.equal(plain.partition.indices, federated.partition.indices)
+    assert torch.equal(plain.public_index, federated.public_index)
+    again = Federation.from_arrays(federated.arrays(), federated.meta)
     for side in ("pool", "test_pool"):
-        assert torch.equal(getattr(again, side).concepts, getattr(found, side).concepts)
+        assert torch.equal(getattr(again, side).concepts, getattr(federated, side).concepts)
 
 
 def test_a_drawing_of_the_test_is_right_for_each_text_that_is_its_caption():
@@ -247,8 +247,8 @@ def test_a_test_that_needs_no_captions_stays_as_it_is():
 
 
 def test_captions_are_texts_like_any_without_a_setting_that_uses_them():
-    found = Federation.cut(captioned(), DataConfig(name="d", num_clients=5, partition="iid"), 3)
-    assert found.pool.concepts is None
+    federated = Federation.cut(captioned(), DataConfig(name="d", num_clients=5, partition="iid"), 3)
+    assert federated.pool.concepts is None
     assert caption_concepts(drawn(), DataConfig(public=0.1)).concepts.tolist() == drawn().concepts.tolist()
     bare = replace(drawn(), concepts=None, texts=None)
     assert caption_concepts(bare, DataConfig(public=0.1)).concepts is None

@@ -35,8 +35,8 @@ def test_a_function_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     (tmp_path / "my_own_set.py").write_text(
         "import dataclasses, data\n"
         "def load(config, seed):\n"
-        "    found = data.load(dataclasses.replace(config, name='synthetic'), seed)\n"
-        "    return dataclasses.replace(found, name='mine')\n"
+        "    data_set = data.load(dataclasses.replace(config, name='synthetic'), seed)\n"
+        "    return dataclasses.replace(data_set, name='mine')\n"
         "def wrong(config, seed):\n"
         "    return 3\n"
     )

@@ -126,9 +126,9 @@ def test_flower_runs_it_in_its_own_simulation(checkout: Path, tmp_path: Path, fl
         timeout=300,
         check=False,
     )
-    found = list((tmp_path / "flower").glob("*/summary.json"))
-    assert found, done.stdout[-3000:] + done.stderr[-3000:]
+    summaries = list((tmp_path / "flower").glob("*/summary.json"))
+    assert summaries, done.stdout[-3000:] + done.stderr[-3000:]
     import json
 
     ours = run("digits", *options, f"run.results={tmp_path / 'ours'}").summary["weights_sha256"]
-    assert json.loads(found[0].read_text())["weights_sha256"] == ours
+    assert json.loads(summaries[0].read_text())["weights_sha256"] == ours

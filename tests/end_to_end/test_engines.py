@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import bits
+from tests.helpers import COMPILES, bits
 from umbel import run
 from umbel.server.errors import RunStoppedError
 from umbel.server.listener import Listener
@@ -45,6 +45,10 @@ STRATEGIES = {
         *("strategy.name=ggeur", "strategy.base=scaffold", "strategy.complete=all", "strategy.target=20"),
         *("data.encoder=pca:8", "model.name=linear", "model.sizes={}"),
     ),
+    "fedbuff": (
+        *("strategy.name=fedbuff", "strategy.buffer_size=3", "run.rounds=5"),
+        *("simulation.devices.speed={name: lognormal, median: 50, sigma: 1.0}", "simulation.devices.upload=1e5"),
+    ),
     "creamfl": (
         "data.name=synthetic",
         "data.options={num_examples: 300, num_test: 40, num_classes: 4, image_size: 8, attributes: 5}",
@@ -55,11 +59,20 @@ STRATEGIES = {
         "strategy.text_sizes={gru: {width: 8}, transformer: {width: 8, depth: 1, heads: 2}}",
         *("strategy.server_text_sizes={width: 16, depth: 1, heads: 2}", "strategy.wire=int8"),
     ),
+    "feddyn": ("strategy.name=feddyn", "strategy.alpha=0.1"),
+    "fednova": ("strategy.name=fednova", "strategy.mu=0.1", "client.momentum=0.5", "client.batch_size=8"),
+    "moon": ("strategy.name=moon", "client.batch_size=8"),
+    "fedntd": ("strategy.name=fedntd", "client.batch_size=8"),
+    "fedper": ("strategy.name=fedper",),
+    "fedrep": ("strategy.name=fedrep", "strategy.head_epochs=2"),
+    "fedbabu": ("strategy.name=fedbabu", "strategy.finetune_epochs=1"),
+    # Six of eight clients, each with a fifth of the examples of an eighth left out: squads of four and of two.
+    "together": ("strategy.name=scaffold", "data.partition=iid", "client.together=4", "client.channels_last=true"),
 }
 
 
 # Those whose phases, memory or folds differ; the others add nothing to an engine but their own arithmetic.
-COVERED = ("scaffold", "fedloge", "fot", "ggeur", "creamfl")
+COVERED = ("scaffold", "fedloge", "fot", "ggeur", "fedbuff", "creamfl", "together")
 # Over gRPC, where a run takes half a minute: memory and phases of several kinds (over SCAFFOLD), and no weights at all.
 COVERED_GRPC = ("ggeur", "creamfl")
 
@@ -76,10 +89,10 @@ class Inline(dict[str, str]):
         self._folder = folder
 
     def __missing__(self, name: str) -> str:
-        found = bits(run("digits", *SMALL, *STRATEGIES[name], f"run.results={self._folder}"))
-        assert found not in self.values()
-        self[name] = found
-        return found
+        digest = bits(run("digits", *SMALL, *STRATEGIES[name], f"run.results={self._folder}"))
+        assert digest not in self.values()
+        self[name] = digest
+        return digest
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +104,10 @@ def inline(tmp_path_factory: pytest.TempPathFactory) -> Inline:
 @pytest.mark.parametrize(
     ("strategy", "workers"),
     [
-        *(covering(name, workers, covered=False) for name, workers in (("fedavg", 1), ("fedprox", 2), ("fedopt", 2))),
+        *(
+            covering(name, 1 + i % 2, covered=False)
+            for i, name in enumerate(name for name in STRATEGIES if name not in COVERED)
+        ),
         *(
             covering(name, workers, covered=i % 2 == 2 - workers)
             for i, name in enumerate(COVERED)
@@ -103,6 +119,42 @@ def test_ray_gives_the_same_bits(strategy: str, workers: int, inline: Inline, tm
     engine = ("engine.name=ray", f"engine.workers={workers}", f"run.results={tmp_path}")
     result = run("digits", *SMALL, *STRATEGIES[strategy], *engine)
     assert bits(result) == inline[strategy]
+
+
+class Notices(Listener):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def notice(self, text: str) -> None:
+        self.texts.append(text)
+
+
+@pytest.mark.usefixtures("cluster")
+def test_what_a_worker_does_without_is_told_once(tmp_path: Path) -> None:
+    """Nobody reads a worker's log."""
+    noisy = ("model.name=mlp", "model.sizes={hidden: 8, dropout: 0.5}", "data.partition=iid", "client.together=4")
+    listener = Notices()
+    engine = ("engine.name=ray", "engine.workers=1", f"run.results={tmp_path}")
+    run("digits", *SMALL, *noisy, *engine, listener=listener)
+    assert [text for text in listener.texts if text.startswith("client.together=4: mlp trains one client")] == [
+        text for text in listener.texts if "client.together" in text
+    ]
+    assert sum("client.together" in text for text in listener.texts) == 1
+
+
+@pytest.mark.exhaustive
+@COMPILES
+@pytest.mark.usefixtures("cluster")
+def test_ray_gives_the_same_bits_by_compiled_steps(tmp_path: Path) -> None:
+    """Each worker compiles, or reads what another has compiled."""
+    options = (*SMALL, "strategy.name=scaffold", "client.compile=step", "client.batch_size=8")
+    inline = run("digits", *options, f"run.results={tmp_path}")
+    assert inline.summary["modes"]["compile"] == "step"
+    for workers in (1, 2):
+        engine = ("engine.name=ray", f"engine.workers={workers}")
+        assert bits(run("digits", *options, *engine, f"run.results={tmp_path}")) == bits(inline)
+    plain = run("digits", *options, "client.compile=none", f"run.results={tmp_path}")
+    assert bits(plain) != bits(inline)
 
 
 @pytest.mark.parametrize("strategy", [covering(name, covered=name in COVERED_GRPC) for name in STRATEGIES])
@@ -134,15 +186,16 @@ def test_stock_supernodes_give_the_same_bits(inline: Inline, tmp_path: Path, mon
 
 @pytest.mark.usefixtures("cluster")
 def test_a_worker_that_dies_is_replaced(inline: Inline, tmp_path: Path, monkeypatch) -> None:
-    """The block runs again, from the same memory and the same random numbers."""
+    """Its clients run again, from the same memory and the same random numbers, also those that it was done with."""
     marker = tmp_path / "died"
     original = RayWorker.run
 
-    def dying(self, arrays, head, kind):
-        if '"round": 2' in head and not marker.exists():
+    def dying(self, opening, clients, closes, memory):
+        self.round = self.round if opening is None else opening.work.round
+        if closes and self.round == 2 and not marker.exists():
             marker.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return original(self, arrays, head, kind)
+        return original(self, opening, clients, closes, memory)
 
     monkeypatch.setattr(RayWorker, "run", dying)
     engine = ("engine.name=ray", "engine.workers=2", f"run.results={tmp_path}")
@@ -153,13 +206,13 @@ def test_a_worker_that_dies_is_replaced(inline: Inline, tmp_path: Path, monkeypa
 
 @pytest.mark.exhaustive
 @pytest.mark.usefixtures("cluster")
-def test_a_block_that_kills_every_worker_is_given_up(tmp_path: Path, monkeypatch) -> None:
+def test_clients_that_kill_every_worker_are_given_up(tmp_path: Path, monkeypatch) -> None:
     original = RayWorker.run
 
-    def dying(self, arrays, head, kind):
-        if '"clients": [[0, [' in head or '"blocks": [[1' in head:
+    def dying(self, opening, clients, closes, memory):
+        if {4, 5} & set(clients):
             os.kill(os.getpid(), signal.SIGKILL)
-        return original(self, arrays, head, kind)
+        return original(self, opening, clients, closes, memory)
 
     class Failures(Listener):
         def __init__(self) -> None:
@@ -172,7 +225,7 @@ def test_a_block_that_kills_every_worker_is_given_up(tmp_path: Path, monkeypatch
     heard = Failures()
     engine = ("engine.name=ray", "engine.workers=1", f"run.results={tmp_path}", "run.rounds=1", "evaluate.every=0")
     result = run("digits", *SMALL, *engine, listener=heard)
-    assert len(heard.reasons) == 2  # the second block has two clients
+    assert heard.reasons.keys() == {4, 5}
     assert all("died 3 times" in reason for reason in heard.reasons.values())
     assert result.summary["num_failures"] == 2
 

@@ -57,9 +57,9 @@ def test_batches_are_cut_on_the_device(tmp_path: Path) -> None:
         context.train(context.model(tree))
 
     train()
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as found:
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         train()
-    copies = [event for event in found.events() if "HtoD" in event.name]
+    copies = [event for event in profiler.events() if "HtoD" in event.name]
     largest = max((getattr(event, "nbytes", 0) or 0 for event in copies), default=0)
     images = clients.data(0).train.images
     assert largest < images.numel() * 4

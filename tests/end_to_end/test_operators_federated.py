@@ -72,8 +72,8 @@ def test_what_cannot_be_is_refused_at_once(overrides: list[str], message: str) -
 def test_operators_of_an_experiment_travel_in_its_hash_and_yaml() -> None:
     from umbel.conf.load import as_yaml, portable_hash
 
-    found = load("digits", ["model.operators.wconv.density=[0.7]", "model.name=cnn"])
-    assert found.model.operators == {"wconv": {"density": [0.7]}}
-    assert load("x", text=as_yaml(found)) == found
+    experiment = load("digits", ["model.operators.wconv.density=[0.7]", "model.name=cnn"])
+    assert experiment.model.operators == {"wconv": {"density": [0.7]}}
+    assert load("x", text=as_yaml(experiment)) == experiment
     others = [load("digits", ["model.name=cnn", *more]) for more in ([], ["model.operators.wconv.density=[0.8]"])]
-    assert len({portable_hash(each) for each in (found, *others)}) == 3
+    assert len({portable_hash(each) for each in (experiment, *others)}) == 3

@@ -26,9 +26,11 @@ from umbel.conf.load import load
 from umbel.core.files import DamagedError
 from umbel.core.memory import MemoryStore
 from umbel.core.refusal import Refusal
-from umbel.data.sites.agreement import Agreement, Sums
+from umbel.data.sites.agreement import Agreement
+from umbel.data.sites.sums import Sums
 from umbel.models import card
 from umbel.server import agree, reading
+from umbel.server.errors import RunStoppedError
 from umbel.server.listener import Listener
 from umbel.simulations.commands.main import main
 from umbel.simulations.engines import federate
@@ -136,10 +138,10 @@ def test_the_normalisation_is_that_of_all_training_pictures(inline: Path) -> Non
 def test_the_model_says_what_it_was_trained_on(place: Path, inline: Path) -> None:
     agreed = agree.kept(inline)
     assert agreed is not None
-    _, found = card.read(inline / "model.safetensors")
-    assert found.classes == ("cat", "dog", "zebra")
-    assert (found.mean, found.std) == (agreed.mean, agreed.std)
-    assert (found.picture_size, found.picture_channels) == (SIDE, 3)
+    _, model_card = card.read(inline / "model.safetensors")
+    assert model_card.classes == ("cat", "dog", "zebra")
+    assert (model_card.mean, model_card.std) == (agreed.mean, agreed.std)
+    assert (model_card.picture_size, model_card.picture_channels) == (SIDE, 3)
     done = CliRunner().invoke(main, ["predict", str(inline), str(place / "north" / "train")])
     assert done.exit_code == 0, done.output
     assert len(done.output.splitlines()) >= 21
@@ -207,27 +209,6 @@ def test_the_server_holds_nothing_out_unless_asked(place: Path) -> None:
     assert load(*options(place, place)[:1], options(place, place)[1:]).data.server_validation == 0
 
 
-def test_check_site_prints_what_would_be_sent_and_agrees_with_the_run(place: Path, inline: Path) -> None:
-    command, experiment = ["data", "check-site"], str(place / "animals.yaml")
-    done = CliRunner().invoke(main, [*command, str(place / "south.yaml"), experiment])
-    assert done.exit_code == 0, done.output
-    assert "class cat: 11" in done.output
-    assert "client 1 of this site: 10 to train, 0 to validate, 3 to test with" in done.output
-    counts, sums = (json.loads(line) for line in done.output.splitlines() if line.startswith("{"))
-    agreed = agree.kept(inline)
-    assert agreed is not None
-    totals = {str(c): {s: sum(own.values()) for s, own in agreed.counts[c + 1].items()} for c in (0, 1)}
-    assert {c: {s: sum(own.values()) for s, own in each.items()} for c, each in counts["counts"].items()} == totals
-    assert int(sums["sums"]["num_pixels"]) == 16 * SIDE * SIDE
-    assert str(place) not in json.dumps([counts, sums])
-    strange = CliRunner().invoke(main, [*command, str(place / "strange.yaml"), experiment])
-    assert strange.exit_code == 2
-    assert "site south has class 'ant'" in strange.output
-    alone = CliRunner().invoke(main, [*command, str(place / "strange.yaml")])
-    assert alone.exit_code == 0, alone.output
-    assert "class ant: 4" in alone.output
-
-
 def test_a_refusal_leaves_no_name_of_a_file_to_others(
     place: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -252,15 +233,20 @@ class Stopper(Listener):
         raise KeyboardInterrupt
 
 
-def test_a_resume_goes_by_what_was_agreed_on(place: Path, inline: Path, tmp_path: Path) -> None:
-    """Also where a site's pictures would now make another mean: what all go by was said once."""
+def test_a_resume_with_another_site_in_its_place_is_refused_by_name(place: Path, inline: Path, tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         run(*options(place, tmp_path), "run.name=stopped", listener=Stopper())
-    before = (tmp_path / "stopped" / agree.FILE).read_bytes()
+    folder(tmp_path / "north", {**NORTH, "train/cat": 10})
+    more = site(tmp_path / "north.yaml", source="image_folder", path="north")
+    south = place / "south.yaml"
+    for sites, reason in (
+        (f"[{south}, {place / 'north.yaml'}]", "its client 0 is of the site south, and was of north"),
+        (f"[{more}, {south}]", r"its client 0 \(site north\) had 9 examples of 'cat' to train on, and has 10"),
+    ):
+        with pytest.raises(RunStoppedError, match=reason):
+            resume(tmp_path / "stopped", f"data.sites={sites}", "engine.node_timeout_seconds=1")
     again = resume(tmp_path / "stopped")
     assert again.summary["weights_sha256"] == reading.summary(inline)["weights_sha256"]
-    assert again.summary["classes"] == reading.summary(inline)["classes"]
-    assert (tmp_path / "stopped" / agree.FILE).read_bytes() == before == (inline / agree.FILE).read_bytes()
 
 
 def test_a_damaged_agreement_is_named(inline: Path, tmp_path: Path) -> None:

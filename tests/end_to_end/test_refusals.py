@@ -74,13 +74,13 @@ def test_the_other_engines(mistake: str, engine: str, tmp_path: Path, request: p
     ],
 )
 def test_how_a_run_ended_travels_between_processes(error: BaseException, kind: type[BaseException]) -> None:
-    with pytest.raises(kind) as found:
+    with pytest.raises(kind) as caught:
         raise_again(ending(error))
-    assert type(found.value) is kind
+    assert type(caught.value) is kind
     if isinstance(error, Refusal):
-        assert vars(found.value) == vars(error) and str(found.value) == str(error)
+        assert vars(caught.value) == vars(error) and str(caught.value) == str(error)
     elif not isinstance(error, KeyboardInterrupt):
-        assert str(error) in str(found.value)
+        assert str(error) in str(caught.value)
 
 
 def test_a_refusal_says_its_key_once_and_survives_a_pickle() -> None:

@@ -58,6 +58,19 @@ METHODS = {
         *("strategy.name=fot", "strategy.threshold=0.7", "strategy.server_momentum=0.5", *SEQUENCE),
         "strategy.residual=server",
     ),
+    "fedbuff": (
+        *("strategy.name=fedbuff", "strategy.buffer_size=2", "run.rounds=8"),
+        *("simulation.devices.speed={name: lognormal, median: 50, sigma: 1.0}", "simulation.devices.upload=1e5"),
+        *("simulation.devices.on_seconds=2", "simulation.devices.off_seconds={name: exponential, mean: 1}"),
+    ),
+    "feddyn": ("strategy.name=feddyn", "strategy.alpha=0.1"),
+    "moon": ("strategy.name=moon",),
+    "fedrep": ("strategy.name=fedrep", "strategy.head_epochs=1"),
+    "fedavg, the first of those that are there": (
+        *("run.clients_per_round=2", "run.over_sample=1", "run.deadline=1.0"),
+        *("simulation.devices.speed={name: lognormal, median: 50, sigma: 1.0}", "simulation.devices.on_seconds=2"),
+        "simulation.devices.off_seconds={name: exponential, mean: 1}",
+    ),
     "fedloge": (
         *("strategy.name=fedloge", "data.partition=long_tail", "data.imbalance=5"),
         "model.sizes={width: 2, hidden: 12}",

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import shutil
-import sysconfig
-from pathlib import Path
-
 import pytest
 import torch
 
+from tests.helpers import COMPILES
 from umbel import run
 from umbel.client.host import Host
 from umbel.conf.errors import ExperimentError
@@ -43,28 +40,39 @@ def test_channels_last_changes_only_rounding(tmp_path):
 @pytest.mark.slow
 @pytest.mark.exhaustive
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own parts, on its first import
-@pytest.mark.skipif(
-    shutil.which("c++") is None or not (Path(sysconfig.get_path("include")) / "Python.h").is_file(),
-    reason="torch.compile needs a C++ compiler and Python's headers on a CPU",
-)
+@COMPILES
 def test_compiled_models_change_only_rounding(tmp_path):
     plain, other = go(tmp_path / "a"), go(tmp_path / "b", "client.compile=true")
     assert other["num_failures"] == 0
     assert other["metrics"]["test/loss"] == pytest.approx(plain["metrics"]["test/loss"], abs=1e-3)
 
 
+@pytest.mark.slow
+@pytest.mark.exhaustive
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of the compiler's own parts, on its first import
+@COMPILES
+@pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
+def test_compiled_steps_change_only_rounding(strategy, tmp_path):
+    """The second client, and the second round, go through the graph that the first one's steps were made into."""
+    few = ("model.name=mlp", "model.sizes={hidden: 8}", "client.batch_size=8", "client.max_steps=3", "run.rounds=2")
+    options = (*few, f"strategy.name={strategy}")
+    plain, other = go(tmp_path / "a", *options), go(tmp_path / "b", *options, "client.compile=step")
+    assert other["num_failures"] == 0 and other["modes"]["compile"] == "step"
+    assert other["metrics"]["test/loss"] == pytest.approx(plain["metrics"]["test/loss"], abs=1e-5)
+
+
 @pytest.mark.parametrize(("norm", "groups"), [("group", 8), ("layer", 1)])
 def test_norms_in_the_place_of_batch_norm(norm, groups):
     model = Host(load("digits", [*SMALL, f"model.norm={norm}"])).model
-    found = {module.num_groups for module in model.modules() if isinstance(module, torch.nn.GroupNorm)}
-    assert found == {groups}
+    group_counts = {module.num_groups for module in model.modules() if isinstance(module, torch.nn.GroupNorm)}
+    assert group_counts == {groups}
     assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in model.modules())
 
 
 def test_refusals():
     with pytest.raises(ExperimentError, match=r"model\.norm"):
         load("digits", [*SMALL, "model.norm=instance"])
-    with pytest.raises(ExperimentError, match=r"client\.compile=true and model\.checkpoint=true"):
+    with pytest.raises(ExperimentError, match=r"client\.compile=model and model\.checkpoint=true"):
         load("digits", [*SMALL, "client.compile=true", "model.checkpoint=true"])
     with pytest.raises(ValueError, match=r"model\.checkpoint: CNN has no blocks"):
         _ = Host(load("digits", ["model.name=cnn", "model.checkpoint=true"])).model

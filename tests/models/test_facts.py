@@ -10,13 +10,13 @@ from umbel.models.facts import activation_bytes, facts, macs, smallest
 
 
 def test_the_cnn_by_hand():
-    found = facts("cnn", 10, 28, 1)
+    cnn_facts = facts("cnn", 10, 28, 1)
     convolutions = 28 * 28 * 9 * 1 * 16 + 14 * 14 * 9 * 16 * 32
-    assert found.macs == convolutions + 1568 * 64 + 64 * 10
-    assert found.parameters == 105_866
-    assert found.bytes_per_round == 8 * 105_866
-    assert (found.image_size, found.in_channels, found.smallest) == (28, 1, 4)
-    assert found.norms == {"batch": 0, "layer": 0, "group": 0}
+    assert cnn_facts.macs == convolutions + 1568 * 64 + 64 * 10
+    assert cnn_facts.parameters == 105_866
+    assert cnn_facts.bytes_per_round == 8 * 105_866
+    assert (cnn_facts.image_size, cnn_facts.in_channels, cnn_facts.smallest) == (28, 1, 4)
+    assert cnn_facts.norms == {"batch": 0, "layer": 0, "group": 0}
 
 
 class Square(Model):
@@ -41,8 +41,8 @@ def test_activations_are_counted_once_and_parameters_not():
 
 
 def test_norms_and_smallest():
-    found = facts("cvt_tiny32", 10)
-    assert found.norms == {"batch": 9, "layer": 10, "group": 0}
+    cvt_facts = facts("cvt_tiny32", 10)
+    assert cvt_facts.norms == {"batch": 9, "layer": 10, "group": 0}
     assert smallest("cvt_tiny32") == 4
     with torch.device("meta"):
-        assert found.macs == macs(build("cvt_tiny32", 10))
+        assert cvt_facts.macs == macs(build("cvt_tiny32", 10))

@@ -48,43 +48,43 @@ def test_every_layer_makes_its_output_of_its_columns(name):
         torch.manual_seed(1)
         model = models.build(name, 3, side, 1, **sizes).double().train()
     batch = normal(4, 1, side, side)
-    found = layer_inputs(model, batch)
+    inputs = layer_inputs(model, batch)
     assert all(module.training for module in model.modules())
     outputs: dict[str, list[Tensor]] = {}
     layers = {n: m for n, m in model.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)}
     for layer_name, module in layers.items():
         module.register_forward_hook(lambda _, __, y, n=layer_name: outputs.setdefault(n, []).append(y))
     model.eval()(batch)
-    assert found.keys() == {f"{n}.weight" for n in outputs} == {f"{n}.weight" for n in layers}
+    assert inputs.keys() == {f"{n}.weight" for n in outputs} == {f"{n}.weight" for n in layers}
     for layer_name, module in layers.items():
         (output,) = outputs[layer_name]
         expected = output.transpose(0, 1) if isinstance(module, nn.Conv2d) else output.movedim(-1, 0)
-        made = said_by(module, found[f"{layer_name}.weight"])
+        made = said_by(module, inputs[f"{layer_name}.weight"])
         torch.testing.assert_close(made, expected.reshape(len(made), -1))
 
 
 def test_convolutional_projections_of_a_hybrid_model_have_a_group_a_channel():
     model = models.build("cvt_tiny32", 3, 8, 1, dims=[4, 6, 8], heads=[1, 2, 2]).double()
-    found = layer_inputs(model, normal(2, 1, 8, 8))
+    inputs = layer_inputs(model, normal(2, 1, 8, 8))
     block = "stages.1.blocks.0.attention"
     side = 4  # of the second stage's map; keys and values at stride 2
-    assert found[f"{block}.conv_q.conv.weight"].shape == (6, 9, 2 * side**2)
-    assert found[f"{block}.conv_k.conv.weight"].shape == (6, 9, 2 * (side // 2) ** 2)
-    assert found[f"{block}.q.weight"].shape == (6, 2 * side**2)
-    assert found[f"{block}.k.weight"].shape == (6, 2 * (side // 2) ** 2)
+    assert inputs[f"{block}.conv_q.conv.weight"].shape == (6, 9, 2 * side**2)
+    assert inputs[f"{block}.conv_k.conv.weight"].shape == (6, 9, 2 * (side // 2) ** 2)
+    assert inputs[f"{block}.q.weight"].shape == (6, 2 * side**2)
+    assert inputs[f"{block}.k.weight"].shape == (6, 2 * (side // 2) ** 2)
 
 
 def test_a_transformer_layer_off_its_fast_path():
     """In evaluation mode torch would run a fused kernel, in which no layer can be seen."""
     layer = nn.TransformerEncoderLayer(8, 2, dim_feedforward=12, dropout=0.3, batch_first=True).double().eval()
     tokens = normal(2, 5, 8)
-    found = layer_inputs(layer, tokens)
+    inputs = layer_inputs(layer, tokens)
     names = {"self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight", "linear2.weight"}
-    assert set(found) == names
-    assert torch.equal(found["self_attn.in_proj_weight"], tokens.reshape(-1, 8).T)
-    hidden = torch.relu(said_by(layer.linear1, found["linear1.weight"]))
-    torch.testing.assert_close(found["linear2.weight"], hidden)
-    made = layer.norm2(found["linear1.weight"].T + said_by(layer.linear2, hidden).T)
+    assert set(inputs) == names
+    assert torch.equal(inputs["self_attn.in_proj_weight"], tokens.reshape(-1, 8).T)
+    hidden = torch.relu(said_by(layer.linear1, inputs["linear1.weight"]))
+    torch.testing.assert_close(inputs["linear2.weight"], hidden)
+    made = layer.norm2(inputs["linear1.weight"].T + said_by(layer.linear2, hidden).T)
     torch.testing.assert_close(made.reshape(2, 5, 8), layer(tokens))
 
 
@@ -184,9 +184,9 @@ def test_patches_of_a_large_layer_never_exist_at_once(monkeypatch):
     monkeypatch.setattr("umbel.strategies.fot.subspace._PIECE_BYTES", 2 * sample_bytes)
 
     def sketch() -> None:
-        found = Sketches({}, {"0.weight": (1, 401)}, 1.0, lambda purpose: generator(0, purpose=purpose))
-        stream_inputs(layer, batch, found.take, chunk_bytes=2 * sample_bytes)
-        assert found.sketch["0.weight"].shape == (401, 401)
+        sketches = Sketches({}, {"0.weight": (1, 401)}, 1.0, lambda purpose: generator(0, purpose=purpose))
+        stream_inputs(layer, batch, sketches.take, chunk_bytes=2 * sample_bytes)
+        assert sketches.sketch["0.weight"].shape == (401, 401)
 
     at_most = largest(sketch)
     assert at_most <= max(batch.nbytes, 3 * sample_bytes) and at_most < whole / 10
@@ -197,9 +197,9 @@ def test_pieces_sum_to_the_whole(monkeypatch):
 
     def energies(piece_bytes: int) -> tuple[Tensor, Tensor]:
         monkeypatch.setattr("umbel.strategies.fot.subspace._PIECE_BYTES", piece_bytes)
-        found = Sketches({}, {"w": (1, 8)}, 0.0, lambda purpose: generator(0, purpose=purpose))
-        found.take("w", columns)
-        return found.sketch["w"], found.energy["w"]
+        sketches = Sketches({}, {"w": (1, 8)}, 0.0, lambda purpose: generator(0, purpose=purpose))
+        sketches.take("w", columns)
+        return sketches.sketch["w"], sketches.energy["w"]
 
     (whole, energy), (parts, same) = energies(1 << 30), energies(8 * 8 * 3)
     ones = torch.cat([columns, torch.ones(1, 50, dtype=F64)])

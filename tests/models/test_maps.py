@@ -53,7 +53,7 @@ class Own(Model):
         return x.mean(dim=(2, 3))
 
 
-def found(layer: nn.Module, size: int = 6) -> MapLayer | None:
+def map_layer(layer: nn.Module, size: int = 6) -> MapLayer | None:
     """Return how the output of one layer behind a stem is read."""
     layers = {each.name: each for each in map_layers(Own(layer, size=size))}
     return layers.get("layers.0")
@@ -77,7 +77,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_layouts_are_found_and_read(layout, nested):
     make = LAYOUTS[layout]
-    assert found(Shaped(lambda x: nested(make(x)))) == MapLayer("layers.0", layout, channels=5, side=6)
+    assert map_layer(Shaped(lambda x: nested(make(x)))) == MapLayer("layers.0", layout, channels=5, side=6)
     x = torch.randn(4, 5, 6, 6, dtype=torch.float64)
     layer = MapLayer("any", layout, 5, 6)
     for batch in (x, x[:0]):
@@ -110,7 +110,7 @@ def test_the_class_token_stands_for_the_whole():
     ],
 )
 def test_other_outputs_are_no_maps(make):
-    assert found(Shaped(make)) is None
+    assert map_layer(Shaped(make)) is None
 
 
 def test_what_is_no_tensor_cannot_be_read():

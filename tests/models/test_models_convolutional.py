@@ -91,11 +91,11 @@ def test_the_block_is_its_equation(stride, outputs):
 
 def test_maps_of_resnet_halve_and_channels_double():
     model = build("resnet34", 10, width=4).eval()
-    found = []
+    shapes = []
     for stage in model.stages:
-        stage.register_forward_hook(lambda _, __, output: found.append(tuple(output.shape[1:])))
+        stage.register_forward_hook(lambda _, __, output: shapes.append(tuple(output.shape[1:])))
     model(torch.randn(1, 3, 32, 32))
-    assert found == [(4, 32, 32), (8, 16, 16), (16, 8, 8), (32, 4, 4)]
+    assert shapes == [(4, 32, 32), (8, 16, 16), (16, 8, 8), (32, 4, 4)]
     assert [len(stage) for stage in model.stages] == [3, 4, 6, 3]
 
 

@@ -11,10 +11,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.core.test_messages import WORK
+from tests.core.wire.test_messages import WORK
 from tests.models_helpers import check_forward, on_meta, seeded_with
-from umbel.core.messages import decode_work, encode_payload, encode_work
 from umbel.core.records import Payload
+from umbel.core.wire.messages import decode_work, encode_payload, encode_work
 from umbel.models import build, names, options
 from umbel.models.base import Block, Model
 from umbel.models.checkpointing import checkpoint_blocks
@@ -169,8 +169,8 @@ def test_images_are_padded_evenly(name):
 @pytest.mark.parametrize("number", [1, 3, 4])
 def test_halving_leaves_2_x_2(number):
     for side in range(2, 70):
-        found, after = halving_strides(side, number), side
-        for stride in found:
+        strides, after = halving_strides(side, number), side
+        for stride in strides:
             assert stride == (2 if after > 2 else 1)
             after = (after + stride - 1) // stride
         assert after == max(2, -(-side // 2**number))

@@ -9,13 +9,13 @@ import torch
 from flwr.app import Message
 
 from tests.helpers import tree as T
-from umbel.core.blocks import Assembler, BlockTree, cut, fold_block
 from umbel.core.collecting import Collect
+from umbel.core.fold_tree import FoldTree
 from umbel.core.folds import WeightedMean, product
-from umbel.core.identity import fingerprint, greeting_signature
-from umbel.core.messages import decode_json, decode_work, encode_json, encode_outcome
 from umbel.core.records import Payload, Reply
-from umbel.core.work import Outcome, Work
+from umbel.core.wire.identity import fingerprint, greeting_signature
+from umbel.core.wire.messages import decode_json, decode_work, encode_json, encode_outcome
+from umbel.core.wire.work import Outcome, Work
 from umbel.server.exchange import Exchange
 from umbel.server.nodes import Directory
 from umbel.simulations.engines.flower_internals import error_reply, identify
@@ -26,10 +26,10 @@ FOLDS = {
     "mean": product({"delta": WeightedMean("model")}, ["loss"]),
     "collect": product({"delta": Collect("model")}, ["loss"]),
 }
-# Blocks of two of (0 .. 8): node 2 holds 3, so the block (2 3) is nobody's, and (4 5), (6 7) are node 2's.
+# Of the siblings (0 1) (2 3) (4 5) (6 7) 8, nobody holds both 2 and 3; node 2 has (4 5 6 7) whole.
 HELD = {1: range(3), 2: range(3, 8), 3: range(8, 9)}
 COHORT = tuple(range(9))
-WORK = Work("run", "a", 1, 0, "train", "hash", 0, (), 0, frozenset())
+WORK = Work("run", "a", 1, 0, "train", "hash", 0)
 
 
 def make_reply(client):
@@ -39,14 +39,10 @@ def make_reply(client):
 
 def work_honestly(message, fold, answer):
     work, _ = decode_work(message.content)
-    outcome, tree = Outcome(bytes_up=16 * len(work.clients)), BlockTree(fold, work.num_blocks)
-    for block in work.blocks:
-        replies = {client: answer(client) for client in block.clients if client in work.clients}
-        if work.clients.issuperset(block.clients):
-            tree.add(0, block.index, fold_block(fold, block, replies))
-        else:
-            outcome.singles |= replies
-    outcome.nodes = list(tree.nodes())
+    outcome, tree = Outcome(bytes_up=16 * len(work.leaves)), FoldTree(fold, work.num_leaves)
+    for client, place in work.leaves.items():
+        tree.add_reply(place, client, answer(client))
+    outcome.singles, outcome.nodes = dict(tree.replies()), list(tree.nodes())
     return outcome
 
 
@@ -82,7 +78,12 @@ class FakePort(LocalPort):
                     yield Message(content, reply_to=message)
 
 
-def exchange(fold, behave, answer=make_reply, examples=None, most_examples=float, num_examples=None):
+def own(client, num_examples):
+    """As many as the client has."""
+    return num_examples
+
+
+def exchange(fold, behave, answer=make_reply, examples=None, most_examples=own, num_examples=None):
     """Return what came of an exchange, its report, and how many were done after each answer.
 
     Args:
@@ -97,16 +98,16 @@ def exchange(fold, behave, answer=make_reply, examples=None, most_examples=float
     directory = Directory(port, "hash", len(COHORT), 1.0)
     directory.wait()
     done = []
-    phase = Exchange(port, directory, 2, 5.0, 1 << 20, done.append, lambda: None, num_examples)
+    phase = Exchange(port, directory, 5.0, 1 << 20, done.append, lambda: None, num_examples)
     return *phase.run(WORK, PAYLOAD, COHORT, fold, most_examples=most_examples), done
 
 
 def without(fold, clients, answer=make_reply):
     """What comes of the others, in one process."""
-    assembler = Assembler(fold, cut(COHORT, 2))
-    for client in COHORT:
-        assembler.add_client(client, None if client in clients else answer(client))
-    return fold.finish(assembler.finish())
+    replies = FoldTree(fold, len(COHORT))
+    for place, client in enumerate(COHORT):
+        replies.add_reply(place, client, None if client in clients else answer(client))
+    return fold.finish(replies.root())
 
 
 def same(left, right):

@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import SMALL, Notices, small_run
-from umbel.client.handlers import process
 from umbel.conf.load import load
 from umbel.core.clients import written
 from umbel.server import coverage, reading
@@ -134,6 +133,13 @@ def test_nor_is_who_drops_out_of_one_phase_of_several(tmp_path: Path, seed: int)
     assert result.summary["coverage"]["lost"] == []
 
 
+def test_nor_is_who_has_nothing_of_the_current_task(tmp_path: Path) -> None:
+    tasks = ("data.partition=split_tasks", "data.num_tasks=3", "data.rounds_per_task=2", "run.rounds=6")
+    result = small_run(tmp_path, *tasks, "data.num_clients=60", "data.max_train=300", "evaluate.clients=0")
+    assert result.summary["num_failures"] > 10
+    assert result.summary["coverage"]["lost"] == []
+
+
 def test_an_evaluation_that_fails_is_counted_and_takes_nobody_away(tmp_path: Path) -> None:
     result = small_run(tmp_path, STRATEGY, "strategy.evaluates=true", "evaluate.clients=-1")
     covered = result.summary["coverage"]
@@ -170,6 +176,10 @@ class TwoNodes(LocalPort):
         for message in messages:
             yield from self._nodes[message.metadata.dst_node_id].stream([message], deadline)
 
+    def exchange(self, tasks, deadline, on_wait=None):
+        for task in tasks:
+            yield from self._nodes[task.node].exchange([task], deadline)
+
 
 class Rounds(Notices):
     """Tells the nodes how far the run is."""
@@ -204,4 +214,3 @@ def test_the_clients_of_a_node_that_left_are_lost_unless_it_comes_back(
         [f"Clients {written(lost)} of 4 were lost for good; the model is that of the others."] if lost else []
     )
     assert reading.model(folder)
-    assert process.on_client is None

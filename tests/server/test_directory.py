@@ -9,7 +9,7 @@ import pytest
 
 from tests.server.fakes import Greeted, node_of
 from tests.server.test_sites import NORTH, SOUTH, site, write
-from umbel.core.identity import fingerprint, new_key
+from umbel.core.wire.identity import fingerprint, new_key
 from umbel.server.errors import RunStoppedError
 from umbel.server.nodes import NODES, Directory, Told
 from umbel.server.sites import Sites
@@ -154,6 +154,24 @@ def test_claims_are_held_to_the_most_examples_of_a_site(known):
     directory = directory_of(port, known)
     directory.wait()
     assert directory.most_examples(0) == 20
+
+
+def test_the_most_examples_of_a_site_count_each_once_whatever_number_of_tasks_show_it(known):
+    many = {0: 100, 1: 5, 2: 5, 3: 101}  # 20 examples in each of 5 tasks are 100
+    port = Greeted({1: node_of(NORTH, range(4), examples=many), 2: HONEST[2]})
+    with pytest.raises(RunStoppedError, match="client 3 has 101 training examples; it may claim 20 in each of 5 tasks"):
+        Directory(port, "hash", 8, 0.0, "a run", known, repeats=5).wait()
+    port.answers[1] = node_of(NORTH, range(4), examples={**many, 3: 100})
+    directory = Directory(port, "hash", 8, 0.0, "a run", known, repeats=5)
+    directory.wait()
+    assert [directory.most_examples(client) for client in range(4)] == [100, 5, 5, 100]
+    write(known.path, site(NORTH, "0-3", "max_examples: 19"), site(SOUTH, "4-7"))
+    directory.refresh()
+    assert directory.split([0, 4]) == ({2: frozenset({4})}, [0])
+    port.answers[1] = HONEST[1]  # it does not say
+    directory = Directory(port, "hash", 8, 0.0, "a run", known, repeats=5)
+    directory.wait()
+    assert directory.most_examples(0) == 95
 
 
 def test_a_key_that_comes_twice_is_asked_again_when_the_first_node_has_left(known):

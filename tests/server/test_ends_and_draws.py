@@ -17,7 +17,7 @@ from umbel.server.errors import RunStoppedError
 from umbel.server.session import Session
 from umbel.simulations import api
 
-LEARNS = ("run.rounds=8", "client.lr=0.2", "data.server_validation=0.2")
+LEARNS = ("run.rounds=8", "client.lr=0.1", "client.epochs=5", "data.server_validation=0.2")
 
 
 def test_a_run_ends_when_it_has_what_it_was_for(tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ from tests.server.fakes import (
     single,
     without,
 )
-from umbel.core.messages import encode_json
 from umbel.core.records import Reply
-from umbel.core.work import Outcome
+from umbel.core.wire.messages import encode_json
+from umbel.core.wire.work import Outcome
 
 
 @pytest.fixture(params=list(FOLDS))
@@ -32,8 +32,8 @@ def fold(request):
 
 
 def test_honest_nodes(fold):
-    found, report, done = exchange(fold, {})
-    assert same(found, without(fold, ())) and not report.failures
+    folded, report, done = exchange(fold, {})
+    assert same(folded, without(fold, ())) and not report.failures
     assert report.bytes_down == report.bytes_up == 9 * 16 and report.framing_down > 0
     assert done == [1, 6, 9]
 
@@ -74,8 +74,8 @@ NODE_FAULTS = {
 @pytest.mark.parametrize("fault", NODE_FAULTS)
 def test_a_node_that_answers_nothing(fold, fault):
     behave, reason = NODE_FAULTS[fault]
-    found, report, _ = exchange(fold, {2: behave})
-    assert same(found, without(fold, HELD[2]))
+    folded, report, _ = exchange(fold, {2: behave})
+    assert same(folded, without(fold, HELD[2]))
     assert report.failures.keys() == set(HELD[2])
     for node, text in report.failures.values():
         assert node == 2 and reason in text and len(text) <= 500 and text.isprintable()
@@ -152,9 +152,9 @@ PARTIAL_FAULTS = {
 
 @pytest.mark.parametrize("fault", PARTIAL_FAULTS)
 def test_partial_sums_that_lie(fold, fault):
-    found, report, _ = exchange(fold, {2: PARTIAL_FAULTS[fault]})
+    folded, report, _ = exchange(fold, {2: PARTIAL_FAULTS[fault]})
     lost = {4, 5, 6, 7}  # client 3 came singly and is good
-    assert same(found, without(fold, lost))
+    assert same(folded, without(fold, lost))
     assert report.failures.keys() == lost and {node for node, _ in report.failures.values()} == {2}
     assert all(reason for _, reason in report.failures.values())
 
@@ -181,16 +181,16 @@ SINGLE_FAULTS = {
 @pytest.mark.parametrize("fault", SINGLE_FAULTS)
 def test_single_replies_that_lie(fold, fault):
     change, reason = SINGLE_FAULTS[fault]
-    found, report, _ = exchange(fold, {2: single(3, change)})
-    assert same(found, without(fold, {3}))
+    folded, report, _ = exchange(fold, {2: single(3, change)})
+    assert same(folded, without(fold, {3}))
     ((client, (node, text)),) = report.failures.items()
     assert (client, node) == (3, 2) and reason in text
 
 
 def test_integers_are_not_averaged():
     change = single(3, lambda r: replace(r, trees={"delta": {"w": torch.tensor([1, 2])}}))
-    found, report, _ = exchange(FOLDS["mean"], {2: change})
-    assert same(found, without(FOLDS["mean"], {3})) and "'w' is torch.int64" in report.failures[3][1]
+    folded, report, _ = exchange(FOLDS["mean"], {2: change})
+    assert same(folded, without(FOLDS["mean"], {3})) and "'w' is torch.int64" in report.failures[3][1]
 
 
 def test_a_node_speaks_for_no_other(fold):
@@ -201,8 +201,8 @@ def test_a_node_speaks_for_no_other(fold):
         outcome.seconds |= {0: 1e9, 3: 0.5}
         return [outcome]
 
-    found, report, _ = exchange(fold, {2: behave})
-    assert same(found, without(fold, ())) and not report.failures
+    folded, report, _ = exchange(fold, {2: behave})
+    assert same(folded, without(fold, ())) and not report.failures
     assert report.seconds.keys() == {3} and 0 <= report.seconds[3] <= 0.5
 
 
@@ -257,11 +257,11 @@ def test_a_client_counts_no_more_examples_than_its_node_declared(fold, client, l
     honest, report, _ = exchange(fold, {}, examples=DECLARED)
     assert same(honest, without(fold, ())) and not report.failures
     for number in (client + 2, 10**12):
-        found, report, _ = exchange(fold, {}, more_of(client, number), DECLARED)
-        assert same(found, without(fold, lost)) and report.failures.keys() == lost
+        folded, report, _ = exchange(fold, {}, more_of(client, number), DECLARED)
+        assert same(folded, without(fold, lost)) and report.failures.keys() == lost
     fewer = more_of(client, 1)  # a task's part of them
-    found, report, _ = exchange(fold, {}, fewer, DECLARED)
-    assert same(found, without(fold, (), fewer)) and not report.failures
+    folded, report, _ = exchange(fold, {}, fewer, DECLARED)
+    assert same(folded, without(fold, (), fewer)) and not report.failures
 
 
 @pytest.mark.parametrize("declared", [None, dict.fromkeys(COHORT, 10**12)])
@@ -269,25 +269,25 @@ def test_nor_more_than_the_server_knows_that_it_has(fold, declared):
     knows = {"num_examples": DECLARED.__getitem__}
     honest, report, _ = exchange(fold, {}, examples=declared, **knows)
     assert same(honest, without(fold, ())) and not report.failures
-    found, report, _ = exchange(fold, {}, more_of(3, 10**12), declared, **knows)
-    assert same(found, without(fold, {3})) and report.failures.keys() == {3}
+    folded, report, _ = exchange(fold, {}, more_of(3, 10**12), declared, **knows)
+    assert same(folded, without(fold, {3})) and report.failures.keys() == {3}
 
 
 def test_a_phase_may_say_that_clients_count_more(fold):
-    twice, answer = {"most_examples": lambda own: 2 * own}, more_of(3, 8)
-    found, report, _ = exchange(fold, {}, answer, DECLARED, **twice)
-    assert same(found, without(fold, (), answer)) and not report.failures
+    twice, answer = {"most_examples": lambda client, own: 2 * own}, more_of(3, 8)
+    folded, report, _ = exchange(fold, {}, answer, DECLARED, **twice)
+    assert same(folded, without(fold, (), answer)) and not report.failures
     _, report, _ = exchange(fold, {}, more_of(3, 9), DECLARED, **twice)
     assert report.failures[3][1] == "num_examples should be at most 8, found 9"
-    _, report, _ = exchange(fold, {}, more_of(3, 10**12), DECLARED, most_examples=lambda own: math.inf)
+    _, report, _ = exchange(fold, {}, more_of(3, 10**12), DECLARED, most_examples=lambda client, own: math.inf)
     assert not report.failures
 
 
 def test_a_client_without_examples_may_count_one(fold):
     """As one does whose number of examples would be private, or that evaluates."""
     answer = more_of(3, 1)
-    found, report, _ = exchange(fold, {}, answer, {**DECLARED, 3: 0})
-    assert same(found, without(fold, (), answer)) and not report.failures
+    folded, report, _ = exchange(fold, {}, answer, {**DECLARED, 3: 0})
+    assert same(folded, without(fold, (), answer)) and not report.failures
 
 
 def test_a_node_that_repeats_itself(fold):
@@ -295,11 +295,11 @@ def test_a_node_that_repeats_itself(fold):
         again = Outcome(list(outcome.nodes), dict(outcome.singles), bytes_up=outcome.bytes_up)
         return [outcome, again, ValueError("and fails")]
 
-    found, report, _ = exchange(fold, {1: behave, 2: behave, 3: behave})
-    assert same(found, without(fold, ())) and not report.failures
+    folded, report, _ = exchange(fold, {1: behave, 2: behave, 3: behave})
+    assert same(folded, without(fold, ())) and not report.failures
     assert report.bytes_up == 9 * 16
 
 
 def test_nobody_answers(fold):
-    found, report, _ = exchange(fold, dict.fromkeys(HELD, lambda _: []))
-    assert found is None and report.failures.keys() == set(COHORT)
+    folded, report, _ = exchange(fold, dict.fromkeys(HELD, lambda _: []))
+    assert folded is None and report.failures.keys() == set(COHORT)

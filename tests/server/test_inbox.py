@@ -11,9 +11,9 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.app.message.arraychunk import ArrayChunk
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 
-from umbel.core.messages import decode_json, encode_json, encode_outcome
 from umbel.core.records import Reply
-from umbel.core.work import Outcome
+from umbel.core.wire.messages import decode_json, encode_json, encode_outcome
+from umbel.core.wire.work import Outcome
 from umbel.server.flower.inbox import FlowerPort
 from umbel.server.flower.pulling import UnreadableError, inflated
 from umbel.simulations.engines.flower_internals import identify
@@ -82,10 +82,10 @@ def changed(**metadata):
     ids=range(8),
 )
 def test_what_is_no_answer_is_that_nodes_failure(answer, reason):
-    found = answers(answer)
-    assert found.keys() == {GOOD, BAD}
-    assert decode_json(found[GOOD].content) == {"from": GOOD}
-    assert found[BAD].has_error() and reason in found[BAD].error.reason
+    by_node = answers(answer)
+    assert by_node.keys() == {GOOD, BAD}
+    assert decode_json(by_node[GOOD].content) == {"from": GOOD}
+    assert by_node[BAD].has_error() and reason in by_node[BAD].error.reason
 
 
 @pytest.mark.parametrize("error", [ConnectionError("gone"), httpx.ConnectError("gone"), TimeoutError("gone")])

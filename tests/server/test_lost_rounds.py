@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from flwr.app import Message
 
 from tests.helpers import SMALL, small_run
 from umbel.client.evaluation import evaluate_client
-from umbel.core.messages import decode_work, encode_outcome
-from umbel.core.work import Outcome
+from umbel.core.wire.work import Outcome
 from umbel.server import checkpoint
 from umbel.server.errors import RunStoppedError
 from umbel.server.main import execute
+from umbel.server.port import Answer
 from umbel.simulations import api
 from umbel.simulations.engines.inline import InlinePort
 
@@ -34,25 +33,21 @@ def corrupt_run(tmp_path, monkeypatch, from_round, *overrides):
     """A run whose only node loses client 1's block from a round on."""
 
     class Corrupt(InlinePort):
-        def stream(self, messages, deadline, on_wait=None):
-            for message in messages:
-                for reply in super().stream([message], deadline):
-                    if message.metadata.message_type != "query":
-                        work, _ = decode_work(message.content)
-                        if work.round >= from_round:
-                            bad = Outcome(failures=dict.fromkeys(sorted(work.clients), "burnt"))
-                            yield Message(encode_outcome(bad), reply_to=message)
-                            continue
-                    yield reply
+        def exchange(self, tasks, deadline, on_wait=None):
+            for task in tasks:
+                if task.work.round >= from_round:
+                    yield Answer(task.node, Outcome(failures=dict.fromkeys(task.work.leaves, "burnt")))
+                else:
+                    yield from super().exchange([task], deadline)
 
     monkeypatch.setattr(api, "InlinePort", Corrupt)
     return small_run(tmp_path, *overrides)
 
 
 def test_too_few_replies_end_the_run_with_everything_saved(tmp_path, monkeypatch):
-    with pytest.raises(RunStoppedError) as found:
+    with pytest.raises(RunStoppedError) as stopped:
         corrupt_run(tmp_path, monkeypatch, 3, "run.rounds=4", "checkpoint.every=0", "run.name=r")
-    text = str(found.value)
+    text = str(stopped.value)
     assert "Round 3, phase train: 0 of 4 clients sent a good reply, 1 are needed (run.min_replies=1)" in text
     assert "client 0 on node 1: burnt" in text
     assert checkpoint.latest(tmp_path / "r" / "checkpoints").progress.round == 2

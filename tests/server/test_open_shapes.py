@@ -37,8 +37,8 @@ def sent_beside(tensor, owners):
     ids=range(4),
 )
 def test_rows_that_nobody_sent(behave):
-    found, report, _ = exchange(OPEN, {2: behave})
-    assert same(found, without(OPEN, {4, 5, 6, 7})) and report.failures.keys() == {4, 5, 6, 7}
+    folded, report, _ = exchange(OPEN, {2: behave})
+    assert same(folded, without(OPEN, {4, 5, 6, 7})) and report.failures.keys() == {4, 5, 6, 7}
 
 
 OTHER_SHAPES = {
@@ -51,8 +51,8 @@ OTHER_SHAPES = {
 def test_shapes_that_cannot_be_merged_cost_those_who_come_with_them(fault):
     """The payload leaves the shapes open: the first answer, here of node 3, sets them for all."""
     behave, lost = OTHER_SHAPES[fault]
-    found, report, _ = exchange(OPEN, {2: behave})
-    assert same(found, without(OPEN, lost)) and report.failures.keys() == lost
+    folded, report, _ = exchange(OPEN, {2: behave})
+    assert same(folded, without(OPEN, lost)) and report.failures.keys() == lost
     assert all("another client's has" in text for _, text in report.failures.values())
 
 
@@ -64,9 +64,9 @@ def test_moments_of_another_width_cost_those_who_send_them():
         return Reply(moments_of(2), {"loss": 0.0}, 2)
 
     fold = product({"delta": Moments()}, ["loss"])
-    found, report, _ = exchange(fold, {2: single(3, lambda r: replace(r, trees=moments_of(3)))}, answer)
+    folded, report, _ = exchange(fold, {2: single(3, lambda r: replace(r, trees=moments_of(3)))}, answer)
     assert report.failures.keys() == {3} and "should have shape (6,)" in report.failures[3][1]
-    assert same(found, without(fold, {3}, answer))
+    assert same(folded, without(fold, {3}, answer))
 
 
 # Evaluation -------------------------------------------------------------------------------------------------
@@ -89,6 +89,6 @@ def test_a_lie_about_retrieval_costs_the_liar(liar, width):
         outcome.singles[liar] = Reply({"counts": lie})
         return [outcome]
 
-    found, report, _ = exchange(fold, {node: apart}, answer)
-    assert same(found, without(fold, {liar}, answer)) and report.failures.keys() == {liar}
+    folded, report, _ = exchange(fold, {node: apart}, answer)
+    assert same(folded, without(fold, {liar}, answer)) and report.failures.keys() == {liar}
     assert "6 of retrieval" in report.failures[liar][1]

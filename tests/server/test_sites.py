@@ -7,8 +7,8 @@ import os
 
 import pytest
 
-from umbel.core.identity import fingerprint, new_key, public_text
 from umbel.core.refusal import Refusal
+from umbel.core.wire.identity import fingerprint, new_key, public_text
 from umbel.server.sites import SITES, Sites, read_sites
 
 NORTH, SOUTH, ALICE = new_key(), new_key(), new_key()
@@ -30,10 +30,10 @@ def write(path, *sites, before=""):
 def test_a_list_of_sites_is_read(tmp_path):
     before = f"federation: hospitals\nsubmitters:\n  alice: {{key: {key(ALICE)}}}\n"
     north, south = site(NORTH, "0-3, 9", "max_examples: 20"), site(SOUTH, "4-7", "max_examples: null", "revoked: true")
-    found = read_sites(write(tmp_path / "sites.yaml", north, south, before=before))
-    assert found.federation == "hospitals"
-    assert {name: fingerprint(public) for name, public in found.submitters.items()} == {"alice": fingerprint(ALICE)}
-    one, other = found.sites[fingerprint(NORTH)], found.sites[fingerprint(SOUTH)]
+    site_list = read_sites(write(tmp_path / "sites.yaml", north, south, before=before))
+    assert site_list.federation == "hospitals"
+    assert {name: fingerprint(public) for name, public in site_list.submitters.items()} == {"alice": fingerprint(ALICE)}
+    one, other = site_list.sites[fingerprint(NORTH)], site_list.sites[fingerprint(SOUTH)]
     assert (one.name, one.clients, one.max_examples, one.revoked) == ("site0", (range(4), range(9, 10)), 20, False)
     assert (other.name, other.max_examples, other.revoked) == ("site1", None, True)
     assert one.foreign([0, 3, 4, 9, 10], 12) == [4, 10]

@@ -176,13 +176,13 @@ def test_rules_for_batch_norm(tmp_path, monkeypatch, norm, strategy):
     files = sorted((result.path / "memory").rglob("*.safetensors"))
     assert len({path.parent for path in files}) == 4
     kept = [read_tensors(path)[0] for path in files if path.name.startswith("000002")]
-    own = [{name.removeprefix("#norm/"): t for name, t in each.items() if "#norm/" in name} for each in kept]
+    own = [{name.removeprefix("#own/"): t for name, t in each.items() if "#own/" in name} for each in kept]
     assert all(each.keys() == statistics | counters | affine for each in own)
     assert len({tuple(each[min(statistics)].tolist()) for each in own}) == 4  # each client's are its own
     first = read_tensors(next(path for path in files if path.name.startswith("000001")))[0]
     second = read_tensors(next(path for path in files if path.name.startswith("000002")))[0]
     for counter in counters:  # the second round went on from the first
-        assert second[f"#norm/{counter}"] == 2 * first[f"#norm/{counter}"] > 0
+        assert second[f"#own/{counter}"] == 2 * first[f"#own/{counter}"] > 0
     initial = model(small_run(tmp_path, *CVT, "client.lr=0", "run.rounds=1"))
     assert all(torch.equal(state[name], initial[name]) for name in affine)  # the generic model has none of theirs
 

@@ -9,7 +9,7 @@ import torch
 
 from tests.helpers import watch_phases
 from umbel import run
-from umbel.client import worker
+from umbel.client import host
 from umbel.core.memory import MemoryRecord, MemoryStore, Version
 from umbel.strategies.fedloge.method import FedLoGe
 
@@ -35,7 +35,7 @@ def written(monkeypatch: pytest.MonkeyPatch) -> dict[tuple[int, int, int], Memor
 
 
 def norm_of(record: MemoryRecord) -> torch.Tensor:
-    return torch.cat([tensor.double().flatten() for _, tensor in sorted(record.trees[worker.NORM].items())])
+    return torch.cat([tensor.double().flatten() for _, tensor in sorted(record.trees[host.OWN].items())])
 
 
 def test_ggeurs_geometry_leaves_it_alone(written, tmp_path):
@@ -62,7 +62,7 @@ def test_fedloges_classes_leave_it_alone(written, tmp_path, monkeypatch):
     run("synthetic", *SMALL, "strategy.name=fedloge", "run.rounds=2", f"run.results={tmp_path}")
     for k in range(3):
         assert torch.equal(norm_of(written[2, 0, k]), norm_of(written[1, 1, k]))
-    assert worker.NORM not in written[2, 0, 3].trees  # it has trained nothing yet
+    assert host.OWN not in written[2, 0, 3].trees  # it has trained nothing yet
 
 
 def test_fot_keeps_what_was_trained_when_it_sketches_the_clients_own_model(written, tmp_path):

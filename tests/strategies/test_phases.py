@@ -13,10 +13,11 @@ from tests.end_to_end.test_engines import SMALL, STRATEGIES
 from tests.helpers import unequal
 from umbel.client.worker import Worker
 from umbel.conf.load import load
-from umbel.core.blocks import cut
+from umbel.core.fold_tree import FoldTree
 from umbel.core.names import UnknownNameError
+from umbel.core.records import Payload
 from umbel.core.refusal import Refusal
-from umbel.core.work import Work
+from umbel.core.wire.work import Work
 from umbel.server.session import Session
 from umbel.strategies import fedavg, registry, scaffold
 from umbel.strategies.base import Phase, by_name, over
@@ -110,13 +111,14 @@ def test_over_keeps_the_bases_exchange(kind):
     state = strategy.initial(alone.server())
     pair = ("own", state)
     for round_ in (1, 2):
-        state = alone.round(strategy, state, round_, block_size=3)  # one block: replies are added in order
+        state = alone.round(strategy, state, round_)
         sent = lifted.broadcast(pair, above.server(round_))
-        total, fold = lifted.fold().zero(), lifted.fold()
+        fold = lifted.fold()
+        replies = FoldTree(fold, above.num_clients)
         for k in range(above.num_clients):
             client = above.client(k, round_, lambda record, k=k: above.memory.update({k: record}))
-            total = fold.add(total, k, lifted.local(sent, client))
-        pair = lifted.update(pair, fold.finish(total), above.server(round_))
+            replies.add_reply(k, k, lifted.local(sent, client))
+        pair = lifted.update(pair, fold.finish(replies.root()), above.server(round_))
     assert pair[0] == "own"
     assert torch.equal(pair[1].model["w"], state.model["w"])
 
@@ -162,10 +164,9 @@ def test_what_clients_receive_to_evaluate(strategy, trees):
 
 def test_a_worker_names_the_phase_that_its_strategy_lacks(tmp_path: Path) -> None:
     worker = Worker(load("digits", [*SMALL, *STRATEGIES["fot"]]), tmp_path)
-    blocks = tuple(cut([0], 4))
-    work = Work("run", "a", 1, 0, "trains", worker.config_hash, 0, blocks, 1, frozenset({0}))
+    work = Work("run", "a", 1, 0, "trains", worker.config_hash, 0, 1, {0: 0})
     with pytest.raises(UnknownNameError, match=r"FOT has no phase 'trains'\. .*: train, sketch, train_and_sketch\."):
-        worker.run(work, None)
+        worker.run(work, Payload())
 
 
 def test_two_names_in_a_table_of_phases():

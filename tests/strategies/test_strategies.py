@@ -15,7 +15,20 @@ from umbel.core.folds import Folded
 from umbel.core.names import UnknownNameError
 from umbel.core.refusal import Refusal
 from umbel.core.training import LocalConfig
-from umbel.strategies import fedavg, fedopt, fedprox, registry, scaffold
+from umbel.core.training.corrections import AffineCorrection
+from umbel.strategies import (
+    fedavg,
+    fedbabu,
+    feddyn,
+    fednova,
+    fedntd,
+    fedopt,
+    fedprox,
+    fedrep,
+    moon,
+    registry,
+    scaffold,
+)
 from umbel.strategies.base import Strategy
 
 
@@ -125,7 +138,8 @@ def test_means_are_cast_once_and_then_added():
 
 def test_proximal_gradient():
     gradient = torch.tensor([1.0, -1.0])
-    fedprox.add_proximal_gradient([torch.tensor([3.0, 0.0])], [gradient], [torch.tensor([1.0, 4.0])], 0.5)
+    pull = AffineCorrection(0.5, [torch.tensor([1.0, 4.0])])
+    pull([torch.tensor([3.0, 0.0])], [gradient])
     assert gradient.tolist() == [2.0, -3.0]  # 1 + (3 - 1) / 2, -1 + (0 - 4) / 2
 
 
@@ -145,6 +159,15 @@ def test_scaffolds_renewed_control():
         (lambda: fedavg.FedAvg(fedavg.Config(weighting="batches")), "strategy.weighting"),
         (lambda: fedprox.FedProx(fedprox.Config(weighting="batches")), "strategy.weighting"),
         (lambda: fedprox.FedProx(fedprox.Config(mu=-0.1)), "strategy.mu"),
+        (lambda: feddyn.FedDyn(feddyn.Config(alpha=0.0)), "strategy.alpha"),
+        (lambda: fednova.FedNova(fednova.Config(mu=-0.1)), "strategy.mu"),
+        (lambda: moon.MOON(moon.Config(temperature=0.0)), "strategy.temperature"),
+        (
+            lambda: fedbabu.FedBABU(fedbabu.Config(finetune="tail")),
+            "strategy.finetune should be one of all, head, body",
+        ),
+        (lambda: fedrep.FedRep(fedrep.Config(head_epochs=-1)), "strategy.head_epochs"),
+        (lambda: fedntd.FedNTD(fedntd.Config(beta=-0.1)), "strategy.beta"),
         (lambda: scaffold.Scaffold(scaffold.Config(option="III")), "strategy.option should be one of I, II"),
         (lambda: fedopt.FedOpt(fedopt.Config(optimizer="adagrad")), "strategy.optimizer"),
         (lambda: fedopt.FedOpt(fedopt.Config(momentum=1.0)), "strategy.momentum"),

@@ -129,7 +129,7 @@ class Concept:
     @classmethod
     def of(cls, facts: Mapping[str, Any]) -> Concept:
         """Return a concept out of what `facts` returned, be it through JSON."""
-        words = {source: tuple(found) for source, found in facts["keywords"].items()}
+        words = {source: tuple(keywords) for source, keywords in facts["keywords"].items()}
         return cls(**(dict(facts) | {"keywords": words}))
 
     @property
@@ -171,7 +171,7 @@ def read_concepts() -> tuple[Concept, ...]:
     labels = {code_of(row["hexcode"]): row for row in read_json("emojibase", "en/data.json")}
     library = {code_of_text(text): words for text, words in read_json("emojilib", "dist/emoji-en-US.json").items()}
     unicode = read_json("cldr", "annotations/en/annotations.json")["annotations"]["annotations"]
-    annotated = {code_of_text(text): found.get("default", ()) for text, found in unicode.items()}
+    annotated = {code_of_text(text): annotation.get("default", ()) for text, annotation in unicode.items()}
     nameless = sorted(rows.keys() - labels.keys())
     if nameless:
         path = npm.folder(PACKAGES["emojibase"], DATA_NAME) / "en/data.json"
@@ -192,8 +192,8 @@ def read_concepts() -> tuple[Concept, ...]:
     )
 
 
-def _words(found: Iterable[str]) -> tuple[str, ...]:
-    return tuple(word.replace("_", " ").strip() for word in found if word.strip("_ "))
+def _words(words: Iterable[str]) -> tuple[str, ...]:
+    return tuple(word.replace("_", " ").strip() for word in words if word.strip("_ "))
 
 
 def read_json(package: str, name: str) -> Any:

@@ -79,11 +79,11 @@ def load(config: DataConfig, _seed: int) -> DataSet:
     check(config)
     options = OPTIONS | config.options
     styles, size = store.styles_of(options["domains"]), as_size(options["image_size"])
-    found = store.concepts()
+    concepts = store.concepts()
     entries = {name: store.pictures(name, size) for name in styles}
     drawn = {name: store.drawn(entry, options["blanks"]) for name, entry in entries.items()}
     need = len(styles) if options["complete"] else 1
-    kept = [concept for concept in found if sum(concept.code in codes for codes in drawn.values()) >= need]
+    kept = [concept for concept in concepts if sum(concept.code in codes for codes in drawn.values()) >= need]
     classes = _classes(kept, options["labels"], options["min_concepts"])
     kept_codes = {concept.code for concept in kept if _class_of(concept, options["labels"]) in classes}
     if not kept_codes:
@@ -93,23 +93,25 @@ def load(config: DataConfig, _seed: int) -> DataSet:
             remedy="Lower data.options.min_concepts, or choose other data.options.domains.",
         )
     place = {name: label for label, name in enumerate(classes)}
-    codes = store.alike_codes(found) if options["concepts"] == "look_alikes" else [concept.code for concept in found]
+    codes = (
+        store.alike_codes(concepts) if options["concepts"] == "look_alikes" else [concept.code for concept in concepts]
+    )
     columns = {
-        "labels": torch.tensor([place.get(_class_of(concept, options["labels"]), -1) for concept in found]),
+        "labels": torch.tensor([place.get(_class_of(concept, options["labels"]), -1) for concept in concepts]),
         "concepts": store.numbered(codes),
     }
-    names = [concept.name for concept in found]
+    names = [concept.name for concept in concepts]
     split = {}
     for test in (False, True):
         picks = {
             style: [
                 number
-                for number, concept in enumerate(found)
+                for number, concept in enumerate(concepts)
                 if concept.code in kept_codes and concept.code in drawn[style] and store.is_test(codes[number]) is test
             ]
             for style in styles
         }
-        split[test] = store.examples(found, entries, picks, columns, names)
+        split[test] = store.examples(concepts, entries, picks, columns, names)
     mean, std = channel_statistics(split[False].images)
     return DataSet(
         name="emoji_domains",

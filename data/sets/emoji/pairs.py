@@ -64,16 +64,16 @@ def load(config: DataConfig, _seed: int) -> DataSet:
     check(config)
     options = OPTIONS | config.options
     styles, size = store.styles_of(options["domains"]), as_size(options["image_size"])
-    found = store.concepts()
+    concepts = store.concepts()
     entries = {name: store.pictures(name, size) for name in styles}
     drawn = {name: store.drawn(entry) for name, entry in entries.items()}
-    captions = [_caption(concept, options) for concept in found]
-    artists = [_artists(concept.code, drawn, bool(options["every_domain"])) for concept in found]
+    captions = [_caption(concept, options) for concept in concepts]
+    artists = [_artists(concept.code, drawn, bool(options["every_domain"])) for concept in concepts]
     kept = _unique(captions, artists)
-    groups = list(dict.fromkeys(concept.group for number, concept in enumerate(found) if number in kept))
-    codes = store.alike_codes(found)
+    groups = list(dict.fromkeys(concept.group for number, concept in enumerate(concepts) if number in kept))
+    codes = store.alike_codes(concepts)
     columns = {
-        "labels": torch.tensor([groups.index(each.group) if each.group in groups else -1 for each in found]),
+        "labels": torch.tensor([groups.index(each.group) if each.group in groups else -1 for each in concepts]),
         "concepts": store.numbered(codes),
     }
     split = {}
@@ -82,7 +82,7 @@ def load(config: DataConfig, _seed: int) -> DataSet:
             style: [number for number in kept if style in artists[number] and store.is_test(codes[number]) is test]
             for style in styles
         }
-        split[test] = store.examples(found, entries, picks, columns, captions)
+        split[test] = store.examples(concepts, entries, picks, columns, captions)
     if not len(split[False]) or not len(split[True]):
         raise DataError(
             "emoji_pairs: too few emoji are left for a split.",

@@ -52,17 +52,17 @@ def styles_of(value: object) -> tuple[str, ...]:
             f"data.options.domains must be names with commas between them, found {value!r}.",
             key="data.options.domains",
         )
-    found = tuple(name.strip() for name in names if name.strip())
-    for name in found:
+    styles = tuple(name.strip() for name in names if name.strip())
+    for name in styles:
         if name not in STYLES:
             raise unknown("style of emoji", name, STYLES, key="data.options.domains")
-    if not found or len(set(found)) < len(found):
+    if not styles or len(set(styles)) < len(styles):
         raise DataError(
             f"data.options.domains must name at least one style, and none twice, found {value!r}.",
             key="data.options.domains",
             remedy=f"Known: {', '.join(STYLES)}.",
         )
-    return found
+    return styles
 
 
 def choice(options: Mapping[str, Any], name: str, known: Iterable[str]) -> str:
@@ -134,9 +134,9 @@ def fetch(names: Sequence[str], size: int, say: Callable[[str], None]) -> None:
     npm.fetch([PACKAGES[package] for package in needed], say)
     for name in names:
         started = time.perf_counter()
-        found = pictures(name, size)
+        entry = pictures(name, size)
         seconds = time.perf_counter() - started
-        say(f"{name}: {len(found.facts['codes'])} emoji at {size} pixels, {seconds:.1f} s")
+        say(f"{name}: {len(entry.facts['codes'])} emoji at {size} pixels, {seconds:.1f} s")
 
 
 def fetch_all(say: Callable[[str], None]) -> None:
@@ -161,7 +161,7 @@ def is_test(code: str) -> bool:
 
 
 def examples(
-    found: Sequence[Concept],
+    concepts: Sequence[Concept],
     entries: Mapping[str, Entry],
     picks: Mapping[str, Sequence[int]],
     columns: Mapping[str, Tensor],
@@ -170,7 +170,7 @@ def examples(
     """Gather pictures and what belongs to them.
 
     Args:
-        found: All concepts.
+        concepts: All concepts.
         entries: By style; a style's place here is its domain.
         picks: By style, the numbers of the concepts whose pictures are wanted.
         columns: `labels` and `concepts` of every concept, int64.
@@ -181,7 +181,7 @@ def examples(
     domains: list[int] = []
     for domain, (name, entry) in enumerate(entries.items()):
         row = {code: index for index, code in enumerate(entry.facts["codes"])}
-        rows = np.array([row[found[number].code] for number in picks[name]], dtype=np.int64)
+        rows = np.array([row[concepts[number].code] for number in picks[name]], dtype=np.int64)
         images.append(entry["images"][rows])  # a copy: what is mapped stays as it is
         chosen += picks[name]
         domains += [domain] * len(rows)
@@ -212,9 +212,9 @@ def numbered(codes: Sequence[str]) -> Tensor:
     return torch.tensor([place[code] for code in codes], dtype=torch.int64)
 
 
-def alike_codes(found: Sequence[Concept]) -> list[str]:
+def alike_codes(concepts: Sequence[Concept]) -> list[str]:
     """Return for each concept the code that stands for all that look like it."""
-    return [look_alike(concept.code) for concept in found]
+    return [look_alike(concept.code) for concept in concepts]
 
 
 def _pins(packages: Iterable[str]) -> list[str]:
@@ -256,13 +256,13 @@ def _write_pictures(maker: Maker, name: str, size: int) -> None:
 
 
 def _facts_of(package: str) -> dict[str, str]:
-    found = PACKAGES[package]
+    npm_package = PACKAGES[package]
     return {
-        "name": found.name,
-        "version": found.version,
-        "integrity": found.integrity,
-        "licence": found.licence,
-        "attribution": found.attribution,
+        "name": npm_package.name,
+        "version": npm_package.version,
+        "integrity": npm_package.integrity,
+        "licence": npm_package.licence,
+        "attribution": npm_package.attribution,
     }
 
 

@@ -77,10 +77,10 @@ def _lists(config: DataConfig) -> dict[str, Path]:
 
 def _names(path: Path) -> set[str]:
     """Return the file names of a list."""
-    found = {_plain(line.split()[0]) for line in path.read_text().splitlines() if line.strip()}
-    if not found:
+    names = {_plain(line.split()[0]) for line in path.read_text().splitlines() if line.strip()}
+    if not names:
         raise DamagedDataError(f"{path}: expected a line an image, found nothing.", remedy="Fetch it again.")
-    return found
+    return names
 
 
 def _plain(path: str) -> str:

@@ -103,7 +103,7 @@ def admit(folder: Path, request: Path, clients: str, max_examples: int | None) -
     Examples:
       umbel federate admit fl request.yaml --clients 8-11
     """  # noqa: D301 - click reads the backspace as "keep these lines"
-    from umbel.core.identity import fingerprint, read_public
+    from umbel.core.wire.identity import fingerprint, read_public
     from umbel.simulations.sites import folders
     from umbel.simulations.sites.settings import read_settings
 

@@ -45,17 +45,20 @@ def serve(folder: Path, background: bool) -> None:
 
 @click.command(short_help="Take part in a federation, as a site.")
 @click.argument("folder", type=FOLDER)
-@click.option("--dry-run", is_flag=True, help="Read the site's data and say what would be sent; send nothing.")
+@click.argument("experiment", default="")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--dry-run", is_flag=True, help="Say what EXPERIMENT would read and send here; send nothing.")
 @_BACKGROUND
 @guarded
-def join(folder: Path, dry_run: bool, background: bool) -> None:
+def join(folder: Path, experiment: str, overrides: tuple[str, ...], dry_run: bool, background: bool) -> None:
     """Start the node of FOLDER, a site's folder, and keep it going. It connects outwards and opens no port.
 
     When it is not taken, it says why: no such name, port closed, another authority, an unknown key, a wrong clock.
+    EXPERIMENT is for --dry-run alone; without it only the data are looked at.
 
     \b
     Examples:
-      umbel federate join fl/sites/north --dry-run
+      umbel federate join fl/sites/north --dry-run two_sites.yaml
       umbel federate join fl/sites/north
     """  # noqa: D301 - click reads the backspace as "keep these lines"
     from umbel.simulations.sites import supervise
@@ -64,6 +67,12 @@ def join(folder: Path, dry_run: bool, background: bool) -> None:
     at = folder.expanduser().absolute()
     if kind_of(at) != "site":
         raise Refusal(f"{folder} is no site's folder.", remedy="Name the one that has site.yaml.")
+    if experiment and not dry_run:
+        raise Refusal(
+            f"A site takes the runs that come; {experiment} is an experiment.",
+            key="--dry-run",
+            remedy="Leave it out, or add --dry-run.",
+        )
     if background and not dry_run:
         output = at / "logs" / "join.out"
         ready = supervise.in_background(at, ["federate", "join", str(at)], output, patience_seconds=30.0)
@@ -73,7 +82,7 @@ def join(folder: Path, dry_run: bool, background: bool) -> None:
     from umbel.simulations.sites import join as joining
 
     if dry_run:
-        click.echo(joining.dry_run(at))
+        joining.dry_run(at, experiment, overrides, click.echo)
     else:
         joining.join(at)
 

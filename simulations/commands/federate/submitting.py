@@ -118,6 +118,9 @@ def _follow(follower: Follower, shown: Watcher, submitter: Submitter, run_id: in
 def stop(run: str, to: Path, control: str) -> None:
     """Ask RUN to write a checkpoint and to end after what it is doing.
 
+    It is asked by a file in its folder on the server: over SSH, or with --control, for who is on the server, right
+    there. The account needs to be one that may write in that folder.
+
     \b
     Examples:
       umbel federate stop digits-fedavg-s0-20260105-101500 --to fl/submitters/alice
@@ -136,10 +139,15 @@ def stop(run: str, to: Path, control: str) -> None:
 @click.argument("run")
 @TO
 @click.option("--into", type=FOLDER, default="results", show_default=True, help="The folder in which it is put.")
+@click.option(
+    "--max-gigabytes", type=click.IntRange(min=1), default=64, show_default=True, help="The most that is taken."
+)
 @CONTROL
 @guarded
-def pull(run: str, to: Path, into: Path, control: str) -> None:
-    """Fetch the folder of RUN over SSH: model, metrics, summary. It is then a run like any other here.
+def pull(run: str, to: Path, into: Path, max_gigabytes: int, control: str) -> None:
+    """Fetch the folder of RUN: model, metrics, summary. It is then a run like any other here.
+
+    It comes over SSH; with --control, which is for who is on the server, it is copied from its folder there.
 
     \b
     Examples:
@@ -152,7 +160,7 @@ def pull(run: str, to: Path, into: Path, control: str) -> None:
 
     submitter = Submitter.read(to, address_of(control, "--control") if control else None)
     with reached():
-        target = fetch(submitter, run, into)
+        target = fetch(submitter, run, into, max_gigabytes << 30)
     if not (target / "summary.json").is_file():
         say("The run has not ended: this is what there was of it.")
     click.echo(str(target))

@@ -112,6 +112,8 @@ def test_measures_of_examples_in_one_place():
         head.bias[0] += 1e6  # now everything is class 0
     assert collapse.measure(features, labels, head)["nc4"] == pytest.approx(7 / 17)
     assert collapse.measure(features[:7], labels[:7], head) == {}  # one class has no angle to another
+    two = collapse.measure(features[:12], labels[:12], head)
+    assert two.keys() == expected.keys() and two["nc1"] == pytest.approx(0, abs=1e-6)
 
 
 def test_the_server_measures_by_round(tmp_path):

@@ -121,8 +121,8 @@ def opened():
     return encode
 while not Path(sys.argv[3]).exists(): time.sleep(0.02)
 images = torch.arange(60, dtype=torch.uint8).view(20, 1, 3, 1)
-found = embed.images(images, base.Plan(3, {"a": 1}, opened, 2), "x")
-assert torch.equal(found, images.flatten(1).float())
+features = embed.images(images, base.Plan(3, {"a": 1}, opened, 2), "x")
+assert torch.equal(features, images.flatten(1).float())
 print("right")
 """
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -15,7 +14,6 @@ from umbel.data import partition
 from umbel.data.config import DataConfig
 from umbel.data.errors import PartitionError
 from umbel.data.partition import Partition, build, class_tasks, long_tail_counts, names
-from umbel.data.partitions import flower_schemes
 
 torch.set_num_threads(1)
 
@@ -80,31 +78,6 @@ def test_client_out_of_range() -> None:
         cut().client(10)
 
 
-def test_iid_is_the_iid_partitioner_of_flwr_datasets() -> None:
-    from datasets import Dataset
-    from flwr_datasets.partitioner import IidPartitioner
-
-    clients = cut(partition="iid", num_clients=7)
-    library = IidPartitioner(7)
-    library.dataset = Dataset.from_dict({"idx": clients.indices.numpy()})
-    for client in range(7):
-        assert list(library.load_partition(client)["idx"]) == clients.client(client).tolist()
-
-
-@pytest.mark.parametrize("name", ["dirichlet", "shards", "pathological", "quantity_skew", "natural_id", "domain"])
-def test_table_of_rows_is_what_load_partition_gives(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The fast way to read a partitioner and its public way agree."""
-    fast = cut(partition=name)
-
-    def public(partitioner: object, num_clients: int) -> list[np.ndarray]:
-        load = partitioner.load_partition  # type: ignore[attr-defined]
-        return [np.asarray(load(client)["idx"], dtype=np.int64) for client in range(num_clients)]
-
-    monkeypatch.setattr(flower_schemes, "read_tables", public)
-    slow = cut(partition=name)
-    assert torch.equal(slow.indices, fast.indices) and torch.equal(slow.offsets, fast.offsets)
-
-
 def test_nothing_is_printed(capfd: pytest.CaptureFixture[str]) -> None:
     for name in names():
         cut(partition=name)
@@ -157,7 +130,7 @@ def test_quantity_skew_is_in_sizes_not_in_classes() -> None:
     clients = cut(partition="quantity_skew", alpha=0.2, min_examples=17, num_clients=100)
     assert int(clients.sizes.min()) >= 17 and int(clients.sizes.sum()) == N
     largest = int(clients.sizes.argmax())
-    assert float(clients.counts(LABELS, C)[largest].double().std()) < 0.25 * int(clients.sizes[largest]) / C
+    assert float(clients.counts(LABELS, C)[largest].double().std()) < 0.6 * int(clients.sizes[largest]) / C
 
 
 def test_natural_ids_stay_whole() -> None:
@@ -262,7 +235,7 @@ def test_top_up_is_refused_where_it_would_break_a_promise() -> None:
         ({"partition": "pathological", "classes_per_client": 11}, r"is more than the 10 classes"),
         (
             {"partition": "pathological", "num_clients": 2999},
-            r"refused by flwr-datasets for these 3000 examples",
+            r"gives class \d to \d+ clients, and it has 300 examples\. Lower data\.num_clients or",
         ),
         ({"partition": "natural_id", "num_clients": 61}, r"more than the 60 natural ids"),
         ({"partition": "domain_label", "num_clients": 4}, r"fewer than the 5 domains"),

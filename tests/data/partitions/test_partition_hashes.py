@@ -1,6 +1,6 @@
 """The same seed gives the same clients on every machine: hashes of one small partition of every scheme.
 
-A change of numpy, torch or flwr-datasets that deals otherwise shows here. If it is meant, say so in CHANGELOG.md, for
+A change of numpy or torch that deals otherwise shows here. If it is meant, say so in CHANGELOG.md, for
 results of before and after no longer compare, and write the new hash down.
 """
 
@@ -26,37 +26,37 @@ DOMAINS = torch.arange(N) // 5 % 3
 PEOPLE = torch.arange(N) * 37 % N // 12  # 50 people with 12 examples each
 
 PINS = {
-    "iid": "b1e452b28a3ff229",
-    "dirichlet": "13af652da5ada901",
-    "shards": "df8652aeefc1ea2b",
-    "pathological": "ef845b49a9a89be2",
-    "quantity_skew": "cd200fe72056d2e3",
-    "natural_id": "53c89ae3de94b2e0",
-    "domain": "e79fef6b8440db24",
-    "long_tail": "455b13b4a982b2b6",
-    "split_tasks": "29806c5c55014658",
-    "permuted_tasks": "a26be3497d448ca8",
-    "domain_label": "ce63eb38145ef182",
+    "iid": "0b2e86bcc4beb4d1",
+    "dirichlet": "b7997f065ec66d48",
+    "shards": "3e053565d1727429",
+    "pathological": "01a974dbce8fad77",
+    "quantity_skew": "47697396aa374367",
+    "natural_id": "a430d1aab7a7d08b",
+    "domain": "bef84633d3d918a4",
+    "long_tail": "9463a00ace99551b",
+    "split_tasks": "2124352792051f61",
+    "permuted_tasks": "e69a8591f4d5ba74",
+    "domain_label": "125089416a67fe16",
 }
-SPLITS = "a61f4097d0c762ff"
-CONCEPTS = "4af19a954c658a3f"
+SPLITS = "1e495658ea028ae7"
+CONCEPTS = "7d579580436c829f"
 
 
 def sha256(*tensors: Tensor) -> str:
     """Hash int64 tensors, shape and little-endian values, to 16 digits."""
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for tensor in tensors:
         assert tensor.dtype == torch.int64
-        found.update(str(tuple(tensor.shape)).encode())
-        found.update(tensor.numpy().astype("<i8").tobytes())
-    return found.hexdigest()[:16]
+        digest.update(str(tuple(tensor.shape)).encode())
+        digest.update(tensor.numpy().astype("<i8").tobytes())
+    return digest.hexdigest()[:16]
 
 
 @pytest.mark.parametrize("name", names())
 def test_every_scheme_deals_as_it_always_did(name: str) -> None:
     config = DataConfig(partition=name, num_clients=9, alpha=0.7, imbalance=4, num_tasks=3)
-    found = build(config, LABELS, DOMAINS, PEOPLE, seed=2024)
-    assert sha256(found.indices, found.offsets) == PINS[name]
+    partition = build(config, LABELS, DOMAINS, PEOPLE, seed=2024)
+    assert sha256(partition.indices, partition.offsets) == PINS[name]
 
 
 def federation(concepts: Tensor | None) -> Federation:
@@ -70,9 +70,9 @@ def federation(concepts: Tensor | None) -> Federation:
 
 @pytest.mark.parametrize(("concepts", "pin"), [(None, SPLITS), (PEOPLE, CONCEPTS)], ids=["examples", "concepts"])
 def test_what_is_held_out_is_what_it_always_was(concepts: Tensor | None, pin: str) -> None:
-    found = federation(concepts)
-    parts = [part for client in range(9) for part in found.client_indices(client)]
-    assert sha256(found.validation_index, *parts) == pin
+    federated = federation(concepts)
+    parts = [part for client in range(9) for part in federated.client_indices(client)]
+    assert sha256(federated.validation_index, *parts) == pin
 
 
 def test_the_hash_sees_order_and_bounds() -> None:

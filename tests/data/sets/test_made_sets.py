@@ -23,14 +23,14 @@ def test_digits() -> None:
 
 def test_synthetic_follows_its_seed_and_can_be_learnt() -> None:
     config = DataConfig(name="synthetic", options={"image_size": 8})
-    found, again, other = (data.load(config, seed) for seed in (0, 0, 1))
-    assert torch.equal(found.train.images, again.train.images)
-    assert not torch.equal(found.train.images, other.train.images)
-    assert torch.bincount(found.train.labels).tolist() == [640] * 10
-    flat = found.train.images.flatten(1)
-    means = torch.stack([flat[found.train.labels == label].mean(0) for label in range(10)])
-    guess = torch.cdist(found.test.images.flatten(1), means).argmin(1)
-    assert float((guess == found.test.labels).float().mean()) > 0.95
+    data_set, again, other = (data.load(config, seed) for seed in (0, 0, 1))
+    assert torch.equal(data_set.train.images, again.train.images)
+    assert not torch.equal(data_set.train.images, other.train.images)
+    assert torch.bincount(data_set.train.labels).tolist() == [640] * 10
+    flat = data_set.train.images.flatten(1)
+    means = torch.stack([flat[data_set.train.labels == label].mean(0) for label in range(10)])
+    guess = torch.cdist(data_set.test.images.flatten(1), means).argmin(1)
+    assert float((guess == data_set.test.labels).float().mean()) > 0.95
     noisy = data.load(DataConfig(name="synthetic", options={"image_size": 8, "noise": 20.0}), 0)
     flat = noisy.train.images.flatten(1)
     means = torch.stack([flat[noisy.train.labels == label].mean(0) for label in range(10)])

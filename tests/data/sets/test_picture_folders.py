@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +15,10 @@ from PIL import Image
 
 from umbel import data
 from umbel.data.config import DataConfig
+from umbel.data.errors import DataError
 from umbel.data.pictures import Form
 from umbel.data.sets.papers.folders import read_domains
+from umbel.data.sources import picture_files
 
 
 def pictures(folder: Path, count: int = 10, shade: int = 0) -> Path:
@@ -224,6 +229,40 @@ def test_domains_of_a_paper_leave_the_same_out(tmp_path: Path) -> None:
 
 
 # --- names ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def open_to_all() -> Iterator[Path]:
+    """A folder that another account can look into."""
+    with tempfile.TemporaryDirectory(dir="/tmp") as place:
+        Path(place).chmod(0o755)
+        yield Path(place)
+
+
+@contextmanager
+def as_another() -> Iterator[None]:
+    """Be an account to which permissions apply."""
+    before = os.geteuid()
+    if before == 0:
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_folder_that_cannot_be_opened_is_refused(open_to_all: Path, depth: int) -> None:
+    """Its pictures would be missing without a word."""
+    closed = open_to_all / Path(*("cat", "more")[:depth])
+    closed.mkdir(parents=True)
+    pictures(open_to_all / "dog")
+    closed.chmod(0)
+    ways = (lambda: picture_files.find(open_to_all, 2, "<class>/*"), lambda: picture_files.find_anywhere(open_to_all))
+    for look in ways:
+        with as_another(), pytest.raises(DataError, match=f"The folder .*{closed.name} cannot be opened: Permission"):
+            look()
+    closed.chmod(0o755)
 
 
 def test_names_that_are_no_utf8(two: Path) -> None:

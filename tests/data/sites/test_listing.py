@@ -16,34 +16,16 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.data.sites.makers import SIDE, folder, picture, site
+from tests.data.sites.makers import NOTHING, SIDE, counts, folder, held, picture, site
 from umbel.conf.federation import OwnSite, federation, listed
 from umbel.conf.load import load
 from umbel.conf.own_data import read_site
 from umbel.core.refusal import Refusal
-from umbel.data.federation import Federation
 from umbel.data.holdout import TEST, TRAIN, VALIDATION
-from umbel.data.sites.agreement import Inventory, Sums
-from umbel.data.sites.listing import SiteError
+from umbel.data.sites.errors import SiteError
+from umbel.data.sites.sums import Sums
 
 COUNTS = {"cat": 6, "dog": 4, "zebra": 2}
-
-
-def held(file: Path, *overrides: str, clients: int = 1) -> Federation:
-    """What one site holds as an experiment would have it."""
-    options = ("data.name=sites", f"data.num_clients={clients}", f"data.sites=[{file}]", f"data.image_size={SIDE}")
-    classes = () if any(each.startswith("data.classes") for each in overrides) else ("data.classes=union",)
-    asked = [*options, *classes, "data.channels=3", "data.client_test=0", *overrides]
-    return listed(load("digits", [*NOTHING, *asked])).whole
-
-
-# The experiment `digits` cuts and holds out, which sites do not.
-NOTHING = ("data.partition=iid", "data.server_validation=0")
-
-
-def counts(made: Federation, *splits: str) -> list[dict[str, int]]:
-    inventory = Inventory.of(made, range(made.num_clients))
-    return [dict(inventory.counts[client][split]) for client in range(made.num_clients) for split in splits]
 
 
 def as_parquet(root: Path) -> Path:
@@ -278,8 +260,12 @@ def test_a_site_has_as_many_clients_as_it_is_asked_for(tmp_path: Path) -> None:
     ],
 )
 def test_what_a_file_cannot_say_is_refused_with_its_key(content: dict[str, Any], key: str, tmp_path: Path) -> None:
-    with pytest.raises(SiteError, match=f"key {key} of its site-data"):
-        held(site(tmp_path / "north.yaml", **content))
+    file = site(tmp_path / "north.yaml", **content)
+    with pytest.raises(SiteError) as refused:
+        held(file)
+    assert refused.value.key == key
+    assert f"(key {key} of {file})." in str(refused.value)
+    assert str(tmp_path) not in refused.value.public and f"(key {key} of its site-data)." in refused.value.public
 
 
 def test_a_misspelt_key_of_a_file_is_named(tmp_path: Path) -> None:

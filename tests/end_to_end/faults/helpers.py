@@ -58,12 +58,12 @@ def start(results: Path, *options: str) -> subprocess.Popen[str]:
 
 def mentioning(folder: Path) -> list[str]:
     """Command lines of living processes that work in a folder or name it."""
-    found = []
+    commands = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
             command = (process / "cmdline").read_bytes().replace(b"\0", b" ").decode()
             if command and (str(folder) in command or str((process / "cwd").readlink()).startswith(str(folder))):
-                found.append(command)
+                commands.append(command)
         except OSError:
             continue
-    return found
+    return commands

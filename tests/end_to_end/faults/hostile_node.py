@@ -13,20 +13,22 @@ from pathlib import Path
 
 from flwr.app import Message, RecordDict
 
-from tests.server.hostile.mutations import INSIDE, mutated, with_bodies_changed
+from tests.server.hostile.mutations import INSIDE, mutated
+from tests.server.hostile.objects import with_objects_changed
 from umbel.client.node import options
 from umbel.client.node.connection import Bundle, Connection, connect
 from umbel.client.node.node import Node
-from umbel.core.blocks import Assembler, cut
 from umbel.core.evaluation import evaluation_fold
+from umbel.core.fold_tree import FoldTree
 from umbel.core.folds import Product, WeightedMean, product
-from umbel.core.messages import decode_work
+from umbel.core.wire.messages import decode_work
+from umbel.server.port import read_answer
 from umbel.server.receiver import Receiver, Report
 
 TRAIN: Product = product({"delta": WeightedMean("model")}, ["loss"])  # as FedAvg has it
 EVALUATE: Product = evaluation_fold(10)
-NUM_CLIENTS, BLOCK = 4, 2
-OBJECTS = 0.2  # of the answers have the bytes of Flower's objects changed
+NUM_CLIENTS = 4
+OBJECTS = 0.3  # of the answers are good for the receiver, and no answer where they are pulled
 
 
 class Hostile(Connection):
@@ -52,7 +54,7 @@ class Hostile(Connection):
 
     def _change(self, reply: Message) -> str:
         if self._source.random() < OBJECTS:
-            with_bodies_changed(reply.content, self._source)
+            with_objects_changed(reply.content, self._source)
             return "objects"
         while True:  # a change that does no harm is none: time that was told, a value by a little
             kind = self._source.choice(INSIDE)
@@ -66,9 +68,10 @@ class Hostile(Connection):
         assert self._asked is not None
         work, payload = decode_work(self._asked.content)
         fold = TRAIN if self._asked.metadata.message_type == "train" else EVALUATE
-        blocks, report = cut(range(NUM_CLIENTS), BLOCK), Report()
-        receiver = Receiver(Assembler(fold, blocks), blocks, fold, payload, report)
-        receiver.take(Message(content, reply_to=self._asked), self.node_id, work.clients)
+        cohort, report = range(NUM_CLIENTS), Report()
+        receiver = Receiver(FoldTree(fold, NUM_CLIENTS), cohort, fold, payload, report)
+        clients = frozenset(work.leaves)
+        receiver.take(read_answer(Message(content, reply_to=self._asked), receiver.limits(clients)), clients)
         return receiver.num_done == len(report.failures)
 
     def check_running(self, run_id: int) -> None:

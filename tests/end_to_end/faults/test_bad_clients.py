@@ -149,7 +149,7 @@ def test_on_ray_only_the_bad_client_fails(
 ) -> None:
     """One kind a round; a run inline with the client absent comes to the same."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))  # where the workers find the bad client
-    options = {"run.rounds": len(kinds), "evaluate.every": 0, "checkpoint.every": 0, "run.fold_block": 2}
+    options = {"run.rounds": len(kinds), "evaluate.every": 0, "checkpoint.every": 0}
     ray = {"engine.name": "ray", "engine.workers": 1, "engine.client_seconds": SECONDS}
     result, heard = bad_run(tmp_path / "ray", *kinds, **options, **ray)
     rounds = range(1, len(kinds) + 1)

@@ -136,17 +136,17 @@ node.main()
 
 def replace_node(home: Path, *program: str) -> None:
     """Kill the first node and start another in its place, perhaps one that runs another program."""
-    found = federate.find(home)
+    federation = federate.find(home)
     with contextlib.suppress(ProcessLookupError):
-        os.kill(found.nodes[0], signal.SIGKILL)
+        os.kill(federation.nodes[0], signal.SIGKILL)
     folder = home / "nodes" / "0"
     config = f'partition-id=0 num-partitions=2 state-folder="{folder / "state"}"'
-    command = federate._node_command(folder, config, found.fleet_port, 0, False)
+    command = federate._node_command(folder, config, federation.fleet_port, 0, False)
     if program:
         command = [command[0], *program, *command[command.index("umbel.client.node.supernode") + 1 :]]
     again = processes.spawn(home, "node-0", command, tied=True)
-    births = (found.births[0], processes.birth(again.pid), found.births[2])
-    renewed = replace(found, nodes=(again.pid, found.nodes[1]), births=births)
+    births = (federation.births[0], processes.birth(again.pid), federation.births[2])
+    renewed = replace(federation, nodes=(again.pid, federation.nodes[1]), births=births)
     write_json(home / federate.STATE, asdict(renewed))
 
 

@@ -7,23 +7,22 @@ import os
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from flwr.app import Message
 
 from tests.end_to_end.faults.helpers import SMALL, until
 from tests.places import ROOT
 from tests.server.hostile.mutations import KINDS
 from umbel import run
 from umbel.conf.load import load
-from umbel.core.messages import Pieces, encode_outcome, split_work
-from umbel.core.work import Outcome
+from umbel.core.wire.work import Outcome
 from umbel.server.listener import Listener
 from umbel.server.main import execute
-from umbel.server.port import OnWait
+from umbel.server.port import Answer, OnWait, Task
 from umbel.server.results import new_folder
 from umbel.simulations.api import run_config
 from umbel.simulations.engines import federate
@@ -78,26 +77,19 @@ def sent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 
 class Without(InlinePort):
-    """Answers block by block, and the hostile node's clients are not there."""
+    """The hostile node's clients are not there."""
 
-    def stream(
-        self, messages: Collection[Message], deadline: float, on_wait: OnWait | None = None
-    ) -> Iterator[Message]:
-        for message in messages:
-            arrays = dict(message.content.array_records)
-            for piece in split_work(message.content):
-                if ITS_CLIENTS.issuperset(piece.clients) and piece.clients:
-                    absent = Outcome(failures=dict.fromkeys(piece.clients, "absent"))
-                    yield Message(encode_outcome(absent), reply_to=message)
-                    continue
-                content = Pieces(piece.head, arrays).content()
-                part = Message(content, message.metadata.dst_node_id, message.metadata.message_type)
-                yield from super().stream([part], deadline)
+    def exchange(self, tasks: Sequence[Task], deadline: float, on_wait: OnWait | None = None) -> Iterator[Answer]:
+        for task in tasks:
+            leaves = task.work.leaves
+            yield Answer(task.node, Outcome(failures=dict.fromkeys(ITS_CLIENTS & leaves.keys(), "absent")))
+            others = {client: place for client, place in leaves.items() if client not in ITS_CLIENTS}
+            yield from super().exchange([replace(task, work=replace(task.work, leaves=others))], deadline)
 
 
 def overrides(folder: Path, rounds: int) -> tuple[str, ...]:
     kept = tuple(option for option in SMALL if not option.startswith("evaluate."))
-    asked = ("evaluate.every=1", "evaluate.clients=-1", "run.fold_block=2", f"run.rounds={rounds}")
+    asked = ("evaluate.every=1", "evaluate.clients=-1", f"run.rounds={rounds}")
     return (*kept, *asked, f"run.results={folder}")
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from tests.end_to_end.faults.helpers import SMALL, slow, until
 from umbel import run
-from umbel.core.identity import new_key, public_text, read_key, write_key
+from umbel.core.wire.identity import new_key, public_text, read_key, write_key
 from umbel.server.listener import Listener
 from umbel.simulations.engines import federate, processes
 from umbel.simulations.engines.identities import KEY_FILE, make_identities
@@ -35,7 +35,7 @@ from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.client.grpc_rere_client.connection import grpc_request_response
 from flwr.supercore.retry import make_simple_grpc_retry_invoker
 from umbel.client.node.flower_common import Calls, FlowerConnection
-from umbel.core.identity import fingerprint, greeting_signature, read_key
+from umbel.core.wire.identity import fingerprint, greeting_signature, read_key
 
 def key(path):
     return read_key(Path(path)) if path else None

@@ -18,6 +18,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
     ("options", "message"),
     [
         (("engine.ray_address=auto",), r"engine\.ray_address=auto: no Ray cluster answers there"),
+        (("engine.ray_address=127.0.0.1:9",), r"no Ray cluster answers there \(\S+:9: Connection refused"),
         pytest.param(
             ("engine.gpus_per_worker=0.5",), r"0\.5 GPU each do not fit: Ray has 0 GPU", marks=pytest.mark.slow
         ),

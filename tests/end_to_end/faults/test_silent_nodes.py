@@ -8,7 +8,7 @@ import pytest
 from flwr.app import Error, Message
 
 from tests.end_to_end.faults.helpers import until
-from umbel.core.messages import encode_json
+from umbel.core.wire.messages import encode_json
 from umbel.server.errors import RunStoppedError
 from umbel.server.flower.inbox import FlowerPort
 from umbel.server.nodes import Directory
@@ -49,9 +49,9 @@ def as_the_superlink(message):
 def test_a_node_that_is_gone_answers_at_once_and_under_its_own_name():
     grid = Polled([7, 8], lambda m: as_the_superlink(m) if m.metadata.dst_node_id == 7 else greeting(m, [0]))
     messages = [Message(encode_json({}), node, "train") for node in (7, 8)]
-    found = {reply.metadata.src_node_id: reply for reply in FlowerPort(grid).stream(messages, time.monotonic() + 60)}
-    assert found.keys() == {7, 8}
-    assert found[7].has_error() and "Unavailable" in found[7].error.reason
+    replies = {reply.metadata.src_node_id: reply for reply in FlowerPort(grid).stream(messages, time.monotonic() + 60)}
+    assert replies.keys() == {7, 8}
+    assert replies[7].has_error() and "Unavailable" in replies[7].error.reason
     assert all(message.metadata.ttl < 70 for message in messages)  # nodes know when nobody waits any more
 
 
@@ -81,19 +81,19 @@ def test_many_replies_that_are_there_are_all_taken():
     grid = Polled(nodes, lambda message: greeting(message, [0]) if time.monotonic() > began + 5 else None)
     began = time.monotonic()
     messages = [Message(encode_json({}), node, "train") for node in nodes]
-    found = {reply.metadata.src_node_id for reply in FlowerPort(grid).stream(messages, began + 9)}
-    assert found == set(nodes)
+    answered = {reply.metadata.src_node_id for reply in FlowerPort(grid).stream(messages, began + 9)}
+    assert answered == set(nodes)
 
 
 def test_a_node_that_dies_with_its_reply_half_sent_holds_nobody_up(monkeypatch):
     monkeypatch.setattr("umbel.server.flower.inbox._PRESENCE_SECONDS", 0.5)
     messages = [Message(encode_json({}), node, "train") for node in (7, 8)]
-    began, found, seconds = time.monotonic(), {}, {}
+    began, replies, seconds = time.monotonic(), {}, {}
     for reply in FlowerPort(Stuck([7, 8], 7)).stream(messages, began + 600):
-        found[reply.metadata.src_node_id] = reply
+        replies[reply.metadata.src_node_id] = reply
         seconds[reply.metadata.src_node_id] = time.monotonic() - began
-    assert found[7].has_error() and "left before its reply was complete" in found[7].error.reason
-    assert not found[8].has_error()
+    assert replies[7].has_error() and "left before its reply was complete" in replies[7].error.reason
+    assert not replies[8].has_error()
     assert seconds[8] < seconds[7] < 30
 
 

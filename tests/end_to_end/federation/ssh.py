@@ -15,7 +15,7 @@ def sshd() -> str:
     return shutil.which("sshd", path="/usr/sbin:/usr/local/sbin:/usr/bin") or ""
 
 
-def make(folder: Path, address: str) -> tuple[list[str], list[str]]:
+def make(folder: Path, address: str, port: int = PORT) -> tuple[list[str], list[str]]:
     """Make keys and settings.
 
     Returns:
@@ -28,14 +28,14 @@ def make(folder: Path, address: str) -> tuple[list[str], list[str]]:
         )
     Path("/run/sshd").mkdir(exist_ok=True)  # where it shuts itself in before somebody has logged in
     (folder / "authorized").write_text((folder / "user.pub").read_text())
-    (folder / "known").write_text(f"[{address}]:{PORT} {(folder / 'host.pub').read_text()}")
+    (folder / "known").write_text(f"[{address}]:{port} {(folder / 'host.pub').read_text()}")
     (folder / "config").write_text(
-        f"Port {PORT}\nListenAddress {address}\nHostKey {folder / 'host'}\nPidFile none\n"
+        f"Port {port}\nListenAddress {address}\nHostKey {folder / 'host'}\nPidFile none\n"
         f"AuthorizedKeysFile {folder / 'authorized'}\nPasswordAuthentication no\nUsePAM no\nStrictModes no\n"
         "PermitRootLogin prohibit-password\n"
     )
     options = [
-        *("-F", "none", "-p", str(PORT), "-i", str(folder / "user"), "-l", getpass.getuser()),
+        *("-F", "none", "-p", str(port), "-i", str(folder / "user"), "-l", getpass.getuser()),
         *("-o", f"UserKnownHostsFile={folder / 'known'}", "-o", "IdentitiesOnly=yes", "-o", "BatchMode=yes"),
     ]
     return [sshd(), "-D", "-e", "-f", str(folder / "config")], options

@@ -10,7 +10,7 @@ from pathlib import Path
 from tests.end_to_end.federation import network
 from tests.end_to_end.federation.machines import MARKS, SMALL, Machines, submit
 from tests.end_to_end.federation.network import until
-from umbel.core.identity import fingerprint, new_key, read_key, write_key
+from umbel.core.wire.identity import fingerprint, new_key, read_key, write_key
 from umbel.simulations.sites import authority
 
 pytestmark = MARKS

@@ -98,14 +98,14 @@ def test_small_masks_shrink_to_nothing():
     assert torch.equal(layer(x), x)
 
 
-@pytest.mark.parametrize(("dtype", "found"), [(torch.float32, torch.float32), (torch.float64, torch.float64)])
-def test_the_filter_keeps_its_precision_under_autocast(dtype, found):
+@pytest.mark.parametrize(("dtype", "expected"), [(torch.float32, torch.float32), (torch.float64, torch.float64)])
+def test_the_filter_keeps_its_precision_under_autocast(dtype, expected):
     layer = FrequencyFilter(8, std=0.3).to(dtype)
     x = torch.randn(1, 8, 4, 4, dtype=dtype)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = layer(x)
         assert layer(x.bfloat16()).dtype == torch.bfloat16
-    assert inside.dtype == found
+    assert inside.dtype == expected
     assert torch.equal(inside, layer(x))
 
 

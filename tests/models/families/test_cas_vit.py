@@ -37,15 +37,15 @@ def pointwise(conv: nn.Conv2d, x: torch.Tensor, own: slice = slice(None)) -> tor
 
 def depthwise(conv: nn.Conv2d, x: torch.Tensor, own: slice = slice(None)) -> torch.Tensor:
     """A depthwise 3 x 3 convolution of a map [B, H, W, C], by loops; `own` are the layer's channels that `x` has."""
-    weight, found = conv.weight[own, 0], conv.bias[own] + torch.zeros_like(x)
+    weight, convolved = conv.weight[own, 0], conv.bias[own] + torch.zeros_like(x)
     for row in range(x.shape[1]):
         for column in range(x.shape[2]):
             for dy in (-1, 0, 1):
                 for dx in (-1, 0, 1):
                     y, z = row + dy, column + dx
                     if 0 <= y < x.shape[1] and 0 <= z < x.shape[2]:
-                        found[:, row, column] += weight[:, dy + 1, dx + 1] * x[:, y, z]
-    return found
+                        convolved[:, row, column] += weight[:, dy + 1, dx + 1] * x[:, y, z]
+    return convolved
 
 
 # Counts ---------------------------------------------------------------------------------------------------

@@ -83,7 +83,7 @@ def test_attention_against_loops():
         nn.init.normal_(parameter)
     tokens = torch.randn(2, side * side, dim)
     with torch.no_grad():
-        found = attention(tokens, relative_places(side))
+        attended = attention(tokens, relative_places(side))
         q, k = tokens @ attention.qk.weight[:dim].T, tokens @ attention.qk.weight[dim:].T
         v = tokens @ attention.v.weight.T
         mixed = torch.zeros_like(v)
@@ -103,7 +103,7 @@ def test_attention_against_loops():
                     assert weights.sum().item() == pytest.approx(1)
                     mixed[b, i, own] = sum(weights[j] * v[b, j, own] for j in range(9))
         expected = attention.out(mixed)
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(attended, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_local_start_is_a_convolution():
@@ -121,8 +121,8 @@ def test_local_start_is_a_convolution():
             weight[:, channel, row, column] = attention.out.weight[:, channel]
         # Beyond the border the nearest place is looked at.
         expected = F.conv2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), weight, attention.out.bias)
-        found = attention(x.flatten(2).transpose(1, 2), relative_places(height))
-    torch.testing.assert_close(found.transpose(1, 2).view_as(x), expected, rtol=1e-5, atol=1e-5)
+        attended = attention(x.flatten(2).transpose(1, 2), relative_places(height))
+    torch.testing.assert_close(attended.transpose(1, 2).view_as(x), expected, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("strength", [0.5, 1.0])
@@ -132,7 +132,7 @@ def test_local_start_looks_around_its_places(heads, strength):
     attention.start_local(strength)
     kernel, side = math.isqrt(heads), 4
     with torch.no_grad():
-        found = attention.positional(relative_places(side))
+        shares = attention.positional(relative_places(side))
     for head in range(heads):
         dy, dx = (place - (kernel - 1) / 2 for place in divmod(head, kernel))
         for i in range(side * side):
@@ -140,7 +140,7 @@ def test_local_start_looks_around_its_places(heads, strength):
                 (j // side - i // side - dy) ** 2 + (j % side - i % side - dx) ** 2 for j in range(side * side)
             ]
             weights = torch.tensor(distances).mul(-strength).exp()
-            torch.testing.assert_close(found[head, i], weights / weights.sum(), rtol=1e-4, atol=1e-6)
+            torch.testing.assert_close(shares[head, i], weights / weights.sum(), rtol=1e-4, atol=1e-6)
 
 
 def test_every_local_block_starts_local():
@@ -155,9 +155,9 @@ def test_positional_attention_is_not_rounded_under_autocast():
     attention, places = GatedPositionalAttention(8, 4), relative_places(14)
     attention.start_local(1.0)
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        found = attention.positional(places)
-    assert found.dtype == torch.float32
-    assert torch.equal(found, attention.positional(places))
+        shares = attention.positional(places)
+    assert shares.dtype == torch.float32
+    assert torch.equal(shares, attention.positional(places))
 
 
 def test_class_token_joins_behind_the_local_blocks():

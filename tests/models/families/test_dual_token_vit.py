@@ -44,28 +44,28 @@ def mixed(mlp: nn.Module, x: torch.Tensor) -> torch.Tensor:
 def depthwise(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
     """A depthwise convolution of a map [B, C, H, W], by loops."""
     reach = conv.weight.shape[2] // 2
-    found = torch.zeros_like(x) + conv.bias[:, None, None]
+    convolved = torch.zeros_like(x) + conv.bias[:, None, None]
     for row in range(x.shape[2]):
         for column in range(x.shape[3]):
             for dy in range(-reach, reach + 1):
                 for dx in range(-reach, reach + 1):
                     if 0 <= row + dy < x.shape[2] and 0 <= column + dx < x.shape[3]:
                         weight = conv.weight[:, 0, dy + reach, dx + reach]
-                        found[:, :, row, column] += weight * x[:, :, row + dy, column + dx]
-    return found
+                        convolved[:, :, row, column] += weight * x[:, :, row + dy, column + dx]
+    return convolved
 
 
 def attended(heads: int, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Attention of one example, queries [N, C] to keys and values [M, C], by loops."""
-    width, found = queries.shape[1] // heads, torch.zeros_like(queries)
+    width, weighted = queries.shape[1] // heads, torch.zeros_like(queries)
     for head in range(heads):
         part = slice(head * width, (head + 1) * width)
         for i in range(len(queries)):
             scores = torch.stack([queries[i, part] @ keys[j, part] / math.sqrt(width) for j in range(len(keys))])
             weights = scores.exp() / scores.exp().sum()
             for j in range(len(keys)):
-                found[i, part] += weights[j] * values[j, part]
-    return found
+                weighted[i, part] += weights[j] * values[j, part]
+    return weighted
 
 
 def flat(image_map: torch.Tensor) -> torch.Tensor:
@@ -98,7 +98,7 @@ def test_conv_encoder_by_loops():
 def test_downsampling_in_steps_by_loops(side, grid, steps, sides):
     layer = perturbed(StepwiseDownsampling(3, side, grid, steps))
     x = torch.randn(2, 3, side, side).double()
-    found = layer(x)
+    tokens = layer(x)
     for step, after in zip(layer.steps, sides, strict=True):
         weight, bias = step[1].weight.flatten(1), step[1].bias
         x = torch.einsum("oc,bchw->bohw", weight, depthwise(step[0], x)) + bias[:, None, None]
@@ -112,7 +112,7 @@ def test_downsampling_in_steps_by_loops(side, grid, steps, sides):
             columns = slice(column * after // grid, -(-(column + 1) * after // grid))
             expected[:, :, row, column] = x[:, :, rows, columns].mean(dim=(2, 3))
     assert (layer.pooling is None) == (after == grid)
-    torch.testing.assert_close(found, flat(expected))
+    torch.testing.assert_close(tokens, flat(expected))
 
 
 def test_the_published_maps_halve_down_to_the_grid():
@@ -126,7 +126,7 @@ def test_the_published_maps_halve_down_to_the_grid():
 def test_gates_by_loops():
     layer = perturbed(BiDimAttention(8))
     tokens = torch.randn(2, 5, 8).double()
-    found = layer(tokens)
+    gated = layer(tokens)
     for example in range(2):
         each = normed(layer.norm, tokens[example])
         whole = gelu(linear(layer.reduce_all, sum(each) / 5))
@@ -134,24 +134,24 @@ def test_gates_by_loops():
         for place in range(5):
             both = torch.cat((gelu(linear(layer.reduce, each[place])), whole))
             gate = torch.sigmoid(both @ layer.place.weight[0] + layer.place.bias[0])
-            torch.testing.assert_close(found[example, place], tokens[example, place] * channel * gate)
+            torch.testing.assert_close(gated[example, place], tokens[example, place] * channel * gate)
 
 
 @pytest.mark.parametrize(("height", "width"), [(4, 6), (3, 4), (1, 1)])
 def test_merging_by_loops(height, width):
     layer = perturbed(MergePatches(3, 5))
     x, global_tokens = torch.randn(2, 3, height, width).double(), torch.randn(2, 4, 3).double()
-    found, projected = layer(x, global_tokens)
-    assert found.shape == (2, 5, -(-height // 2), -(-width // 2))
+    merged, projected = layer(x, global_tokens)
+    assert merged.shape == (2, 5, -(-height // 2), -(-width // 2))
     torch.testing.assert_close(projected, linear(layer.project, normed(layer.global_norm, global_tokens)))
     zero = torch.zeros(2, 3).double()
-    for row in range(found.shape[2]):
-        for column in range(found.shape[3]):
+    for row in range(merged.shape[2]):
+        for column in range(merged.shape[3]):
             at = [(2 * row + dy, 2 * column + dx) for dy in (0, 1) for dx in (0, 1)]
             corners = [x[:, :, i, j] if i < height and j < width else zero for i, j in at]
             largest = torch.stack(corners).max(dim=0).values
             expected = linear(layer.reduce, normed(layer.norm, torch.cat(corners, dim=1)))
-            torch.testing.assert_close(found[:, :, row, column], expected + linear(layer.shortcut, largest))
+            torch.testing.assert_close(merged[:, :, row, column], expected + linear(layer.shortcut, largest))
 
 
 # The block --------------------------------------------------------------------------------------------------
@@ -169,18 +169,18 @@ def test_alpha_is_the_share_of_the_image():
     block = perturbed(DualTokenBlock(SIZES, 4, 2, 3, 2, alpha=0.3, drop_rate=0.0))
     x, global_tokens = torch.randn(2, 6, 4, 4).double(), torch.randn(2, 4, 6).double()
     seen = block.norm_image(block.downsample(x))
-    found = block.update(x, global_tokens)
+    updated = block.update(x, global_tokens)
     for example in range(2):
         queries, keys, values = linear(block.aggregate.qkv, seen[example]).chunk(3, dim=1)
         aggregated = linear(block.aggregate.out, attended(3, queries, keys, values))
         kept = mixed(block.enrich, normed(block.norm_global, global_tokens[example]))
-        torch.testing.assert_close(found[example], 0.3 * aggregated + 0.7 * kept)
+        torch.testing.assert_close(updated[example], 0.3 * aggregated + 0.7 * kept)
 
 
 def test_block_with_its_broadcast_by_loops():
     block = perturbed(DualTokenBlock(SIZES, 4, 2, 3, 2, alpha=0.3, drop_rate=0.0))
     x, global_tokens = torch.randn(2, 6, 4, 4).double(), torch.randn(2, 4, 6).double()
-    found, updated = block(x, global_tokens)
+    image, updated = block(x, global_tokens)
     local = flat(x) + block.encoder(x)
     expected = block.update(local.transpose(1, 2).view(2, 6, 4, 4), global_tokens)
     torch.testing.assert_close(updated, expected)
@@ -190,7 +190,7 @@ def test_block_with_its_broadcast_by_loops():
         tokens = local[example] + linear(block.broadcast.out, attended(3, queries, keys, values))
         mlp, gates = block.mlp
         tokens = tokens + gates(mixed(mlp, normed(block.norm, tokens))[None])[0]
-        torch.testing.assert_close(flat(found)[example], tokens)
+        torch.testing.assert_close(flat(image)[example], tokens)
 
 
 def test_features_by_hand():

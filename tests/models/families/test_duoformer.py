@@ -84,13 +84,13 @@ def test_scale_tokens_are_made_from_the_means_over_a_patch():
     model = perturbed(build("duoformer_tiny32", 5, 24, 1, scales=2))
     x = torch.randn(2, 1, 24, 24).double()
     _, fine, coarse = model.trunk(x)
-    found = model.tokens(x)[:, :, 0]
+    scale_tokens = model.tokens(x)[:, :, 0]
     for row in range(3):
         for column in range(3):
             mean = fine[:, :, 2 * row : 2 * row + 2, 2 * column : 2 * column + 2].mean(dim=(2, 3))
             both = torch.cat((mean, coarse[:, :, row, column]), dim=1)
             expected = both @ model.scale_token.weight.T + model.scale_token.bias
-            torch.testing.assert_close(found[:, 3 * row + column], expected)
+            torch.testing.assert_close(scale_tokens[:, 3 * row + column], expected)
 
 
 # Attention --------------------------------------------------------------------------------------------------
@@ -110,8 +110,8 @@ def test_scale_attention_stays_within_a_patch():
 def test_patch_attention_by_hand():
     block = perturbed(PatchBlock(6, 2, drop_rate=0.0))
     tokens = torch.randn(3, 5, 6).double()
-    for example, found in enumerate(block(tokens)):
-        torch.testing.assert_close(found, tokens[example] + attended(block, block.norm, tokens[example]))
+    for example, updated in enumerate(block(tokens)):
+        torch.testing.assert_close(updated, tokens[example] + attended(block, block.norm, tokens[example]))
 
 
 @pytest.mark.parametrize("learned_scale", [True, False])

@@ -25,15 +25,15 @@ def linear(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
 def attended(heads: int, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
     """Attention of one set of queries [N, C] to keys and values [M, C], by loops over heads, queries and keys."""
     dim = queries.shape[1]
-    width, found = dim // heads, torch.zeros_like(queries)
+    width, weighted = dim // heads, torch.zeros_like(queries)
     for head in range(heads):
         part = slice(head * width, (head + 1) * width)
         for i in range(len(queries)):
             scores = torch.stack([queries[i, part] @ keys[j, part] / math.sqrt(width) for j in range(len(keys))])
             weights = scores.exp() / scores.exp().sum()
             for j in range(len(keys)):
-                found[i, part] += weights[j] * values[j, part]
-    return found
+                weighted[i, part] += weights[j] * values[j, part]
+    return weighted
 
 
 def normed(norm: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
@@ -90,10 +90,10 @@ def test_groups_do_not_depend_on_the_memory_order():
 def test_local_attention_against_loops():
     block = perturbed(GroupBlock(6, 3, 2, drop_rate=0.0))
     groups = torch.randn(2, 3, 4, 6).double()
-    found = block(groups)
+    updated = block(groups)
     for example in range(2):
         for group in range(3):
-            torch.testing.assert_close(found[example, group], transformed(block, groups[example, group]))
+            torch.testing.assert_close(updated[example, group], transformed(block, groups[example, group]))
 
 
 def test_local_layers_do_not_cross_groups():
@@ -113,8 +113,8 @@ def test_global_layers_do_cross_groups():
     patches, latents = torch.randn(1, 3, 4, 6).double(), torch.randn(1, 3, 2, 8).double()
     other = patches.clone()
     other[0, 2, 1, 0] += 1  # one channel: the norms do not see what moves all of them alike
-    found = [block(each, latents) for each in (patches, other)]
-    for one, two in zip(*found, strict=True):  # each place moves by more than rounding
+    updated = [block(each, latents) for each in (patches, other)]
+    for one, two in zip(*updated, strict=True):  # each place moves by more than rounding
         assert ((one - two).abs().amax(dim=3) > 1e-12).all()
 
 
@@ -122,8 +122,8 @@ def test_global_layers_do_cross_groups():
 def test_cross_attention_against_loops(context_dim):
     layer = perturbed(CrossAttention(6, 2, context_dim))
     tokens, context = torch.randn(3, 4, 6).double(), torch.randn(3, 5, context_dim or 6).double()
-    for example, found in enumerate(layer(tokens, context)):
-        torch.testing.assert_close(found, crossed(layer, tokens[example], context[example]))
+    for example, updated in enumerate(layer(tokens, context)):
+        torch.testing.assert_close(updated, crossed(layer, tokens[example], context[example]))
 
 
 def test_cross_attention_does_not_see_the_order_of_the_context():
@@ -138,7 +138,7 @@ def test_cross_attention_does_not_see_the_order_of_the_context():
 def test_super_block_against_loops(writes):
     block = perturbed(SuperBlock(6, 8, 2, 4, 2, [0.0], [0.0, 0.0], writes))
     patches, latents = torch.randn(2, 3, 4, 6).double(), torch.randn(2, 3, 2, 8).double()
-    found = block(patches, latents)
+    updated = block(patches, latents)
 
     def cross(layer: CrossBlock, tokens: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         return tokens + crossed(layer.attention, normed(layer.norm, tokens), normed(layer.context_norm, context))
@@ -148,10 +148,10 @@ def test_super_block_against_loops(writes):
         slots = torch.cat([cross(block.read, latents[example, g], groups[g]) for g in range(3)])
         for layer in block.global_blocks:
             slots = transformed(layer, slots)
-        torch.testing.assert_close(found[1][example].flatten(0, 1), slots)
+        torch.testing.assert_close(updated[1][example].flatten(0, 1), slots)
         for g in range(3):
             expected = cross(block.write, groups[g], slots[2 * g : 2 * g + 2]) if writes else groups[g]
-            torch.testing.assert_close(found[0][example, g], expected)
+            torch.testing.assert_close(updated[0][example, g], expected)
 
 
 # The whole --------------------------------------------------------------------------------------------------

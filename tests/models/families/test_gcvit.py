@@ -48,9 +48,9 @@ def test_max_pool_is_that_of_torch(side):
     x = torch.randn(2, 3, side, side).double().requires_grad_()
     weights = torch.randn_like(F.max_pool2d(x, 3, 2, 1))
     (expected,) = torch.autograd.grad((F.max_pool2d(x, 3, 2, 1) * weights).sum(), x)
-    (found,) = torch.autograd.grad((max_pool(x) * weights).sum(), x)
+    (gradient,) = torch.autograd.grad((max_pool(x) * weights).sum(), x)
     assert torch.equal(max_pool(x), F.max_pool2d(x, 3, 2, 1))
-    assert torch.allclose(found, expected)
+    assert torch.allclose(gradient, expected)
 
 
 def direct_fused(layer, x):
@@ -103,7 +103,7 @@ def test_window_attention_against_a_loop(with_global):
     layer = randomise(WindowAttention(dim, heads, side, with_global)).double()
     windows = torch.randn(2 * per_image, side * side, dim).double()
     queries = torch.randn(2, heads, side * side, dim // heads).double()
-    found = layer(windows, queries)
+    attended = layer(windows, queries)
     width = dim // heads
     for window in range(2 * per_image):
         parts = layer.project(windows[window])
@@ -120,14 +120,14 @@ def test_window_attention_against_a_loop(with_global):
                     entry = (dy + side - 1) * (2 * side - 1) + dx + side - 1
                     scores[j] = q[i] @ k[j] / width**0.5 + layer.bias[entry, head]
                 mixed[i, own] = scores.softmax(0) @ v
-        assert torch.allclose(found[window], layer.out(mixed))
+        assert torch.allclose(attended[window], layer.out(mixed))
 
 
 @pytest.mark.parametrize("scale", [None, 0.3])
 def test_block_attends_within_its_windows_alone(scale):
     block = randomise(GCViTBlock(StageSizes(8, 2, 2, 2, 1), 2, True, scale, 0.0)).double()
     x, queries = torch.randn(1, 4, 4, 8).double(), torch.randn(1, 2, 4, 4).double()
-    found = block(x, queries)
+    updated = block(x, queries)
     for top in (0, 2):
         for left in (0, 2):
             window = x[:, top : top + 2, left : left + 2].flatten(1, 2)
@@ -135,7 +135,7 @@ def test_block_attends_within_its_windows_alone(scale):
             window = window + (branch if scale is None else branch * block.scale1.weight)
             branch = block.mlp.fc2(F.gelu(block.mlp.fc1(block.norm2(window))))
             window = window + (branch if scale is None else branch * block.scale2.weight)
-            assert torch.allclose(found[0, top : top + 2, left : left + 2].flatten(0, 1), window[0])
+            assert torch.allclose(updated[0, top : top + 2, left : left + 2].flatten(0, 1), window[0])
 
 
 def test_queries_are_made_once_a_stage_from_its_input_and_shared():

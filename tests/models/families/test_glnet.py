@@ -25,15 +25,15 @@ def linear(layer: nn.Linear, x: torch.Tensor) -> torch.Tensor:
 
 def depthwise(conv: nn.Conv2d, x: torch.Tensor) -> torch.Tensor:
     """A depthwise convolution of a map [B, H, W, C], by loops."""
-    kernel, found = conv.weight.shape[2], conv.bias + torch.zeros_like(x)
+    kernel, convolved = conv.weight.shape[2], conv.bias + torch.zeros_like(x)
     for row in range(x.shape[1]):
         for column in range(x.shape[2]):
             for dy in range(kernel):
                 for dx in range(kernel):
                     y, z = row + dy - kernel // 2, column + dx - kernel // 2
                     if 0 <= y < x.shape[1] and 0 <= z < x.shape[2]:
-                        found[:, row, column] += conv.weight[:, 0, dy, dx] * x[:, y, z]
-    return found
+                        convolved[:, row, column] += conv.weight[:, 0, dy, dx] * x[:, y, z]
+    return convolved
 
 
 def layer_normed(norm: nn.LayerNorm, x: torch.Tensor) -> torch.Tensor:
@@ -112,14 +112,14 @@ def slow_attention(attention: SelfAttention, tokens: torch.Tensor) -> torch.Tens
     dim = tokens.shape[1]
     wide = dim // attention.heads
     q, k, v = linear(attention.qkv, tokens).split(dim, dim=1)
-    found = torch.zeros_like(tokens)
+    weighted = torch.zeros_like(tokens)
     for a in range(attention.heads):
         own = slice(wide * a, wide * (a + 1))
         for n in range(len(tokens)):
             scores = torch.stack([q[n, own] @ key[own] / wide**0.5 for key in k])
             shares = scores.exp() / scores.exp().sum()
-            found[n, own] = sum(share * value[own] for share, value in zip(shares, v, strict=True))
-    return linear(attention.out, found)
+            weighted[n, own] = sum(share * value[own] for share, value in zip(shares, v, strict=True))
+    return linear(attention.out, weighted)
 
 
 def slow_glmix(mixer: GLMix, normed: torch.Tensor, before: torch.Tensor, grid: int) -> torch.Tensor:
@@ -194,10 +194,10 @@ def test_the_block_starts_slots_from_what_came_in(positions):
     block = perturbed(GLBlock(8, GLMix(8, 2, 4, 2), mlp_ratio=2, positions=positions, local_mlp=True, drop_rate=0.5))
     x = torch.randn(2, 8, 4, 4).double()
     rows = x.permute(0, 2, 3, 1)
-    found = rows + depthwise(block.positions, rows) if positions else rows
-    found = found + slow_glmix(block.mixer, layer_normed(block.norm1, found), rows, grid=2)
-    found = found + block.mlp(layer_normed(block.norm2, found).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-    torch.testing.assert_close(block(x), found.permute(0, 3, 1, 2))
+    places = rows + depthwise(block.positions, rows) if positions else rows
+    places = places + slow_glmix(block.mixer, layer_normed(block.norm1, places), rows, grid=2)
+    places = places + block.mlp(layer_normed(block.norm2, places).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+    torch.testing.assert_close(block(x), places.permute(0, 3, 1, 2))
 
 
 # Forward --------------------------------------------------------------------------------------------------

@@ -32,15 +32,15 @@ def pointwise(layer: ConvNorm, x: torch.Tensor) -> torch.Tensor:
 def depthwise(layer: ConvNorm, x: torch.Tensor) -> torch.Tensor:
     """A depthwise convolution and batch norm of a map [B, H, W, C], by loops."""
     kernel = layer.conv.weight.shape[2]
-    found = torch.zeros_like(x)
+    convolved = torch.zeros_like(x)
     for row in range(x.shape[1]):
         for column in range(x.shape[2]):
             for dy in range(kernel):
                 for dx in range(kernel):
                     y, z = row + dy - kernel // 2, column + dx - kernel // 2
                     if 0 <= y < x.shape[1] and 0 <= z < x.shape[2]:
-                        found[:, row, column] += layer.conv.weight[:, 0, dy, dx] * x[:, y, z]
-    return normed(layer.norm, found)
+                        convolved[:, row, column] += layer.conv.weight[:, 0, dy, dx] * x[:, y, z]
+    return normed(layer.norm, convolved)
 
 
 # Counts ---------------------------------------------------------------------------------------------------
@@ -88,7 +88,7 @@ def test_the_index_is_not_part_of_the_state():
 
 
 def slow_gather(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    found = torch.zeros_like(x)
+    gathered = torch.zeros_like(x)
     _, channels, height, width = x.shape
     groups = weights.shape[1]
     for c in range(channels):
@@ -99,8 +99,8 @@ def slow_gather(x: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
                         y, z = row + dy, column + dx
                         if 0 <= y < height and 0 <= z < width:
                             weight = weights[:, c % groups, 3 * (dy + 1) + dx + 1, row, column]
-                            found[:, c, row, column] += weight * x[:, c, y, z]
-    return found
+                            gathered[:, c, row, column] += weight * x[:, c, y, z]
+    return gathered
 
 
 def test_the_small_kernel_against_loops():

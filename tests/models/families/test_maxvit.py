@@ -82,7 +82,7 @@ def test_attention_against_a_loop():
     side, dim, heads = 2, 6, 2
     layer = randomise(RelativeAttention(dim, heads, side)).double()
     tokens = torch.randn(3, side * side, dim).double()
-    found = layer(tokens)
+    attended = layer(tokens)
     width = dim // heads
     for group in range(3):
         q, k, v = layer.qkv(tokens[group]).split(dim, dim=1)
@@ -96,7 +96,7 @@ def test_attention_against_a_loop():
                     entry = (dy + side - 1) * (2 * side - 1) + dx + side - 1
                     scores[j] = q[i, own] @ k[j, own] / width**0.5 + layer.bias[entry, head]
                 mixed[i, own] = scores.softmax(0) @ v[:, own]
-        assert torch.allclose(found[group], layer.out(mixed))
+        assert torch.allclose(attended[group], layer.out(mixed))
 
 
 @pytest.mark.parametrize("grid", [False, True])

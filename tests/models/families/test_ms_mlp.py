@@ -144,11 +144,11 @@ def test_features_are_the_mean_of_the_normed_tokens():
 @pytest.mark.parametrize(("size", "sides"), [(8, [4, 2, 1]), (14, [7, 4, 2]), (28, [14, 7, 4]), (32, [16, 8, 4])])
 def test_tiny_maps(size, sides):
     model = build("ms_mlp_tiny32", 10, size, 1)
-    found = []
+    heights = []
     for stage in model.stages:
-        stage.register_forward_hook(lambda _, __, output: found.append(output.shape[2]))
+        stage.register_forward_hook(lambda _, __, output: heights.append(output.shape[2]))
     model(torch.randn(1, 1, size, size))
-    assert found == sides
+    assert heights == sides
 
 
 def test_tiny_count():

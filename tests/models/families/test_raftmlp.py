@@ -63,11 +63,11 @@ def test_tiny_trains_every_parameter():
 
 @pytest.mark.parametrize(("size", "sides"), [(8, [2, 1]), (28, [7, 4]), (32, [8, 4])])
 def test_tiny_maps(size, sides):
-    model, found = build("raftmlp_tiny32", 10, size), []
+    model, shapes = build("raftmlp_tiny32", 10, size), []
     for level in model.levels:
-        level.register_forward_hook(lambda _, __, output: found.append([*output.shape[1:3]]))
+        level.register_forward_hook(lambda _, __, output: shapes.append([*output.shape[1:3]]))
     model(torch.randn(1, 3, size, size))
-    assert found == [[side, side] for side in sides]
+    assert shapes == [[side, side] for side in sides]
 
 
 # Parts ------------------------------------------------------------------------------------------------------
@@ -104,10 +104,10 @@ def test_block_is_columns_then_rows_then_channels():
         nn.init.normal_(norm.bias)
     x = torch.randn(2, 3, 3, 4)
     with torch.no_grad():
-        found = block(x)
+        updated = block(x)
         for norm, branch in ((block.norm1, block.columns), (block.norm2, block.rows), (block.norm3, block.mlp)):
             x = x + branch(F.layer_norm(x, (4,), norm.weight, norm.bias))
-    torch.testing.assert_close(found, x)
+    torch.testing.assert_close(updated, x)
     # What a column holds reaches no other column by way of `columns`; the same for rows.
     for branch, axis in ((block.columns, 2), (block.rows, 1)):
         changed = x.clone()
@@ -129,15 +129,15 @@ def test_embedding_is_one_linear_layer_on_unfolded_patches(side):
     padded = torch.zeros(2, 3, 10, 10)  # one zero on each side of 8 x 8
     padded[:, :, 1 : side + 1, 1 : side + 1] = x
     with torch.no_grad():
-        found = embed(x)
-        assert found.shape == (2, 4, 4, 5)
+        embedded = embed(x)
+        assert embedded.shape == (2, 4, 4, 5)
         for row in range(4):
             for column in range(4):
                 top, left = 2 * row, 2 * column
                 inner = padded[:, :, top + 1 : top + 3, left + 1 : left + 3].flatten(1)
                 outer = padded[:, :, top : top + 4, left : left + 4].flatten(1)
                 expected = torch.cat((inner, outer), dim=1) @ weight.T + small.bias
-                torch.testing.assert_close(found[:, row, column], expected, rtol=1e-5, atol=1e-6)
+                torch.testing.assert_close(embedded[:, row, column], expected, rtol=1e-5, atol=1e-6)
 
 
 def test_embedding_starts_as_one_linear_layer():

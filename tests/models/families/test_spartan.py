@@ -111,10 +111,10 @@ def test_the_spatial_mixer_by_loops():
     near = direct_conv(half, mixer.near[0].weight, 1)
     far = direct_conv(direct_conv(half, mixer.far[0].weight, 2), mixer.far[1].weight, 2)
     parts = []
-    for found, branch in ((near, mixer.near), (far, mixer.far)):
+    for convolved, branch in ((near, mixer.near), (far, mixer.far)):
         norm = branch[-3]
         mean, deviation = norm.running_mean[:, None, None], (norm.running_var[:, None, None] + 1e-6).sqrt()
-        parts.append(excited(branch[-1], F.gelu((found - mean) / deviation)))
+        parts.append(excited(branch[-1], F.gelu((convolved - mean) / deviation)))
     torch.testing.assert_close(mixer(x), mixer.join(torch.cat(parts, dim=1)))
 
 

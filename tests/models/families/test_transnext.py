@@ -31,8 +31,8 @@ seeded = seeded_with(7)
 
 def stage(pool: int, side: int, dim: int = 6, heads: int = 2) -> Stage:
     """A stage of one block in float64 with random parameters."""
-    found = Stage(3, dim, 3, 1, side, heads, 2, pool, 5, [0.3])
-    return perturbed(found)
+    fresh = Stage(3, dim, 3, 1, side, heads, 2, pool, 5, [0.3])
+    return perturbed(fresh)
 
 
 def geometry(of: Stage) -> tuple[torch.Tensor, ...]:
@@ -160,8 +160,8 @@ def test_aggregated_attention_against_loops(side, pool):
     attention, tokens = of.blocks[0].attention, torch.randn(2, side * side, 6).double()
     assert isinstance(attention, AggregatedAttention)
     with torch.no_grad():
-        found = attention(tokens, *geometry(of))
-        for one, image in zip(found, tokens, strict=True):
+        attended = attention(tokens, *geometry(of))
+        for one, image in zip(attended, tokens, strict=True):
             torch.testing.assert_close(one, slow_attention(attention, image, side, pool), rtol=1e-5, atol=1e-5)
 
 
@@ -170,8 +170,8 @@ def test_the_last_stages_attention_against_loops():
     attention, tokens = of.blocks[0].attention, torch.randn(2, 9, 6).double()
     assert type(attention) is CosineAttention
     with torch.no_grad():
-        found = attention(tokens, *geometry(of))
-        for one, image in zip(found, tokens, strict=True):
+        attended = attention(tokens, *geometry(of))
+        for one, image in zip(attended, tokens, strict=True):
             torch.testing.assert_close(one, slow_attention(attention, image, 3, None), rtol=1e-5, atol=1e-5)
 
 

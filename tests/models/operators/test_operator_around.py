@@ -229,8 +229,8 @@ def test_precisions_and_memory_order(operator, name):
     # A crop may be another where two places are nearly alike.
     assert torch.isfinite(half).all() and torch.isfinite(low).all()
     if operator == "dolg":
-        for found in (half, low):
-            assert (found.float() - plain).abs().max() < 0.1 * (1 + plain.abs().max())
+        for logits in (half, low):
+            assert (logits.float() - plain).abs().max() < 0.1 * (1 + plain.abs().max())
 
 
 @pytest.mark.parametrize("operator", AROUND)

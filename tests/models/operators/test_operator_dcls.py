@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.core.test_messages import WORK
+from tests.core.wire.test_messages import WORK
 from tests.kernel_operators import CONVS, HEIGHT, WIDTH, check_layer, check_learns, numbers, site
 from tests.models_helpers import num_parameters, seeded_with
-from umbel.core.messages import decode_work, encode_payload, encode_work
 from umbel.core.records import Payload
 from umbel.core.training import LocalConfig, train
+from umbel.core.wire.messages import decode_work, encode_payload, encode_work
 from umbel.models import build
 from umbel.models.operators import replace
 from umbel.models.operators.base import UnfitError
@@ -196,10 +196,10 @@ def test_a_stage_is_one_map_and_its_channels():
     stages = {"dims": [16, 16, 24], "depths": [1, 3, 2]}  # the first two differ in their maps alone
     plain = build("convnext_dcls_tiny32", 3, 28, 1, mixer="conv", **stages)
     model = replace(copy.deepcopy(plain), "depthwise", "dcls", size=7, count=5, share="stage", version="gauss")
-    found = layers(model)
-    assert [len({id(layer.positions) for layer in found[a:b]}) for a, b in ((0, 1), (1, 4), (4, 6))] == [1, 1, 1]
-    assert len({id(layer.positions) for layer in found}) == len({id(layer.sigma) for layer in found}) == 3
-    assert len({id(layer.weight) for layer in found}) == 6
+    dcls_layers = layers(model)
+    assert [len({id(layer.positions) for layer in dcls_layers[a:b]}) for a, b in ((0, 1), (1, 4), (4, 6))] == [1, 1, 1]
+    assert len({id(layer.positions) for layer in dcls_layers}) == len({id(layer.sigma) for layer in dcls_layers}) == 3
+    assert len({id(layer.weight) for layer in dcls_layers}) == 6
     apart = replace(copy.deepcopy(plain), "depthwise", "dcls", size=7, count=5, version="gauss")
     assert num_parameters(apart) - num_parameters(model) == 4 * 5 * (2 * 16 + 1 * 24)
     # What the operator makes of ConvNeXt has the state of the network with DCLS.

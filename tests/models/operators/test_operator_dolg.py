@@ -24,16 +24,16 @@ def made(name: str = "cvt_tiny32", size: int = 28, channels: int = 1, **options)
 
 def test_the_orthogonal_part_against_a_loop():
     local, overall = torch.randn(3, 5, 4, 4, dtype=torch.float64), torch.randn(3, 5, dtype=torch.float64)
-    found = orthogonal(local, overall)
+    perpendicular = orthogonal(local, overall)
     for image in range(3):
         for row in range(4):
             for column in range(4):
                 place, whole = local[image, :, row, column], overall[image]
                 expected = place - (place @ whole) / (whole @ whole) * whole
-                torch.testing.assert_close(found[image, :, row, column], expected, rtol=0, atol=1e-14)
-    assert torch.einsum("bcyx,bc->byx", found, overall).abs().max() < 1e-12
-    torch.testing.assert_close(orthogonal(found, overall), found, rtol=0, atol=1e-14)
-    torch.testing.assert_close(orthogonal(local, -3 * overall), found, rtol=0, atol=1e-14)
+                torch.testing.assert_close(perpendicular[image, :, row, column], expected, rtol=0, atol=1e-14)
+    assert torch.einsum("bcyx,bc->byx", perpendicular, overall).abs().max() < 1e-12
+    torch.testing.assert_close(orthogonal(perpendicular, overall), perpendicular, rtol=0, atol=1e-14)
+    torch.testing.assert_close(orthogonal(local, -3 * overall), perpendicular, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
@@ -41,13 +41,13 @@ def test_the_orthogonal_part_against_a_loop():
 def test_a_global_vector_of_nothing_takes_nothing_away(size, dtype):
     local = torch.randn(2, 5, 3, 3, dtype=dtype, requires_grad=True)
     overall = torch.full((2, 5), size, dtype=dtype, requires_grad=True)
-    found = orthogonal(local, overall)
-    found.square().sum().backward()
+    perpendicular = orthogonal(local, overall)
+    perpendicular.square().sum().backward()
     assert torch.isfinite(local.grad).all() and torch.isfinite(overall.grad).all()
-    assert found.norm() <= (1 + 1e-6) * local.norm()
-    assert torch.einsum("bcyx,bc->byx", found, overall).abs().max() < 1e-9
+    assert perpendicular.norm() <= (1 + 1e-6) * local.norm()
+    assert torch.einsum("bcyx,bc->byx", perpendicular, overall).abs().max() < 1e-9
     if size == 0:
-        assert torch.equal(found, local) and not overall.grad.any()
+        assert torch.equal(perpendicular, local) and not overall.grad.any()
 
 
 @pytest.mark.parametrize("power", [1.0, 3.0, 5.5])
@@ -75,16 +75,16 @@ def test_the_generalised_mean_has_a_slope_where_all_is_nothing():
 
 def dilated(x: torch.Tensor, conv: nn.Conv2d, dilation: int) -> torch.Tensor:
     """Convolve place by place."""
-    side, found = x.shape[3], torch.zeros(len(x), conv.out_channels, *x.shape[2:], dtype=x.dtype)
+    side, convolved = x.shape[3], torch.zeros(len(x), conv.out_channels, *x.shape[2:], dtype=x.dtype)
     for row in range(side):
         for column in range(side):
-            found[:, :, row, column] = conv.bias
+            convolved[:, :, row, column] = conv.bias
             for i in range(3):
                 for j in range(3):
                     y, z = row + dilation * (i - 1), column + dilation * (j - 1)
                     if 0 <= y < side and 0 <= z < side:
-                        found[:, :, row, column] += x[:, :, y, z] @ conv.weight[:, :, i, j].T
-    return found
+                        convolved[:, :, row, column] += x[:, :, y, z] @ conv.weight[:, :, i, j].T
+    return convolved
 
 
 def pointwise(x: torch.Tensor, conv: nn.Conv2d) -> torch.Tensor:
@@ -100,10 +100,10 @@ def test_the_local_branch_against_its_equations():
     h = branch.norm(pointwise(mixed, branch.point))
     weight = torch.log1p(torch.exp(pointwise(h.clamp(min=0), branch.score)))
     expected = weight * h / h.norm(dim=1, keepdim=True)
-    found = branch(x)
-    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
-    torch.testing.assert_close(found.norm(dim=1, keepdim=True), weight, rtol=1e-10, atol=1e-12)
-    assert not torch.allclose(found, perturbed(LocalBranch(6, (1, 2, 3)))(x))
+    local = branch(x)
+    torch.testing.assert_close(local, expected, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(local.norm(dim=1, keepdim=True), weight, rtol=1e-10, atol=1e-12)
+    assert not torch.allclose(local, perturbed(LocalBranch(6, (1, 2, 3)))(x))
 
 
 @pytest.mark.parametrize(
@@ -131,13 +131,13 @@ def test_the_features_are_the_fusion():
         model.trunk.get_submodule(layer.name).register_forward_hook(
             lambda module, given, output, layer=layer: outputs.update({layer.name: layer.read(output)})
         )
-    found = model.features(x.double())
+    features = model.features(x.double())
     local, last = (outputs[layer.name] for layer in model.layers)
     overall = model.overall(gem(last))
     beside = orthogonal(model.local(local), overall).mean(dim=(2, 3))
     expected = torch.cat((overall, beside), 1) @ model.fuse.weight.T + model.fuse.bias
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    assert found.shape == (2, 7) and model.num_features == 7
+    torch.testing.assert_close(features, expected, rtol=1e-12, atol=1e-12)
+    assert features.shape == (2, 7) and model.num_features == 7
 
 
 @pytest.mark.parametrize(

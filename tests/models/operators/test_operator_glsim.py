@@ -21,12 +21,12 @@ def made(name: str = "cvt_tiny32", size: int = 28, channels: int = 1, **options)
 
 def test_similarity_is_the_cosine_at_each_place():
     overall, places = torch.randn(3, 5, dtype=torch.float64), torch.randn(3, 5, 4, 4, dtype=torch.float64)
-    found = similarity(overall, places)
+    cosines = similarity(overall, places)
     for image in range(3):
         for row in range(4):
             for column in range(4):
                 place, whole = places[image, :, row, column], overall[image]
-                assert found[image, row, column] == pytest.approx(float(place @ whole / place.norm() / whole.norm()))
+                assert cosines[image, row, column] == pytest.approx(float(place @ whole / place.norm() / whole.norm()))
     assert torch.equal(similarity(overall, torch.zeros_like(places)), torch.zeros(3, 4, 4, dtype=torch.float64))
 
 
@@ -60,18 +60,18 @@ def test_of_equal_scores_the_first_is_taken():
 def test_a_crop_is_a_slice_that_is_resized():
     images = torch.randn(6, 2, 11, 11, dtype=torch.float64)
     boxes = [(0, 0, 11, 11), (2, 3, 9, 5), (10, 10, 11, 11), (0, 4, 1, 11), (5, 0, 7, 11), (3, 3, 4, 4)]
-    found = crop(images, torch.tensor(boxes))
+    crops = crop(images, torch.tensor(boxes))
     for image, (top, left, bottom, right) in enumerate(boxes):
         part = images[image : image + 1, :, top:bottom, left:right]
         expected = F.interpolate(part, size=(11, 11), mode="bilinear", align_corners=True)
-        torch.testing.assert_close(found[image : image + 1], expected, rtol=0, atol=1e-12)
+        torch.testing.assert_close(crops[image : image + 1], expected, rtol=0, atol=1e-12)
         single = crop(images[image : image + 1].float(), torch.tensor([boxes[image]]))
         torch.testing.assert_close(single.double(), expected, rtol=0, atol=1e-5)
-    assert torch.equal(found[0], images[0])
+    assert torch.equal(crops[0], images[0])
     assert torch.equal(crop(images.float(), torch.tensor(boxes))[0], images[0].float())
-    assert (crop(images.bfloat16(), torch.tensor(boxes)).double() - found).abs().max() < 0.05
+    assert (crop(images.bfloat16(), torch.tensor(boxes)).double() - crops).abs().max() < 0.05
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(crop(images, torch.tensor(boxes)), found)
+        assert torch.equal(crop(images, torch.tensor(boxes)), crops)
 
 
 @pytest.mark.parametrize("name", ["cvt_tiny32", "resnet18", "gcvit_tiny32"])
@@ -83,7 +83,7 @@ def test_the_crop_is_of_the_places_most_like_the_whole(name):
     handle = model.trunk.get_submodule(model.layer.name).register_forward_hook(lambda m, i, output: seen.append(output))
     given: list[torch.Tensor] = []
     features, model.trunk.features = model.trunk.features, lambda images: given.append(images) or features(images)
-    found = model.features(x)
+    aggregated = model.features(x)
     handle.remove()
     places = model.layer.read(seen[0])
     whole = seen[0][:, 0] if model.layer.layout == "class_token" else places.mean(dim=(2, 3))
@@ -91,7 +91,7 @@ def test_the_crop_is_of_the_places_most_like_the_whole(name):
     boxes = top_box(F.cosine_similarity(whole[:, :, None, None], places), 8, 32)
     assert len(given) == 2 and torch.equal(given[0], x) and torch.equal(given[1], crop(x, boxes))
     tokens = torch.stack((features(x), features(given[1])), dim=1)
-    torch.testing.assert_close(found, model.norm(model.aggregator(tokens))[:, 0], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(aggregated, model.norm(model.aggregator(tokens))[:, 0], rtol=1e-12, atol=1e-12)
     assert torch.equal(model.look(x)[1], boxes)
 
 

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.core.test_messages import WORK
+from tests.core.wire.test_messages import WORK
 from tests.models_helpers import num_parameters, randomise, seeded_with
 from tests.operators_helpers import check_every_tiny, check_learns, check_modes, site
-from umbel.core.messages import decode_work, encode_payload, encode_work
 from umbel.core.records import Payload
+from umbel.core.wire.messages import decode_work, encode_payload, encode_work
 from umbel.models import build
 from umbel.models.operators import replace
 from umbel.models.operators.base import UnfitError

@@ -133,8 +133,8 @@ def test_a_density_that_learns():
     for i in range(2):
         step = torch.zeros(2).double()
         step[i] = 1e-6
-        found = (loss(layer.density.detach() + step) - loss(layer.density.detach() - step)) / 2e-6
-        torch.testing.assert_close(layer.density.grad[i], found, rtol=1e-6, atol=1e-6)
+        slope = (loss(layer.density.detach() + step) - loss(layer.density.detach() - step)) / 2e-6
+        torch.testing.assert_close(layer.density.grad[i], slope, rtol=1e-6, atol=1e-6)
 
 
 def test_kaiming_starts_from_the_outputs():

@@ -14,7 +14,7 @@ import pytest
 
 from tests.project.docker.containers import Container, Machine, Networks, may_hold
 from tests.project.docker.images import IMAGES, SITES, command, mounted, pod
-from umbel.core.identity import new_key, write_key
+from umbel.core.wire.identity import new_key, write_key
 from umbel.simulations.api import run as run_here
 from umbel.simulations.engines.processes import free_ports
 

@@ -10,18 +10,19 @@ from functools import cache
 
 import torch
 from flwr.app import Message, RecordDict
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
-from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents
+from flwr.proto.message_pb2 import ObjectTree
 
 from tests.server.fakes import COHORT, HELD, WORK, same, work_honestly
-from tests.server.hostile.mutations import INSIDE, KINDS, mutated, mutated_objects
+from tests.server.hostile.mutations import INSIDE, KINDS, mutated
+from tests.server.hostile.objects import mutated_objects, mutated_tree, with_objects_changed
+from tests.server.superlink import Objects, SuperLinkGrid
 from umbel.core import moments
-from umbel.core.blocks import Assembler, cut
 from umbel.core.collecting import Collect, Moments
+from umbel.core.fold_tree import FoldTree
 from umbel.core.folds import Folded, Product, Sum, UniformMean, WeightedMean, product
-from umbel.core.messages import encode_json, encode_outcome, encode_payload, encode_work
 from umbel.core.records import Payload, Reply
-from umbel.core.work import share
+from umbel.core.wire.messages import encode_json, encode_outcome, encode_payload, encode_work
+from umbel.core.wire.work import share
 from umbel.server.exchange import Exchange, Report
 from umbel.server.flower.inbox import FlowerPort
 from umbel.server.nodes import Directory
@@ -38,6 +39,8 @@ FOLDS: dict[str, Product] = {
     "collect": product({"delta": Collect("model")}, ["loss"]),
 }
 MOST = 20  # examples that a client may claim
+# Of the answers whose objects are changed, some are whole, and the receiver could read them; some have another tree.
+WHOLE, TREES = 0.25, 0.25
 LARGEST = 1.9e19  # of a change of a parameter in float32: its square is still one
 PAYLOAD = Payload({"model": {"w": torch.zeros(2)}})
 
@@ -60,9 +63,7 @@ def answer(name: str, client: int) -> Reply:
 def honest(name: str, node: int) -> RecordDict:
     """What a node sends that is honest."""
     identify()
-    blocks = cut(COHORT, 2)
-    touched, mine = share(blocks, frozenset(HELD[node]))
-    work = replace(WORK, blocks=touched, num_blocks=len(blocks), clients=mine)
+    work = share(replace(WORK, num_leaves=len(COHORT)), COHORT, HELD[node])
     message = Message(encode_work(work, PAYLOAD, encode_payload(PAYLOAD)), node, "train")
     return encode_outcome(work_honestly(message, FOLDS[name], lambda client: answer(name, client)))
 
@@ -114,82 +115,81 @@ class Replayed(LocalPort):
         return honest(self._case.fold, node)
 
 
-class Grid:
-    """A SuperLink's grid, whose hostile node has the bytes of its answer's objects changed on the way."""
+def grid(case: Case) -> SuperLinkGrid:
+    """A SuperLink's grid, whose hostile node has its answer's objects, and their tree, changed on the way."""
+    port, source = Replayed(case), random.Random(case.seed)
+    whole = source.random() < WHOLE
 
-    def __init__(self, case: Case) -> None:
-        self._case, self._port, self._sent = case, Replayed(case), dict[str, Message]()
+    def is_hostile(asked: Message) -> bool:
+        return asked.metadata.message_type != "query" and asked.metadata.dst_node_id == HOSTILE
 
-    def get_node_ids(self) -> list[int]:
-        return list(HELD)
+    def answer(asked: Message) -> Message:
+        if not (whole and is_hostile(asked)):
+            return Message(port.content(asked), reply_to=asked)
+        content = honest.__wrapped__(case.fold, HOSTILE)  # its own, since records are changed in place
+        with_objects_changed(content, source)
+        return Message(content, reply_to=asked)
 
-    def push_messages(self, messages: list[Message]) -> list[str]:
-        names = []
-        for message in messages:
-            names.append(f"m{len(self._sent)}")
-            message.metadata.__dict__["_message_id"] = names[-1]
-            self._sent[names[-1]] = message
-        return names
+    def change(asked: Message, objects: Objects, tree: ObjectTree) -> tuple[Objects, ObjectTree]:
+        if whole or not is_hostile(asked):
+            return objects, tree
+        if source.random() < TREES:
+            return objects, mutated_tree(tree, source)
+        return mutated_objects(objects, source), tree
 
-    def pull_messages(self, names: list[str]) -> list[Message]:
-        asked = self._sent[names[0]]
-        reply = Message(self._port.content(asked), reply_to=asked)
-        if asked.metadata.message_type == "query" or asked.metadata.dst_node_id != HOSTILE:
-            return [reply]
-        objects = {name: each.deflate() for name, each in get_all_nested_objects(reply).items()}
-        objects = mutated_objects(objects, random.Random(self._case.seed))
-        inflated = inflate_object_from_contents(reply.object_id, objects)
-        assert isinstance(inflated, Message)
-        return [inflated]
+    return SuperLinkGrid(HELD, answer, change)
 
 
 def run(case: Case) -> tuple[Folded | None, Report]:
     """Run the exchange of a case."""
-    port = FlowerPort(Grid(case)) if case.kind == "objects" else Replayed(case)  # type: ignore[arg-type]
+    superlink = grid(case)
+    port = FlowerPort(superlink) if case.kind == "objects" else Replayed(case)
     directory = Directory(port, "hash", len(COHORT), 5.0)
     directory.wait()
-    exchange = Exchange(port, directory, 2, 2.0, 1 << 20, lambda _: None, lambda: None)
-    return exchange.run(WORK, PAYLOAD, COHORT, FOLDS[case.fold], most_examples=float)
+    exchange = Exchange(port, directory, 2.0, 1 << 20, lambda _: None, lambda: None)
+    done = exchange.run(WORK, PAYLOAD, COHORT, FOLDS[case.fold], most_examples=lambda client, own: own)
+    assert not superlink.faults
+    return done
 
 
 @cache
 def without(name: str, clients: frozenset[int]) -> Folded:
     """What comes of the others, in one process."""
     fold = FOLDS[name]
-    assembler = Assembler(fold, cut(COHORT, 2))
-    for client in COHORT:
-        assembler.add_client(client, None if client in clients else answer(name, client))
-    return fold.finish(assembler.finish())
+    replies = FoldTree(fold, len(COHORT))
+    for place, client in enumerate(COHORT):
+        replies.add_reply(place, client, None if client in clients else answer(name, client))
+    return fold.finish(replies.root())
 
 
-def wrong(case: Case, found: Folded | None, report: Report) -> str:
+def wrong(case: Case, folded: Folded | None, report: Report) -> str:
     """Say what is wrong with what came of a case; "" when nothing is."""
-    if found is None or not report.failures.keys() <= set(HELD[HOSTILE]):
+    if folded is None or not report.failures.keys() <= set(HELD[HOSTILE]):
         return f"others fail: {sorted(report.failures)}"
     for client, (node, reason) in report.failures.items():
         if node != HOSTILE or not reason or len(reason) > 500 or not reason.isprintable():
             return f"client {client} of node {node} fails with {reason!r}"
-    if found.num_replies != len(COHORT) - len(report.failures):
-        return f"{found.num_replies} replies and {len(report.failures)} failures"
+    if folded.num_replies != len(COHORT) - len(report.failures):
+        return f"{folded.num_replies} replies and {len(report.failures)} failures"
     if any(not 0 <= seconds < 60 for seconds in report.seconds.values()):
         return f"seconds {report.seconds}"
     if not (0 <= report.bytes_up <= 10**6 and 0 <= report.framing_up <= 10**6):
         return f"{report.bytes_up} and {report.framing_up} bytes"
     try:
-        same(found, without(case.fold, frozenset(report.failures)))
+        same(folded, without(case.fold, frozenset(report.failures)))
     except (AssertionError, KeyError, RuntimeError):
-        return out_of_bounds(found)  # something that is not honest has been taken: it has to be within bounds
+        return out_of_bounds(folded)  # something that is not honest has been taken: it has to be within bounds
     return ""
 
 
-def out_of_bounds(found: Folded) -> str:
+def out_of_bounds(folded: Folded) -> str:
     """Say what of a result is more than its clients can have; "" when nothing is."""
     honest = sum(client + 6 for client in COHORT if client not in HELD[HOSTILE])
-    if not len(COHORT) - 5 <= found.num_examples <= honest + MOST * len(HELD[HOSTILE]):
-        return f"{found.num_examples} examples"
-    if not all(math.isfinite(number) for number in found.numbers.values()):
-        return f"numbers {found.numbers}"
-    for tree in found.trees.values():
+    if not len(COHORT) - 5 <= folded.num_examples <= honest + MOST * len(HELD[HOSTILE]):
+        return f"{folded.num_examples} examples"
+    if not all(math.isfinite(number) for number in folded.numbers.values()):
+        return f"numbers {folded.numbers}"
+    for tree in folded.trees.values():
         for name, tensor in tree.items():
             sizes = tensor.tolist() if name.startswith("#num_examples") else []
             if not bool(torch.isfinite(tensor.float()).all()) or any(size > MOST for size in sizes):

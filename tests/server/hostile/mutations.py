@@ -7,7 +7,7 @@ Six kinds of changes, from the inside to the outside of a message:
     text       the letters of the JSON head: cut, nested too deeply, numbers of thousands of digits, names given twice
     tensors    the bytes of the safetensors: its header's length, names, dtypes, shapes and offsets, and what follows
     wrapper    Flower's records: NumPy's header around the bytes, kinds of records, what is missing or too many
-    objects    the bytes of Flower's objects, as they come from the SuperLink
+    objects    the bytes of Flower's objects, as they come from the SuperLink, and the tree that names them
 """
 
 from __future__ import annotations
@@ -40,32 +40,6 @@ def mutated(content: RecordDict, kind: str, source: random.Random) -> RecordDict
     return {"values": _values, "head": _head, "text": _text, "tensors": _tensors, "wrapper": _wrapper}[kind](
         content, source
     )
-
-
-def mutated_objects(objects: dict[str, bytes], source: random.Random) -> dict[str, bytes]:
-    """Return the bytes of a message's objects, by id, with one of them changed."""
-    changed = dict(objects)
-    for _ in range(source.choice((1, 1, 1, 2, 4))):
-        name = source.choice(list(changed))
-        change = source.choice((_flip, _flip, _flip_head, _cut, _other_type, _other_json, _no_bytes))
-        changed[name] = change(changed[name] or b"\0", source)
-    if source.random() < 0.05:
-        changed.pop(source.choice(list(changed)))
-    return changed
-
-
-def with_bodies_changed(content: RecordDict, source: random.Random) -> None:
-    """Have Flower make something else of one of a content's records, as long as the SuperLink takes it.
-
-    It takes what has the form of an object, and looks at nothing inside.
-    """
-    records = [content.config_records["umbel"], *content.array_records.values()]
-    arrays = [array for record in content.array_records.values() for array in record.values()]
-    chosen = source.choice([*records, *arrays])
-    honest = chosen.deflate()
-    head, _, body = honest.partition(b"\0")
-    changed = _other_json(honest, source) if chosen in arrays else head + b"\0" + bytes(reversed(body))
-    chosen.__dict__["deflate"] = lambda: changed
 
 
 # ---- values ------------------------------------------------------------------------------------------------------
@@ -267,63 +241,6 @@ def _wrapper(content: RecordDict, source: random.Random) -> RecordDict:
         lambda: RecordDict(),
     ]
     return source.choice(changes)()
-
-
-# ---- Flower's objects --------------------------------------------------------------------------------------------
-
-
-def _flip(content: bytes, source: random.Random) -> bytes:
-    changed = bytearray(content)
-    for _ in range(source.choice((1, 1, 3))):
-        changed[source.randrange(len(changed))] = source.randrange(256)
-    return bytes(changed)
-
-
-def _flip_head(content: bytes, source: random.Random) -> bytes:
-    changed = bytearray(content)
-    changed[source.randrange(min(len(changed), 90))] = source.randrange(256)
-    return bytes(changed)
-
-
-def _cut(content: bytes, source: random.Random) -> bytes:
-    return content[: source.randrange(len(content))]
-
-
-def _no_bytes(content: bytes, source: random.Random) -> bytes:
-    return source.choice((b"", b"\0", b"Message  0\0", content * 2))
-
-
-def _other_type(content: bytes, source: random.Random) -> bytes:
-    rest = content.partition(b" ")[2]
-    names = (b"Message", b"RecordDict", b"ArrayRecord", b"Array", b"ArrayChunk", b"ConfigRecord", b"MetricRecord", b"X")
-    return source.choice(names) + b" " + rest
-
-
-def _other_json(content: bytes, source: random.Random) -> bytes:
-    head, _, body = content.partition(b"\0")
-    try:
-        value = json.loads(body)
-    except ValueError:
-        return content + b"x"
-    if not isinstance(value, dict):
-        return content[::-1]
-    if "arraychunk_ids" in value:
-        value |= source.choice(
-            (
-                {"arraychunk_ids": [0] * 100_000},
-                {"arraychunk_ids": [-1, 0]},
-                {"arraychunk_ids": "0"},
-                {"arraychunk_ids": []},
-                {"shape": ["x"]},
-                {"shape": None},
-                {"dtype": 3},
-                {"stype": None},
-            )
-        )
-    else:
-        value = source.choice(({}, {"x": next(iter(value.values()), "")}, [], None, {**value, "more": "x"}))
-    text = json.dumps(value).encode()
-    return b" ".join([*head.split(b" ")[:2], str(len(text)).encode()]) + b"\0" + text
 
 
 # ---- what a content is made of -----------------------------------------------------------------------------------

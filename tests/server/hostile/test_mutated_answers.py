@@ -15,8 +15,8 @@ def check(chosen: list[Case]) -> Counter[str]:
     """Run cases; return how many of each kind cost their node a client."""
     failed: Counter[str] = Counter()
     for case in chosen:
-        found, report = run(case)
-        assert not (problem := wrong(case, found, report)), f"{case}: {problem}"
+        folded, report = run(case)
+        assert not (problem := wrong(case, folded, report)), f"{case}: {problem}"
         failed[case.kind] += bool(report.failures)
     return failed
 
@@ -41,5 +41,5 @@ def test_ten_thousand_changes_and_the_memory_that_they_take() -> None:
 def test_without_a_change_nobody_fails() -> None:
     """What the others are compared with."""
     for name in ("mean", "uniform", "sum", "moments", "collect"):
-        found, report = run(Case(name, "nothing", 0))
-        assert found is not None and found.num_replies == 9 and not report.failures
+        folded, report = run(Case(name, "nothing", 0))
+        assert folded is not None and folded.num_replies == 9 and not report.failures

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.data.sites.makers import folder, site
 from tests.places import ROOT
 from tests.simulations.commands.command_line import umbel
-from umbel.core.identity import fingerprint, read_key
+from umbel.core.wire.identity import fingerprint, read_key
 from umbel.server.sites import read_sites
 
 INIT = ("--name", "hospitals", "--server", "fl.example.org", "--site", "north=0-3", "--submitter", "alice")
@@ -109,6 +110,32 @@ def test_a_site_whose_key_others_can_read_does_not_join(made: Path) -> None:
     done = umbel("federate", "join", made / "sites" / "north", "--dry-run")
     assert done.exit_code == 2
     assert "can be read by others" in done.output
+
+
+EXPERIMENT = "data: {name: sites, classes: [cat, dog], image_size: 8, channels: 3, num_clients: 1}\n"
+
+
+def test_a_dry_run_shows_what_an_experiment_would_send_and_compares_the_clients(made: Path, tmp_path: Path) -> None:
+    folder(tmp_path / "pictures", {"cat": 5, "dog": 4})
+    site(tmp_path / "data.yaml", source="image_folder", path=str(tmp_path / "pictures"))
+    (tmp_path / "animals.yaml").write_text(EXPERIMENT)
+    north = made / "sites" / "north"
+    settings = (north / "site.yaml").read_text().replace('data: ""', f'data: "{tmp_path / "data.yaml"}"')
+    (north / "site.yaml").write_text(settings.replace('clients: "0-3"', 'clients: "0"'))
+    done = umbel("federate", "join", north, tmp_path / "animals.yaml", "--dry-run")
+    assert done.exit_code == 0, done.output
+    assert '"cat"' in done.stdout and "Nothing was sent." in done.stdout and "None" not in done.stdout
+    alone = umbel("federate", "join", north, "--dry-run")
+    assert alone.exit_code == 0 and "class cat: 5" in alone.stdout and "None" not in alone.stdout
+    (north / "site.yaml").write_text(settings)
+    more = umbel("federate", "join", north, tmp_path / "animals.yaml", "--dry-run")
+    assert more.exit_code == 2
+    assert "has the clients 0-3, 4 in all, and its data have 1" in more.output
+
+
+def test_an_experiment_is_for_a_dry_run_alone(made: Path) -> None:
+    done = umbel("federate", "join", made / "sites" / "north", "digits")
+    assert done.exit_code == 2 and "add --dry-run" in done.output
 
 
 def test_a_server_with_anothers_certificate_does_not_start(made: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from tests.places import ROOT
 from tests.simulations.commands.command_line import umbel
 from umbel.simulations.commands import catalogue
 from umbel.simulations.commands.main import KINDS, main
+from umbel.strategies.registry import find
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -76,3 +77,11 @@ def test_help_needs_nothing_heavy() -> None:
     )
     process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert process.stdout.strip() == "[]"
+
+
+def test_options_that_a_strategy_inherits_are_explained() -> None:
+    """In the words of the class that has them, unless it has its own."""
+    told = catalogue.attributes(find("fedrep").config_class)
+    assert told["server_lr"] == catalogue.attributes(find("fedavg").config_class)["server_lr"] != ""
+    assert told["weighting"] != catalogue.attributes(find("fedavg").config_class)["weighting"]
+    assert told["head_epochs"]

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -92,3 +93,37 @@ def test_the_status_is_that_of_the_run_where_nobody_takes_what_it_prints(code: i
     with Path("/dev/full").open("w") as full:
         done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=buffered, stdout=full, check=False)
     assert done.returncode == code
+
+
+class Signals:
+    """Sends a signal when it is deleted, where Python swallows whatever is raised."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+        for _ in range(1000):  # the handler runs in here
+            pass
+
+
+def test_a_signal_that_python_swallows_comes_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    others: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", others.append)
+    with pytest.raises(KeyboardInterrupt), Stopper():
+        sent = Signals()
+        del sent
+        time.sleep(20)
+        pytest.fail("nobody was interrupted")
+    assert not others and sys.unraisablehook == others.append
+
+
+class Broken:
+    def __del__(self) -> None:
+        raise ValueError("no signal")
+
+
+def test_what_else_python_swallows_goes_where_it_did(monkeypatch: pytest.MonkeyPatch) -> None:
+    others: list[sys.UnraisableHookArgs] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda what: others.append(what.exc_type))
+    with Stopper():
+        broken = Broken()
+        del broken
+    assert others == [ValueError]

@@ -9,7 +9,7 @@ import pytest
 from tests.helpers import SMALL
 from umbel.core.refusal import Refusal
 from umbel.simulations.api import run
-from umbel.simulations.engines.processes import flower_environment
+from umbel.simulations.engines.processes import MESSAGES_SECONDS, flower_environment
 from umbel.simulations.engines.raylet import check_temporary_folder
 
 
@@ -34,6 +34,15 @@ def test_this_machine_is_asked_without_a_proxy(tmp_path: Path, monkeypatch: pyte
     environment = flower_environment(tmp_path)
     assert environment["no_proxy"] == environment["NO_PROXY"] == "intern.example,localhost,127.0.0.1,::1"
     assert environment["http_proxy"] == "http://proxy.example:3128"  # a SuperLink elsewhere may need it
+
+
+def test_an_idle_superlink_looks_seldom_and_a_stock_node_often(tmp_path: Path) -> None:
+    looks = [
+        float(flower_environment(tmp_path, *given)["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"])
+        for given in ((), (MESSAGES_SECONDS,))
+    ]
+    assert 0.7 < looks[0] < 1.0  # below, a server takes more than 3 % of a core; above, a run begins late
+    assert looks[1] <= 0.1
 
 
 def test_a_home_that_cannot_be_written_is_told_of_the_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,12 +59,12 @@ def test_the_uncentred_form_is_another_than_the_public_one(public):
     uncentred = eigen_cam(maps, centred=False)
     assert (uncentred - scaled(theirs)).abs().max() > 0.1
     # By hand: the first eigenvector of the Gram matrix of channels.
-    for image, found in zip(maps, uncentred, strict=True):
+    for image, cam in zip(maps, uncentred, strict=True):
         matrix = image.flatten(1).T
         _, vectors = np.linalg.eigh((matrix.T @ matrix).numpy())
         projection = matrix @ torch.from_numpy(vectors[:, -1].copy())
         projection = projection if projection.max() > -projection.min() else -projection
-        torch.testing.assert_close(found, scaled(projection.view(1, 4, 4))[0])
+        torch.testing.assert_close(cam, scaled(projection.view(1, 4, 4))[0])
 
 
 def test_one_pattern_in_all_channels_is_the_map():
@@ -151,9 +151,9 @@ def test_what_is_no_activation_is_refused():
 
 def test_correlation_as_numpy_has_it():
     one, other = normal(3, 5, 4, seed=1), normal(3, 5, 4, seed=2) + normal(3, 5, 4, seed=1)
-    found = agreement(one, other).correlation
+    correlations = agreement(one, other).correlation
     expected = [np.corrcoef(a.flatten(), b.flatten())[0, 1] for a, b in zip(one, other, strict=True)]
-    torch.testing.assert_close(found, torch.tensor(expected, dtype=F64))
+    torch.testing.assert_close(correlations, torch.tensor(expected, dtype=F64))
     torch.testing.assert_close(agreement(one, 1e-200 * one - 4e-201).correlation, torch.ones(3, dtype=F64))
     torch.testing.assert_close(agreement(one, -one).correlation, -torch.ones(3, dtype=F64))
 
@@ -173,8 +173,8 @@ def test_iou_counted_by_hand():
 def test_a_constant_map_agrees_with_nothing():
     one, flat = normal(2, 3, 3), normal(2, 3, 3)
     flat[1] = 0.1
-    for found in (agreement(one, flat), agreement(flat, one)):
-        assert found.correlation.isnan().tolist() == found.iou.isnan().tolist() == [False, True]
+    for similarity in (agreement(one, flat), agreement(flat, one)):
+        assert similarity.correlation.isnan().tolist() == similarity.iou.isnan().tolist() == [False, True]
 
 
 def test_maps_that_cannot_be_compared_are_refused():

@@ -48,10 +48,10 @@ def test_a_clients_model_is_what_it_would_send_next(tmp_path: Path) -> None:
     path = run("digits", *options, "run.name=one", f"run.results={tmp_path}").path
     state = FinishedRun(path).client(0)
     shutil.copytree(path, tmp_path / "kept")
-    found = read_tensors(resume(path, "run.rounds=3").path / "model.safetensors")[0]
+    after = read_tensors(resume(path, "run.rounds=3").path / "model.safetensors")[0]
     before = read_tensors(tmp_path / "kept" / "model.safetensors")[0]
-    assert all(torch.equal(found[name], state[name]) for name in found)
-    assert not any(torch.equal(found[name], before[name]) for name in found)
+    assert all(torch.equal(after[name], state[name]) for name in after)
+    assert not any(torch.equal(after[name], before[name]) for name in after)
 
 
 def test_the_same_run_gives_the_same_bits(finished: Path, tmp_path: Path) -> None:
@@ -65,19 +65,19 @@ def test_the_same_run_gives_the_same_bits(finished: Path, tmp_path: Path) -> Non
 
 def test_rows_and_summary(finished: Path) -> None:
     seen = []
-    found = explain(finished, FEW, told=lambda done, of: seen.append((done, of)))
+    explanation = explain(finished, FEW, told=lambda done, of: seen.append((done, of)))
     assert seen == [(1, 3), (2, 3), (3, 3)]
-    summary = json.loads((found.path / "explain.json").read_text())
+    summary = json.loads((explanation.path / "explain.json").read_text())
     assert summary["run"] == "six" and summary["split"] == "validation" and summary["num_images"] == 24
     assert summary["shuffled"] == list(FinishedRun(finished).data.shuffled_clients)
-    assert [row["client"] for row in summary["clients"]] == [row.client for row in found.clients]
-    frame = pd.read_parquet(found.path / "explain.parquet")
+    assert [row["client"] for row in summary["clients"]] == [row.client for row in explanation.clients]
+    frame = pd.read_parquet(explanation.path / "explain.parquet")
     assert list(frame.columns) == list(pd.read_parquet(finished / "metrics.parquet").columns)
     assert set(frame["run"]) == {"six"} and set(frame["round"]) == {2} and frame["value"].notna().all()
     server = frame[frame["side"] == "server"].set_index("metric")["value"]
     assert 0 <= server["filters/conv2.weight/sparsity"] <= 1 and 0 < server["filters/conv2.weight/entropy"] < 1
     assert {"collapse/nc1", "collapse/nc4", "accuracy"} <= set(server.index)
-    for row in found.clients:
+    for row in explanation.clients:
         own = frame[frame["client"] == row.client].set_index("metric")["value"]
         assert own["client/drift"] == row.drift and row.drift > 0 and own["client/update"] == row.update > 0
         assert -1 <= row.correlation <= 1 and 0 <= row.iou <= 1
@@ -98,8 +98,8 @@ def test_a_client_that_learned_nothing_is_the_global_model(tmp_path: Path) -> No
 def test_without_a_checkpoint_clients_train_by_their_local_loss(tmp_path: Path) -> None:
     options = (*SIX, "checkpoint.every=0", "client.lr_decay=0.5", f"run.results={tmp_path}")
     path = run("digits", *options).path
-    found = explain(path, FEW)
-    assert any("Without a checkpoint" in note for note in found.notes)
+    explanation = explain(path, FEW)
+    assert any("Without a checkpoint" in note for note in explanation.notes)
     kept = run("digits", *SIX, "client.lr_decay=0.5", f"run.results={tmp_path}").path
     one, other = FinishedRun(path).client(4), FinishedRun(kept).client(4)
     # What is added to the global model, or trained in place, differs by rounding.
@@ -117,9 +117,9 @@ def test_every_strategy(strategy: str, tmp_path: Path) -> None:
         with pytest.raises(ExperimentError, match="share no classifier"):
             explain(path, FEW)
         return
-    found = explain(path, Options(clients=-1, images=2, probe=4, shown=1))
-    assert len(found.clients) == 2 and all(row.update > 0 for row in found.clients)
-    assert not any("left out" in note for note in found.notes)
+    explanation = explain(path, Options(clients=-1, images=2, probe=4, shown=1))
+    assert len(explanation.clients) == 2 and all(row.update > 0 for row in explanation.clients)
+    assert not any("left out" in note for note in explanation.notes)
 
 
 def test_batch_norm_of_a_clients_own_is_in_its_model(tmp_path: Path) -> None:
@@ -132,23 +132,23 @@ def test_batch_norm_of_a_clients_own_is_in_its_model(tmp_path: Path) -> None:
 
 def test_embeddings_have_no_maps(tmp_path: Path) -> None:
     chosen = ("data.encoder=pca:8", "model.name=linear", "data.num_clients=3", "run.rounds=1", "client.max_steps=2")
-    found = explain(run("digits", *chosen, f"run.results={tmp_path}").path, FEW)
-    assert [name for name, _ in found.pictures] == ["update.png", "collapse_clients.png"]
+    explanation = explain(run("digits", *chosen, f"run.results={tmp_path}").path, FEW)
+    assert [name for name, _ in explanation.pictures] == ["update.png", "collapse_clients.png"]
     assert (
-        len(found.notes) == 4
-        and "No client is accused: that takes 5" in found.notes[-1]
-        and all(row.drift is None and row.correlation is None for row in found.clients)
+        len(explanation.notes) == 4
+        and "No client is accused: that takes 5" in explanation.notes[-1]
+        and all(row.drift is None and row.correlation is None for row in explanation.clients)
     )
 
 
 @pytest.mark.slow
 def test_convits_locality(tmp_path: Path) -> None:
     path = run("digits", *SMALL, "model.name=convit_tiny32", "checkpoint.every=1", f"run.results={tmp_path}").path
-    found = explain(path, FEW)
-    frame = pd.read_parquet(found.path / "explain.parquet")
+    explanation = explain(path, FEW)
+    frame = pd.read_parquet(explanation.path / "explain.parquet")
     locality = frame[frame["metric"].str.startswith("locality/")]
     assert len(locality) == 3 * 3 and locality["value"].between(0.5, 0.9).all()  # three gated layers, two clients
-    assert "locality.png" in [name for name, _ in found.pictures]
+    assert "locality.png" in [name for name, _ in explanation.pictures]
 
 
 def test_the_report_shows_it_while_it_is_of_these_weights(finished: Path, tmp_path: Path) -> None:
@@ -233,6 +233,6 @@ def test_a_memory_that_is_gone_costs_its_client_alone(tmp_path: Path) -> None:
     options = ("strategy.name=scaffold", f"run.results={tmp_path}")
     path = run("digits", *SIX, *options).path
     shutil.rmtree(next(path.glob("memory/*/0/2")))
-    found = explain(path, Options(clients=-1, images=2, probe=8))
-    assert [row.client for row in found.clients] == [0, 1, 3, 4, 5]
-    assert any("Client 2 is left out" in note for note in found.notes)
+    explanation = explain(path, Options(clients=-1, images=2, probe=8))
+    assert [row.client for row in explanation.clients] == [0, 1, 3, 4, 5]
+    assert any("Client 2 is left out" in note for note in explanation.notes)

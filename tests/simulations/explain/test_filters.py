@@ -43,13 +43,13 @@ def state(seed: int = 0, mixing: float = 0.3) -> dict[str, Tensor]:
 
 
 def test_filters_are_those_of_3_x_3_kernels():
-    found = layer_filters(state())
-    assert {name: len(each) for name, each in found.items()} == {
+    by_layer = layer_filters(state())
+    assert {name: len(each) for name, each in by_layer.items()} == {
         "stem.weight": 24, "depthwise.weight": 20, "conv.weight": 128
     }  # fmt: skip
     kernel = state()["conv.weight"][5, 3]
-    assert torch.equal(found["conv.weight"][5 * 8 + 3].view(3, 3), kernel)
-    assert all(each.dtype == F64 for each in found.values())
+    assert torch.equal(by_layer["conv.weight"][5 * 8 + 3].view(3, 3), kernel)
+    assert all(each.dtype == F64 for each in by_layer.values())
 
 
 def test_scales():
@@ -88,13 +88,13 @@ def test_weights_that_are_not_finite_are_refused_by_name():
 
 def test_basis_as_scikit_learn_has_it():
     given = stacked(state())
-    found, expected = filters.basis(given), PCA(9).fit(given.numpy())
-    torch.testing.assert_close(found.shares, torch.from_numpy(expected.explained_variance_ratio_))
-    torch.testing.assert_close(found.mean, torch.from_numpy(expected.mean_))
+    basis, expected = filters.basis(given), PCA(9).fit(given.numpy())
+    torch.testing.assert_close(basis.shares, torch.from_numpy(expected.explained_variance_ratio_))
+    torch.testing.assert_close(basis.mean, torch.from_numpy(expected.mean_))
     torch.testing.assert_close(
-        (found.filters * torch.from_numpy(expected.components_)).sum(1).abs(), torch.ones(9).double()
+        (basis.filters * torch.from_numpy(expected.components_)).sum(1).abs(), torch.ones(9).double()
     )
-    assert (found.filters.gather(1, found.filters.abs().argmax(1, keepdim=True)) > 0).all()
+    assert (basis.filters.gather(1, basis.filters.abs().argmax(1, keepdim=True)) > 0).all()
     few = filters.basis(given[:3])
     torch.testing.assert_close(few.filters @ few.filters.T, torch.eye(9, dtype=F64))
     assert (few.shares > 0).sum() == 2 and few.shares.sum() == pytest.approx(1)
@@ -112,8 +112,8 @@ def test_drift_as_numpy_and_scipy_have_it(scale, bins, pseudo_count):
         p[p == 0] = q[q == 0] = np.finfo(np.float32).eps
         symmetric = scipy.stats.entropy(p, q) + scipy.stats.entropy(q, p)  # which normalises both
         expected += pca.explained_variance_ratio_[i] * symmetric
-    found = drift(client, model, scale=scale, bins=bins, pseudo_count=pseudo_count)
-    assert found == pytest.approx(expected, rel=1e-9)
+    distance = drift(client, model, scale=scale, bins=bins, pseudo_count=pseudo_count)
+    assert distance == pytest.approx(expected, rel=1e-9)
     assert expected > 0.01
 
 
@@ -151,9 +151,9 @@ def test_a_filter_s_own_scale_is_drift_by_layer_alone():
 def test_all_clients_as_each_alone():
     model = state()
     clients = {"0": state(seed=3), "1": state(), "7": state(seed=4, mixing=2.0)}
-    found = drifts(clients, model)
-    assert found == {name: drift(each, model) for name, each in clients.items()}
-    assert found["1"] == 0 and min(found["0"], found["7"]) > 0.1
+    distances = drifts(clients, model)
+    assert distances == {name: drift(each, model) for name, each in clients.items()}
+    assert distances["1"] == 0 and min(distances["0"], distances["7"]) > 0.1
     smaller = {name: tensor for name, tensor in model.items() if name != "stem.weight"}
     with pytest.raises(ValueError, match="client 5: expected the 3 x 3 layers of the global model"):
         drifts({"5": smaller}, model)
@@ -189,9 +189,9 @@ def test_entropy_as_scipy_has_it():
 @pytest.mark.parametrize("num_filters", [16, 64, 256, 1024, 16384])
 def test_random_weights_are_about_the_threshold(num_filters):
     """What the constants are for; they are the authors'."""
-    found = [filters.entropy(normal(num_filters, 9, seed=seed)) for seed in range(40)]
+    entropies = [filters.entropy(normal(num_filters, 9, seed=seed)) for seed in range(40)]
     threshold = filters.random_threshold(num_filters)
-    assert threshold - 0.01 < min(found) and min(found) < threshold + 0.06
+    assert threshold - 0.01 < min(entropies) and min(entropies) < threshold + 0.06
     assert filters.random_threshold(2 * num_filters) > threshold
 
 
@@ -199,11 +199,11 @@ def test_sparsity_and_verdicts():
     kernel = torch.zeros(10, 1, 3, 3)
     kernel[:, 0, 1, 1] = torch.tensor([1.0, -1.0, 0.5, 0.02, 0.011, 0.01, -0.01, 0.009, 0.0, 0.0])
     kernel[3, 0, 0, 0] = -0.02
-    found = layer_statistics({"sparse": kernel, "none": torch.zeros(3, 2, 3, 3), "drawn": normal(64, 8, 3, 3)})
-    assert [each.sparsity for each in found.values()] == [0.5, 1.0, 0.0]
-    assert [each.num_filters for each in found.values()] == [10, 6, 512]
-    assert [each.verdict for each in found.values()] == ["uniform", "uniform", "random"]
-    assert found["drawn"].threshold == filters.random_threshold(512) == pytest.approx(0.947996, abs=1e-6)
+    statistics = layer_statistics({"sparse": kernel, "none": torch.zeros(3, 2, 3, 3), "drawn": normal(64, 8, 3, 3)})
+    assert [each.sparsity for each in statistics.values()] == [0.5, 1.0, 0.0]
+    assert [each.num_filters for each in statistics.values()] == [10, 6, 512]
+    assert [each.verdict for each in statistics.values()] == ["uniform", "uniform", "random"]
+    assert statistics["drawn"].threshold == filters.random_threshold(512) == pytest.approx(0.947996, abs=1e-6)
     some = normal(512, 9, seed=1) * torch.linspace(0.2, 1, 9, dtype=F64)
     assert layer_statistics({"w": some.view(64, 8, 3, 3)})["w"].verdict == ""
 
@@ -213,10 +213,10 @@ def test_sparsity_and_verdicts():
 
 def test_scores_as_scipy_s_deviations():
     values = normal(15).tolist()
-    found = robust_z({str(i): value for i, value in enumerate(values)})
+    scores = robust_z({str(i): value for i, value in enumerate(values)})
     deviation = scipy.stats.median_abs_deviation(values)
     expected = [0.6745 * (value - float(np.median(values))) / deviation for value in values]
-    assert list(found.values()) == pytest.approx(expected)
+    assert list(scores.values()) == pytest.approx(expected)
 
 
 def test_much_has_a_score_above_0_and_little_one_below():

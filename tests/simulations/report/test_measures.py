@@ -54,8 +54,8 @@ def frame(*rows: tuple[int, str, str, str, float]) -> pd.DataFrame:
 def test_a_line_for_each_kind_of_metric_and_none_for_what_is_not_there() -> None:
     assert lines({}) == [] and headline({}) == "" and course({}) is None
     assert lines({"test/accuracy": 0.5, "test/loss": math.nan}) == [("accuracy", [("test", "0.5000")])]
-    found = dict(lines(RETRIEVAL | {"clients/test/image/accuracy_mean": 0.25}))
-    assert found == {
+    by_line = dict(lines(RETRIEVAL | {"clients/test/image/accuracy_mean": 0.25}))
+    assert by_line == {
         "recall@10": [("image→text", "100.0 %"), ("text→image", "100.0 %")],
         "rsum of 600": [("test", "320.0")],
         "clients": [("image", "0.2500")],
@@ -65,17 +65,17 @@ def test_a_line_for_each_kind_of_metric_and_none_for_what_is_not_there() -> None
 
 
 def test_groups_domains_and_predictors_have_lines() -> None:
-    found = dict(
+    by_line = dict(
         lines(
             {"test/accuracy": 0.5, "test/accuracy_head": 0.7, "test/accuracy_tail": 0.1, "test/psi/accuracy": 0.3}
             | {"test/domain/real world/accuracy": 0.6, "test/domains_mean": 0.55, "test/domains_worst": -0.0}
             | {"test/class/1/accuracy": 0.9, "test/task/0/accuracy": 0.9}
         )
     )
-    assert found["classes"] == [("head", "0.7000"), ("tail", "0.1000")]
-    assert found["domains"] == [("mean", "0.5500"), ("worst", "0.0000"), ("real world", "0.6000")]
-    assert found["predictors"] == [("psi", "0.3000")]
-    assert len(found) == 4
+    assert by_line["classes"] == [("head", "0.7000"), ("tail", "0.1000")]
+    assert by_line["domains"] == [("mean", "0.5500"), ("worst", "0.0000"), ("real world", "0.6000")]
+    assert by_line["predictors"] == [("psi", "0.3000")]
+    assert len(by_line) == 4
     many = {f"test/domain/{number}/accuracy": 0.5 for number in range(5)} | {"test/domains_mean": 0.5}
     assert dict(lines(many)) == {"domains": [("mean", "0.5000")]}
 
@@ -106,32 +106,32 @@ def made(values: dict[str, list[dict[str, float]]]) -> Comparison:
     """Make a comparison of runs whose metrics are given, one mapping a seed."""
     moved = {"tensors": 500_000, "framing": 0}
     costs = {"rounds": 1, "seconds": {"total": 2.0}, "bytes_up": moved, "bytes_down": moved}
-    return compared({label: [measures(costs | {"metrics": one}) for one in found] for label, found in values.items()})
+    return compared({label: [measures(costs | {"metrics": one}) for one in seeds] for label, seeds in values.items()})
 
 
 def test_retrieval_is_compared_by_recalls_in_per_cent() -> None:
     better = {key: value + 5 for key, value in RETRIEVAL.items()}
-    found = made({"a": [RETRIEVAL] * 6, "b": [better] * 6})
-    assert found.main == "rsum_last"
-    heads, rows = table(found)
+    comparison = made({"a": [RETRIEVAL] * 6, "b": [better] * 6})
+    assert comparison.main == "rsum_last"
+    heads, rows = table(comparison)
     assert heads == [
         *("strategy", "image→text R@10, %", "text→image R@10, %", "rsum, last", "MB a round", "seconds", "difference")
     ]
     assert rows[0][1:4] == ["100.00 ± 0.00", "100.00 ± 0.00", "320.00 ± 0.00"]
     assert rows[1][3] == "325.00 ± 0.00 *" and rows[1][-1] == "+5.00 ± 0.00 (p=.031)"
-    assert "R@10" in footnote(found) and "Test:" not in footnote(found) and "–" not in footnote(found)
+    assert "R@10" in footnote(comparison) and "Test:" not in footnote(comparison) and "–" not in footnote(comparison)
 
 
 def test_sequences_are_compared_by_their_tasks_and_less_forgetting_is_better() -> None:
     def values(acc: float, forgetting: float) -> dict[str, float]:
         return {"test/accuracy": 0.5, "best/test/accuracy": 0.5, "test/acc": acc, "test/forgetting": forgetting}
 
-    found = made({"a": [values(0.5, 0.3)] * 6, "b": [values(0.6, 0.1)] * 6})
-    assert found.shown == ("acc", "forgetting", "mb_per_round", "seconds") and found.main == "acc"
-    assert found.best("acc") == found.best("forgetting") == "b" and found.best("seconds") is None
-    assert cell(found, "b", "acc") == "0.6000 ± 0.0000 *"
-    assert cell(found, "b", "forgetting") == "0.1000 ± 0.0000"  # only what strategies are judged by is marked
-    assert difference_cell(found, "b") == "+0.1000 ± 0.0000 (p=.031)"
+    comparison = made({"a": [values(0.5, 0.3)] * 6, "b": [values(0.6, 0.1)] * 6})
+    assert comparison.shown == ("acc", "forgetting", "mb_per_round", "seconds") and comparison.main == "acc"
+    assert comparison.best("acc") == comparison.best("forgetting") == "b" and comparison.best("seconds") is None
+    assert cell(comparison, "b", "acc") == "0.6000 ± 0.0000 *"
+    assert cell(comparison, "b", "forgetting") == "0.1000 ± 0.0000"  # only what strategies are judged by is marked
+    assert difference_cell(comparison, "b") == "+0.1000 ± 0.0000 (p=.031)"
 
 
 def test_groups_and_domains_are_columns_where_they_are_measured() -> None:
@@ -140,18 +140,18 @@ def test_groups_and_domains_are_columns_where_they_are_measured() -> None:
 
 
 def test_strategies_of_different_kinds_have_empty_cells_that_are_explained() -> None:
-    found = made({"creamfl": [RETRIEVAL] * 2, "fedavg": [{"test/accuracy": 0.5}] * 2})
-    assert found.main == "rsum_last"  # the reference's
-    assert cell(found, "fedavg", "rsum_last") == difference_cell(found, "fedavg") == "–"
-    assert found.best("rsum_last") is None and found.best("test_last") is None
-    said = footnote(found)
+    comparison = made({"creamfl": [RETRIEVAL] * 2, "fedavg": [{"test/accuracy": 0.5}] * 2})
+    assert comparison.main == "rsum_last"  # the reference's
+    assert cell(comparison, "fedavg", "rsum_last") == difference_cell(comparison, "fedavg") == "–"
+    assert comparison.best("rsum_last") is None and comparison.best("test_last") is None
+    said = footnote(comparison)
     assert "not measured in all runs of creamfl: test, last." in said and "no ranking between them" in said
-    assert "nan" not in markdown(found)
+    assert "nan" not in markdown(comparison)
 
 
 def test_what_one_seed_of_a_strategy_lacks_is_no_column() -> None:
-    found = made({"a": [{"test/accuracy": 0.5, "clients/test/accuracy_mean": 0.1}, {"test/accuracy": 0.5}]})
-    assert found.shown == ("test_last", "mb_per_round", "seconds")
+    comparison = made({"a": [{"test/accuracy": 0.5, "clients/test/accuracy_mean": 0.1}, {"test/accuracy": 0.5}]})
+    assert comparison.shown == ("test_last", "mb_per_round", "seconds")
     unmeasured = made({"a": [{}], "b": [{}]})
     assert unmeasured.main is None and unmeasured.shown == ("mb_per_round", "seconds")
     assert "difference" not in markdown(unmeasured)

@@ -50,11 +50,11 @@ def everything() -> dict[str, float]:
 
 def frame(metrics: dict[str, float]) -> pd.DataFrame:
     """Make two rounds of metrics that hold everything, each client's accuracies too."""
-    found = []
+    metric_rows = []
     for name in [*metrics, "client/test/accuracy", "client/test/psi/accuracy"]:
         side, split, metric = Measure(name, "").place
-        found += [(round_, side, 0, split, metric, 0.25 * round_) for round_ in (1, 2) if side != "best"]
-    return pd.DataFrame(found, columns=["round", "side", "client", "split", "metric", "value"])
+        metric_rows += [(round_, side, 0, split, metric, 0.25 * round_) for round_ in (1, 2) if side != "best"]
+    return pd.DataFrame(metric_rows, columns=["round", "side", "client", "split", "metric", "value"])
 
 
 def comparison() -> Comparison:

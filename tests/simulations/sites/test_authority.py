@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from cryptography import x509
 
-from umbel.core.identity import new_key, public_text, write_key
 from umbel.core.refusal import Refusal
+from umbel.core.wire.identity import new_key, public_text, write_key
 from umbel.simulations.sites import authority
 from umbel.simulations.sites.diagnose import unreachable
 from umbel.simulations.sites.names import Address

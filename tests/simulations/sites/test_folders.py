@@ -7,17 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from umbel.client.node.policy import Policy
-from umbel.core.identity import fingerprint, new_key, public_text, read_key, read_public
+from umbel.client.node.policy import Policy, read_trusted
 from umbel.core.refusal import Refusal
+from umbel.core.wire.identity import fingerprint, new_key, public_text, read_key, read_public
 from umbel.server.sites import read_sites
 from umbel.simulations.sites import authority, folders
 from umbel.simulations.sites.folders import Plan
 from umbel.simulations.sites.register import Site, read_register
 from umbel.simulations.sites.settings import (
+    AUTHORITY,
     SERVER,
     SITE,
     SUBMIT,
+    AuthoritySettings,
     ServerSettings,
     SiteSettings,
     SubmitSettings,
@@ -180,6 +182,33 @@ def test_the_clients_of_a_revoked_site_can_go_to_another(made: Path, tmp_path: P
         "south",
         "new",
     }
+
+
+@pytest.mark.parametrize(("kind", "name", "held"), [("site", "north", "0-3"), ("submitter", "alice", "")])
+def test_who_was_revoked_comes_back_under_the_same_name(
+    made: Path, tmp_path: Path, kind: str, name: str, held: str
+) -> None:
+    for time in range(3):
+        folders.revoke(made, name)
+        mark = folders.make_request(tmp_path / str(time), kind, name, "fl.example.org")
+        back = folders.admit(made, tmp_path / str(time) / "request.yaml", held)
+        assert back == made / f"{kind}s" / name and back.is_dir()
+        listed = read_sites(made / "server" / "sites.yaml")
+        known = listed.sites[mark].name if kind == "site" else fingerprint(listed.submitters[name])
+        assert known == (name if kind == "site" else mark)
+    assert len(list((made / f"{kind}s").glob(f"{name}.revoked-*"))) == 3
+
+
+@pytest.mark.parametrize("name", ["null", "no", "on", "true", "123"])
+def test_names_that_yaml_takes_for_something_else_are_names(tmp_path: Path, name: str) -> None:
+    plan = Plan(name, ("localhost",), {f"{name}-a": "0", name: "1"}, (name + "b",))
+    made = folders.found_federation(tmp_path / "fl", plan)
+    register = read_register(made / "server" / "sites.yaml")
+    assert register.federation == name and set(register.sites) == {f"{name}-a", name}
+    assert {site.name for site in read_sites(made / "server" / "sites.yaml").sites.values()} == {f"{name}-a", name}
+    assert read_settings(made / "sites" / name / SITE, SiteSettings).name == name
+    assert set(read_trusted(made / "sites" / name / "trusted.yaml")) == {name + "b"}
+    assert read_settings(made / "authority" / AUTHORITY, AuthoritySettings).federation == name
 
 
 def test_a_key_is_one_owners(made: Path) -> None:

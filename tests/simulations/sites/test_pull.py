@@ -73,6 +73,45 @@ def test_what_would_leave_the_folder_is_refused(
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [inside / "config.yaml"]
 
 
+def entry(name: str, size: int, kind: bytes = FILE) -> bytes:
+    """What says that so many bytes follow, which do not."""
+    made = tarfile.TarInfo(name)
+    made.type, made.size = kind, size
+    return made.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    ("content", "match"),
+    [
+        (entry("run/large", 1001), "more than 1,000 bytes"),
+        (entry("run/small", 600) + b"x" * 600 + b"\0" * 424 + entry("run/more", 600), "more than 1,000 bytes"),
+        (entry("run/negative", -1), "more than 1,000 bytes"),
+        (entry("././@LongLink", 1 << 40, tarfile.GNUTYPE_LONGNAME), "a name of 1,099,511,627,776 bytes"),
+        (entry("././@PaxHeader", 1 << 40, tarfile.XHDTYPE), "a name of 1,099,511,627,776 bytes"),
+        (entry("run/" + "d/" * 20, 0, FOLDER), "too deep"),
+        (entry("run/a", 0) + entry("run/a/b", 0), "cannot be written"),
+        (entry("run/" + "n" * 90 + "\x1b[2J", 0, tarfile.CHRTYPE), r"x1b\[2J', which is a link"),
+    ],
+    ids=range(8),
+)
+def test_no_more_is_taken_than_a_run_can_have(tmp_path: Path, content: bytes, match: str) -> None:
+    with pytest.raises(Refusal, match=match) as refused:
+        unpack(io.BytesIO(content + b"\0" * 1024), "run", tmp_path, most_bytes=1000)
+    assert str(refused.value).isprintable()
+
+
+@pytest.mark.exhaustive  # seconds: a hundred thousand of them
+def test_many_small_files_are_too_many(tmp_path: Path) -> None:
+    content = entry("run", 0, FOLDER) * 100_001
+    with pytest.raises(Refusal, match="one file or folder too many"):
+        unpack(io.BytesIO(content), "run", tmp_path)
+
+
+def test_a_name_that_no_file_can_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Refusal, match="cannot be written"):
+        unpack(archive(("run/" + "n" * 300, b"x", FILE)), "run", tmp_path)
+
+
 @pytest.fixture
 def local(tmp_path: Path) -> Submitter:
     """A submitter on the server itself, with a run."""
@@ -110,6 +149,30 @@ def test_a_run_is_asked_to_stop_where_it_is(local: Submitter, tmp_path: Path) ->
     assert stop_run(local, "17") == "it's one"
     assert (tmp_path / "results" / "it's one" / "stop").is_file()
     assert read_config(local, "17") == ("it's one", "name: digits\n")
+
+
+def test_a_run_that_is_not_here_is_refused_by_what_says_that_it_should_be(local: Submitter, tmp_path: Path) -> None:
+    (tmp_path / "results" / "it's one" / "config.yaml").unlink()
+    for ask in (stop_run, read_config):
+        with pytest.raises(Refusal, match=r"no run at .*it's one on this machine.*By --control, or without `ssh`"):
+            ask(local, "17")
+    assert not (tmp_path / "results" / "it's one" / "stop").exists()
+
+
+def test_what_fails_on_this_machine_is_not_blamed_on_ssh(local: Submitter, tmp_path: Path) -> None:
+    (tmp_path / "results" / "it's one" / "stop").mkdir()
+    (tmp_path / "results" / "it's one" / "stop" / "within").touch()
+    with pytest.raises(TunnelError, match=r"cannot be done on this machine: cat: .*Is a directory"):
+        local.there("cat", "--", str(tmp_path / "results" / "it's one" / "stop"))
+    with pytest.raises(TunnelError, match="more than 16,777,216 bytes"):
+        local.there("cat", "/dev/zero")
+
+
+@pytest.mark.parametrize("where", ["/srv/..", "/", "results/run"])
+def test_a_folder_of_the_servers_that_cannot_be_one_is_refused(local: Submitter, tmp_path: Path, where: str) -> None:
+    note(local.folder, Submitted(18, where), "digits")
+    with pytest.raises(Refusal, match=r"none of a run"):
+        stop_run(local, where.rpartition("/")[2] or "18")
 
 
 def test_a_run_that_nobody_noted_is_looked_for_where_the_server_keeps_runs(local: Submitter) -> None:

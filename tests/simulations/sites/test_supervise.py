@@ -15,7 +15,7 @@ import pytest
 
 from umbel.core.refusal import Refusal
 from umbel.simulations.sites import logs, supervise
-from umbel.simulations.sites.supervise import Kept, Log
+from umbel.simulations.sites.supervise import Kept, Log, Voice
 
 PRINTS = "import sys,time\nfor i in range(3): print('line', i, flush=True)\n"
 
@@ -73,6 +73,48 @@ def test_a_log_does_not_grow_for_ever(log: Log) -> None:
     sizes = [file.stat().st_size for file in log.path.parent.iterdir()]
     assert len(sizes) == 3
     assert max(sizes) < 1 << 20
+
+
+def test_what_strangers_bring_about_is_said_once_in_a_minute_and_not_too_much_of_it(
+    log: Log, capsys: pytest.CaptureFixture[str]
+) -> None:
+    say = Voice(log, "hospitals")
+    for number in range(1000):
+        say.seldom(f"Somebody with the key {number % 300} was turned away.")
+    say("north is connected.")
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 51 and len(set(lines)) == 51
+    assert lines[48].endswith("the key 48 was turned away.") and "There is more of the kind" in lines[49]
+    assert [line.partition("hospitals ")[2] for line in log.path.read_text().splitlines()] == [
+        line.partition("  ")[2] for line in lines
+    ]
+
+
+SAYS = """
+import sys
+from pathlib import Path
+from umbel.simulations.sites.supervise import Log, Voice
+say = Voice(Log(Path(sys.argv[1]), 1, 1), "hospitals", 2000)
+for number in range(1000):
+    say(f"number {number}")
+"""
+
+
+def test_a_file_in_place_of_a_terminal_does_not_grow_for_ever_and_a_pipe_gets_all(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SAYS, str(tmp_path / "serve.log")]
+    with (tmp_path / "serve.out").open("wb") as file:
+        subprocess.run(command, stdout=file, check=True)
+    assert 1000 < (tmp_path / "serve.out").stat().st_size < 3000
+    assert "number 999" in (tmp_path / "serve.log").read_text()
+    assert len(subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()) == 1000
+
+
+def test_a_line_without_end_is_read_in_pieces(tmp_path: Path, log: Log) -> None:
+    seen: list[str] = []
+    process = kept(tmp_path, log, "print('x' * 300_000)", seen)
+    process.start()
+    until(lambda: process.look() is not None)
+    assert len(seen) == 5 and max(map(len, seen)) == 1 << 16
 
 
 SUPERVISES = """

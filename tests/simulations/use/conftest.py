@@ -30,9 +30,11 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> RunResult:
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """30 digits of the test set, `<class>/<number>.png` in the order of the set."""
+    """30 digits of the test set, three of each class: `<class>/<number>.png`, by their numbers in the set."""
     folder, test = tmp_path_factory.mktemp("pictures"), data.load(data.DataConfig(), 0).test
-    for number, (image, label) in enumerate(zip(test.images[:30], test.labels.tolist(), strict=False)):
+    labels = test.labels.tolist()
+    for number in (number for number, label in enumerate(labels) if labels[:number].count(label) < 3):
+        image, label = test.images[number], labels[number]
         pixels = (image * 255).round().byte() if image.is_floating_point() else image
         path = folder / str(label) / f"{number:02}.png"
         path.parent.mkdir(exist_ok=True)

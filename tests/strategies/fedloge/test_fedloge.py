@@ -58,7 +58,7 @@ def test_a_sparse_frame_keeps_its_support_lengths_and_angles(norm):
     frame = sparse_etf(etf, keep, norm)
     assert frame.dtype == etf.dtype and not frame[~keep].any() and frame[keep].count_nonzero() == keep.sum()
     assert (torch.linalg.norm(frame, dim=0) - norm).abs().max() < 1e-6
-    assert (cosines(frame) + 1 / 9).abs().max() < 1e-5  # the paper's Adam: 1e-3
+    assert (cosines(frame) + 1 / 9).abs().max() < 3e-5  # the paper's Adam: 1e-3
 
 
 @pytest.mark.slow

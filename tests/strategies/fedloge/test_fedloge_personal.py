@@ -134,7 +134,7 @@ def one_step(weight: Tensor, bias: Tensor, f: Tensor) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("frame", ["sparse", "none"])
 def test_the_personal_head_begins_as_psi_and_goes_on_from_where_it_was(frame):
-    config = Config(frame=frame, norm=1.0)
+    config = Config(frame=frame, norm=1.0, sparsity=0.3)
     psi_sse = make_frame(config, WIDTH, NUM_CLASSES, generator(0))
     client = Client({"frame": pack_frame(psi_sse["weight"])} if psi_sse else None)
     strategy = FedLoGe(config)

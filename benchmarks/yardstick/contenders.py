@@ -1,0 +1,97 @@
+"""Who is measured, and how each is started."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from yardstick import pfl_environment
+
+HERE = Path(__file__).resolve().parent
+BENCHMARKS, PROJECT = HERE.parent, HERE.parent.parent
+FIRST = "plain"  # F1, to which all others are compared
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One of those who do the work.
+
+    Attributes:
+        name: What the table calls it.
+        script: Module of `yardstick` that does the work.
+        options: What the script is asked.
+        needs_pfl: It runs in pfl's environment.
+    """
+
+    name: str
+    script: str
+    options: dict[str, Any] = field(default_factory=dict)
+    needs_pfl: bool = False
+
+    def command(self) -> list[str]:
+        """Return the command, as far as the script.
+
+        Raises:
+            yardstick.pfl_environment.NoEnvironmentError: Its environment cannot be made here.
+        """
+        python = pfl_environment.python() if self.needs_pfl else sys.executable
+        return [str(python), "-m", f"yardstick.{self.script}"]
+
+    @property
+    def path(self) -> list[Path]:
+        """Folders that it imports from, besides its environment's."""
+        return [HERE / "hook", BENCHMARKS, *([PROJECT] if self.needs_pfl else [])]
+
+
+def _umbel(name: str, *overrides: str) -> list[Contender]:
+    plain = Contender(f"umbel-{name}", "umbel_simulation", {"overrides": list(overrides)})
+    faster = {"overrides": [*overrides, "client.channels_last=true"]}
+    return [plain, Contender(f"umbel-{name}-channels-last", "umbel_simulation", faster)]
+
+
+def _ray(workers: int) -> list[Contender]:
+    return _umbel(f"ray-{workers}", "engine.name=ray", f"engine.workers={workers}")
+
+
+ALL = {
+    contender.name: contender
+    for contender in (
+        Contender(FIRST, "plain"),
+        Contender("plain-channels-last", "plain", {"channels_last": True}),
+        Contender("forked-2", "forked", {"workers": 2}),
+        Contender("forked-2-channels-last", "forked", {"workers": 2, "channels_last": True}),
+        Contender("pfl-1", "pfl_simulation", {"processes": 1}, needs_pfl=True),
+        Contender("pfl-2", "pfl_simulation", {"processes": 2}, needs_pfl=True),
+        Contender("pfl-2-channels-last", "pfl_simulation", {"processes": 2, "channels_last": True}, needs_pfl=True),
+        Contender("flower-2", "flower_simulation", {"workers": 2}),
+        *_umbel("inline", "engine.name=inline"),
+        *_ray(1),
+        *_ray(2),
+        *_ray(3),
+    )
+}
+PROFILED = ("umbel-inline", "umbel-ray-2")
+
+
+def chosen(names: str) -> list[Contender]:
+    """Return the contenders that a list names, in the table's order; "" is all of them.
+
+    Raises:
+        ValueError: A name is not known; the message has the nearest.
+    """
+    wanted = [name.strip() for name in names.split(",") if name.strip()] or list(ALL)
+    for name in wanted:
+        if name not in ALL:
+            near = difflib.get_close_matches(name, ALL, n=1, cutoff=0.0)
+            raise ValueError(f"there is no contender {name!r}; the nearest is {near[0]!r} of {', '.join(ALL)}")
+    return [contender for name, contender in ALL.items() if name in wanted]
+
+
+def rotated(contenders: Sequence[Contender], repeat: int) -> list[Contender]:
+    """Return the contenders in the order of a repeat: each is the first in turn."""
+    first = repeat % len(contenders)
+    return [*contenders[first:], *contenders[:first]]

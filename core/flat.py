@@ -1,0 +1,99 @@
+"""Named trees of tensors in one piece of memory, which a process maps and need not read tensor by tensor."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from umbel.core.tree import Tree
+
+ALIGNED = 64  # bytes, as torch's own memory: products may round otherwise elsewhere
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies.
+
+    Attributes:
+        start: Its first byte.
+        dtype: Its type, as torch calls it without its own name.
+        shape: Its shape.
+    """
+
+    start: int
+    dtype: str
+    shape: tuple[int, ...]
+
+    def view(self, memory: Tensor) -> Tensor:
+        """Return the tensor that lies here.
+
+        Args:
+            memory: [B] uint8.
+        """
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        num_bytes = int(np.prod(self.shape, dtype=np.int64)) * dtype.itemsize
+        return memory[self.start : self.start + num_bytes].view(dtype).view(self.shape)
+
+
+@dataclass(frozen=True)
+class Outline:
+    """Names, types and shapes of named trees, and where each tensor lies.
+
+    Attributes:
+        trees: The place of each tensor by tree and name, in order.
+        num_bytes: How much memory they take.
+    """
+
+    trees: Mapping[str, Mapping[str, Place]]
+    num_bytes: int
+
+    @classmethod
+    def of(cls, trees: Mapping[str, Tree]) -> Outline:
+        """Lay tensors out, one after the other."""
+        places: dict[str, dict[str, Place]] = {tree: {} for tree in trees}
+        end = 0
+        for tree, tensors in trees.items():
+            for name, tensor in tensors.items():
+                places[tree][name] = Place(end, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+                end += -(-tensor.nbytes // ALIGNED) * ALIGNED
+        return cls(places, end)
+
+    def write(self, trees: Mapping[str, Tree], memory: Tensor) -> None:
+        """Copy the tensors that were laid out to where they lie in a memory, [B] uint8."""
+        for tree, places in self.trees.items():
+            for name, place in places.items():
+                place.view(memory).copy_(trees[tree][name])
+
+    def read(self, memory: Tensor) -> dict[str, dict[str, Tensor]]:
+        """Return the trees; the tensors share the memory, [B] uint8."""
+        return {
+            tree: {name: place.view(memory) for name, place in places.items()} for tree, places in self.trees.items()
+        }
+
+
+def flattened(
+    trees: Mapping[str, Tree], memory: Callable[[int], NDArray[np.uint8]] | None = None
+) -> tuple[Outline, NDArray[np.uint8]]:
+    """Return trees as one piece of memory, [B], and what lies where.
+
+    Args:
+        trees: The trees.
+        memory: Returns memory for so many bytes; None takes new one, which is zero between tensors.
+    """
+    outline = Outline.of(trees)
+    flat = np.zeros(outline.num_bytes, np.uint8) if memory is None else memory(outline.num_bytes)
+    outline.write(trees, torch.from_numpy(flat))
+    return outline, flat
+
+
+def mapped(memory: NDArray[np.uint8]) -> Tensor:
+    """Return memory as a tensor that shares it, [B] uint8; into what is read-only, nobody may write."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(memory)

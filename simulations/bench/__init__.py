@@ -1,0 +1,1 @@
+"""How long a user's own experiment takes: beside a plain loop, by stage, by engine and mode, with advice."""

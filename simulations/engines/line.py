@@ -1,0 +1,114 @@
+"""A line between two processes of one machine: a socket for what is said, memory for what is large.
+
+The memory has no name: nothing of it stays when both are killed.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import pickle
+import socket
+import struct
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_LENGTH = struct.Struct("<Q")
+_GROWN = 1.25  # memory that is too small is made so much larger than what is asked for
+
+
+class LineError(OSError):
+    """The process at the other end is gone."""
+
+
+class Memory:
+    """Memory that another process maps as well, once it has been handed over."""
+
+    def __init__(self) -> None:
+        self.file = -1
+        self.version = 0
+        self._map: mmap.mmap | None = None
+
+    def of(self, num_bytes: int) -> NDArray[np.uint8]:
+        """Return so much of it, [num_bytes], at its beginning; what was there before is overwritten."""
+        if self._map is None or len(self._map) < num_bytes:
+            self.close()
+            self.file = os.memfd_create("umbel")
+            os.ftruncate(self.file, max(int(num_bytes * _GROWN), mmap.PAGESIZE))
+            self._map = mmap.mmap(self.file, 0)
+            self.version += 1
+        return np.frombuffer(self._map, np.uint8, num_bytes)
+
+    def close(self) -> None:
+        """Give it back; who has mapped it keeps it."""
+        if self.file >= 0:
+            os.close(self.file)
+        self.file, self._map = -1, None
+
+
+class Line:
+    """One end of a line.
+
+    Args:
+        end: A connected socket.
+    """
+
+    def __init__(self, end: socket.socket) -> None:
+        self.socket = end
+        self._told = 0  # the version of our memory that the other end has
+        self._theirs: mmap.mmap | None = None
+
+    def send(self, content: Any, memory: Memory | None = None) -> None:
+        """Say something; a memory that the other end does not have yet is handed over with it.
+
+        Raises:
+            LineError: Nobody is there any more.
+        """
+        body = pickle.dumps(content, protocol=5)
+        files = [memory.file] if memory is not None and memory.version != self._told else []
+        try:
+            head = _LENGTH.pack(len(body))
+            sent = socket.send_fds(self.socket, [head], files)
+            self.socket.sendall(head[sent:] + body)
+        except OSError as error:
+            raise LineError(str(error)) from error
+        if memory is not None:
+            self._told = memory.version
+
+    def receive(self) -> Any:
+        """Return what the other end says; wait for it.
+
+        Raises:
+            LineError: Nobody is there any more.
+        """
+        try:
+            head, files, _, _ = socket.recv_fds(self.socket, _LENGTH.size, 1)
+            head += self._exactly(_LENGTH.size - len(head))
+            for file in files:
+                self._theirs = mmap.mmap(file, 0, access=mmap.ACCESS_READ)
+                os.close(file)
+            return pickle.loads(self._exactly(_LENGTH.unpack(head)[0]))  # noqa: S301 - our own process
+        except OSError as error:
+            raise LineError(str(error)) from error
+
+    def _exactly(self, num_bytes: int) -> bytes:
+        parts = bytearray()
+        while len(parts) < num_bytes:
+            part = self.socket.recv(min(num_bytes - len(parts), 1 << 20))
+            if not part:
+                raise LineError("it is closed")
+            parts += part
+        return bytes(parts)
+
+    def memory(self, num_bytes: int) -> NDArray[np.uint8]:
+        """Return the other end's memory, [num_bytes]; nobody writes into it here."""
+        if not num_bytes:
+            return np.empty(0, np.uint8)
+        assert self._theirs is not None, "it was handed over"
+        return np.frombuffer(self._theirs, np.uint8, num_bytes)
+
+    def close(self) -> None:
+        """Hang up."""
+        self.socket.close()

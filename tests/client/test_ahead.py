@@ -1,0 +1,179 @@
+"""Clients that train at once: what comes of them is what comes of each by itself, whoever is there."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from torch import nn
+
+from tests.end_to_end.test_engines import SMALL
+from umbel.client.ahead import Turn, at_once
+from umbel.client.worker import Worker
+from umbel.conf.load import load
+from umbel.core.losses import CrossEntropy
+from umbel.core.rng import generator
+from umbel.core.training import LocalConfig, TrainReport, compiled
+from umbel.core.training.together import Done
+from umbel.core.wire.work import Outcome, Work, share, squads
+from umbel.server.session import Session
+
+COHORT = (0, 1, 2, 3)
+IID = (*SMALL, "data.partition=iid", "client.precision=fp64", "client.batch_size=8")
+
+
+def one_round(folder, *options: str, here: tuple[int, ...] = COHORT) -> tuple[Outcome, Session]:
+    """Let those clients of a cohort that are here train, and return what came of it."""
+    worker = Worker(load("digits", [*IID, *options]), folder)
+    session = Session(worker.experiment)
+    state = session.strategy.initial(session.context(0))
+    phase = session.phases(state)[0]
+    whole = Work("run", "a", 1, 0, phase.name, worker.config_hash, 0, len(COHORT), squads=session.squads(COHORT, 1))
+    return worker.run(share(whole, COHORT, here), phase.broadcast(state, session.context(1))), session
+
+
+def replies(folder, *options: str, here: tuple[int, ...] = COHORT) -> dict[int, dict[str, torch.Tensor]]:
+    """Return what each client changed; those that are here are no siblings, so that their replies travel singly."""
+    outcome, _ = one_round(folder, *options, here=here)
+    assert not outcome.failures and not outcome.nodes
+    return {client: dict(reply.trees["delta"]) for client, reply in outcome.singles.items()}
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("strategy.name=fedavg", "client.momentum=0.9"),
+        ("strategy.name=fedprox", "strategy.mu=0.5", "client.optimizer=adam", "data.augment=flip_crop"),
+        ("strategy.name=scaffold", "client.class_weights=balanced"),
+        ("strategy.name=feddyn", "strategy.alpha=0.5"),
+        ("strategy.name=fedbabu", "client.weight_decay=0.1"),
+        ("strategy.name=fedrep", "strategy.head_epochs=2"),
+    ],
+)
+def test_replies_are_those_of_clients_that_train_one_by_one(options, tmp_path):
+    here = (0, 3)
+    alone, at_once = (replies(tmp_path / each, *options, f"client.together={each}", here=here) for each in ("1", "4"))
+    assert at_once.keys() == alone.keys() == set(here)
+    for client in here:
+        for name, tensor in alone[client].items():
+            torch.testing.assert_close(at_once[client][name], tensor, rtol=0, atol=1e-10)
+    if "fedrep" not in options[0]:  # of which only the head, that never travels, trains at once
+        assert any(not torch.equal(at_once[0][name], alone[0][name]) for name in alone[0])  # it was done otherwise
+
+
+def test_bits_do_not_depend_on_who_else_is_here(tmp_path):
+    some, fewer = (
+        replies(tmp_path / str(len(here)), "client.together=4", "client.precision=fp32", here=here)
+        for here in ((1, 2), (1,))
+    )
+    assert all(torch.equal(some[1][name], tensor) for name, tensor in fewer[1].items())
+
+
+def test_a_model_with_noise_trains_one_by_one_and_says_so(tmp_path, caplog):
+    compiled.tell_once.cache_clear()
+    noisy = ("model.name=mlp", "model.sizes={hidden: 8, dropout: 0.5}")
+    with caplog.at_level(logging.WARNING, logger="umbel.client"):
+        at_once = replies(tmp_path / "a", *noisy, "client.together=4", here=(0, 2))
+    alone = replies(tmp_path / "b", *noisy, here=(0, 2))
+    assert all(torch.equal(at_once[client][name], tensor) for client in alone for name, tensor in alone[client].items())
+    (said,) = caplog.messages
+    assert said.startswith("client.together=4: mlp trains one client after the other, for")
+
+
+def test_an_objective_of_ones_own_trains_one_by_one_and_says_so(tmp_path, caplog):
+    compiled.tell_once.cache_clear()
+    with caplog.at_level(logging.WARNING, logger="umbel.client"):
+        at_once = replies(tmp_path / "a", "strategy.name=fedntd", "client.together=4", here=(0, 2))
+    alone = replies(tmp_path / "b", "strategy.name=fedntd", here=(0, 2))
+    assert all(torch.equal(at_once[client][name], tensor) for client in alone for name, tensor in alone[client].items())
+    (said,) = caplog.messages
+    assert said.endswith("trains one client after the other, for its objective is a function that may read anything.")
+
+
+def job_of(trainer, client: int, num_examples: int = 4, **more: object) -> object:
+    """Train a line as a client's half might."""
+    model = LINES.setdefault(client, nn.Linear(2, 2))
+    x, y = torch.ones(num_examples, 2), torch.zeros(num_examples).long()
+    words = {"batches": generator(0), "noise": generator(0), "loss": CrossEntropy()}
+    return trainer(model, x, y, LocalConfig(device="cpu"), **words, **more)
+
+
+LINES: dict[int, nn.Linear] = {}
+
+
+def test_squads_are_consecutive_clients_with_equally_many_examples():
+    sizes = {10: 5, 11: 7, 12: 5, 13: 5, 14: 5, 15: 7, 16: 7}
+    assert squads(tuple(sizes), 4, sizes.__getitem__) == ((10, 12, 13), (15, 16))
+    assert squads(tuple(sizes), 2, sizes.__getitem__) == ((12, 13),)
+    assert squads(tuple(sizes), 1, lambda client: pytest.fail("nobody asks")) == ()
+
+
+def test_a_squad_trains_at_once_as_wide_as_it_is():
+    """Those that are elsewhere are made up for."""
+    asked: list[tuple[set[int], int]] = []
+    given: dict[int, list[TrainReport]] = {}
+
+    def turn(client: int, trainer) -> Turn[int]:
+        try:
+            given.setdefault(client, []).append(job_of(trainer, client))
+        except BaseException as error:  # noqa: BLE001 - as a worker's guard does
+            return Turn(None, repr(error), 1.0)
+        return Turn(client, "", 1.0)
+
+    def do(jobs, width: int) -> dict[int, Done]:
+        asked.append((set(jobs), width))
+        report = TrainReport(0.5, 3, 0.1)
+        return {client: Done(job.state, report) for client, job in jobs.items() if client != 12}
+
+    taken = at_once([10, 12], 3, turn, do)
+    assert list(taken) == [10, 12]
+    assert all(answer.answer == client and not answer.failure for client, answer in taken.items())
+    assert asked == [({10, 12}, 3)]
+    assert given[10] == [TrainReport(0.5, 3, 0.1)]  # it ran up to there, and again
+    assert len(given[12]) == 1 and given[12] != given[10]  # nobody did it: it trained by itself
+    assert taken[10].seconds >= 2.0
+
+
+def test_an_optimiser_that_goes_on_is_one_clients_alone():
+    times: list[int] = []
+
+    def turn(client: int, trainer) -> Turn[TrainReport]:
+        times.append(client)
+        return Turn(job_of(trainer, client, moments={}), "", 0.0)
+
+    taken = at_once([0, 1], 2, turn, lambda jobs, width: pytest.fail("nothing to do"))
+    assert times == [0, 1] and all(turn.answer.moments == {} for turn in taken.values())
+
+
+def test_a_half_that_does_otherwise_the_second_time_trains_itself():
+    """What came of other examples is not what it asks for."""
+    times: list[int] = []
+
+    def turn(client: int, trainer) -> Turn[TrainReport]:
+        times.append(client)
+        try:
+            return Turn(job_of(trainer, client, 4 if times.count(client) == 1 else 6), "", 0.0)
+        except BaseException as error:  # noqa: BLE001
+            return Turn(None, repr(error), 0.0)
+
+    def do(jobs, width: int) -> dict[int, Done]:
+        return {client: Done(job.state, TrainReport(-1.0, 9, 0.1)) for client, job in jobs.items()}
+
+    taken = at_once([0, 1], 2, turn, do)
+    assert times == [0, 1, 0, 1]
+    assert all(turn.answer.num_steps == 1 and turn.answer.loss > 0 for turn in taken.values())
+
+
+def test_halves_that_do_not_train_run_once():
+    times: list[int] = []
+
+    def turn(client: int, trainer) -> Turn[int]:
+        times.append(client)
+        return Turn(client, "", 0.0)
+
+    def do(jobs, width: int) -> dict[int, Done]:
+        pytest.fail("there is nothing to do")
+
+    taken = at_once([4, 5, 6], 3, turn, do)
+    assert times == [4, 5, 6] == [turn.answer for turn in taken.values()]

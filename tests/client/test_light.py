@@ -1,0 +1,51 @@
+"""What a client's process does not load: it is a hundred megabytes and seconds of its start for each."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.end_to_end.test_engines import SMALL
+from tests.places import ROOT
+
+HEAVY = ("pandas", "sklearn", "scipy", "matplotlib", "seaborn", "datasets", "flwr_datasets", "flwr.simulation", "ray")
+PROGRAM = """
+import sys
+from pathlib import Path
+import umbel.client.app
+from umbel.client.worker import Worker
+from umbel.conf.load import load
+Worker(load("digits", sys.argv[2:]), Path(sys.argv[1])).declared([0])
+print(*sys.modules)
+"""
+
+
+@pytest.mark.slow  # a process of its own: torch's import
+def test_a_worker_loads_what_its_clients_need_and_no_more(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PROGRAM, str(tmp_path), *SMALL, "data.partition=dirichlet"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    loaded = set(done.stdout.split())
+    assert "umbel.client.worker" in loaded
+    assert not loaded.intersection(HEAVY)
+
+
+RUN = """
+import sys
+import umbel
+umbel.run("digits", *sys.argv[2:], "run.rounds=1", f"run.results={sys.argv[1]}")
+print(*sys.modules)
+"""
+
+
+@pytest.mark.slow
+def test_nor_does_a_run_on_one_machine(tmp_path: Path) -> None:
+    """Metrics are written, a model is trained and evaluated; tables and pictures are for who asks for them."""
+    command = [sys.executable, "-c", RUN, str(tmp_path), *SMALL, "data.partition=dirichlet"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
+    loaded = set(done.stdout.split())
+    assert "umbel.server.rounds" in loaded
+    assert not loaded.intersection((*HEAVY, "fastapi", "flwr.cli"))
+    assert list(tmp_path.glob("*/metrics.parquet"))

@@ -1,0 +1,177 @@
+"""Whoever folds what, and in whatever order it comes: the same bits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from umbel.core.collecting import Collect
+from umbel.core.fold_tree import FoldTree, merged
+from umbel.core.folds import Sum, UniformMean, WeightedMean, product
+from umbel.core.records import Reply
+from umbel.server.exchange import Spill
+
+FOLD = product({"m": WeightedMean(), "u": UniformMean(), "s": Sum(), "c": Collect()}, ["loss"])
+
+
+def make_reply(client):
+    random = torch.Generator().manual_seed(client)
+    value = torch.randn(3, generator=random) * 10 ** (client % 7)  # no two orders of adding agree
+    tree = {"w": value, "v": value[0].double() / 3}
+    return Reply(dict.fromkeys(FOLD.folds, tree), {"loss": float(value[1]) / 3}, client % 5 + 1)
+
+
+def bits(partial):
+    trees = {
+        f"{name}/{key}": tensor.reshape(-1).view(torch.uint8).tolist() if tensor.numel() else []
+        for name, tree in partial.trees.items()
+        for key, tensor in sorted(tree.items())
+    }
+    return trees, partial.numbers, partial.num_examples, partial.num_replies
+
+
+def in_one_process(cohort, holes):
+    tree = FoldTree(FOLD, len(cohort))
+    for place, client in enumerate(cohort):
+        tree.add_reply(place, client, None if client in holes else make_reply(client))
+    return bits(tree.root())
+
+
+@st.composite
+def federations(draw):
+    cohort = sorted(draw(st.sets(st.integers(0, 60), min_size=1, max_size=23)))
+    num_nodes = draw(st.integers(1, 5))
+    return (
+        cohort,
+        {client: draw(st.integers(0, num_nodes - 1)) for client in cohort},
+        draw(st.sets(st.sampled_from(cohort))),
+        draw(st.randoms(use_true_random=False)),
+    )
+
+
+@settings(max_examples=120, deadline=None, derandomize=True)
+@given(federations())
+def test_any_engine_gives_the_bits_of_one_process(federation):
+    cohort, node_of, holes, random = federation
+    tree, arrivals = FoldTree(FOLD, len(cohort)), []
+    for node in set(node_of.values()):
+        local, mine = FoldTree(FOLD, len(cohort)), [client for client in cohort if node_of[client] == node]
+        for client in random.sample(mine, len(mine)):
+            local.add_reply(cohort.index(client), client, None if client in holes else make_reply(client))
+        arrivals += [(tree.add_reply, cohort.index(client), client, reply) for client, reply in local.replies()]
+        arrivals += [(tree.add, *branch) for branch in local.nodes()]
+    random.shuffle(arrivals)
+    for receive, *arguments in arrivals:
+        receive(*arguments)
+    assert bits(tree.root()) == in_one_process(cohort, holes)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(federations(), st.integers(0, 400))
+def test_waiting_on_disk_gives_the_same_bits(tmp_path_factory, federation, max_waiting_bytes):
+    cohort, _, holes, random = federation
+    folder = tmp_path_factory.mktemp("spill")
+    spill, count = Spill(folder), 0
+
+    def counting(partial):
+        nonlocal count
+        count += 1
+        return spill(partial)
+
+    tree = FoldTree(FOLD, len(cohort), counting, max_waiting_bytes)
+    for client in random.sample(cohort, len(cohort)):
+        tree.add_reply(cohort.index(client), client, None if client in holes else make_reply(client))
+    assert bits(tree.root()) == in_one_process(cohort, holes)
+    assert max_waiting_bytes or holes or count  # with no memory at all something did wait on disk
+    assert not list(folder.iterdir())  # and was removed when it was read
+
+
+def test_the_order_is_seen_in_the_bits():
+    # Otherwise the tests above would say nothing.
+    cohort = list(range(12))
+    assert in_one_process(cohort, ()) != in_one_process(cohort[::-1], ())
+    assert in_one_process(cohort, ()) != in_one_process([*cohort[1:], 0], ())
+
+
+def test_a_hole_is_not_closed_up():
+    # (0 1) (2 3) with 1 missing is (0) (2 3), never (0 2) (3).
+    values = {0: 2.0**53, 2: 1.0, 3: 1.0}
+    fold = product({"s": Sum()})
+    tree = FoldTree(fold, 4)
+    for client in range(4):
+        value = values.get(client)
+        reply = Reply({"s": {"x": torch.tensor(value, dtype=torch.float64)}}) if value else None
+        tree.add_reply(client, client, reply)
+    # 2^53 + (1 + 1) is exact; (2^53 + 1) + 1 rounds back to 2^53 twice.
+    assert fold.finish(tree.root()).trees["s"]["x"].item() == 2**53 + 2
+
+
+@pytest.mark.parametrize(("short", "spilled"), [(0, False), (1, True)])
+def test_in_order_at_most_one_accumulator_a_level_waits(short, spilled):
+    """Of 64 replies six wait before the last one comes, one a level: a reply as it came, and five accumulators."""
+    fold, count = product({"s": Sum()}), 64
+    reply = Reply({"s": {"x": torch.zeros(2)}})  # 8 bytes, and its accumulator 24 with the weight
+    assert fold.lift(0, reply).num_bytes == 3 * reply.num_bytes
+    written = []
+
+    def spill(partial):
+        written.append(partial)
+        return lambda: partial
+
+    tree = FoldTree(fold, count, spill, max_waiting_bytes=(1 + 3 * 5) * reply.num_bytes - short)
+    for place in range(count):
+        tree.add_reply(place, place, reply)
+    assert bool(written) is spilled
+    assert tree.root().num_replies == count
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 24), st.sets(st.integers(0, 23)))
+def test_a_reply_waits_unless_its_sibling_is_there(num_leaves, held):
+    """What waits is handed over as it came; what has met its sibling is an accumulator by then."""
+    tree, present = FoldTree(FOLD, num_leaves), sorted(place for place in held if place < num_leaves)
+    for place in present:
+        before = merged([each for each in present if each < place], num_leaves)
+        after = merged([each for each in present if each <= place], num_leaves)
+        assert tree.waits(place) == ((place,) in after and (place,) not in before)
+        tree.add_reply(place, place, make_reply(place))
+    replies = dict(tree.replies())
+    assert {(place,) for place in replies} == {leaves for leaves in merged(present, num_leaves) if len(leaves) == 1}
+    assert all(reply.num_examples == place % 5 + 1 for place, reply in replies.items())
+    assert not list(tree.replies())
+
+
+def test_a_reply_that_has_waited_is_lifted_by_who_knows_what_to_do_when_that_fails():
+    lifted = []
+
+    def lift(client, reply):
+        lifted.append(client)
+        return FOLD.zero() if client == 7 else FOLD.lift(client, reply)
+
+    tree = FoldTree(FOLD, 2, lift=lift)
+    tree.add_reply(0, 7, make_reply(7))
+    tree.add(0, 1, FOLD.lift(8, make_reply(8)))
+    assert lifted == [7] and bits(tree.root()) == bits(FOLD.lift(8, make_reply(8)))
+
+
+def test_missing_replies():
+    tree = FoldTree(FOLD, 3)
+    tree.add(0, 0, FOLD.lift(0, make_reply(0)))
+    tree.add(0, 2, FOLD.lift(2, make_reply(2)))
+    with pytest.raises(ValueError, match="Some of the 3 replies are missing"):
+        tree.root()
+    assert [(level, index) for level, index, _ in tree.nodes()] == [(0, 0), (1, 1)]
+    assert not list(tree.nodes())
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 24), st.sets(st.integers(0, 23)))
+def test_a_process_hands_over_one_accumulator_for_the_leaves_that_it_merges(num_leaves, held):
+    held = {place for place in held if place < num_leaves}
+    tree = FoldTree(FOLD, num_leaves)
+    for place in sorted(held):
+        tree.add(0, place, FOLD.lift(place, make_reply(place)))
+    sent = [range(index << level, min((index + 1) << level, num_leaves)) for level, index, _ in tree.nodes()]
+    assert sorted(merged(held, num_leaves)) == sorted(tuple(leaves) for leaves in sent)

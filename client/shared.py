@@ -62,15 +62,62 @@ def _set_device(device: torch.device) -> None:
     torch.set_default_device(None if device.type == "cpu" else device)
 
 
-def _autocast() -> list[tuple[str, bool, torch.dtype]]:
+def autocast_depth() -> int:
+    """Return within how many autocasts this is; torch keeps casts of weights until it is within none."""
+    torch.autocast_increment_nesting()
+    return int(torch.autocast_decrement_nesting())
+
+
+def _autocast() -> tuple[int, list[tuple[str, bool, torch.dtype]]]:
     kinds = ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",)
-    return [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds]
+    each = [(kind, torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in kinds]
+    return autocast_depth(), each
 
 
-def _set_autocast(before: list[tuple[str, bool, torch.dtype]]) -> None:
-    for kind, enabled, dtype in before:
+def _set_autocast(before: tuple[int, list[tuple[str, bool, torch.dtype]]]) -> None:
+    depth, each = before
+    for kind, enabled, dtype in each:
         torch.set_autocast_enabled(kind, enabled)
         torch.set_autocast_dtype(kind, dtype)
+    while (now := autocast_depth()) != depth:
+        (torch.autocast_decrement_nesting if now > depth else torch.autocast_increment_nesting)()
+    torch.clear_autocast_cache()
+
+
+_MKLDNN: Any = torch.backends.mkldnn
+_PRODUCTS = (_MKLDNN.conv, _MKLDNN.matmul, _MKLDNN.rnn)
+
+
+def _products() -> tuple[str, ...]:
+    return torch.get_float32_matmul_precision(), *(kind.fp32_precision for kind in _PRODUCTS)
+
+
+def _set_products(before: tuple[str, ...]) -> None:
+    torch.set_float32_matmul_precision(before[0])
+    for kind, precision in zip(_PRODUCTS, before[1:], strict=True):
+        kind.fp32_precision = precision
+
+
+def _modes() -> tuple[int, int]:
+    """Return how many of torch's modes are entered that see each function, and each operation."""
+    return torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()
+
+
+def _set_modes(before: tuple[int, int]) -> None:
+    while torch._C._len_torch_function_stack() > before[0]:
+        torch._C._pop_torch_function_stack()
+    while torch._C._len_torch_dispatch_stack() > before[1]:
+        torch._C._pop_torch_dispatch_stack(None)
+
+
+def _tensor_hooks() -> Any:
+    """Return what packs tensors that are saved for a backward pass."""
+    return torch._C._autograd._top_saved_tensors_default_hooks(True)
+
+
+def _set_tensor_hooks(before: Any) -> None:
+    while (now := _tensor_hooks()) is not None and now != before:
+        torch._C._autograd._pop_saved_tensors_default_hooks()
 
 
 def _deterministic() -> tuple[bool, bool]:
@@ -218,7 +265,9 @@ _SETTINGS = (
     _Setting("torch's autocast", _autocast, _set_autocast),
     _Setting("torch's autocast cache", torch.is_autocast_cache_enabled, torch.set_autocast_cache_enabled),
     _Setting("torch's deterministic algorithms", _deterministic, _set_deterministic),
-    _Setting("torch's precision of products", torch.get_float32_matmul_precision, torch.set_float32_matmul_precision),
+    _Setting("torch's precision of products", _products, _set_products),
+    _Setting("torch's modes of functions and operations", _modes, _set_modes),
+    _Setting("the hooks of tensors that torch saves", _tensor_hooks, _set_tensor_hooks),
     _Setting("torch's choice of kernels", _kernels, _set_kernels),
     _Setting("torch's detection of anomalies", torch.is_anomaly_enabled, torch.set_anomaly_enabled),
     _Setting("the hooks of all modules", _hooks, _set_hooks),

@@ -43,9 +43,17 @@ def parameter_dtype(precision: str) -> torch.dtype:
 
 
 def autocast(device: torch.device, precision: str, kept: bool = True) -> AbstractContextManager[object]:
-    """Return the context in which the forward pass runs; casts of weights are kept for the rest of it, or not."""
+    """Return the context in which the forward pass runs; casts of weights are kept for the rest of it, or not.
+
+    Casts from before are let go: within an autocast of somebody else's torch would keep them, and train on weights
+    that are no longer.
+    """
     dtype = _AUTOCAST.get(precision)
-    return nullcontext() if dtype is None else torch.autocast(device.type, dtype=dtype, cache_enabled=kept)
+    if dtype is None:
+        return nullcontext()
+    if kept:
+        torch.clear_autocast_cache()
+    return torch.autocast(device.type, dtype=dtype, cache_enabled=kept)
 
 
 def set_threads(threads: int) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from umbel.client import shared
 from umbel.simulations.engines import federate
 
 RECORDED = Path(__file__).with_name("durations.json")
@@ -94,6 +95,13 @@ def own_place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         patch.setenv("UMBEL_STATE", str(home / "state"))
         torch.set_num_threads(1)
         yield
+
+
+@pytest.fixture(autouse=True)
+def autocast_is_left() -> Iterator[None]:
+    """Fail a test that leaves torch within autocast: casts of weights are then kept for whoever comes after it."""
+    yield
+    assert shared.autocast_depth() == 0
 
 
 @pytest.hookimpl(wrapper=True)

@@ -110,6 +110,15 @@ def test_other_precisions(precision, tolerance):
     check(at_once, alone, tolerance)
 
 
+def test_an_autocast_that_somebody_left_does_not_keep_weights_of_earlier_steps():
+    model = build("cnn", 3, image_size=8, in_channels=1, width=4, hidden=16)
+    begun = copy.deepcopy(model)
+    _, expected = both(model, replace(FP64, precision="bf16"), (6, 1, 8, 8))
+    with torch.autocast("cpu", torch.bfloat16):
+        _, alone = both(begun, replace(FP64, precision="bf16"), (6, 1, 8, 8))
+    check(alone, expected, 0.0)
+
+
 def test_frozen_parameters_stay_and_unused_ones_too():
     model = classifier()
     model[1].weight.requires_grad_(False)

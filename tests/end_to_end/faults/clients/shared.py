@@ -19,6 +19,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.overrides import BaseTorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.end_to_end.faults.clients.acts import Act, after, named, raising
 from umbel.core.records import Payload
@@ -61,14 +63,13 @@ def change_prepared(payload: Payload, client: ClientContext) -> None:
     client.prepare(client.train_data)[0].zero_()
 
 
-def leave_mode() -> None:
-    kept.append(torch.inference_mode())
-    kept[-1].__enter__()
+def leave(context: Any) -> None:
+    kept.append(context)
+    context.__enter__()
 
 
-def leave_autocast() -> None:
-    kept.append(torch.autocast("cpu", torch.bfloat16))
-    kept[-1].__enter__()
+def bf16_convolutions() -> None:
+    torch.backends.mkldnn.conv.fp32_precision = "bf16"
 
 
 def other_kernels() -> None:
@@ -91,10 +92,16 @@ SHARED: dict[str, Act] = {
     "default dtype": after(lambda: torch.set_default_dtype(torch.float64)),
     "default device": after(lambda: torch.set_default_device("meta")),
     "gradients off": after(lambda: torch.set_grad_enabled(False)),
-    "inference": after(leave_mode),
-    "autocast": after(leave_autocast),
+    "inference": after(lambda: leave(torch.inference_mode())),
+    "autocast": after(lambda: leave(torch.autocast("cpu", torch.bfloat16))),
+    "autocast, but off": after(lambda: leave(torch.autocast("cpu", enabled=False))),
+    "autocast left twice": after(lambda: torch.autocast_decrement_nesting()),
+    "a mode of functions": after(lambda: leave(BaseTorchFunctionMode())),
+    "a mode of operations": after(lambda: leave(TorchDispatchMode())),
+    "saved tensors": after(lambda: leave(torch.autograd.graph.save_on_cpu())),
     "deterministic": after(lambda: torch.use_deterministic_algorithms(True)),
     "precision": after(lambda: torch.set_float32_matmul_precision("medium")),
+    "precision of convolutions": after(bf16_convolutions),
     "kernels": after(other_kernels),
     "anomalies": after(lambda: torch.set_anomaly_enabled(True)),
     "tiny numbers": after(lambda: torch.set_flush_denormal(True)),

@@ -24,6 +24,7 @@ from umbel.core import training
 from umbel.core.training import TrainReport
 from umbel.core.training.compiled import tell_once
 from umbel.core.training.config import LocalConfig
+from umbel.core.training.spent import count
 from umbel.core.training.steps import UnfitError, state_of
 from umbel.core.training.together import Done, Job, train_together
 
@@ -81,6 +82,7 @@ class _Gives:
         with torch.no_grad():
             for name, tensor in state_of(model).items():
                 tensor.copy_(self._done.state[name])
+        count(self._done.report.num_steps, self._done.report.num_examples)
         return self._done.report
 
     def _is_asked(

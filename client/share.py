@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from umbel.client.ahead import Turn, at_once, do_at_once
@@ -19,6 +19,7 @@ from umbel.core.folds import Partial, Product, Shapes
 from umbel.core.memory import MemoryRecord, Version
 from umbel.core.records import BadReplyError, Payload, Reply, plain, reason
 from umbel.core.training import Trainer, train
+from umbel.core.training.spent import Spent, counted
 from umbel.core.training.together import Done, Job
 from umbel.core.tree import clone
 from umbel.core.wire.messages import encode_reply, framing_bytes
@@ -52,12 +53,14 @@ class _Answer:
         lifted: Its accumulator where it does not, else None.
         record: Its memory from now on; None leaves it as it is.
         framing: Bytes of framing that the reply would have, sent singly.
+        spent: What its training cost.
     """
 
     reply: Reply
     lifted: Partial | None
     record: MemoryRecord | None
     framing: int
+    spent: Spent = field(default_factory=Spent)
 
 
 class Share:
@@ -136,6 +139,8 @@ class Share:
         place, outcome = self._work.leaves[client], self._outcome
         outcome.bytes_up += answer.reply.num_bytes
         outcome.framing_up += self._framing.setdefault(self._work.phase, answer.framing)
+        outcome.steps += answer.spent.steps
+        outcome.examples += answer.spent.examples
         if answer.record is not None:
             outcome.remembered.append(client)
         if answer.lifted is None:
@@ -169,7 +174,7 @@ class Share:
             context = replace(context, trainer=trainer)
         except Exception as error:  # noqa: BLE001 - its memory is gone, its data cannot be read: that is its own matter
             return None, reason(error)
-        with gradients_on():
+        with gradients_on(), counted() as spent:
             try:
                 # In two steps, so that there are few frames between the command and a gradient.
                 said = attempt(partial(part.local, self._lent.lend(), context), seconds, whose)
@@ -185,8 +190,9 @@ class Share:
         if changed:
             who = f"{done.failure} It also" if done.failure else "it"
             return None, f"{who} changed what others get as it was: {', '.join(changed)}"
-        if (answer := done.made) is None:
+        if done.made is None:
             return None, done.failure
+        answer = replace(done.made, spent=spent)
         try:
             part.fold.agree(self._shapes, (answer.lifted or answer.reply).trees, answer.lifted is not None)
         except BadReplyError as error:

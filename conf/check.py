@@ -22,7 +22,7 @@ from umbel.core.metrics import scores
 from umbel.core.names import check_own, unknown
 from umbel.core.ranges import check_ranges
 from umbel.core.refusal import Refusal
-from umbel.core.schedule import parse_until
+from umbel.core.schedule import parse_budget, parse_until
 from umbel.data import partition, transforms
 from umbel.data.sets import registry as data_sets
 from umbel.models import operators
@@ -285,7 +285,9 @@ def _evaluation(experiment: Experiment) -> None:
     on_clients = bool(evaluate.clients) and (data.client_validation > 0 or own_data.is_own(experiment))
     if run.patience and not (evaluate.every and (on_server or on_clients)):
         raise _never_measured("run.patience", run.patience, "data.server_validation or data.client_validation")
-    for key, value in (("run.until", run.until), ("run.patience", run.patience)):
+    if run.budget:
+        parse_budget(run.budget)
+    for key, value in (("run.until", run.until), ("run.patience", run.patience), ("run.budget", run.budget)):
         if value and experiment.schedule.is_sequence:
             raise ExperimentError(
                 f"{key}={value} could end the run before the last of its tasks.",

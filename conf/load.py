@@ -169,7 +169,7 @@ def portable(experiment: Experiment) -> dict[str, Any]:
         plain[part].pop(key)
     for key in ("capacity", "availability"):  # only the server reads them, and their hash is there
         plain["simulation"]["devices"].pop(key)
-    for key in ("rounds", "until", "patience"):  # a resume may ask for more
+    for key in ("rounds", "until", "patience", "budget"):  # a resume may ask for more
         plain["run"].pop(key)
     return plain
 

@@ -1,4 +1,4 @@
-"""When a sequence of tasks moves on, and at what a run ends before its last round."""
+"""When a sequence of tasks moves on, and at what a run ends before its last round: a metric, or what it has cost."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from umbel.core.refusal import Refusal
 
 KEY = "run.until"
+BUDGET = "run.budget"
+COSTS = ("steps", "examples", "bytes", "seconds")
 _FORM = re.compile(r"\s*([^\s<>=]+)\s*(>=|<=)\s*(\S+)\s*")
 _SIDES = ("validation/", "clients/validation/")
 
@@ -108,3 +110,46 @@ def parse_until(text: str) -> Until:
             remedy=f"Name a metric that begins with {' or '.join(_SIDES)}.",
         )
     return Until(form[1], form[2] == ">=", bound)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a run may cost.
+
+    Attributes:
+        cost: Which of `COSTS`.
+        most: How much of it: steps, examples, bytes, or seconds.
+    """
+
+    cost: str
+    most: float
+
+    def is_spent(self, costs: Mapping[str, float], num_rounds: int) -> bool:
+        """Say whether no later round would come nearer, if the next costs what the rounds before did on average.
+
+        Args:
+            costs: What the run has cost, by `COSTS`.
+            num_rounds: How many rounds that was.
+        """
+        cost = costs[self.cost]
+        return cost > 0 and cost + cost / num_rounds / 2 >= self.most
+
+
+def parse_budget(text: str) -> Budget:
+    """Read `steps=2000`.
+
+    Raises:
+        Refusal: It is not of that form, or no number above 0.
+    """
+    cost, _, number = (part.strip() for part in text.partition("="))
+    try:
+        most = float(number)
+    except ValueError:
+        most = math.nan
+    if cost not in COSTS or not 0 < most < math.inf:
+        raise Refusal(
+            f"{BUDGET}={text} should be one of {', '.join(COSTS)}, and how much of it, above 0.",
+            key=BUDGET,
+            remedy="Write it as steps=2000.",
+        )
+    return Budget(cost, most)

@@ -53,6 +53,7 @@ class Progress:
         seconds: Time by stage.
         bytes_down: `tensors` and `framing` that clients received.
         bytes_up: The same that they sent.
+        spent: What training cost so far, `clients` and `server`: `steps` and `examples` (`umbel.core.training.spent`).
         num_failures: Replies that were left out.
         coverage: Selected clients and good replies by phase and round (`umbel.server.coverage.Row`).
         turns: Of each client that was asked, when it took part last (`umbel.server.coverage.Turn`).
@@ -74,6 +75,9 @@ class Progress:
     seconds: dict[str, float] = field(default_factory=dict)
     bytes_down: dict[str, int] = field(default_factory=lambda: {"tensors": 0, "framing": 0})
     bytes_up: dict[str, int] = field(default_factory=lambda: {"tensors": 0, "framing": 0})
+    spent: dict[str, dict[str, int]] = field(
+        default_factory=lambda: {side: {"steps": 0, "examples": 0} for side in ("clients", "server")}
+    )
     num_failures: int = 0
     coverage: list[Row] = field(default_factory=list)
     turns: dict[str, Turn] = field(default_factory=dict)
@@ -82,6 +86,18 @@ class Progress:
     virtual_seconds: float = 0.0
     num_late: int = 0
 
+    def spend(self, side: str, steps: int, examples: int) -> None:
+        """Count what training cost on a side, `clients` or `server`."""
+        self.spent[side]["steps"] += steps
+        self.spent[side]["examples"] += examples
+
+    @property
+    def costs(self) -> dict[str, float]:
+        """What the run has cost so far, by `umbel.core.schedule.COSTS`."""
+        spent = {what: sum(side[what] for side in self.spent.values()) for what in ("steps", "examples")}
+        moved = sum(self.bytes_up.values()) + sum(self.bytes_down.values())
+        return {**spent, "bytes": moved, "seconds": self.seconds.get("total", 0.0)}
+
     def copy(self) -> Progress:
         """Return another, which a round may change in place."""
         return replace(
@@ -89,6 +105,7 @@ class Progress:
             seconds=dict(self.seconds),
             bytes_down=dict(self.bytes_down),
             bytes_up=dict(self.bytes_up),
+            spent=deepcopy(self.spent),
             memories=dict(self.memories),
             tasks=deepcopy(self.tasks),
         )

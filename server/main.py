@@ -194,6 +194,7 @@ def _finish(run: FederatedRun, folder: RunFolder, agreement: Agreement | None) -
             "seconds": {name: round(value, 3) for name, value in progress.seconds.items()},
             "bytes_up": progress.bytes_up,
             "bytes_down": progress.bytes_down,
+            "spent": progress.spent,
             "num_failures": progress.num_failures,
             **(
                 {}

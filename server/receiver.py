@@ -32,6 +32,8 @@ class Report:
             a node added up is the node's word, and at most so many times the sum that came.
         framing_down: Bytes of framing down.
         framing_up: Bytes of framing up, by the nodes' word: at most so many times the framing that came.
+        steps: Optimiser steps of clients, by the nodes' word.
+        examples: Examples that went through them, likewise.
         times: When each client ran, where that is known.
         notices: What whoever reads the result should know.
     """
@@ -44,6 +46,8 @@ class Report:
     bytes_up: int = 0
     framing_down: int = 0
     framing_up: int = 0
+    steps: int = 0
+    examples: int = 0
     times: list[ClientTime] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
 
@@ -132,6 +136,8 @@ class Receiver:
         """Count what came: what a node says of it, held to what there was."""
         self._report.bytes_up += min(max(outcome.bytes_up, single_bytes), single_bytes + most_bytes)
         self._report.framing_up += min(max(outcome.framing_up, 0), most_framing)
+        self._report.steps += max(outcome.steps, 0)
+        self._report.examples += max(outcome.examples, 0)
 
     def _fail_all(self, clients: Collection[int], node: int, reason: str) -> None:
         for client in sorted(clients):

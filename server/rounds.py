@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -17,8 +17,9 @@ from umbel.core.memory import Version
 from umbel.core.records import BadReplyError
 from umbel.core.refusal import Refusal
 from umbel.core.schedule import parse_until
+from umbel.core.training.spent import counted
 from umbel.core.wire.work import ClientTime, Work
-from umbel.server import checkpoint, evaluation
+from umbel.server import checkpoint, endings, evaluation
 from umbel.server.checkpoint import Checkpoint, Progress
 from umbel.server.coverage import RoundCoverage, lost
 from umbel.server.errors import DivergedError, RunStoppedError, StopRequested, learning_rates
@@ -61,7 +62,7 @@ class FederatedRun:
         self.progress = resume.progress if resume else Progress()
         self.best_model = resume.best_model if resume else None
         if resume:  # to another end, perhaps
-            self.progress.ended = self._ended(self.progress, self.progress.last_metrics)
+            self.progress.ended = endings.ended(session.experiment.run, self.progress)
         self._resume = resume
         self._attempt = uuid.uuid4().hex
         self._run_id = folder.identity()
@@ -165,16 +166,19 @@ class FederatedRun:
             if values := phase.measured(state):
                 seconds = time.monotonic() - self._began
                 self.folder.add(round_, "server", "train", values, seconds, phase=phase.name)
-        if round_ == total:
+        progress.round, progress.num_rounds = round_, total
+        progress.seconds["total"] = time.monotonic() - self._began
+        progress.ended = endings.over_budget(self.session.experiment.run, progress)
+        is_last = round_ == total or bool(progress.ended)
+        if is_last:
             with self._stage("server", progress):
                 state = self._finite(strategy.finish(state, context), round_, "finish")
-        progress.round, progress.num_rounds = round_, total
         try:
-            if metrics := self._evaluate(exchange, state, round_, total, progress, coverage):
+            if metrics := self._evaluate(exchange, state, round_, is_last, progress, coverage):
                 self._judge(metrics, state, progress)
         except Refusal as error:  # a metric of somebody's own, or one that there is not: too late to be refused
             raise RunStoppedError(f"Round {round_}: {error}") from error
-        if progress.ended and round_ < total:
+        if progress.ended and not is_last:
             with self._stage("server", progress):
                 state = self._finite(strategy.finish(state, context), round_, "finish")
         progress.coverage, progress.turns = coverage.rows(progress.coverage), coverage.turns(progress.turns)
@@ -209,21 +213,7 @@ class FederatedRun:
             self.best_model = self.session.strategy.model(state)
         elif value is not None:
             progress.since_best += 1
-        progress.ended = self._ended(progress, metrics)
-
-    def _ended(self, progress: Progress, metrics: Mapping[str, float]) -> str:
-        """Say why a run ends after a round that is not its last; "" where it goes on."""
-        run, round_ = self.session.experiment.run, progress.round
-        if round_ >= run.rounds:
-            return ""
-        if run.until and parse_until(run.until).is_met(metrics):
-            return f"Round {round_} meets run.until={run.until}: the run ends."
-        if run.patience and progress.since_best >= run.patience:
-            return (
-                f"No evaluation was better than that of round {progress.best_round} for run.patience={run.patience}: "
-                f"the run ends after round {round_}."
-            )
-        return ""
+        progress.ended = progress.ended or endings.ended(experiment.run, progress)
 
     def _finite(self, state: Any, round_: int, step: str) -> Any:
         """Return a State, unless it has diverged."""
@@ -269,6 +259,7 @@ class FederatedRun:
                 f"{needed} are needed (run.min_replies={run.min_replies}).\n{reasons}"
             )
         values = {**folded.numbers, "num_replies": good, "num_failures": len(report.failures)}
+        values |= {"num_steps": report.steps, "num_processed": report.examples}
         self.folder.add(work.round, "clients", "train", values, seconds, phase=work.phase)
         return folded
 
@@ -277,6 +268,8 @@ class FederatedRun:
         progress.bytes_down["framing"] += report.framing_down
         progress.bytes_up["tensors"] += report.bytes_up
         progress.bytes_up["framing"] += report.framing_up
+        if work.phase != EVALUATE:  # to fine-tune for an evaluation is no part of training
+            progress.spend("clients", report.steps, report.examples)
         progress.num_failures += len(report.failures)
         self._times[work.phase] = report.times
         for text in dict.fromkeys(report.notices):
@@ -289,11 +282,11 @@ class FederatedRun:
             self.listener.failure(work.round, work.phase, client, node, reason)
 
     def _evaluate(
-        self, exchange: Exchange, state: Any, round_: int, total: int, progress: Progress, coverage: RoundCoverage
+        self, exchange: Exchange, state: Any, round_: int, is_last: bool, progress: Progress, coverage: RoundCoverage
     ) -> dict[str, float]:
         config = self.session.experiment.evaluate
         ends_task = self.session.experiment.schedule.ends_task(round_)
-        if not config.every or (round_ % config.every and round_ != total and not ends_task):
+        if not config.every or (round_ % config.every and not is_last and not ends_task):
             return {}
         metrics: dict[str, float] = {}
         cohort = self.session.evaluation_cohort(round_)
@@ -338,11 +331,14 @@ class FederatedRun:
 
     @contextmanager
     def _stage(self, name: str, progress: Progress | None = None) -> Iterator[None]:
-        seconds, start = (progress or self.progress).seconds, time.monotonic()
+        progress, start = progress or self.progress, time.monotonic()
         try:
-            yield
+            with counted() as spent:  # by the server: clients in this process count for themselves
+                yield
         finally:
-            seconds[name] = seconds.get(name, 0.0) + time.monotonic() - start
+            progress.seconds[name] = progress.seconds.get(name, 0.0) + time.monotonic() - start
+            if name != "evaluate":
+                progress.spend("server", spent.steps, spent.examples)
 
 
 def _most_trained(phase: Phase[Any], state: Any, client: int, own: int) -> float:

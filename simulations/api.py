@@ -37,6 +37,7 @@ _MAY_CHANGE = (
     "run.rounds",
     "run.until",
     "run.patience",
+    "run.budget",
     "data.path",
     "data.sites",
     "data.server",

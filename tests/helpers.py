@@ -22,6 +22,7 @@ from umbel.core.fold_tree import FoldTree
 from umbel.core.folds import Folded
 from umbel.core.memory import MemoryRecord
 from umbel.core.records import Reply
+from umbel.core.schedule import COSTS
 from umbel.core.training import LocalConfig
 from umbel.core.virtual.devices import Devices
 from umbel.data.types import Examples
@@ -248,6 +249,9 @@ def compared(values: Mapping[str, Sequence[Mapping[str, float]]]) -> Comparison:
         for seed in seeds:
             member = Member(item, seed, Experiment(), Path())
             member.__dict__["lost"] = ""
+            member.__dict__["costs"] = dict.fromkeys(COSTS, math.nan) | {
+                cost: values[item.label][seed][cost] for cost in COSTS if cost in values[item.label][seed]
+            }
             member.__dict__["measures"] = dict.fromkeys(MEASURES, math.nan) | dict(values[item.label][seed])
             members.append(member)
     return Comparison(Path(), items, seeds, tuple(members), "digits")

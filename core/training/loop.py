@@ -22,6 +22,7 @@ from umbel.core.training import compiled
 from umbel.core.training.config import LocalConfig as LocalConfig
 from umbel.core.training.config import learning_rate as learning_rate
 from umbel.core.training.corrections import Correction as Correction
+from umbel.core.training.spent import count
 from umbel.core.training.steps import Loss as Loss
 from umbel.core.training.steps import UnfitError, freeze_batch_norm
 
@@ -46,12 +47,14 @@ class TrainReport:
         loss: Mean loss over the examples seen, each before its step.
         num_steps: Optimiser steps taken.
         lr: The learning rate that was used.
+        num_examples: Examples that went through these steps, each as often as it did.
         moments: What the optimiser remembers, by parameter and kind, for another run to go on from.
     """
 
     loss: float
     num_steps: int
     lr: float
+    num_examples: int = 0
     moments: Mapping[str, Tensor] = field(default_factory=dict)
 
 
@@ -141,7 +144,8 @@ def train(
             seen += len(index)
             steps += 1
     kept = {} if moments is None else _moments(optimizer)
-    return TrainReport(float(total.item()) / max(seen, 1), steps, lr, kept)
+    count(steps, seen)
+    return TrainReport(float(total.item()) / max(seen, 1), steps, lr, seen, kept)
 
 
 def _with_source(augment: Augmentation, source: torch.Generator) -> Callable[[Tensor], Tensor]:

@@ -194,7 +194,7 @@ class _Stacked:
             steps += 1
             totals += self._do(rates_of(config, lr, steps, device), x, y) * y.shape[1]
             seen += y.shape[1]
-        reports = [TrainReport(total / max(seen, 1), steps, lr) for total in totals.tolist()]
+        reports = [TrainReport(total / max(seen, 1), steps, lr, seen) for total in totals.tolist()]
         return [
             Done({name: tensor[k].clone() for name, tensor in self._state.items()}, report)
             for k, report in enumerate(reports)

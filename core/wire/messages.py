@@ -198,6 +198,8 @@ def encode_outcome(outcome: Outcome) -> RecordDict:
         "remembered": outcome.remembered,
         "bytes_up": outcome.bytes_up,
         "framing_up": outcome.framing_up,
+        "steps": outcome.steps,
+        "examples": outcome.examples,
     }
     return _record(head, trees)
 
@@ -245,6 +247,7 @@ def decode_outcome(content: RecordDict, limits: Limits | None = None) -> Outcome
             outcome.seconds[client] = fields.as_real(seconds, "seconds")
         outcome.remembered = [fields.as_whole(each, "a client") for each in fields.items(head, "remembered", limits)]
         outcome.bytes_up, outcome.framing_up = fields.whole(head, "bytes_up"), fields.whole(head, "framing_up")
+        outcome.steps, outcome.examples = fields.whole(head, "steps"), fields.whole(head, "examples")
     except FormError as error:
         raise MessageError(f"The answer in this message cannot be read: {error}.") from error
     return outcome

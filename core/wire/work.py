@@ -78,6 +78,8 @@ class Outcome:
         remembered: Clients that wrote their memory.
         bytes_up: Tensor bytes of all replies, before any folding; the server holds it to what came.
         framing_up: Bytes of framing that these replies would have had, sent singly; likewise.
+        steps: Optimiser steps of the clients whose replies were good, by the node's word.
+        examples: Examples that went through them, likewise.
         times: When each client ran; only of the simulation's own processes, and never sent as a message.
         notices: What whoever reads the result should know; likewise.
     """
@@ -90,6 +92,8 @@ class Outcome:
     remembered: list[int] = field(default_factory=list)
     bytes_up: int = 0
     framing_up: int = 0
+    steps: int = 0
+    examples: int = 0
     times: list[ClientTime] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
 

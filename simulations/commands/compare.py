@@ -33,6 +33,13 @@ OTHERS = {"acc": "fot,fedavg", "test_last": "fedavg,fedopt(optimizer=adam,lr=0.0
     type=click.Path(file_okay=False, path_type=Path),
     help="The comparison's folder  [default: compare-EXPERIMENT in run.results]",
 )
+@click.option(
+    "--budget",
+    type=click.Choice(["rounds", "steps", "examples", "bytes", "seconds"]),
+    default="rounds",
+    show_default=True,
+    help="What all strategies have equally much of.",
+)
 @click.option("--fresh", is_flag=True, help="Run everything anew, also what is there (after a change of code).")
 @click.option("--quiet", "-q", is_flag=True, help="Print the table and the folder only.")
 @click.option("--json", "as_json", is_flag=True, help="JSON lines on standard output, even at a terminal.")
@@ -43,6 +50,7 @@ def compare(
     strategies: str,
     seeds: str,
     output: Path | None,
+    budget: str,
     fresh: bool,
     quiet: bool,
     as_json: bool,
@@ -60,6 +68,10 @@ def compare(
     seed fixes the partition, the initial weights and who takes part, so differences are paired by seed; set
     data.seed to hold the partition fixed while the rest varies.
 
+    By default all have the same number of rounds, in which one may train more than another. With `--budget steps` the
+    first has these rounds and the others go on, or end, where they have come to as many steps of training; likewise
+    examples, bytes of messages, or seconds.
+
     Runs that are there with the same configuration are used again, and stopped ones are gone on with: give
     the same command once more. The folder then holds table.md, comparison.json, curves.png, partition.png and
     report.html, and is the last line of standard output.
@@ -73,13 +85,14 @@ def compare(
         from umbel.simulations.compare.prepare import prepare
         from umbel.simulations.plots.runs import class_counts
 
-        prepared = prepare(experiment, strategies, seeds, overrides, output)
+        prepared = prepare(experiment, strategies, seeds, overrides, output, budget)
         first = prepared.members[0].experiment
         if not is_own(first) or first.data.sites:  # else the data are at the sites, which say what is wrong with them
             class_counts(first)  # refuses what cannot be cut, before anything starts
         console = Console(stderr=True, highlight=False)
         shown = watcher(console, quiet, as_json, transient=True)
         where = ["--output", str(output)] if output else []
+        where += ["--budget", budget] if budget != "rounds" else []
         words = ["umbel", "compare", experiment, *overrides, "--strategies", strategies, "--seeds", seeds]
         again = shlex.join([*words, *where])
         with supervised(shown, stopper, again=again):

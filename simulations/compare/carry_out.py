@@ -33,6 +33,7 @@ def compare(
     output: str | Path | None = None,
     listener: Watcher | None = None,
     fresh: bool = False,
+    budget: str = "rounds",
 ) -> Comparison:
     """Run an experiment with several strategies and seeds; the command line does the same.
 
@@ -44,6 +45,7 @@ def compare(
         output: The comparison's folder; None is `compare-<experiment>` in `run.results`.
         listener: Told of everything that happens.
         fresh: Run everything anew, as after a change of code.
+        budget: What all strategies have equally much of: `rounds`, `steps`, `examples`, `bytes` or `seconds`.
 
     Raises:
         ExperimentError: Something is refused; nothing has started.
@@ -51,7 +53,7 @@ def compare(
     """
     names = strategies if isinstance(strategies, str) else ",".join(strategies)
     numbers = str(seeds) if isinstance(seeds, int) else "".join(f"{seed}," for seed in seeds)
-    return carry_out(prepare(experiment, names, numbers, overrides, output), listener, fresh)
+    return carry_out(prepare(experiment, names, numbers, overrides, output, budget), listener, fresh)
 
 
 def carry_out(comparison: Comparison, listener: Watcher | None = None, fresh: bool = False) -> Comparison:
@@ -71,7 +73,8 @@ def carry_out(comparison: Comparison, listener: Watcher | None = None, fresh: bo
     for index, member in enumerate(comparison.members, start=1):
         if fresh:
             shutil.rmtree(member.path, ignore_errors=True)
-        _run(member, index, len(comparison.members), listener or Watcher())
+        own = comparison.budgeted(member)
+        _run(own, index, len(comparison.members), listener or Watcher())
     write(comparison)
     return comparison
 
@@ -127,6 +130,7 @@ def write(comparison: Comparison) -> None:
         "experiment": comparison.members[0].experiment.name,
         "source": comparison.source,
         "overrides": list(comparison.overrides),
+        "budget": comparison.budget,
         "strategies": [dataclasses.asdict(item) for item in comparison.items],
         "seeds": list(comparison.seeds),
         "reference": reference,

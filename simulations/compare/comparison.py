@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from functools import cached_property
@@ -61,6 +62,11 @@ class Member:
         return frame
 
     @cached_property
+    def costs(self) -> dict[str, float]:
+        """What the run cost, by `umbel.core.schedule.COSTS`; NaN where that is not known."""
+        return costs(self.summary)
+
+    @cached_property
     def lost(self) -> str:
         """Which clients the run lost for good, in words; empty when it lost none."""
         return coverage.in_words(self.summary)
@@ -82,6 +88,7 @@ class Comparison:
         members: One run for each seed and strategy.
         source: The experiment's name, or the path of its file.
         overrides: `key=value` each, of all runs.
+        budget: What all runs of a seed have equally much of: rounds, or one of `umbel.core.schedule.COSTS`.
     """
 
     path: Path
@@ -90,6 +97,7 @@ class Comparison:
     members: tuple[Member, ...]
     source: str
     overrides: tuple[str, ...] = ()
+    budget: str = "rounds"
 
     @cached_property
     def shown(self) -> tuple[str, ...]:
@@ -112,6 +120,15 @@ class Comparison:
     def incomplete(self) -> list[str]:
         """The runs that lost clients for good, a sentence each."""
         return [f"{each.item.label}, seed {each.seed}: {each.lost}" for each in self.members if each.lost]
+
+    def budgeted(self, member: Member) -> Member:
+        """Return a run with what it may cost, which is known when the first strategy's run of its seed has ended."""
+        reference = next(each for each in self.members if each.seed == member.seed)
+        if self.budget == "rounds" or member.item == reference.item:
+            return member
+        budget = f"{self.budget}={reference.costs[self.budget]}"
+        run = dataclasses.replace(member.experiment.run, budget=budget)
+        return dataclasses.replace(member, experiment=dataclasses.replace(member.experiment, run=run))
 
     def of(self, label: str) -> list[Member]:
         """Return the runs of a strategy in the order of the seeds."""
@@ -161,12 +178,20 @@ class Comparison:
 def measures(content: dict[str, Any]) -> dict[str, float]:
     """Return what a comparison measures of a run's summary, by the keys of `COLUMNS`."""
     metrics, rounds = content["metrics"], max(int(content["rounds"]), 1)
-    moved = sum(content["bytes_up"].values()) + sum(content["bytes_down"].values())
-    costs = {"mb_per_round": moved / rounds / 1e6, "seconds": content["seconds"]["total"]}
+    found = costs(content)
+    found["mb_per_round"] = found.pop("bytes") / rounds / 1e6
     if "virtual_seconds" in content:
-        costs["virtual_seconds"] = content["virtual_seconds"]
+        found["virtual_seconds"] = content["virtual_seconds"]
     measured = {key: metrics.get(measure.metric) for key, measure in COLUMNS.items()}
-    return {key: math.nan if value is None else value for key, value in (measured | costs).items()}
+    return {key: math.nan if value is None else value for key, value in (measured | found).items()}
+
+
+def costs(content: dict[str, Any]) -> dict[str, float]:
+    """Return what a run cost by its summary, by `umbel.core.schedule.COSTS`; one by an earlier version has no steps."""
+    moved = sum(content["bytes_up"].values()) + sum(content["bytes_down"].values())
+    spent = content.get("spent", {}).values()
+    trained = {what: sum(side[what] for side in spent) if spent else math.nan for what in ("steps", "examples")}
+    return {**trained, "bytes": moved, "seconds": content["seconds"]["total"]}
 
 
 def read_comparison(folder: Path) -> Comparison:
@@ -181,8 +206,9 @@ def read_comparison(folder: Path) -> Comparison:
         items = tuple(Item(item["label"], item["name"], tuple(item["options"])) for item in content["strategies"])
         by_label = {item.label: item for item in items}
         runs = [(by_label[run["strategy"]], run["seed"], folder / run["folder"]) for run in content["runs"]]
+        budget = content.get("budget", "rounds")
         source, overrides, seeds = content["source"], tuple(content["overrides"]), tuple(content["seeds"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedError.of(file, str(error), "Make it again by the command that made it.") from error
     members = tuple(Member(item, seed, reading.experiment(path), path) for item, seed, path in runs)
-    return Comparison(folder, items, seeds, members, source, overrides)
+    return Comparison(folder, items, seeds, members, source, overrides, budget)

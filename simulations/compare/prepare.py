@@ -15,11 +15,14 @@ from umbel.conf.errors import ExperimentError
 from umbel.conf.load import as_dict, experiment_names, load
 from umbel.conf.schema import Experiment
 from umbel.core.names import file_stem
+from umbel.core.schedule import COSTS
 from umbel.server.flower import strategies as flower
 from umbel.simulations.compare.comparison import Comparison, Item, Member
 
 _EXPECTED = "--strategies takes names, each with options in brackets: 'fedavg,fedprox(mu=0.1),scaffold'"
 
+BUDGETS = ("rounds", *COSTS)
+_MOST_ROUNDS = 10  # times those of the first strategy
 _LONGEST_STEM = 80  # file systems take 255 bytes; the digest tells folders apart
 
 
@@ -94,9 +97,15 @@ def compose(experiment: str, item: Item, seed: int | None, overrides: Sequence[s
     return devices.resolved(initial.resolved(composed))  # with the hashes of what it reads
 
 
-def folder_name(item: Item, experiment: Experiment) -> str:
-    """Return the name of a run's folder: equal for runs that give equal results, different for all others."""
-    plain = as_dict(experiment)
+def folder_name(item: Item, experiment: Experiment, budget: str = "") -> str:
+    """Return the name of a run's folder: equal for runs that give equal results, different for all others.
+
+    Args:
+        item: The strategy.
+        experiment: The run's.
+        budget: In words, what the run may cost, where that is known only when another run has ended.
+    """
+    plain = as_dict(experiment) | ({"budget": budget} if budget else {})
     for key in ("name", "description", "engine", "checkpoint"):  # change where and how, not what
         plain.pop(key)
     plain["run"] = {key: value for key, value in plain["run"].items() if key not in ("results", "name")}
@@ -106,7 +115,12 @@ def folder_name(item: Item, experiment: Experiment) -> str:
 
 
 def prepare(
-    experiment: str, strategies: str, seeds: str, overrides: Sequence[str], output: str | Path | None = None
+    experiment: str,
+    strategies: str,
+    seeds: str,
+    overrides: Sequence[str],
+    output: str | Path | None = None,
+    budget: str = "rounds",
 ) -> Comparison:
     """Compose and check every run of a comparison; nothing is started or written.
 
@@ -116,10 +130,13 @@ def prepare(
         seeds: Such as `3` or `1,5,7`.
         overrides: `key=value` each, for all runs.
         output: The comparison's folder; None is `compare-<experiment>` in `run.results`.
+        budget: What all runs of a seed have equally much of, one of `BUDGETS`: the first strategy's has the rounds of
+            the experiment, the others go on until they have come to what it cost, in at most ten times as many rounds.
 
     Raises:
         ExperimentError: Something is refused.
     """
+    _check_budget(budget, overrides)
     for key in ("strategy.name", "run.seed", "run.name"):
         if any(override.startswith(f"{key}=") for override in overrides):
             raise ExperimentError(f"{key} is no key of a comparison; use --strategies, --seeds or --output.")
@@ -129,10 +146,27 @@ def prepare(
     folder = Path(output or Path(base.run.results) / f"compare-{file_stem(base.name)}").expanduser().resolve()
     members = []
     for seed in chosen:
+        reference = ""
         for item in items:
-            composed = compose(experiment, item, seed, overrides)
-            run = dataclasses.replace(composed.run, results=str(folder), name=folder_name(item, composed))
+            given, words = list(overrides), ""
+            if reference and budget != "rounds":
+                given += [f"run.rounds={_MOST_ROUNDS * base.run.rounds}", f"run.budget={budget}=1"]
+                words = f"the {budget} of {reference}"
+            composed = compose(experiment, item, seed, given)
+            name = folder_name(item, composed, words)
+            run = dataclasses.replace(composed.run, results=str(folder), name=name)
             composed = dataclasses.replace(composed, run=run)
-            members.append(Member(item, seed, composed, folder / run.name))
+            members.append(Member(item, seed, composed, folder / name))
+            reference = reference or name
     source = experiment if experiment in experiment_names() else str(Path(experiment).expanduser().resolve())
-    return Comparison(folder, items, chosen, tuple(members), source, tuple(overrides))
+    return Comparison(folder, items, chosen, tuple(members), source, tuple(overrides), budget)
+
+
+def _check_budget(budget: str, overrides: Sequence[str]) -> None:
+    if budget not in BUDGETS:
+        raise ExperimentError(f"--budget is one of {', '.join(BUDGETS)}; found {budget!r}.")
+    ends = [
+        key for key in ("run.budget", "run.until", "run.patience") for each in overrides if each.startswith(f"{key}=")
+    ]
+    if budget != "rounds" and ends:
+        raise ExperimentError(f"--budget {budget} and {', '.join(ends)} would both end a run; leave one of them out.")

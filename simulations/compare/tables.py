@@ -8,6 +8,8 @@ from umbel.simulations.compare.comparison import Comparison
 from umbel.simulations.compare.statistics import seeds_needed, smallest_p
 from umbel.simulations.report.measures import COLUMNS
 
+_TENTH = 0.1
+
 
 def markdown(comparison: Comparison) -> str:
     """Return the comparison's table in Markdown."""
@@ -65,6 +67,7 @@ def footnote(comparison: Comparison) -> str:
         return " ".join(["One seed: no deviation and no ranking; add seeds, such as --seeds 3.", *missing])
     shared = comparison.members[0].experiment.data.seed is not None
     partition = "all share one partition" if shared else "each draws its own partition"
+    missing += _unequal(comparison)
     parts = [
         f"Mean ± sample standard deviation over {len(seeds)} seeds ({', '.join(map(str, seeds))}; {partition}).",
         *(COLUMNS[measure].meaning for measure in comparison.shown if COLUMNS[measure].meaning),
@@ -92,6 +95,23 @@ def _what_can_be_told(comparison: Comparison) -> str:
     if num_seeds < for_best:
         return f"A best needs p below .05 against every other, which takes {for_best} seeds: nothing is marked."
     return "* best: p below .05 against every other, corrected over all pairs."
+
+
+def _unequal(comparison: Comparison) -> list[str]:
+    """Say which strategies cost more or less than the first by over a tenth; seconds vary by themselves."""
+    reference, parts = comparison.items[0].label, []
+    for item in comparison.items[1:]:
+        ratios = []
+        for cost in ("steps", "examples", "bytes"):
+            ours, theirs = (sum(each.costs[cost] for each in comparison.of(label)) for label in (item.label, reference))
+            ratio = ours / theirs if theirs else math.nan
+            if abs(ratio - 1) > _TENTH:
+                ratios.append(f"{ratio:.2g} times the {cost}")
+        if ratios:
+            parts.append(f"{item.label} has {' and '.join(ratios)}")
+    if not parts:
+        return []
+    return [f"Budgets are not equal: beside {reference}, {'; '.join(parts)} (--budget makes one of them so)."]
 
 
 def _missing(comparison: Comparison) -> list[str]:

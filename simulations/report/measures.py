@@ -56,6 +56,7 @@ RANK = Unit(short_digits=1)
 MEGABYTES = Unit(digits=2)
 SECONDS = Unit(digits=1)
 NUMBER = Unit()
+COUNT = Unit(digits=0, short_digits=0, tile_digits=0)
 
 
 @dataclass(frozen=True)
@@ -270,6 +271,11 @@ MEASURES: dict[str, Measure] = {
     "client_predictor": Measure("client/test/{}/accuracy", "a client's accuracy of a predictor beside the main one"),
     # ---- the inside, and costs ----
     **_collapse(),
+    "steps": Measure(
+        "", "steps of training", COUNT, aim=0, column="steps",
+        meaning="Steps, examples: of all training in all rounds, by the clients and by the server.",
+    ),
+    "examples": Measure("", "examples that training went through", COUNT, aim=0, column="examples"),
     "mb_per_round": Measure("", "MB a round", MEGABYTES, aim=0, column="MB a round"),
     "seconds": Measure("", "seconds", SECONDS, aim=0, column="seconds"),
     "virtual_seconds": Measure(

@@ -55,6 +55,8 @@ NODE = {"level": 0, "index": 0, "num_examples": 1, "num_replies": 1, "numbers": 
         with_head(outcome_head(failures=[[5, 7]])),
         with_head(outcome_head(failures=[[5, "x", "y"]])),
         with_head(outcome_head(framing_up=0.5)),
+        with_head(outcome_head(steps="many")),
+        with_head(outcome_head(examples=1.5)),
         with_head("[" * 200_000),
         with_head('{"nodes":' * 50_000),
         with_head('{"x": ' + "[" * 40 + "]" * 40 + "}"),
@@ -64,7 +66,7 @@ NODE = {"level": 0, "index": 0, "num_examples": 1, "num_replies": 1, "numbers": 
         RecordDict({"umbel": ConfigRecord({"json": "{}", "more": "x"})}),
         RecordDict({"umbel": MetricRecord({"json": 7})}),
     ],
-    ids=range(32),
+    ids=range(34),
 )
 def test_malformed_answers(content):
     with pytest.raises(MessageError):

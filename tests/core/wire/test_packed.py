@@ -20,6 +20,8 @@ def outcome():
         remembered=[7],
         bytes_up=12,
         framing_up=5,
+        steps=3,
+        examples=11,
     )
 
 
@@ -39,7 +41,7 @@ def test_all_of_an_answer_arrives():
     reply = back.singles[7]
     assert reply.trees["delta"]["w"].tolist() == [5.0] and reply.trees["none"] == {}
     assert (reply.numbers, reply.num_examples) == ({"loss": 1.0}, 4)
-    for name in ("failures", "seconds", "remembered", "bytes_up", "framing_up"):
+    for name in ("failures", "seconds", "remembered", "bytes_up", "framing_up", "steps", "examples"):
         assert getattr(back, name) == getattr(expected, name)
 
 

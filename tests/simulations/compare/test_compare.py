@@ -177,3 +177,46 @@ def test_what_is_wrong_is_refused_before_anything_starts(tmp_path: Path, argumen
     assert result.exit_code == 2, result.output
     assert said in result.stderr
     assert not (tmp_path / "results").exists()
+
+
+def test_budgets_that_are_not_equal_are_said() -> None:
+    costs = {"a": (100, 1000, 50), "b": (109, 1000, 50), "c": (150, 1000, 25)}
+    values = {
+        label: [{"test_last": 0.5, "steps": steps, "examples": examples, "bytes": moved}] * 2
+        for label, (steps, examples, moved) in costs.items()
+    }
+    text = markdown(compared(values))
+    assert "Budgets are not equal: beside a, c has 1.5 times the steps and 0.5 times the bytes (--budget" in text
+    assert "beside" not in markdown(compared({label: values[label] for label in "ab"}))
+
+
+def test_a_budget_makes_steps_equal(tmp_path: Path) -> None:
+    """GGEUR's completed data are more steps a round: it ends after fewer rounds, FedAvg's run is as it would be."""
+    arguments = ["compare", "digits", "data.encoder=pca:8", "model.name=linear", *TINY[1:], "run.rounds=6", "-q"]
+    arguments += ["--strategies", "fedavg,ggeur(complete=all),fedprox(mu=0.1)", "--seeds", "1"]
+    done = umbel(*arguments, "--budget", "steps", "--output", tmp_path / "c")
+    assert done.exit_code == 0, done.output
+    members = {member.item.name: member for member in read_comparison(tmp_path / "c").members}
+    rounds = {name: member.summary["rounds"] for name, member in members.items()}
+    assert rounds["fedavg"] == rounds["fedprox"] == 6 > rounds["ggeur"] and not members["fedavg"].summary["ended"]
+    steps = {name: member.costs["steps"] for name, member in members.items()}
+    assert abs(steps["ggeur"] - steps["fedavg"]) <= steps["ggeur"] / rounds["ggeur"] / 2
+    assert members["fedprox"].experiment.run.budget == f"steps={steps['fedavg']}"
+    # As a comparison without a budget: the reference is used again, the others are other runs.
+    rounds_only = umbel(*arguments[:-5], "--json", *arguments[-4:], "--output", tmp_path / "c")
+    events = [json.loads(line) for line in rounds_only.stdout.splitlines()[:-1]]
+    assert [event["how"] for event in events if event["event"] == "member"] == ["reused", "new", "new"]
+    again = umbel(*arguments, "--budget", "steps", "--output", tmp_path / "c")
+    assert again.exit_code == 0 and {m.path for m in read_comparison(tmp_path / "c").members} == {
+        m.path for m in members.values()
+    }
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--budget", "flops"], ["--budget", "steps", "run.budget=steps=5"], ["--budget", "bytes", "run.patience=2"]],
+)
+def test_a_budget_that_cannot_be_is_refused(tmp_path: Path, arguments: list[str]) -> None:
+    done = umbel("compare", "digits", *TINY, "--strategies", "fedavg", *arguments, "--output", tmp_path / "c")
+    assert done.exit_code == 2 and "--budget" in done.stderr
+    assert not (tmp_path / "c").exists()

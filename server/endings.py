@@ -1,0 +1,34 @@
+"""Why a run ends before its last round: it has what it was for, learns no more, or has cost what it may."""
+
+from __future__ import annotations
+
+from umbel.conf.schema import RunConfig
+from umbel.core.schedule import parse_budget, parse_until
+from umbel.server.checkpoint import Progress
+
+
+def ended(run: RunConfig, progress: Progress) -> str:
+    """Say why a run ends after a round that is not its last; "" where it goes on."""
+    round_ = progress.round
+    if round_ >= run.rounds:
+        return ""
+    if text := over_budget(run, progress):
+        return text
+    if run.until and parse_until(run.until).is_met(progress.last_metrics):
+        return f"Round {round_} meets run.until={run.until}: the run ends."
+    if run.patience and progress.since_best >= run.patience:
+        return (
+            f"No evaluation was better than that of round {progress.best_round} for run.patience={run.patience}: "
+            f"the run ends after round {round_}."
+        )
+    return ""
+
+
+def over_budget(run: RunConfig, progress: Progress) -> str:
+    """Say that a run ends after a round that is not its last, having cost what it may; "" where it goes on."""
+    round_ = progress.round
+    if not run.budget or not 0 < round_ < run.rounds:
+        return ""
+    if not parse_budget(run.budget).is_spent(progress.costs, round_):
+        return ""
+    return f"Round {round_} comes nearest to run.budget={run.budget}: the run ends."

@@ -181,6 +181,11 @@ def options(name: str) -> dict[str, Any]:
     return {"image_size": _published_image_size(factory), **_sizes(name, factory)}
 
 
+def module_of(name: str) -> str | None:
+    """Return the module that the table has for a model; None for a name that it does not have."""
+    return TABLE[name][0] if name in TABLE else None
+
+
 def _factory(name: str) -> Factory:
     """Import the factory that `name` stands for."""
     if name in TABLE:

@@ -76,6 +76,11 @@ def find(name: str, key: str = "strategy.name") -> type[Strategy[Any]]:
     return _checked(name, outside.find(name, "strategy", key), key)
 
 
+def module_of(name: str) -> str | None:
+    """Return the module that the table has for a strategy; None for a name that it does not have."""
+    return _TABLE[name][0].partition(":")[0] if name in _TABLE else None
+
+
 def make(name: str, options: Mapping[str, Any], key: str = "strategy.name") -> Strategy[Any]:
     """Make a strategy with these hyper-parameters.
 

@@ -181,6 +181,13 @@ def encode_texts(texts: Texts, name: str, label: str = "texts", progress: Progre
     return embed.texts(texts, encoder.texts(argument), f"{label}-{name}", progress)
 
 
+def module_of(name: str) -> str | None:
+    """Return the module that the table has for an encoder; None for a name that it does not have."""
+    table = {key.partition(":")[0]: path for key, path in _TABLE.items()}
+    path = table.get(name.partition(":")[0])
+    return path.partition(":")[0] if path else None
+
+
 def _takes(name: str, what: str) -> bool:
     return what in _encoder(name)[0].takes
 

@@ -151,6 +151,12 @@ def _called(config: DataConfig, seed: int) -> DataSet:
     return loaded
 
 
+def module_of(name: str) -> str | None:
+    """Return the module that the table has for a data set; None for a name that it does not have."""
+    name = HUB if name.startswith("hub:") else name
+    return _TABLE[name].partition(":")[0] if name in _TABLE else None
+
+
 def _is_path(name: str) -> bool:
     """Say whether a name is `package.module:function`."""
     return ":" in name and not name.startswith("hub:")

@@ -189,6 +189,11 @@ def _check_model(model: nn.Module) -> None:
         )
 
 
+def module_of(name: str) -> str | None:
+    """Return the module that the table has for an operator; None for a name that it does not have."""
+    return TABLE[name].module if name in TABLE else None
+
+
 def _row(name: str) -> Row:
     if name not in TABLE:
         raise unknown("operator", name, TABLE, key=f"model.operators.{name}")

@@ -40,7 +40,8 @@ OTHERS = {"acc": "fot,fedavg", "test_last": "fedavg,fedopt(optimizer=adam,lr=0.0
     show_default=True,
     help="What all strategies have equally much of.",
 )
-@click.option("--fresh", is_flag=True, help="Run everything anew, also what is there (after a change of code).")
+@click.option("--fresh", is_flag=True, help="Run everything anew, also what is there.")
+@click.option("--keep", is_flag=True, help="Use runs again that other code has made.")
 @click.option("--quiet", "-q", is_flag=True, help="Print the table and the folder only.")
 @click.option("--json", "as_json", is_flag=True, help="JSON lines on standard output, even at a terminal.")
 @guarded
@@ -52,6 +53,7 @@ def compare(
     output: Path | None,
     budget: str,
     fresh: bool,
+    keep: bool,
     quiet: bool,
     as_json: bool,
 ) -> None:
@@ -73,8 +75,9 @@ def compare(
     examples, bytes of messages, or seconds.
 
     Runs that are there with the same configuration are used again, and stopped ones are gone on with: give
-    the same command once more. The folder then holds table.md, comparison.json, curves.png, partition.png and
-    report.html, and is the last line of standard output.
+    the same command once more. What began with other code than there is now (of its strategy, model or data, of
+    umbel, or another torch; comments do not count) is run anew, and put aside in earlier/. The folder then holds
+    table.md, comparison.json, curves.png, partition.png and report.html, and is the last line of standard output.
     """  # noqa: D301 - click reads the backspace as "keep these lines"
     with Stopper() as stopper:
         from rich.console import Console
@@ -96,7 +99,7 @@ def compare(
         words = ["umbel", "compare", experiment, *overrides, "--strategies", strategies, "--seeds", seeds]
         again = shlex.join([*words, *where])
         with supervised(shown, stopper, again=again):
-            comparison = carry_out(prepared, shown, fresh)
+            comparison = carry_out(prepared, shown, fresh, keep)
     wide = console if console.is_terminal else Console(stderr=True, highlight=False, width=160)
     _print(wide, comparison)
     click.echo(str(comparison.path))

@@ -62,7 +62,11 @@ class Display(Watcher):
     def member(self, index: int, total: int, label: str, seed: int, how: str) -> None:
         """Say which run of a comparison comes next."""
         self._stop()
-        note = {"reused": ": reused, it is there already", "resumed": ": goes on from its checkpoint"}
+        note = {
+            "changed": ": run anew, its code has changed",
+            "reused": ": reused, it is there already",
+            "resumed": ": goes on from its checkpoint",
+        }
         self._member = f"Run {index} of {total}: {label}, seed {seed}{note.get(how, '')}"
         if how == "reused":
             self._console.print(Text(self._member, style="dim"))

@@ -55,7 +55,7 @@ class Watcher(Listener):
         self.notice(text)
 
     def member(self, index: int, total: int, label: str, seed: int, how: str) -> None:
-        """Run `index` (from 1) of a comparison's `total` comes next; `how` is new, resumed or reused."""
+        """Run `index` (from 1) of a comparison's `total` comes next; `how` is new, resumed, reused or changed."""
 
     def close(self) -> None:
         """Nothing more will come."""

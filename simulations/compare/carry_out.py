@@ -8,6 +8,7 @@ again.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import shutil
 from collections.abc import Sequence
@@ -24,6 +25,8 @@ from umbel.simulations.compare.prepare import prepare
 from umbel.simulations.compare.statistics import Difference, interquartile_mean, interval
 from umbel.simulations.compare.tables import markdown
 
+_ASIDE = "earlier"  # the folder of runs that other code made
+
 
 def compare(
     experiment: str,
@@ -34,6 +37,7 @@ def compare(
     listener: Watcher | None = None,
     fresh: bool = False,
     budget: str = "rounds",
+    keep: bool = False,
 ) -> Comparison:
     """Run an experiment with several strategies and seeds; the command line does the same.
 
@@ -44,8 +48,9 @@ def compare(
         seeds: How many, counted from `run.seed`, or the seeds themselves.
         output: The comparison's folder; None is `compare-<experiment>` in `run.results`.
         listener: Told of everything that happens.
-        fresh: Run everything anew, as after a change of code.
+        fresh: Run everything anew.
         budget: What all strategies have equally much of: `rounds`, `steps`, `examples`, `bytes` or `seconds`.
+        keep: Use runs again that other code has made; else they are run anew, and what there was is put aside.
 
     Raises:
         ExperimentError: Something is refused; nothing has started.
@@ -53,18 +58,21 @@ def compare(
     """
     names = strategies if isinstance(strategies, str) else ",".join(strategies)
     numbers = str(seeds) if isinstance(seeds, int) else "".join(f"{seed}," for seed in seeds)
-    return carry_out(prepare(experiment, names, numbers, overrides, output, budget), listener, fresh)
+    return carry_out(prepare(experiment, names, numbers, overrides, output, budget), listener, fresh, keep)
 
 
-def carry_out(comparison: Comparison, listener: Watcher | None = None, fresh: bool = False) -> Comparison:
+def carry_out(
+    comparison: Comparison, listener: Watcher | None = None, fresh: bool = False, keep: bool = False
+) -> Comparison:
     """Run a comparison's runs, one after the other, and write its table, pictures and report.
 
-    A run that is there with the same configuration is used again, or gone on with.
+    A run that is there with the same configuration is used again, or gone on with, unless other code made it.
 
     Args:
         comparison: From `prepare`.
         listener: Told of everything that happens.
-        fresh: Run everything anew, as after a change of code.
+        fresh: Run everything anew.
+        keep: Use runs again that other code has made.
 
     Raises:
         RunStoppedError: A run could not go on; the same call goes on with it.
@@ -74,29 +82,48 @@ def carry_out(comparison: Comparison, listener: Watcher | None = None, fresh: bo
         if fresh:
             shutil.rmtree(member.path, ignore_errors=True)
         own = comparison.budgeted(member)
-        _run(own, index, len(comparison.members), listener or Watcher())
+        _run(own, index, len(comparison.members), listener or Watcher(), keep)
     write(comparison)
     return comparison
 
 
-def _run(member: Member, index: int, total: int, listener: Watcher) -> None:
-    """Use the run that is there, go on with it, or start it."""
+def _run(member: Member, index: int, total: int, listener: Watcher, keep: bool = False) -> None:
+    """Use the run that is there, go on with it, or start it; one that other code began is begun again."""
     there = (member.path / "config.yaml").is_file()
     finished = (member.path / reading.SUMMARY).is_file()
-    how = "reused" if finished else "resumed" if there else "new"
+    names = changed(_sources(member.path), sources(member.experiment)) if there else []
+    if (
+        there and reading.experiment(member.path).run.budget != member.experiment.run.budget
+    ):  # the reference's run is new
+        names.append("run.budget")
+    how = "changed" if names and not keep else "reused" if finished else "resumed" if there else "new"
     listener.member(index, total, member.item.label, member.seed, how)
-    if there and (names := changed(_sources(member.path), sources(member.experiment))):
-        listener.notice(
-            f"{member.path.name} is {how}, and began with other code than there is now ({', '.join(names)}): its "
-            "numbers may not be those of the others. Run everything anew with --fresh."
-        )
-    if finished:
+    if names:
+        listener.notice(_other_code(member.path, names, how))
+    if how == "changed":
+        _put_aside(member.path)
+    if how == "reused":
         reading.metrics(member.path)  # refuses a damaged one before the others run
-    if how == "new":
-        shutil.rmtree(member.path, ignore_errors=True)  # it was stopped before it wrote anything
-        api.run(member.experiment, listener=listener)
     elif how == "resumed":
         api.resume(member.path, listener=listener)
+    else:
+        shutil.rmtree(member.path, ignore_errors=True)  # it was stopped before it wrote anything
+        api.run(member.experiment, listener=listener)
+
+
+def _other_code(folder: Path, names: Sequence[str], how: str) -> str:
+    began = f"{folder.name} began with other code than there is now ({', '.join(names)})"
+    if how == "changed":
+        return f"{began}: it is run anew, and the one before is kept in {_ASIDE}/. To use it all the same: --keep"
+    return f"{began}, and is {how} all the same: its numbers may not be those of the others."
+
+
+def _put_aside(folder: Path) -> None:
+    """Move a run out of the way; nothing of it is lost."""
+    aside = folder.parent / _ASIDE
+    aside.mkdir(exist_ok=True)
+    names = (f"{folder.name}-{number}" for number in itertools.count(1))
+    folder.rename(aside / next(name for name in names if not (aside / name).exists()))
 
 
 def _sources(folder: Path) -> dict[str, str]:

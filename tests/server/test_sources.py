@@ -11,7 +11,10 @@ import pytest
 from tests.helpers import small_run
 from umbel.conf.load import load
 from umbel.core.files import read_json
+from umbel.server import sources as module
 from umbel.server.sources import changed, sources
+from umbel.strategies import registry as strategies
+from umbel.strategies.registry import module_of
 
 STRATEGY = """
 from umbel.strategies.fedavg import FedAvg
@@ -20,6 +23,34 @@ from umbel.strategies.fedavg import FedAvg
 class Mine(FedAvg):
     pass
 """
+
+
+VERSIONS = {"python", "torch", "numpy", "scikit-learn"}
+OF_DIGITS = {"umbel", "umbel.data.sets.digits", "umbel.models.cvt", *VERSIONS}
+
+
+def test_a_run_has_what_it_uses_of_umbel() -> None:
+    """Of strategies, models, sets, encoders and operators those that it names, wherever; the rest is one hash."""
+    moon = sources(load("digits", ["strategy.name=moon"]))
+    assert set(moon) == {*OF_DIGITS, "umbel.strategies.moon"}
+    prox = sources(load("digits", ["strategy.name=fedprox", "model.name=uniformer_tiny32"]))
+    assert changed(moon, prox) == [
+        "umbel.models.cvt", "umbel.models.uniformer", "umbel.strategies.fedprox", "umbel.strategies.moon",
+    ]  # fmt: skip
+    more = ["data.encoder=pca:8", "model.name=linear", "strategy.name=ggeur", "strategy.base=scaffold"]
+    over = set(sources(load("digits", more)))
+    assert {"umbel.strategies.ggeur", "umbel.strategies.scaffold", "umbel.models.linear"} <= over
+    assert any(name.startswith("umbel.data.encoders.") for name in over)
+    operated = sources(load("digits", ["model.operators={dcls: {layers: depthwise}}"]))
+    assert "umbel.models.operators.dcls" in operated
+
+
+def test_what_all_runs_go_through_is_one_hash_and_no_strategy_is_in_it() -> None:
+    common = module._needed(module._ALWAYS)
+    for name in ("core.training.loop", "core.folds", "server.rounds", "client.share", "data.partition", "models.wrap"):
+        assert f"umbel.{name}" in common
+    table = {module_of(name) for name in strategies.names()} - {None}
+    assert len(table) > 15 and not table & common.keys()
 
 
 def test_ones_own_strategy_and_what_lies_beside_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -32,12 +63,14 @@ def test_ones_own_strategy_and_what_lies_beside_it(tmp_path: Path, monkeypatch: 
     result = small_run(tmp_path / "runs", f"strategy.name={name}:Mine", "run.rounds=1")
     experiment = load("config", (), (result.path / "config.yaml").read_text())
     recorded = read_json(result.path / "env.json")["sources"]
-    assert set(recorded) == {"umbel", name}
+    assert set(recorded) == {*OF_DIGITS, name}
+    assert changed(recorded, sources(experiment)) == []
+    (package / "beside.py").write_text("# a comment, and another place of the lines\n\n")
     assert changed(recorded, sources(experiment)) == []
     (package / "beside.py").write_text("a = 1\n")
     assert changed(recorded, sources(experiment)) == [name]
-    for module in [each for each in sys.modules if each.startswith(package.name)]:
-        del sys.modules[module]
+    for name in [each for each in sys.modules if each.startswith(package.name)]:
+        del sys.modules[name]
 
 
 def test_what_changed_is_named() -> None:
@@ -51,4 +84,4 @@ def test_a_module_without_a_file_has_no_hash(monkeypatch: pytest.MonkeyPatch) ->
     made = types.ModuleType("module_of_a_notebook")
     exec(STRATEGY, vars(made))
     monkeypatch.setitem(sys.modules, made.__name__, made)
-    assert set(sources(load("digits", ["strategy.name=module_of_a_notebook:Mine"]))) == {"umbel"}
+    assert set(sources(load("digits", ["strategy.name=module_of_a_notebook:Mine"]))) == OF_DIGITS

@@ -93,14 +93,21 @@ def test_a_damaged_run_is_not_used_again(name: str, runs: Path, tmp_path: Path) 
     refused(umbel("report", folder), name)
 
 
-def test_a_run_that_other_code_gave_is_used_with_a_warning(runs: Path, tmp_path: Path) -> None:
+def test_a_run_that_other_code_gave_is_run_anew_and_kept(runs: Path, tmp_path: Path) -> None:
     folder = shutil.copytree(runs / "comparison", tmp_path / "comparison")
     words = ("compare", "digits", *TINY, "--strategies", "fedavg", "--seeds", "1", "--output", folder, "--json")
     member = next(path.parent for path in folder.glob("*/summary.json"))
     replaced(member / "env.json", '"umbel": "', '"umbel": "0')
+    kept = umbel(*words, "--keep")
+    assert kept.exit_code == 0, kept.output
+    assert "began with other code" in kept.output and '"how": "reused"' in kept.output
+    before = (member / "env.json").read_bytes()
     other = umbel(*words)
     assert other.exit_code == 0, other.output
-    assert "began with other code" in other.output and "--fresh" in other.output
+    assert "began with other code" in other.output and '"how": "changed"' in other.output
+    assert (folder / "earlier" / f"{member.name}-1" / "env.json").read_bytes() == before
+    again = umbel(*words)
+    assert again.exit_code == 0 and '"how": "reused"' in again.output and "other code" not in again.output
 
 
 def test_a_comparison_is_what_its_runs_say(runs: Path) -> None:

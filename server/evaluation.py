@@ -21,6 +21,7 @@ from umbel.server.session import Session
 from umbel.strategies.base import Predictor
 
 MAIN = "model"  # the predictor whose metrics have no prefix
+LONG_TAIL = 10  # times as many examples of the largest class as of the smallest, from which groups of classes are told
 NO_DOMAIN = -1  # stands for the domain of examples that have none
 Measured = dict[int, dict[int, ClassCounts]]  # domain -> task -> counts
 
@@ -106,8 +107,8 @@ def _summary(
     values = metrics.summarise(counts)
     if NO_DOMAIN not in by_domain:
         values |= metrics.by_domain({session.data.domain_names[d]: each for d, each in sorted(by_domain.items())})
-    if predictor.groups is not None:
-        values |= metrics.by_group(counts, predictor.groups)
+    if (groups := _groups(session, predictor)) is not None:
+        values |= metrics.by_group(counts, groups)
     return values, {f"class/{c}/accuracy": value for c, value in metrics.per_class(counts).items()}
 
 
@@ -179,9 +180,21 @@ def before_training(session: Session, state: Any, progress: Progress) -> None:
                 progress.tasks[f"{_prefix(name)}{split}"] = {"before": row, "matrix": []}
 
 
-def class_groups(predictors: Mapping[str, Predictor]) -> Tensor | None:
-    """Return the class groups that the strategy's main predictor has, [C] int64, or None."""
-    return predictors[MAIN].groups if MAIN in predictors else None
+def class_groups(session: Session, predictors: Mapping[str, Predictor]) -> Tensor | None:
+    """Return the class groups of the strategy's main predictor, [C] int64, or None."""
+    return _groups(session, predictors[MAIN]) if MAIN in predictors else None
+
+
+def _groups(session: Session, predictor: Predictor) -> Tensor | None:
+    """Return the class groups of a predictor: its own, else those of the classes that clients have, in a long tail."""
+    if predictor.groups is not None or predictor.family != "classification":
+        return predictor.groups
+    data = session.data
+    counts = torch.bincount(data.pool.labels[data.partition.indices], minlength=data.num_classes)
+    present = counts[counts > 0]
+    if len(present) < 3 or present.max() < LONG_TAIL * present.min():
+        return None
+    return metrics.split_at(counts)
 
 
 def of_clients(

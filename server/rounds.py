@@ -295,7 +295,7 @@ class FederatedRun:
         with self._stage("evaluate", progress):
             seconds = time.monotonic() - self._began
             predictors = self.session.strategy.predictors(state, self.session.context(round_))
-            groups = evaluation.class_groups(predictors)
+            groups = evaluation.class_groups(self.session, predictors)
             if config.server:
                 metrics |= evaluation.on_server(self.session, predictors, round_, self.folder, seconds, progress)
                 if config.collapse:

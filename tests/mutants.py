@@ -55,6 +55,8 @@ SUITES: dict[str, tuple[str, ...]] = {
     "strategies/feddyn.py": ("tests/strategies/test_feddyn.py",),
     "strategies/fednova.py": ("tests/strategies/test_fednova.py",),
     "strategies/moon.py": ("tests/strategies/test_moon.py",),
+    "strategies/ditto.py": ("tests/strategies/test_ditto.py",),
+    "strategies/fedrod.py": ("tests/strategies/test_fedrod.py",),
     "strategies/fedntd.py": ("tests/strategies/test_fedntd.py",),
     "strategies/fedrep.py": ("tests/strategies/test_own_heads.py",),
     "strategies/fedbabu.py": ("tests/strategies/test_own_heads.py",),

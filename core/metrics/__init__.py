@@ -13,6 +13,7 @@ from umbel.core.metrics.counts import (
     only_task,
     over_clients,
     per_class,
+    split_at,
     summarise,
     total,
 )
@@ -32,6 +33,7 @@ __all__ = [
     "over_clients",
     "per_class",
     "retrieval",
+    "split_at",
     "summarise",
     "total",
 ]

@@ -91,23 +91,6 @@ def sum_of_losses(logits_HBC: Tensor, labels_B: Tensor) -> Tensor:
     return torch.stack(losses).sum()
 
 
-def split_at(counts_C: Tensor, shares: tuple[float, float] = (0.75, 0.95)) -> Tensor:
-    """Return 0 (head), 1 (middle) or 2 (tail) for each class, [C] int64.
-
-    Classes are taken from the largest on; a class is in the group in which the examples before it end.
-
-    Args:
-        counts_C: [C], examples of each class.
-        shares: Shares of all examples at which the head and the middle end.
-    """
-    order = counts_C.argsort(descending=True, stable=True)
-    before = counts_C[order].to(torch.float64).cumsum(0) - counts_C[order]
-    share = before / counts_C.sum()
-    groups = torch.empty_like(order)
-    groups[order] = (share >= shares[0]).long() + (share >= shares[1]).long()
-    return groups
-
-
 def headed(model: Model, weight_CD: Tensor, bias_C: Tensor | None) -> Predict:
     """Return a model's trunk under another head."""
     return lambda x: F.linear(model.features(x), weight_CD, bias_C)

@@ -42,6 +42,7 @@ import torch.nn.functional as F
 from annotated_types import Ge, Gt, Interval
 from torch import Tensor, nn
 
+from umbel.core import metrics
 from umbel.core.folds import Folded, Product, Sum, product
 from umbel.core.memory import MemoryRecord
 from umbel.core.ranges import OneOf
@@ -69,7 +70,6 @@ from umbel.strategies.fedloge.heads import (
     personal_logits,
     realign_global,
     realign_personal,
-    split_at,
     sum_of_losses,
 )
 from umbel.strategies.neural_collapse import Collapse
@@ -291,7 +291,7 @@ class FedLoGe(Strategy[State]):
         return state.model | {"head.weight": realign_global(state.model["head.weight"], self.config.scale)}
 
     def predictors(self, state: State, server: ServerContext) -> Mapping[str, Predictor]:
-        groups = split_at(state.counts["examples"]) if state.counts else None
+        groups = metrics.split_at(state.counts["examples"]) if state.counts else None
         model = server.model(state.model)  # one trunk under all heads
         shared_bias = bias_of(model.head)
         heads = {"model": (self.model(state)["head.weight"], shared_bias)}

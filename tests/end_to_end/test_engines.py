@@ -63,6 +63,8 @@ STRATEGIES = {
     "fednova": ("strategy.name=fednova", "strategy.mu=0.1", "client.momentum=0.5", "client.batch_size=8"),
     "moon": ("strategy.name=moon", "client.batch_size=8"),
     "fedntd": ("strategy.name=fedntd", "client.batch_size=8"),
+    "ditto": ("strategy.name=ditto", "strategy.pull=0.3", "client.batch_size=8"),
+    "fedrod": ("strategy.name=fedrod", "client.batch_size=8"),
     "fedper": ("strategy.name=fedper",),
     "fedrep": ("strategy.name=fedrep", "strategy.head_epochs=2"),
     "fedbabu": ("strategy.name=fedbabu", "strategy.finetune_epochs=1"),

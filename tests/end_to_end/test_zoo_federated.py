@@ -36,6 +36,8 @@ OPTIONS = {
     "fednova": ("strategy.mu=0.1",),
     "moon": ("run.rounds=2",),
     "fedntd": (),
+    "ditto": ("run.rounds=2",),
+    "fedrod": (),
     "fedper": (),
     "fedrep": ("strategy.head_epochs=1",),
     "fedbabu": ("strategy.finetune_epochs=1", "evaluate.clients=1"),

@@ -17,6 +17,7 @@ from umbel.core.refusal import Refusal
 from umbel.core.training import LocalConfig
 from umbel.core.training.corrections import AffineCorrection
 from umbel.strategies import (
+    ditto,
     fedavg,
     fedbabu,
     feddyn,
@@ -25,6 +26,7 @@ from umbel.strategies import (
     fedopt,
     fedprox,
     fedrep,
+    fedrod,
     moon,
     registry,
     scaffold,
@@ -161,6 +163,8 @@ def test_scaffolds_renewed_control():
         (lambda: fedprox.FedProx(fedprox.Config(mu=-0.1)), "strategy.mu"),
         (lambda: feddyn.FedDyn(feddyn.Config(alpha=0.0)), "strategy.alpha"),
         (lambda: fednova.FedNova(fednova.Config(mu=-0.1)), "strategy.mu"),
+        (lambda: ditto.Ditto(ditto.Config(pull=-0.1)), "strategy.pull"),
+        (lambda: fedrod.FedRoD(fedrod.Config(gamma=-1.0)), "strategy.gamma"),
         (lambda: moon.MOON(moon.Config(temperature=0.0)), "strategy.temperature"),
         (
             lambda: fedbabu.FedBABU(fedbabu.Config(finetune="tail")),

@@ -14,7 +14,7 @@ from tests.helpers import watch_phases
 from umbel import models, run
 from umbel.conf.load import load
 from umbel.conf.schema import Experiment
-from umbel.core.metrics import collapse
+from umbel.core.metrics import collapse, split_at
 from umbel.core.rng import generator
 from umbel.core.training import LocalConfig
 from umbel.models.weights import shared_state
@@ -22,7 +22,7 @@ from umbel.server.exchange import Exchange
 from umbel.server.session import Session
 from umbel.strategies import neural_collapse
 from umbel.strategies.fedloge.frames import make_frame, pack_frame, unpack_frame
-from umbel.strategies.fedloge.heads import Heads, realign_global, split_at, sum_of_losses
+from umbel.strategies.fedloge.heads import Heads, realign_global, sum_of_losses
 from umbel.strategies.fedloge.method import Config, FedLoGe
 
 

@@ -65,6 +65,7 @@ TABLE: dict[str, tuple[str, str]] = {
     "inception_next_small": ("umbel.models.inception_next", "inception_next_small"),
     "inception_next_tiny": ("umbel.models.inception_next", "inception_next_tiny"),
     "inception_next_tiny32": ("umbel.models.inception_next", "inception_next_tiny32"),
+    "lenet": ("umbel.models.lenet", "lenet"),
     "linear": ("umbel.models.linear", "linear"),
     "lsnet_b": ("umbel.models.lsnet", "lsnet_b"),
     "lsnet_s": ("umbel.models.lsnet", "lsnet_s"),

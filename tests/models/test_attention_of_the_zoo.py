@@ -187,6 +187,7 @@ ZOO: dict[str, tuple[list[str], int]] = {
     "gcvit_tiny32": (["windows 8"] * 2 + ["windows 4"] * 2, 0),
     "glnet_tiny32": (["attention 16", "attention 8", "attention 4", "attention 4", "attention 2"], 3),
     "inception_next_tiny32": ([], 0),
+    "lenet": ([], 0),
     "linear": ([], 0),
     "lsnet_tiny32": (["attention 2"], 0),
     "maxvit_tiny32": (["windows 8", "grid 8", "windows 4", "grid 4"], 0),

@@ -36,6 +36,7 @@ ZOO = {
     "mlp": ({"hidden": 6, "depth": 2, "dropout": [0.2, 0.5]}, 8),
     "cnn": ({"width": 2, "hidden": 6}, 8),
     "alexnet_small": ({"width": 2, "hidden": 8}, 19),
+    "lenet": ({}, 16),
     "resnet18": ({"width": 2, "bias": True}, 9),
     "cvt_tiny32": ({"dims": [4, 6, 8], "heads": [1, 2, 2]}, 8),
 }

@@ -15,7 +15,7 @@ from umbel.models.base import Block, Model
 from umbel.models.maps import MapLayer, blocks_of, calls, last_map, map_layers, trial, watched
 
 TINY = tuple(name for name in names() if name.endswith("_tiny32"))
-OTHERS = ("cnn", "alexnet_small", "resnet18")
+OTHERS = ("cnn", "lenet", "alexnet_small", "resnet18")
 
 seeded = seeded_with(5)
 

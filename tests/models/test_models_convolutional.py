@@ -44,6 +44,13 @@ def test_counts_of_fots_networks():
     assert num_parameters("mlp", 10, 28, 1, hidden=400, depth=3) == 638_810
 
 
+def test_counts_of_niid_benchs_network():
+    convolutions, maps = 6 * (25 + 1) + 16 * (6 * 25 + 1), 16 * 4**2
+    linear = 120 * (maps + 1) + 84 * (120 + 1) + 10 * (84 + 1)
+    assert num_parameters("lenet", 10, 28, 1) == convolutions + linear == 44_426
+    assert num_parameters("lenet", 10, 32, 3) == 62_006
+
+
 def test_what_fot_sends_at_a_boundary_of_the_papers_networks():
     """The paper's widths, D for convolutions and the MLP and 5 D for AlexNet's linear layers, no row of ones."""
     alexnet = build("alexnet_small", 100, width=64)

@@ -71,6 +71,7 @@ REFUSED: list[tuple[Callable[[], object], str, bool]] = [
     (made("cvt_13", 18), "model.image_size", True),
     (made("cvt_tiny32", 3), "model.image_size", True),
     (made("alexnet_small", 18), "model.image_size", True),
+    (made("lenet", 15), "model.image_size", True),
     (made("uniformer_s", 225), "model.image_size", True),
     (made("convit_tiny32", 30), "model.image_size", True),
     # numbers out of range

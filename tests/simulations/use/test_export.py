@@ -22,7 +22,7 @@ ONNX = all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript", "on
 needs_onnx = pytest.mark.skipif(not ONNX, reason='no onnx, onnxscript and onnxruntime: pip install "umbel[export]"')
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # what torch says of TorchScript
 FAMILIES = [name for name in models.names() if name.endswith("_tiny32")]
-OTHERS = ["alexnet_small", "cnn", "mlp", "resnet18", "spartan"]
+OTHERS = ["alexnet_small", "cnn", "lenet", "mlp", "resnet18", "spartan"]
 
 
 def saved(name: str, folder: Path, in_channels: int = 3, image_size: int = 32) -> Path:

@@ -71,8 +71,8 @@ def main() -> None:
         "# NIID-Bench",
         "",
         f"`python benchmarks/niid.py {words}` on {env['processor']}, torch {env['versions']['torch']}. Test accuracy "
-        "in per cent after the last round, ours and, in brackets, what was published; bold where more than a point lies "
-        "between them. Published: Li et al., ICDE 2022, as Flower's baseline `niid_bench` reports it.",
+        "in per cent after the last round, ours and, in brackets, what was published; bold where more than a point "
+        "lies between them. Published: Li et al., ICDE 2022, as Flower's baseline `niid_bench` reports it.",
         "",
         "| data | clients | " + " | ".join(STRATEGIES[name] for name in strategies) + " | weights_sha256 |",
         "|---|---|" + "---:|" * len(strategies) + "---|",

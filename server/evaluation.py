@@ -216,7 +216,7 @@ def of_clients(
         names: Metrics beyond counts, which every client measured; their spread over those that have a value.
 
     Returns:
-        Metrics by name: over clients `clients/test/accuracy_mean`, `_std`, `_worst10`, `_min`, and pooled over
+        Metrics by name: over clients `clients/test/accuracy_mean`, `_std`, `_worst10`, `_min`, `_jain`, and pooled over
         all of their examples `clients/test/accuracy`.
     """
     by_split: dict[tuple[str, str], dict[int, ClassCounts]] = {}

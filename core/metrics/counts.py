@@ -232,19 +232,22 @@ def over_clients(values: Sequence[float]) -> dict[str, float]:
         values: One value a client, NaN left out.
 
     Returns:
-        mean (uniform over clients), std (population), min, and worst10: the mean over the worst tenth of the
-        clients, at least one of them.
+        mean (uniform over clients), std (population), min, worst10: the mean over the worst tenth of the clients, at
+        least one of them; and jain: Jain's index of fairness (Jain, Chiu, Hawe 1984), (sum x)^2 / (n sum x^2), which is
+        1 where all are equal and 1/n where one has all.
     """
     known = sorted(value for value in values if not math.isnan(value))
     if not known:
-        return dict.fromkeys(("mean", "std", "worst10", "min"), math.nan)
+        return dict.fromkeys(("mean", "std", "worst10", "min", "jain"), math.nan)
     mean = math.fsum(known) / len(known)
+    squares = math.fsum(value**2 for value in known)
     worst = known[: max(1, len(known) // 10)]
     return {
         "mean": mean,
         "std": math.sqrt(math.fsum((value - mean) ** 2 for value in known) / len(known)),
         "worst10": math.fsum(worst) / len(worst),
         "min": known[0],
+        "jain": math.fsum(known) ** 2 / (len(known) * squares) if squares else 1.0,
     }
 
 

@@ -77,7 +77,8 @@ def compare(
     Runs that are there with the same configuration are used again, and stopped ones are gone on with: give
     the same command once more. What began with other code than there is now (of its strategy, model or data, of
     umbel, or another torch; comments do not count) is run anew, and put aside in earlier/. The folder then holds
-    table.md, comparison.json, curves.png, partition.png and report.html, and is the last line of standard output.
+    table.md, table.tex, table.csv, comparison.json, curves.png, partition.png and report.html, and is the last line of
+    standard output.
     """  # noqa: D301 - click reads the backspace as "keep these lines"
     with Stopper() as stopper:
         from rich.console import Console

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,8 +21,7 @@ from umbel.simulations import api
 from umbel.simulations.commands.watcher import Watcher
 from umbel.simulations.compare.comparison import Comparison, Member
 from umbel.simulations.compare.prepare import prepare
-from umbel.simulations.compare.statistics import Difference, interquartile_mean, interval
-from umbel.simulations.compare.tables import markdown
+from umbel.simulations.compare.tables import frame, latex, markdown
 
 _ASIDE = "earlier"  # the folder of runs that other code made
 
@@ -133,7 +131,7 @@ def _sources(folder: Path) -> dict[str, str]:
 
 
 def write(comparison: Comparison) -> None:
-    """Write comparison.json, table.md, curves.png, partition.png and report.html."""
+    """Write comparison.json, the table as Markdown, LaTeX and CSV, curves.png, partition.png and report.html."""
     from umbel.simulations.report.page import report, write_pictures
 
     runs = [
@@ -152,7 +150,7 @@ def write(comparison: Comparison) -> None:
     for measure in comparison.shown:
         differences = comparison.differences(measure)
         for label, row in table.items():
-            row[measure] = _numbers(comparison, label, measure, differences.get(label))
+            row[measure] = comparison.numbers(label, measure, differences.get(label))
     content = {
         "experiment": comparison.members[0].experiment.name,
         "source": comparison.source,
@@ -168,15 +166,7 @@ def write(comparison: Comparison) -> None:
     }
     write_sealed(comparison.path / "comparison.json", plain(content))
     write_text(comparison.path / "table.md", markdown(comparison))
+    write_text(comparison.path / "table.tex", latex(comparison))
+    write_text(comparison.path / "table.csv", frame(comparison).to_csv(index=False))
     write_pictures(comparison)
     report([comparison.path])
-
-
-def _numbers(comparison: Comparison, label: str, measure: str, difference: Difference | None) -> dict[str, Any]:
-    """Return what is known of a strategy's measure over seeds, and of its difference to the reference."""
-    values = comparison.values(label, measure)
-    mean, deviation = comparison.mean_and_deviation(label, measure)
-    numbers: dict[str, Any] = {"mean": mean, "deviation": deviation}
-    if all(map(math.isfinite, values)):
-        numbers |= {"interval": list(interval(values)), "interquartile_mean": interquartile_mean(values)}
-    return numbers if difference is None else numbers | {"difference": dataclasses.asdict(difference)}

@@ -15,7 +15,7 @@ from umbel.conf.schema import Experiment
 from umbel.core.files import DamagedError, read_sealed
 from umbel.core.metrics import mean_and_deviation
 from umbel.server import coverage, reading
-from umbel.simulations.compare.statistics import Difference, between_all, compared
+from umbel.simulations.compare.statistics import Difference, between_all, compared, interquartile_mean, interval
 from umbel.simulations.report.measures import COLUMNS, MAIN, NOT_OF_TASKS
 
 
@@ -141,6 +141,15 @@ class Comparison:
     def mean_and_deviation(self, label: str, measure: str) -> tuple[float, float]:
         """Return mean and sample standard deviation over seeds."""
         return mean_and_deviation(self.values(label, measure))
+
+    def numbers(self, label: str, measure: str, difference: Difference | None) -> dict[str, Any]:
+        """Return what is known of a strategy's measure over seeds, and of its difference to the first strategy."""
+        values = self.values(label, measure)
+        mean, deviation = self.mean_and_deviation(label, measure)
+        numbers: dict[str, Any] = {"mean": mean, "deviation": deviation}
+        if all(map(math.isfinite, values)):
+            numbers |= {"interval": list(interval(values)), "interquartile_mean": interquartile_mean(values)}
+        return numbers if difference is None else numbers | {"difference": dataclasses.asdict(difference)}
 
     def differences(self, measure: str) -> dict[str, Difference]:
         """Return how each strategy differs from the first, paired by seed, as one family of tests.

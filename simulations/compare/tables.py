@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import math
 
+import pandas as pd
+
 from umbel.simulations.compare.comparison import Comparison
 from umbel.simulations.compare.statistics import seeds_needed, smallest_p
 from umbel.simulations.report.measures import COLUMNS
 
 _TENTH = 0.1
+_LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
+    "±": r"$\pm$", "–": "--", "→": r"$\rightarrow$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+    "\\": r"\textbackslash{}", "<": r"$<$", ">": r"$>$",
+}  # fmt: skip
 
 
 def markdown(comparison: Comparison) -> str:
@@ -17,6 +23,38 @@ def markdown(comparison: Comparison) -> str:
     lines = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join(lines) + "\n\n" + footnote(comparison) + "\n"
+
+
+def latex(comparison: Comparison) -> str:
+    """Return the comparison's table in LaTeX, for the package booktabs, with its footnote as the caption."""
+    heads, rows = table(comparison)
+    texts = pd.DataFrame(
+        [[_in_latex(cell) for cell in row] for row in rows], columns=[_in_latex(head) for head in heads]
+    )
+    return str(
+        texts.style.hide(axis="index").to_latex(
+            hrules=True, column_format="l" + "r" * (len(heads) - 1), caption=_in_latex(footnote(comparison))
+        )
+    )
+
+
+def _in_latex(text: str) -> str:
+    """Return a text as LaTeX reads it."""
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def frame(comparison: Comparison) -> pd.DataFrame:
+    """Return a row for each measure and strategy: what is known over seeds, and the difference to the first."""
+    rows = []
+    for measure in comparison.shown:
+        differences = comparison.differences(measure)
+        for item in comparison.items:
+            numbers = comparison.numbers(item.label, measure, differences.get(item.label))
+            low, high = numbers.pop("interval", (math.nan, math.nan))
+            difference = numbers.pop("difference", {})
+            told = {f"difference_{name}": value for name, value in difference.items()}
+            rows.append({"strategy": item.label, "measure": measure, **numbers, "low": low, "high": high, **told})
+    return pd.DataFrame(rows)
 
 
 def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:

@@ -64,7 +64,8 @@ def test_counts_add():
 
 def test_over_clients():
     statistics = metrics.over_clients([0.75, 0.25, math.nan])
-    assert statistics == {"mean": 0.5, "std": 0.25, "worst10": 0.25, "min": 0.25}
+    assert statistics == {"mean": 0.5, "std": 0.25, "worst10": 0.25, "min": 0.25, "jain": 0.8}
+    assert metrics.over_clients([0.0, 0.5, 0.0, 0.0])["jain"] == 0.25 and metrics.over_clients([0.0] * 3)["jain"] == 1.0
     # Of 20 clients the worst two: (0 + 1) / 2.
     assert metrics.over_clients([float(i) for i in range(20)])["worst10"] == 0.5
     assert all(math.isnan(value) for value in metrics.over_clients([math.nan]).values())

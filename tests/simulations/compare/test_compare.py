@@ -15,7 +15,7 @@ from umbel.core.files import read_json
 from umbel.simulations.commands.main import main
 from umbel.simulations.compare.comparison import Comparison, Item, read_comparison
 from umbel.simulations.compare.prepare import compose, folder_name, parse_seeds, parse_strategies
-from umbel.simulations.compare.tables import cell, difference_cell, markdown
+from umbel.simulations.compare.tables import cell, difference_cell, frame, latex, markdown
 
 TINY = ("model.name=cnn", "run.rounds=2", "data.num_clients=4", "data.max_train=200", "client.epochs=1")
 
@@ -126,9 +126,10 @@ def test_a_comparison_is_written_and_its_runs_are_used_again(tmp_path: Path) -> 
     first = umbel(*arguments, *output)
     assert first.exit_code == 0, first.output
     assert first.stdout.splitlines()[-1] == str(tmp_path / "c")
-    for name in ("comparison.json", "table.md", "curves.png", "partition.png", "report.html"):
+    for name in ("comparison.json", "table.md", "table.tex", "table.csv", "curves.png", "partition.png", "report.html"):
         assert (tmp_path / "c" / name).stat().st_size
-        assert name == "comparison.json" or str(tmp_path / "c" / name) in first.stderr.replace("\n", "")
+        is_told = name not in ("comparison.json", "table.tex", "table.csv")
+        assert not is_told or str(tmp_path / "c" / name) in first.stderr.replace("\n", "")
     assert "fedprox(mu=0.1)" in first.stderr
     assert "What to try next" in first.stderr
     events = [json.loads(line) for line in first.stdout.splitlines()[:-1]]
@@ -177,6 +178,22 @@ def test_what_is_wrong_is_refused_before_anything_starts(tmp_path: Path, argumen
     assert result.exit_code == 2, result.output
     assert said in result.stderr
     assert not (tmp_path / "results").exists()
+
+
+def test_the_table_is_written_for_papers_and_programs() -> None:
+    values = {"a_b": [0.5, 0.6, 0.7, 0.8], "c(x=1)": [0.6, 0.7, 0.8, 0.9]}
+    given = {label: [{"test_last": each, "mb_per_round": 1.5} for each in row] for label, row in values.items()}
+    made = compared(given)
+    text = latex(made)
+    rules = (r"\toprule", r"\bottomrule", r"\begin{tabular}{lrrr}")
+    for line in (*rules, r"a\_b & 0.6500 $\pm$ 0.1291", "reference", "p=.125"):
+        assert line in text, line
+    assert "±" not in text and r"test, last" in text
+    rows = frame(made)
+    assert set(rows.strategy) == set(values) and set(rows.measure) == {"test_last", "mb_per_round"}
+    (row,) = rows[(rows.strategy == "c(x=1)") & (rows.measure == "test_last")].to_dict("records")
+    assert row["mean"] == pytest.approx(0.75) and row["low"] < 0.75 < row["high"]
+    assert row["difference_mean"] == pytest.approx(0.1) and row["difference_corrected"] == 0.125
 
 
 def test_budgets_that_are_not_equal_are_said() -> None:

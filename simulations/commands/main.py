@@ -13,6 +13,7 @@ from umbel.simulations.commands.data import data
 from umbel.simulations.commands.explain import explain
 from umbel.simulations.commands.federate import federate
 from umbel.simulations.commands.new import new
+from umbel.simulations.commands.runs import diff, ls
 from umbel.simulations.commands.supervision import REFUSED, Stopper, ended, fail, guarded, say, supervised
 from umbel.simulations.commands.use import evaluate, export, predict
 
@@ -35,6 +36,7 @@ def main() -> None:
       umbel run digits strategy.name=scaffold run.rounds=5
       umbel data show digits                              who has which classes
       umbel compare digits --strategies fedavg,scaffold --seeds 3
+      umbel ls; umbel diff RUN RUN                        which runs there are; in what two differ
       umbel explain RUN                                   what its models look at
       umbel bench digits                                  what would make it faster
       umbel predict RUN FOLDER                            what pictures show, by its model
@@ -207,6 +209,8 @@ main.add_command(data)
 main.add_command(explain)
 main.add_command(federate)
 main.add_command(new)
+main.add_command(ls)
+main.add_command(diff)
 for each in (predict, evaluate, export):
     main.add_command(each)
 

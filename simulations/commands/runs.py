@@ -1,0 +1,110 @@
+"""`umbel ls` and `umbel diff`: which runs there are, and in what two of them differ."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from umbel.simulations.commands.supervision import guarded
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from umbel.simulations.runs.difference import Pairs
+
+_STYLES = {"running": "green", "stopped": "yellow", "incomplete": "yellow", "damaged": "red"}
+
+
+@click.command("ls", short_help="Which runs there are, and how far.")
+@click.argument("folder", type=click.Path(path_type=Path), default="results")
+@click.option("--json", "as_json", is_flag=True, help="JSON lines on standard output.")
+@guarded
+def ls(folder: Path, as_json: bool) -> None:
+    """List the runs in FOLDER (results), and in comparisons within it, the newest first.
+
+    A run is done; ended, by a rule of its own before its last round; incomplete, where it lost clients for good;
+    running; stopped, to go on by `umbel resume`; or damaged.
+    """
+    from umbel.simulations.runs.overview import find
+
+    found = find(folder)
+    if as_json:
+        for seen in found:
+            click.echo(json.dumps(seen.plain(folder)))
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    console = _console()
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for head in ("run", "state", "strategy", "seed", "round", "result", "time"):
+        table.add_column(head, justify="right" if head in ("seed", "round", "time") else "left", overflow="fold")
+    for seen in found:
+        plain = seen.plain(folder)
+        state = Text(seen.state, style=_STYLES.get(seen.state, ""))
+        if seen.state == "damaged":
+            table.add_row(plain["run"], state, "", "", "", Text(seen.flaw), "")
+            continue
+        rounds = f"{seen.round}/{seen.rounds}"
+        table.add_row(plain["run"], state, seen.strategy, str(seen.seed), rounds, seen.result, f"{seen.seconds:.0f} s")
+    console.print(table if found else f"{folder} has no runs.")
+
+
+@click.command("diff", short_help="In what two runs differ.")
+@click.argument("first", type=click.Path(path_type=Path))
+@click.argument("second", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
+@guarded
+def diff(first: Path, second: Path, as_json: bool) -> None:
+    """Say in what the runs FIRST and SECOND differ: keys, versions and code, metrics, and whether their bits do."""
+    from umbel.simulations.runs.difference import difference
+
+    found = difference(first, second)
+    if as_json:
+        click.echo(json.dumps(vars(found)))
+        return
+    console = _console()
+    parts = (
+        ("Configuration", found.configuration),
+        ("Where and by what", found.environment),
+        ("Metrics", found.metrics),
+    )
+    for title, pairs in parts:
+        _print(console, title, pairs, first, second)
+    said = {
+        True: "Both ended with the same weights.",
+        False: "They ended with other weights.",
+        None: "Not both have ended.",
+    }
+    console.print(said[found.same_bits])
+
+
+def _print(console: Console, title: str, pairs: Pairs, first: Path, second: Path) -> None:
+    from rich.table import Table
+    from rich.text import Text
+
+    if not pairs:
+        console.print(f"{title}: the same.")
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", title=title, title_justify="left")
+    for head in ("", first.name, second.name):
+        table.add_column(head, overflow="fold")
+    for key, values in pairs.items():
+        table.add_row(Text(key), *(Text(_text(value)) for value in values))
+    console.print(table)
+
+
+def _text(value: Any) -> str:
+    if value is None:
+        return "–"
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=200)

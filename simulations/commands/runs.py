@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from umbel.simulations.runs.difference import Pairs
 
+_BITS = {True: "Both ended with the same weights.", False: "They ended with other weights.", None: "One has not ended."}
 _STYLES = {"running": "green", "stopped": "yellow", "incomplete": "yellow", "damaged": "red"}
 
 
@@ -27,7 +28,12 @@ def ls(folder: Path, as_json: bool) -> None:
 
     A run is done; ended, by a rule of its own before its last round; incomplete, where it lost clients for good;
     running; stopped, to go on by `umbel resume`; or damaged.
-    """
+
+    \b
+    Examples:
+      umbel ls
+      umbel ls results/compare-digits --json
+    """  # noqa: D301 - click reads the backspace as "keep these lines"
     from umbel.simulations.runs.overview import find
 
     found = find(folder)
@@ -59,7 +65,13 @@ def ls(folder: Path, as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output.")
 @guarded
 def diff(first: Path, second: Path, as_json: bool) -> None:
-    """Say in what the runs FIRST and SECOND differ: keys, versions and code, metrics, and whether their bits do."""
+    """Say in what the runs FIRST and SECOND differ: keys, versions and code, metrics, and whether their bits do.
+
+    \b
+    Examples:
+      umbel diff results/a results/b
+      umbel diff results/a results/b --json
+    """  # noqa: D301 - click reads the backspace as "keep these lines"
     from umbel.simulations.runs.difference import difference
 
     found = difference(first, second)
@@ -67,19 +79,10 @@ def diff(first: Path, second: Path, as_json: bool) -> None:
         click.echo(json.dumps(vars(found)))
         return
     console = _console()
-    parts = (
-        ("Configuration", found.configuration),
-        ("Where and by what", found.environment),
-        ("Metrics", found.metrics),
-    )
-    for title, pairs in parts:
+    parts = {"Configuration": found.configuration, "Where and by what": found.environment, "Metrics": found.metrics}
+    for title, pairs in parts.items():
         _print(console, title, pairs, first, second)
-    said = {
-        True: "Both ended with the same weights.",
-        False: "They ended with other weights.",
-        None: "Not both have ended.",
-    }
-    console.print(said[found.same_bits])
+    console.print(_BITS[found.same_bits])
 
 
 def _print(console: Console, title: str, pairs: Pairs, first: Path, second: Path) -> None:

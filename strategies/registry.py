@@ -34,7 +34,14 @@ _TABLE: dict[str, tuple[str, str]] = {
     "feddyn": ("umbel.strategies.feddyn:FedDyn", "Regularizers that change with each round (Acar et al. 2021)"),
     "fednova": ("umbel.strategies.fednova:FedNova", "Changes averaged by the local step (Wang et al. 2020)"),
     "ditto": ("umbel.strategies.ditto:Ditto", "Personal models drawn to the common one (Li et al. 2021)"),
-    "fedrod": ("umbel.strategies.fedrod:FedRoD", "A balanced common model, personal heads on top (Chen and Chao 2022)"),
+    "fedrod": (
+        "umbel.strategies.long_tail.fedrod:FedRoD",
+        "A balanced common model, personal heads on top (Chen and Chao 2022)",
+    ),
+    "fedetf": (
+        "umbel.strategies.long_tail.fedetf:FedETF",
+        "A fixed simplex in place of a classifier (Li et al. 2023)",
+    ),
     "moon": ("umbel.strategies.moon:MOON", "A contrast with the global and the previous model (Li et al. 2021)"),
     "fedntd": ("umbel.strategies.fedntd:FedNTD", "Distillation of the classes that are not true (Lee et al. 2022)"),
     "fedper": ("umbel.strategies.fedper:FedPer", "A head of each client's own (Arivazhagan et al. 2019)"),

@@ -67,6 +67,7 @@ METHODS = {
     "moon": ("strategy.name=moon",),
     "ditto": ("strategy.name=ditto",),
     "fedrod": ("strategy.name=fedrod",),
+    "fedetf": ("strategy.name=fedetf",),
     "fedrep": ("strategy.name=fedrep", "strategy.head_epochs=1"),
     "fedavg, the first of those that are there": (
         *("run.clients_per_round=2", "run.over_sample=1", "run.deadline=1.0"),

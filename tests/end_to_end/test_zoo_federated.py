@@ -38,6 +38,7 @@ OPTIONS = {
     "fedntd": (),
     "ditto": ("run.rounds=2",),
     "fedrod": (),
+    "fedetf": (),
     "fedper": (),
     "fedrep": ("strategy.head_epochs=1",),
     "fedbabu": ("strategy.finetune_epochs=1", "evaluate.clients=1"),

@@ -26,12 +26,12 @@ from umbel.strategies import (
     fedopt,
     fedprox,
     fedrep,
-    fedrod,
     moon,
     registry,
     scaffold,
 )
 from umbel.strategies.base import Strategy
+from umbel.strategies.long_tail import fedetf, fedrod
 
 
 def steps(config, *deltas):
@@ -164,6 +164,7 @@ def test_scaffolds_renewed_control():
         (lambda: feddyn.FedDyn(feddyn.Config(alpha=0.0)), "strategy.alpha"),
         (lambda: fednova.FedNova(fednova.Config(mu=-0.1)), "strategy.mu"),
         (lambda: ditto.Ditto(ditto.Config(pull=-0.1)), "strategy.pull"),
+        (lambda: fedetf.FedETF(fedetf.Config(scale=0.0)), "strategy.scale"),
         (lambda: fedrod.FedRoD(fedrod.Config(gamma=-1.0)), "strategy.gamma"),
         (lambda: moon.MOON(moon.Config(temperature=0.0)), "strategy.temperature"),
         (

@@ -23,7 +23,7 @@ from umbel.models import build
 from umbel.models.base import Model
 from umbel.models.weights import shared_state
 from umbel.strategies.base import ClientContext
-from umbel.strategies.fedrod import BothHeads, Config, FedRoD, balanced_softmax, personal_head
+from umbel.strategies.long_tail.fedrod import BothHeads, Config, FedRoD, balanced_softmax, personal_head
 
 IMAGES = torch.rand(6, 1, 3, 3, generator=generator(1), dtype=torch.float64)
 LABELS = torch.tensor([0, 1, 3, 0, 0, 3])  # three of class 0, one of 1, none of 2, two of 3

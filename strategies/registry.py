@@ -42,6 +42,7 @@ _TABLE: dict[str, tuple[str, str]] = {
         "umbel.strategies.long_tail.fedetf:FedETF",
         "A fixed simplex in place of a classifier (Li et al. 2023)",
     ),
+    "creff": ("umbel.strategies.long_tail.creff:CReFF", "A classifier re-trained on made features (Shang et al. 2022)"),
     "moon": ("umbel.strategies.moon:MOON", "A contrast with the global and the previous model (Li et al. 2021)"),
     "fedntd": ("umbel.strategies.fedntd:FedNTD", "Distillation of the classes that are not true (Lee et al. 2022)"),
     "fedper": ("umbel.strategies.fedper:FedPer", "A head of each client's own (Arivazhagan et al. 2019)"),

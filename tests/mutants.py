@@ -58,6 +58,7 @@ SUITES: dict[str, tuple[str, ...]] = {
     "strategies/ditto.py": ("tests/strategies/test_ditto.py",),
     "strategies/long_tail/fedrod.py": ("tests/strategies/long_tail/test_fedrod.py",),
     "strategies/long_tail/fedetf.py": ("tests/strategies/long_tail/test_fedetf.py",),
+    "strategies/long_tail/creff.py": ("tests/strategies/long_tail/test_creff.py",),
     "strategies/fedntd.py": ("tests/strategies/test_fedntd.py",),
     "strategies/fedrep.py": ("tests/strategies/test_own_heads.py",),
     "strategies/fedbabu.py": ("tests/strategies/test_own_heads.py",),

@@ -65,6 +65,7 @@ STRATEGIES = {
     "fedntd": ("strategy.name=fedntd", "client.batch_size=8"),
     "ditto": ("strategy.name=ditto", "strategy.pull=0.3", "client.batch_size=8"),
     "fedrod": ("strategy.name=fedrod", "client.batch_size=8"),
+    "creff": ("strategy.name=creff", "strategy.num_features=4", "strategy.match_steps=3", "strategy.retrain_steps=5"),
     "fedetf": ("strategy.name=fedetf", "client.batch_size=8"),
     "fedper": ("strategy.name=fedper",),
     "fedrep": ("strategy.name=fedrep", "strategy.head_epochs=2"),

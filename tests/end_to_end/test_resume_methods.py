@@ -67,6 +67,7 @@ METHODS = {
     "moon": ("strategy.name=moon",),
     "ditto": ("strategy.name=ditto",),
     "fedrod": ("strategy.name=fedrod",),
+    "creff": ("strategy.name=creff", "strategy.num_features=4", "strategy.match_steps=3", "strategy.retrain_steps=5"),
     "fedetf": ("strategy.name=fedetf",),
     "fedrep": ("strategy.name=fedrep", "strategy.head_epochs=1"),
     "fedavg, the first of those that are there": (

@@ -38,6 +38,7 @@ OPTIONS = {
     "fedntd": (),
     "ditto": ("run.rounds=2",),
     "fedrod": (),
+    "creff": ("strategy.num_features=4", "strategy.match_steps=3", "strategy.retrain_steps=5"),
     "fedetf": (),
     "fedper": (),
     "fedrep": ("strategy.head_epochs=1",),

@@ -36,7 +36,7 @@ def main() -> None:
       umbel run digits strategy.name=scaffold run.rounds=5
       umbel data show digits                              who has which classes
       umbel compare digits --strategies fedavg,scaffold --seeds 3
-      umbel ls; umbel diff RUN RUN                        which runs there are; in what two differ
+      umbel ls                                            which runs there are
       umbel explain RUN                                   what its models look at
       umbel bench digits                                  what would make it faster
       umbel predict RUN FOLDER                            what pictures show, by its model

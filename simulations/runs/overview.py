@@ -99,7 +99,7 @@ def _unfinished(folder: Path, began: float) -> Seen:
     experiment, told = reading.experiment(folder), events(folder)
     rounds = [event for event in told if event["event"] == "round"]
     last = rounds[-1] if rounds else {}
-    measured = next((event["metrics"] for event in reversed(rounds) if event.get("metrics")), {})
+    measured: dict[str, float] = next((event["metrics"] for event in reversed(rounds) if event.get("metrics")), {})
     return Seen(
         folder,
         "stopped" if lock.is_free(folder) else "running",

@@ -40,7 +40,7 @@ from umbel.core.records import Payload, Reply
 from umbel.core.refusal import Refusal
 from umbel.core.training import LocalConfig, num_processed
 from umbel.core.training.spent import count
-from umbel.core.tree import Tree, cast_like, subtract
+from umbel.core.tree import Tree, subtract
 from umbel.models.base import Model
 from umbel.strategies.base import (
     ClientContext,
@@ -237,7 +237,7 @@ class CReFF(Strategy[State]):
         config, device = self.config, server.device
         model = server_step(state.model, folded.trees["delta"], config.server_lr)
         weight = state.classifier[_WEIGHT]
-        summed = cast_like(folded.trees["gradients"], {"weight": weight, "has": weight})
+        summed = {name: tensor.to(weight.dtype) for name, tensor in folded.trees["gradients"].items()}
         has = (summed["has"] > 0).to(weight.dtype)
         targets = summed["weight"] / summed["has"].clamp(min=1)[:, None, None]
         classifier = {name: tensor.to(device) for name, tensor in state.classifier.items()}

@@ -24,6 +24,7 @@ has beyond, fine-tuning on each client, is not here.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated
@@ -77,6 +78,7 @@ class State:
         scale: beta, by its name, [].
     """
 
+    model: dict[str, Tensor]
     scale: dict[str, Tensor]
 
 
@@ -86,16 +88,19 @@ def frame(num_classes: int) -> Tensor:
     Args:
         num_classes: C, 2 or more.
     """
-    return (num_classes / (num_classes - 1)) ** 0.5 * (torch.eye(num_classes, dtype=torch.float64) - 1 / num_classes)
+    centred = torch.eye(num_classes, dtype=torch.float64) - 1 / num_classes
+    return centred * math.sqrt(num_classes / (num_classes - 1))
 
 
 class Framed(Model):
     """A model whose head's outputs are projected on a fixed frame."""
 
+    frame: Tensor
+
     def __init__(self, model: Model, scale: Tensor) -> None:
         super().__init__()
         self.num_features, self.in_channels, self.image_size = model.num_features, model.in_channels, model.image_size
-        self.model, self.scale = model, nn.Parameter(scale.to(model.head.weight))
+        self.model, self.scale = model, nn.Parameter(scale.detach().clone().to(model.head.weight))
         self.register_buffer("frame", frame(model.head.weight.shape[0]).to(model.head.weight), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from umbel.core.memory import Version
 from umbel.core.records import BadReplyError
 from umbel.core.refusal import Refusal
 from umbel.core.schedule import parse_until
+from umbel.core.settled import settled
 from umbel.core.training.spent import counted
 from umbel.core.wire.work import ClientTime, Work
 from umbel.server import checkpoint, endings, evaluation
@@ -74,8 +75,6 @@ class FederatedRun:
         self._times: dict[str, list[ClientTime]] = {}
         self._noticed: set[str] = set()
 
-    # ---- the loop --------------------------------------------------------------------------------------------
-
     def start(self, port: Port, directory: Directory | None = None) -> None:
         """Run all rounds that are still to come.
 
@@ -109,11 +108,12 @@ class FederatedRun:
                 if waits:
                     directory.wait(self.folder.look_for_stop)
                 self.folder.go_on(self.progress.round)
-            for round_ in range(self.progress.round + 1, total + 1):
-                if self.progress.ended:
-                    self.listener.notice(self.progress.ended)
-                    break
-                self._round(exchange, round_, total)
+            with settled():
+                for round_ in range(self.progress.round + 1, total + 1):
+                    if self.progress.ended:
+                        self.listener.notice(self.progress.ended)
+                        break
+                    self._round(exchange, round_, total)
             held_by_none = unheld(port, directory, experiment.data.num_clients, self.folder.look_for_stop)
             self.lost = lost(self.progress.turns, self.progress.round, held_by_none)
         except (StopRequested, RunStoppedError, KeyboardInterrupt):

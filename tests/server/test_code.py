@@ -52,7 +52,8 @@ def test_what_it_does_is(tmp_path: Path, change: tuple[str, str]) -> None:
 def test_a_hash_is_the_same_in_every_process(tmp_path: Path) -> None:
     """Sets have another order in each."""
     (tmp_path / "m.py").write_text(CODE.format(scale=1))
-    script = f"from pathlib import Path; from umbel.server.sources import hash_of; print(hash_of([Path(r'{tmp_path}/m.py')]))"
+    imports = "from pathlib import Path; from umbel.server.sources import hash_of"
+    script = f"{imports}; print(hash_of([Path(r'{tmp_path}/m.py')]))"
     found = {
         subprocess.run(
             [sys.executable, "-c", script], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True, check=True

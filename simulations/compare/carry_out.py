@@ -16,6 +16,7 @@ from typing import Any
 
 from umbel.core.files import plain, write_sealed, write_text
 from umbel.server import reading
+from umbel.server.lock import exclusive
 from umbel.server.sources import changed, sources
 from umbel.simulations import api
 from umbel.simulations.commands.watcher import Watcher
@@ -90,10 +91,8 @@ def _run(member: Member, index: int, total: int, listener: Watcher, keep: bool =
     there = (member.path / "config.yaml").is_file()
     finished = (member.path / reading.SUMMARY).is_file()
     names = changed(_sources(member.path), sources(member.experiment)) if there else []
-    if (
-        there and reading.experiment(member.path).run.budget != member.experiment.run.budget
-    ):  # the reference's run is new
-        names.append("run.budget")
+    if there and reading.experiment(member.path).run.budget != member.experiment.run.budget:
+        names.append("run.budget")  # what the first strategy's run costs is something else now
     how = "changed" if names and not keep else "reused" if finished else "resumed" if there else "new"
     listener.member(index, total, member.item.label, member.seed, how)
     if names:
@@ -110,14 +109,20 @@ def _run(member: Member, index: int, total: int, listener: Watcher, keep: bool =
 
 
 def _other_code(folder: Path, names: Sequence[str], how: str) -> str:
-    began = f"{folder.name} began with other code than there is now ({', '.join(names)})"
+    began = f"{folder.name} began with other code, or another budget, than there is now ({', '.join(names)})"
     if how == "changed":
         return f"{began}: it is run anew, and the one before is kept in {_ASIDE}/. To use it all the same: --keep"
     return f"{began}, and is {how} all the same: its numbers may not be those of the others."
 
 
 def _put_aside(folder: Path) -> None:
-    """Move a run out of the way; nothing of it is lost."""
+    """Move a run out of the way; nothing of it is lost.
+
+    Raises:
+        RunStoppedError: Another process is at work on it.
+    """
+    with exclusive(folder, 0.0):
+        pass
     aside = folder.parent / _ASIDE
     aside.mkdir(exist_ok=True)
     names = (f"{folder.name}-{number}" for number in itertools.count(1))

@@ -14,6 +14,7 @@ from tests.damages import cut, empty, flip, foreign, lose, replaced
 from tests.helpers import SMALL, small_run
 from tests.simulations.commands.command_line import umbel
 from umbel.core.files import read_sealed, write_json
+from umbel.server.lock import exclusive
 from umbel.simulations.compare.carry_out import compare
 
 TINY = (*SMALL, "data.max_train=60", "evaluate.clients=-1", "checkpoint.every=1")
@@ -102,6 +103,9 @@ def test_a_run_that_other_code_gave_is_run_anew_and_kept(runs: Path, tmp_path: P
     assert kept.exit_code == 0, kept.output
     assert "began with other code" in kept.output and '"how": "reused"' in kept.output
     before = (member / "env.json").read_bytes()
+    with exclusive(member):
+        busy = umbel(*words)
+    assert busy.exit_code == 3 and "Another process is at work" in busy.output and member.is_dir()
     other = umbel(*words)
     assert other.exit_code == 0, other.output
     assert "began with other code" in other.output and '"how": "changed"' in other.output

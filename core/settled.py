@@ -12,8 +12,8 @@ def settled() -> Iterator[None]:
     """Leave all objects that are there now out of the collector's rounds within.
 
     Python's collector goes through all of them now and then, which for what is known of 100,000 clients takes as long
-    as a round's own work. What becomes garbage among them, in cycles, is found afterwards. Where others have done the
-    same before, nothing is done.
+    as a round's own work. What is garbage among them, or becomes so, in cycles, is found afterwards. Where others have
+    done the same before, nothing is done.
     """
     if gc.get_freeze_count():
         yield

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from umbel.conf.schema import RunConfig
 from umbel.core.schedule import parse_budget, parse_until
 from umbel.server.checkpoint import Progress
@@ -22,6 +24,15 @@ def ended(run: RunConfig, progress: Progress) -> str:
             f"the run ends after round {round_}."
         )
     return ""
+
+
+def again(run: RunConfig, progress: Progress) -> str:
+    """Say why a run that goes on has ended already, by what it is told now; "" where it goes on.
+
+    A budget counts only where the run had ended: else its last round has been neither finished nor, perhaps, evaluated,
+    and the next one will.
+    """
+    return ended(run if progress.ended else replace(run, budget=""), progress)
 
 
 def over_budget(run: RunConfig, progress: Progress) -> str:

@@ -63,7 +63,7 @@ class FederatedRun:
         self.progress = resume.progress if resume else Progress()
         self.best_model = resume.best_model if resume else None
         if resume:  # to another end, perhaps
-            self.progress.ended = endings.ended(session.experiment.run, self.progress)
+            self.progress.ended = endings.again(session.experiment.run, self.progress)
         self._resume = resume
         self._attempt = uuid.uuid4().hex
         self._run_id = folder.identity()

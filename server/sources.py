@@ -42,14 +42,18 @@ def sources(experiment: Experiment) -> dict[str, str]:
     Returns:
         The SHA-256 of what all runs use of umbel (`umbel`), of each module of umbel that this one uses beyond it, with
         what that imports, and of each module that the experiment names, by its name; and versions of what computes. A
-        module of a user's that lies in a package stands for all of that package.
+        module of a user's that lies in a package stands for all of that package; what it imports of umbel counts.
     """
     common = _needed(_ALWAYS)
     found = {"umbel": _hash(common)}
-    for module in sorted(_used(experiment) - common.keys()):
-        found[module] = _hash({name: path for name, path in _needed((module,)).items() if name not in common})
-    own = {name: hash_of(files) for name in _own_modules(experiment) if (files := _module_files(name))}
-    return found | own | _versions()
+    files = {name: _module_files(name) for name in _own_modules(experiment)}
+    builds_on = {each for paths in files.values() for path in paths for each in imported(path)}
+    for module in sorted((_used(experiment) | builds_on) - common.keys()):
+        if beyond := {name: path for name, path in _needed((module,)).items() if name not in common}:
+            found[module] = _hash(beyond)
+    own = {name: hash_of(paths) for name, paths in files.items() if paths}
+    flower = {"flwr": metadata.version("flwr")} if experiment.strategy.name.startswith("flwr:") else {}
+    return found | own | _versions() | flower
 
 
 def changed(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
@@ -145,9 +149,12 @@ def _hash_of_file(path: Path, changed: int) -> str:
 def _plain(value: Any) -> Any:
     """Return a constant of code, or code, as what has the same text in every process."""
     if isinstance(value, CodeType):
+        constants = [_plain(each) for each in value.co_consts]
+        if "__firstlineno__" in value.co_names:  # a class says where it begins, from Python 3.13 on
+            constants = ["line" if each == _plain(value.co_firstlineno) else each for each in constants]
         counts = (value.co_flags, value.co_argcount, value.co_posonlyargcount, value.co_kwonlyargcount)
         names = (value.co_name, value.co_names, value.co_varnames, value.co_freevars, value.co_cellvars)
-        return ("code", *counts, *names, value.co_code, [_plain(each) for each in value.co_consts])
+        return ("code", *counts, *names, value.co_code, constants)
     if isinstance(value, tuple):
         return ("tuple", [_plain(each) for each in value])
     if isinstance(value, frozenset):  # whose order is another in each process
@@ -193,6 +200,11 @@ class Modules:
             if file.is_file():
                 return file
         return None
+
+
+def imported(path: Path) -> tuple[str, ...]:
+    """Return what a file of a user's imports of umbel, modules and names."""
+    return _imported(path, path.stat().st_mtime_ns, "umbel")
 
 
 @cache

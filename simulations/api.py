@@ -125,7 +125,7 @@ def resume(folder: str | Path, *overrides: str, listener: Listener | None = None
 
     Args:
         folder: The run's folder.
-        overrides: What may change: `run.rounds`, `run.until`, `run.patience`, everything of `engine` and
+        overrides: What may change: `run.rounds`, `run.until`, `run.patience`, `run.budget`, all of `engine` and
             `checkpoint`, and, where they have moved, `data.path`, `data.sites`, `data.server` and `client.device`.
         listener: Told of everything that happens.
 

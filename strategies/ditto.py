@@ -15,10 +15,10 @@ Li, Hu, Beirami, Smith. ICML 2021, arXiv:2012.04221, algorithm 1 with FedAvg as 
              w_k <- w^t - eta grad F_k, as many
     server   w <- sum_k p_k w_k
 
-Nothing of v_k comes back to the server, so that w^t is FedAvg's, bit for bit. With lambda = 0 each v_k is trained at
-home, bit for bit as under `local`, where all clients take part in the first round. Both pass over the same batches. A
-client begins v_k at the w^t that it gets first. Batch norm's statistics are v_k's own in v_k and the clients' mean in
-w; that of `model.norm=local` would be one for both, and is refused.
+Nothing of v_k comes back to the server, so that w^t is FedAvg's, bit for bit where clients train one by one. With
+lambda = 0 each v_k is trained at home, bit for bit as under `local`, where all clients take part in the first round.
+Both pass over the same batches. A client begins v_k at the w^t that it gets first. Batch norm's statistics are v_k's
+own in v_k and the clients' mean in w; that of `model.norm=local` would be one for both, and is refused.
 """
 
 from __future__ import annotations

@@ -52,11 +52,12 @@ def ls(folder: Path, as_json: bool) -> None:
         plain = seen.plain(folder)
         state = Text(seen.state, style=_STYLES.get(seen.state, ""))
         if seen.state == "damaged":
-            table.add_row(plain["run"], state, "", "", "", Text(seen.flaw), "")
+            table.add_row(Text(plain["run"]), state, "", "", "", Text(seen.flaw), "")
             continue
         rounds = f"{seen.round}/{seen.rounds}"
-        table.add_row(plain["run"], state, seen.strategy, str(seen.seed), rounds, seen.result, f"{seen.seconds:.0f} s")
-    console.print(table if found else f"{folder} has no runs.")
+        texts = (seen.strategy, str(seen.seed), rounds, seen.result, f"{seen.seconds:.0f} s")
+        table.add_row(Text(plain["run"]), state, *map(Text, texts))
+    console.print(table if found else Text(f"{folder} has no runs."))
 
 
 @click.command("diff", short_help="In what two runs differ.")
@@ -72,11 +73,12 @@ def diff(first: Path, second: Path, as_json: bool) -> None:
       umbel diff results/a results/b
       umbel diff results/a results/b --json
     """  # noqa: D301 - click reads the backspace as "keep these lines"
+    from umbel.core.files import plain
     from umbel.simulations.runs.difference import difference
 
     found = difference(first, second)
     if as_json:
-        click.echo(json.dumps(vars(found)))
+        click.echo(json.dumps(plain(vars(found))))
         return
     console = _console()
     parts = {"Configuration": found.configuration, "Where and by what": found.environment, "Metrics": found.metrics}
@@ -93,8 +95,8 @@ def _print(console: Console, title: str, pairs: Pairs, first: Path, second: Path
         console.print(f"{title}: the same.")
         return
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold", title=title, title_justify="left")
-    for head in ("", first.name, second.name):
-        table.add_column(head, overflow="fold")
+    for head in ("", first.resolve().name, second.resolve().name):
+        table.add_column(Text(head), overflow="fold")
     for key, values in pairs.items():
         table.add_row(Text(key), *(Text(_text(value)) for value in values))
     console.print(table)

@@ -121,12 +121,11 @@ def _put_aside(folder: Path) -> None:
     Raises:
         RunStoppedError: Another process is at work on it.
     """
-    with exclusive(folder, 0.0):
-        pass
     aside = folder.parent / _ASIDE
     aside.mkdir(exist_ok=True)
     names = (f"{folder.name}-{number}" for number in itertools.count(1))
-    folder.rename(aside / next(name for name in names if not (aside / name).exists()))
+    with exclusive(folder, 1.0):
+        folder.rename(aside / next(name for name in names if not (aside / name).exists()))
 
 
 def _sources(folder: Path) -> dict[str, str]:

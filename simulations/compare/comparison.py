@@ -11,6 +11,7 @@ from typing import Any
 
 import pandas as pd
 
+from umbel.conf.errors import ExperimentError
 from umbel.conf.schema import Experiment
 from umbel.core.files import DamagedError, read_sealed
 from umbel.core.metrics import mean_and_deviation
@@ -126,7 +127,12 @@ class Comparison:
         reference = next(each for each in self.members if each.seed == member.seed)
         if self.budget == "rounds" or member.item == reference.item:
             return member
-        budget = f"{self.budget}={reference.costs[self.budget]}"
+        cost = reference.costs[self.budget]
+        if not 0 < cost < math.inf:
+            raise ExperimentError(
+                f"--budget {self.budget}: {reference.path.name}, by which the others would go, has none that is known."
+            )
+        budget = f"{self.budget}={cost}"
         run = dataclasses.replace(member.experiment.run, budget=budget)
         return dataclasses.replace(member, experiment=dataclasses.replace(member.experiment, run=run))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from umbel import data
 from umbel.conf import devices, initial
 from umbel.conf.errors import ExperimentError
-from umbel.conf.load import as_dict, experiment_names, load
+from umbel.conf.load import as_dict, build_strategy, experiment_names, load
 from umbel.conf.schema import Experiment
 from umbel.core.names import file_stem
 from umbel.core.schedule import COSTS
@@ -136,12 +136,12 @@ def prepare(
     Raises:
         ExperimentError: Something is refused.
     """
-    _check_budget(budget, overrides)
     for key in ("strategy.name", "run.seed", "run.name"):
         if any(override.startswith(f"{key}=") for override in overrides):
             raise ExperimentError(f"{key} is no key of a comparison; use --strategies, --seeds or --output.")
     items = parse_strategies(strategies)
     base = compose(experiment, items[0], None, overrides)
+    _check_budget(budget, base)
     chosen = parse_seeds(seeds, base.run.seed)
     folder = Path(output or Path(base.run.results) / f"compare-{file_stem(base.name)}").expanduser().resolve()
     members = []
@@ -153,6 +153,7 @@ def prepare(
                 given += [f"run.rounds={_MOST_ROUNDS * base.run.rounds}", f"run.budget={budget}=1"]
                 words = f"the {budget} of {reference}"
             composed = compose(experiment, item, seed, given)
+            _check_plan(budget, item, composed)
             name = folder_name(item, composed, words)
             run = dataclasses.replace(composed.run, results=str(folder), name=name)
             composed = dataclasses.replace(composed, run=run)
@@ -162,11 +163,24 @@ def prepare(
     return Comparison(folder, items, chosen, tuple(members), source, tuple(overrides), budget)
 
 
-def _check_budget(budget: str, overrides: Sequence[str]) -> None:
+def _check_budget(budget: str, base: Experiment) -> None:
+    """Refuse a budget that there is not, or that another end of a run would come before."""
     if budget not in BUDGETS:
         raise ExperimentError(f"--budget is one of {', '.join(BUDGETS)}; found {budget!r}.")
-    ends = [
-        key for key in ("run.budget", "run.until", "run.patience") for each in overrides if each.startswith(f"{key}=")
-    ]
-    if budget != "rounds" and ends:
-        raise ExperimentError(f"--budget {budget} and {', '.join(ends)} would both end a run; leave one of them out.")
+    ends = {"run.budget": base.run.budget, "run.until": base.run.until, "run.patience": base.run.patience}
+    if budget != "rounds" and (also := [key for key, value in ends.items() if value]):
+        raise ExperimentError(f"--budget {budget} and {', '.join(also)} would both end a run; leave one of them out.")
+
+
+def _check_plan(budget: str, item: Item, composed: Experiment) -> None:
+    """Refuse a budget for a strategy whose rounds depend on how many there are."""
+    if budget != "rounds" and composed.client.lr_schedule == "cosine":
+        raise ExperimentError(
+            f"--budget {budget}: client.lr_schedule=cosine plans the learning rate by rounds, whose number a budget "
+            "leaves open. Choose another schedule, or --budget rounds."
+        )
+    if budget != "rounds" and build_strategy(composed).plans_rounds:
+        raise ExperimentError(
+            f"--budget {budget}: what a round of {item.label} does depends on how many rounds there are in all, which "
+            "a budget leaves open. Choose --budget rounds, or an option of it that plans nothing."
+        )

@@ -102,7 +102,8 @@ def footnote(comparison: Comparison) -> str:
     """Say how to read the table."""
     seeds, missing = comparison.seeds, [*_missing(comparison), *comparison.incomplete]
     if len(seeds) < 2:
-        return " ".join(["One seed: no deviation and no ranking; add seeds, such as --seeds 3.", *missing])
+        said = "One seed: no deviation and no ranking; add seeds, such as --seeds 3."
+        return " ".join([said, *missing, *_unequal(comparison)])
     shared = comparison.members[0].experiment.data.seed is not None
     partition = "all share one partition" if shared else "each draws its own partition"
     missing += _unequal(comparison)

@@ -154,6 +154,7 @@ class RayWorker:
         """Return the worker's process id, once it is ready, what kept it from that, and Ray's name of its machine."""
         import ray
 
+        gc.collect()
         gc.freeze()  # what it holds stays: the collector need not go through it again and again
         machine = ray.get_runtime_context().get_node_id()
         return os.getpid(), None if self._error is None else ending(self._error), machine

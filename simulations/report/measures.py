@@ -273,7 +273,7 @@ MEASURES: dict[str, Measure] = {
     **_collapse(),
     "steps": Measure(
         "", "steps of training", COUNT, aim=0, column="steps",
-        meaning="Steps, examples: of all training in all rounds, by the clients and by the server.",
+        meaning="Steps, examples: of all training by optimiser steps, of clients with good replies and of the server.",
     ),
     "examples": Measure("", "examples that training went through", COUNT, aim=0, column="examples"),
     "mb_per_round": Measure("", "MB a round", MEGABYTES, aim=0, column="MB a round"),

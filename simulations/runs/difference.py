@@ -73,4 +73,4 @@ def _flat(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 def _unlike(first: Mapping[str, Any], second: Mapping[str, Any]) -> Pairs:
     both = {key: (first.get(key), second.get(key)) for key in [*first, *(key for key in second if key not in first)]}
-    return {key: (one, other) for key, (one, other) in both.items() if one != other}
+    return {key: (one, other) for key, (one, other) in both.items() if repr(one) != repr(other)}

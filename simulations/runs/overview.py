@@ -78,7 +78,8 @@ def _folders(root: Path, depth: int) -> Iterator[Path]:
 def look(folder: Path) -> Seen:
     """Return what a run's folder shows; a damaged one is no error."""
     try:
-        began = (folder / "config.yaml").stat().st_mtime
+        first = folder / "memory.json"  # written once, when a run begins
+        began = (first if first.is_file() else folder / "config.yaml").stat().st_mtime
         if (folder / reading.SUMMARY).is_file():
             return _ended(folder, began)
         return _unfinished(folder, began)
@@ -102,7 +103,7 @@ def _unfinished(folder: Path, began: float) -> Seen:
     measured: dict[str, float] = next((event["metrics"] for event in reversed(rounds) if event.get("metrics")), {})
     return Seen(
         folder,
-        "stopped" if lock.is_free(folder) else "running",
+        "stopped" if _is_free(folder) else "running",
         experiment.strategy.name,
         experiment.run.seed,
         int(last.get("round", 0)),
@@ -111,6 +112,14 @@ def _unfinished(folder: Path, began: float) -> Seen:
         float(last.get("seconds", 0.0)),
         began,
     )
+
+
+def _is_free(folder: Path) -> bool:
+    """Say whether nobody works on a run; of a folder that may only be read, whether its lock is not to be had."""
+    try:
+        return lock.is_free(folder)
+    except PermissionError:
+        return True
 
 
 def _shown(path: Path, root: Path) -> str:

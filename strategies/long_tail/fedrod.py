@@ -110,6 +110,13 @@ class FedRoD(FedAvg):
 
     def check(self, setting: Setting) -> None:
         refuse_other_losses(setting, "fedrod")
+        if setting.client.clip_norm:
+            raise Refusal(
+                f"strategy.name=fedrod trains two parts at once, and client.clip_norm={setting.client.clip_norm} would "
+                "let the gradient of one shorten the other's.",
+                key="client.clip_norm",
+                remedy="Set client.clip_norm=0.",
+            )
         if setting.data.heads == "per_task":
             raise Refusal(
                 "strategy.name=fedrod balances all classes of a client, and data.heads=per_task shows a task's only.",

@@ -55,11 +55,25 @@ def test_to_fine_tune_for_an_evaluation_is_no_training(tmp_path: Path) -> None:
     assert result.summary["spent"]["clients"] == expected("data.client_test=0.2")
 
 
-def test_the_server_counts_for_itself(tmp_path: Path) -> None:
+def test_completed_data_are_more_examples(tmp_path: Path) -> None:
     result = small_run(tmp_path, "strategy.name=ggeur", "data.encoder=pca:8", "model.name=linear", "model.sizes={}")
     assert result.summary["spent"]["server"]["steps"] == 0
-    clients = result.summary["spent"]["clients"]
-    assert clients["examples"] > expected()["examples"]  # completed data are more
+    assert result.summary["spent"]["clients"]["examples"] > expected()["examples"]
+
+
+def test_the_server_counts_for_itself(tmp_path: Path) -> None:
+    """Also in the process in which clients do."""
+
+    result = small_run(tmp_path, "strategy.name=tests.server.counting:Counting")
+    assert result.summary["spent"] == {"clients": expected(), "server": {"steps": 6, "examples": 80}}
+
+
+def test_a_budget_that_is_spent_when_a_run_goes_on_ends_it_after_the_next_round(tmp_path: Path) -> None:
+    """Which is finished and evaluated; that of the checkpoint was neither."""
+    cut = small_run(tmp_path, "run.rounds=2", "run.name=cut", "evaluate.every=7", "checkpoint.every=1")
+    on = api.resume(cut.path, "run.rounds=9", "run.budget=steps=1")
+    assert on.summary["rounds"] == 3 and "test/accuracy" in on.summary["metrics"]
+    assert api.resume(cut.path).summary["rounds"] == 3  # it has ended, and stays so
 
 
 def test_a_run_ends_at_the_round_that_comes_nearest(tmp_path: Path) -> None:

@@ -63,7 +63,8 @@ def test_ones_own_strategy_and_what_lies_beside_it(tmp_path: Path, monkeypatch: 
     result = small_run(tmp_path / "runs", f"strategy.name={name}:Mine", "run.rounds=1")
     experiment = load("config", (), (result.path / "config.yaml").read_text())
     recorded = read_json(result.path / "env.json")["sources"]
-    assert set(recorded) == {*OF_DIGITS, name, "umbel.models.cnn"} - {"umbel.models.cvt"}
+    uses = {*OF_DIGITS, "umbel.models.cnn", "umbel.strategies.fedavg"} - {"umbel.models.cvt"}  # it builds on FedAvg
+    assert set(recorded) == {*uses, name}
     assert changed(recorded, sources(experiment)) == []
     (package / "beside.py").write_text("# a comment, and another place of the lines\n\n")
     assert changed(recorded, sources(experiment)) == []
@@ -77,6 +78,11 @@ def test_what_changed_is_named() -> None:
     assert changed({"umbel": "a", "own": "b"}, {"umbel": "c", "own": "b"}) == ["umbel"]
     assert changed({}, {"umbel": "c"}) == ["umbel"]  # nobody knows with what it was made
     assert changed({"umbel": "c"}, {"umbel": "c"}) == []
+
+
+def test_flowers_own_strategies_go_by_its_version() -> None:
+    assert "flwr" in sources(load("digits", ["strategy.name=flwr:FedMedian"]))
+    assert "flwr" not in sources(load("digits"))
 
 
 def test_a_module_without_a_file_has_no_hash(monkeypatch: pytest.MonkeyPatch) -> None:

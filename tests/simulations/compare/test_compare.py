@@ -11,9 +11,10 @@ from click.testing import CliRunner, Result
 
 from tests.helpers import compared
 from umbel.conf.errors import ExperimentError
+from umbel.conf.schema import Experiment
 from umbel.core.files import read_json
 from umbel.simulations.commands.main import main
-from umbel.simulations.compare.comparison import Comparison, Item, read_comparison
+from umbel.simulations.compare.comparison import Comparison, Item, Member, read_comparison
 from umbel.simulations.compare.prepare import compose, folder_name, parse_seeds, parse_strategies
 from umbel.simulations.compare.tables import cell, difference_cell, frame, latex, markdown
 
@@ -207,6 +208,18 @@ def test_budgets_that_are_not_equal_are_said() -> None:
     assert "beside" not in markdown(compared({label: values[label] for label in "ab"}))
 
 
+def test_a_budget_that_is_not_known_is_said(tmp_path: Path) -> None:
+    item = Item("a", "a")
+    members = tuple(Member(each, 0, Experiment(), tmp_path / each.label) for each in (item, Item("b", "b")))
+    members[0].__dict__["costs"] = {"steps": math.nan}
+    asked = Comparison(tmp_path, (item, members[1].item), (0,), members, "digits", (), "steps")
+    assert asked.budgeted(members[0]) is members[0]
+    with pytest.raises(ExperimentError, match="none that is known"):
+        asked.budgeted(members[1])
+    members[0].__dict__["costs"] = {"steps": 12}
+    assert asked.budgeted(members[1]).experiment.run.budget == "steps=12"
+
+
 def test_a_budget_makes_steps_equal(tmp_path: Path) -> None:
     """GGEUR's completed data are more steps a round: it ends after fewer rounds, FedAvg's run is as it would be."""
     arguments = ["compare", "digits", "data.encoder=pca:8", "model.name=linear", *TINY[1:], "run.rounds=6", "-q"]
@@ -231,7 +244,12 @@ def test_a_budget_makes_steps_equal(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--budget", "flops"], ["--budget", "steps", "run.budget=steps=5"], ["--budget", "bytes", "run.patience=2"]],
+    [
+        ["--budget", "flops"],
+        ["--budget", "steps", "run.budget=steps=5"],
+        ["--budget", "bytes", "run.patience=2"],
+        ["--budget", "steps", "client.lr_schedule=cosine"],
+    ],
 )
 def test_a_budget_that_cannot_be_is_refused(tmp_path: Path, arguments: list[str]) -> None:
     done = umbel("compare", "digits", *TINY, "--strategies", "fedavg", *arguments, "--output", tmp_path / "c")

@@ -123,7 +123,9 @@ def test_the_head_stays_and_serves_its_client(tmp_path):
     assert not any("personal" in name for name in load_file(result.path / "model.safetensors"))
 
 
-@pytest.mark.parametrize("override", ["client.label_smoothing=0.1", "client.class_weights=balanced"])
+@pytest.mark.parametrize(
+    "override", ["client.label_smoothing=0.1", "client.class_weights=balanced", "client.clip_norm=1.0"]
+)
 def test_other_losses_are_refused(tmp_path, override):
     with pytest.raises(Refusal) as refused:
         small_run(tmp_path, "strategy.name=fedrod", override)

@@ -36,7 +36,8 @@ def of(folder: Path, text: str) -> str:
 
 def test_comments_and_lines_are_no_code(tmp_path: Path) -> None:
     plain = of(tmp_path, CODE.format(scale=1))
-    assert of(tmp_path, "# why\n\n" + CODE.format(scale=1).replace("    return [", "\n    # here\n    return [")) == plain
+    commented = CODE.format(scale=1).replace("    return [", "\n    # here\n    return [")
+    assert of(tmp_path, "# why\n\n" + commented) == plain
     assert of(tmp_path, CODE.format(scale=1).replace("r**2 * scale", "(r ** 2) * scale")) == plain
 
 

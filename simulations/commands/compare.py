@@ -97,6 +97,7 @@ def compare(
         shown = watcher(console, quiet, as_json, transient=True)
         where = ["--output", str(output)] if output else []
         where += ["--budget", budget] if budget != "rounds" else []
+        where += ["--keep"] if keep else []
         words = ["umbel", "compare", experiment, *overrides, "--strategies", strategies, "--seeds", seeds]
         again = shlex.join([*words, *where])
         with supervised(shown, stopper, again=again):

@@ -7,9 +7,10 @@ from collections.abc import Callable
 from functools import cached_property
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from umbel.client.lending import LentData, tensors_of
+from umbel.client.lent_model import LentModel
 from umbel.conf.federation import build_model, federation, local_names
 from umbel.conf.schema import Experiment
 from umbel.core import device as devices
@@ -24,12 +25,11 @@ from umbel.data.federation import ClientData, Federation
 from umbel.data.sources.cache import folder
 from umbel.data.types import Examples
 from umbel.models.base import Model
-from umbel.models.weights import load_state, shared_state
+from umbel.models.weights import shared_state
 from umbel.strategies.base import ClientContext
 
 OWN = "#own"  # tree of a client's memory that holds the parts of the model that stay with it: batch norm, a head
 _PREPARED_BYTES = 512 << 20
-_HOOKS = {name for name in vars(nn.Module()) if name.endswith("_hooks")}
 
 
 class Host:
@@ -77,23 +77,17 @@ class Host:
         return modes.uses_channels_last(local, self.model) if local.channels_last == "auto" else local.channels_last
 
     @cached_property
-    def _outline(self) -> list[tuple[object, ...]]:
-        return _outline(self.model)
+    def _lent(self) -> LentModel:
+        return LentModel(self.model, self.local_names)
 
     def take_back(self) -> None:
         """Have the model built anew unless it is as it was, but for the values that the next client loads."""
-        if "model" not in self.__dict__:
-            return
-        try:
-            same = "_outline" in self.__dict__ and _outline(_in_training(self.model)) == self._outline
-        except (RuntimeError, ValueError, TypeError):  # what stands there now cannot be compared
-            same = False
-        if not same:
+        if "model" in self.__dict__ and not ("_lent" in self.__dict__ and self._lent.take_back()):
             self.forget_model()
 
     def forget_model(self) -> None:
         """Have the model built anew when it is asked for next."""
-        for name in ("model", "local_names", "_initial", "_outline"):
+        for name in ("model", "local_names", "_initial", "_lent"):
             self.__dict__.pop(name, None)
 
     @cached_property
@@ -115,7 +109,7 @@ class Host:
 
     def load(self, tree: Tree, memory: MemoryRecord | None) -> Model:
         """Give the model the state of `tree`, and the client's own parts from its memory; it is in training mode."""
-        assert self._outline  # taken before a client has it
+        lent = self._lent  # looked at before a client has it
         shared_names, own_initial = self._initial
         if tree.keys() != shared_names:
             missing, extra = shared_names - tree.keys(), tree.keys() - shared_names
@@ -126,16 +120,14 @@ class Host:
         own = dict(own_initial)
         if memory is not None and OWN in memory.trees:
             own |= memory.trees[OWN]
-        for parameter in self.model.parameters():
-            parameter.grad = None
-        load_state(self.model, tree, partial=True)
-        if own:
-            load_state(self.model, own, partial=True)
+        lent.load(tree, own)
         self.loaded = True
-        return _in_training(self.model)  # as it was built, whoever had it before
+        return self.model
 
     def weights(self, model: Model) -> dict[str, Tensor]:
         """Return the model's shared state on the CPU, owning its memory."""
+        if model is self.__dict__.get("model") and "_lent" in self.__dict__:
+            return self._lent.weights()
         return {name: tensor.cpu() for name, tensor in shared_state(model, self.local_names).items()}
 
     def forget_data(self) -> None:
@@ -164,35 +156,6 @@ class Host:
         if kind == "none":
             return None
         return lambda images, source: transforms.augment(images, kind, source)
-
-
-def _in_training(model: Model) -> Model:
-    """Put a model into training mode, and return it; setting the mode of each module takes long where there are many.
-
-    A module may have its own idea of the mode (frozen statistics, say), which is asked for in any case.
-    """
-    for module in model.modules():
-        if not module.training or type(module).train is not nn.Module.train:
-            return model.train()
-    return model
-
-
-def _outline(model: Model) -> list[tuple[object, ...]]:
-    """Return what a client could change of a model that it was lent, besides the values of its state.
-
-    The model is in training mode.
-    """
-    outline: list[tuple[object, ...]] = []
-    for module in model.modules():
-        held = vars(module)
-        hooks = [len(value) for name, value in held.items() if name in _HOOKS]
-        outline.append((module, type(module), hooks, *held.values()))
-        fixed = module._non_persistent_buffers_set
-        for name, tensor in (*module._parameters.items(), *module._buffers.items()):
-            if tensor is not None:
-                place, version = tensor.data_ptr(), tensor._version if name in fixed else 0
-                outline.append((id(tensor), place, tensor.shape, tensor.dtype, tensor.requires_grad, version))
-    return outline
 
 
 class Clients:
@@ -241,6 +204,7 @@ class Clients:
         record: MemoryRecord | None,
         remember: Callable[[MemoryRecord], None],
         lent: LentData | None = None,
+        trainer: training.Trainer = training.train,
     ) -> ClientContext:
         """Return the client as its half of a strategy sees it; from now on it is this client's turn.
 
@@ -251,6 +215,7 @@ class Clients:
             record: Its memory, if it has one.
             remember: Called with what it wants to remember.
             lent: Notes what it gets and should leave as it is.
+            trainer: Stands in for `train`.
         """
         host, data, lent = self.host, self.data(client), lent or LentData()
         host.loaded = False
@@ -296,6 +261,7 @@ class Clients:
             keep=lambda name, version, make: self._keep((name, client), (version, task), make),
             public=public,
             vocabulary=host.data.vocabulary,
+            trainer=trainer,
         )
 
     def _keep(self, key: tuple[str, int], version: tuple[float, int], make: Callable[[], Examples]) -> Examples:

@@ -6,7 +6,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import partial
 
 from umbel.client.ahead import Turn, at_once, do_at_once
@@ -60,7 +60,7 @@ class _Answer:
     lifted: Partial | None
     record: MemoryRecord | None
     framing: int
-    spent: Spent = field(default_factory=Spent)
+    spent: Spent
 
 
 class Share:
@@ -170,15 +170,14 @@ class Share:
         try:
             version = work.memories.get(client)
             before = clients.memory.read(client, version) if version else None
-            context = clients.context(client, work.round, work.phase, before, remembered.append, lent)
-            context = replace(context, trainer=trainer)
+            context = clients.context(client, work.round, work.phase, before, remembered.append, lent, trainer)
         except Exception as error:  # noqa: BLE001 - its memory is gone, its data cannot be read: that is its own matter
             return None, reason(error)
         with gradients_on(), counted() as spent:
             try:
                 # In two steps, so that there are few frames between the command and a gradient.
                 said = attempt(partial(part.local, self._lent.lend(), context), seconds, whose)
-                act = partial(self._answer, said.made, before, remembered, client, waits)
+                act = partial(self._answer, said.made, before, remembered, client, waits, spent)
                 done = attempt(act, seconds, whose) if not said.failure else said.without()
             finally:
                 if os.getpid() != process:
@@ -192,7 +191,7 @@ class Share:
             return None, f"{who} changed what others get as it was: {', '.join(changed)}"
         if done.made is None:
             return None, done.failure
-        answer = replace(done.made, spent=spent)
+        answer = done.made
         try:
             part.fold.agree(self._shapes, (answer.lifted or answer.reply).trees, answer.lifted is not None)
         except BadReplyError as error:
@@ -212,7 +211,13 @@ class Share:
         return changed
 
     def _answer(
-        self, said: object, before: MemoryRecord | None, remembered: list[MemoryRecord], client: int, waits: bool
+        self,
+        said: object,
+        before: MemoryRecord | None,
+        remembered: list[MemoryRecord],
+        client: int,
+        waits: bool,
+        spent: Spent,
     ) -> _Answer:
         """Return what comes of what a client said; nothing of it belongs to the client any more."""
         fold, phase = self._part.fold, self._work.phase
@@ -221,8 +226,8 @@ class Share:
         framing = self._framing.get(phase) or framing_bytes(encode_reply(reply))
         record = self._record(before, remembered) if self._part.remembers else None
         if waits or self._tree.waits(self._work.leaves[client]):
-            return _Answer(reply.owned(), None, record, framing)
-        return _Answer(reply, fold.lift(client, reply), record, framing)
+            return _Answer(reply.owned(), None, record, framing, spent)
+        return _Answer(reply, fold.lift(client, reply), record, framing, spent)
 
     def _record(self, before: MemoryRecord | None, remembered: list[MemoryRecord]) -> MemoryRecord | None:
         """Return what a client's memory will be, in memory of its own; None leaves it as it is."""

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from umbel.core.records import LARGEST, BadReplyError, Payload
-from umbel.core.tree import Tree, TreeMismatchError, check_same
+from umbel.core.tree import Tree, TreeMismatchError, check_same, largest
 from umbel.core.wire.limits import Size
 
 WEIGHT = "#weight"  # name of the total weight inside an accumulator; no parameter starts with '#'
@@ -149,8 +149,7 @@ def _flaw(tensor: Tensor, limit: float) -> str:
     """Say what is wrong with the values of a tensor; "" when nothing is."""
     if not tensor.is_floating_point() or not tensor.numel():
         return ""
-    low, high = torch.aminmax(tensor)
-    largest = max(-float(low), float(high))
-    if not math.isfinite(largest):
+    most = largest(tensor)
+    if not math.isfinite(most):
         return "NaN or infinity"
-    return "" if largest <= limit else f"values up to {largest:.3g}; more than {limit:.3g} cannot be combined"
+    return "" if most <= limit else f"values up to {most:.3g}; more than {limit:.3g} cannot be combined"

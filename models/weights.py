@@ -27,12 +27,12 @@ def shared_state(model: Model, keep_local: frozenset[str] = frozenset()) -> dict
     Raises:
         umbel.core.names.UnknownNameError: `keep_local` has a name that the model's state does not.
     """
-    state = _state(model)
+    state = state_of(model)
     for name in sorted(keep_local - state.keys()):
         raise unknown("state to keep local", name, state)
     return {
         names[0]: state[names[0]].detach().clone(memory_format=torch.contiguous_format)
-        for names in _shared_names(state)
+        for names in shared_names(state)
         if keep_local.isdisjoint(names)
     }
 
@@ -48,14 +48,14 @@ def load_state(model: Model, tree: Tree, *, partial: bool = False) -> None:
     Raises:
         TreeMismatchError: An unknown name, a missing one without `partial`, another shape or kind of number.
     """
-    state = _state(model)
+    state = state_of(model)
     extra = sorted(tree.keys() - state.keys())
     if extra:
         hint = unknown("name", extra[0], state).remedy
         raise TreeMismatchError(
             f"{type(model).__name__}: {len(extra)} unexpected names, the first {extra[0]!r}. {hint}"
         )
-    missing = [names[0] for names in _shared_names(state) if tree.keys().isdisjoint(names)]
+    missing = [names[0] for names in shared_names(state) if tree.keys().isdisjoint(names)]
     if missing and not partial:
         raise TreeMismatchError(
             f"{type(model).__name__}: {len(missing)} missing names, the first {missing[0]!r}; pass "
@@ -83,13 +83,13 @@ def parameter_names(model: Model) -> frozenset[str]:
     return frozenset(name for name, _ in model.named_parameters())
 
 
-def _state(model: Model) -> dict[str, Tensor]:
+def state_of(model: Model) -> dict[str, Tensor]:
     """Return the state dict with the tensors themselves, so that a tied one is seen to be the same object."""
     state: dict[str, Tensor] = model.state_dict(keep_vars=True)
     return state
 
 
-def _shared_names(state: Mapping[str, Tensor]) -> list[tuple[str, ...]]:
+def shared_names(state: Mapping[str, Tensor]) -> list[tuple[str, ...]]:
     """Return, for each parameter and floating buffer of a state dict, in its order, all of its names."""
     names: dict[int, list[str]] = {}
     for name, tensor in state.items():

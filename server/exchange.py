@@ -6,7 +6,9 @@ import math
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 
 from umbel.core import leftovers
@@ -83,8 +85,8 @@ class Exchange:
         report = Report(tuple(cohort))
         self._directory.refresh()
         assigned, unheld = self._directory.split([client for client in cohort if client not in dropped_out])
-        with tempfile.TemporaryDirectory(prefix=leftovers.prefix("fold")) as folder:
-            tree = FoldTree(fold, len(cohort), Spill(Path(folder), self._tell_of_disk), self._memory_bytes)
+        with Spill(self._tell_of_disk) as spill:
+            tree = FoldTree(fold, len(cohort), spill, self._memory_bytes)
             most = self._most(most_examples)
             receiver = Receiver(tree, cohort, fold, payload, report, most)
             for client in sorted(dropped_out):
@@ -134,22 +136,33 @@ class Exchange:
 
 
 class Spill:
-    """Puts accumulators that must wait on disk.
+    """Puts accumulators that must wait on disk, in a folder that is there from the first of them until it is left.
 
     Args:
-        folder: Where.
         on_spill: Called with the folder each time.
     """
 
-    def __init__(self, folder: Path, on_spill: Callable[[Path], None] = lambda folder: None) -> None:
-        self._folder, self._on_spill = folder, on_spill
+    def __init__(self, on_spill: Callable[[Path], None] = lambda folder: None) -> None:
+        self._on_spill = on_spill
         self._count = 0
+        self._open = ExitStack()
+
+    def __enter__(self) -> Spill:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._open.close()
+
+    @cached_property
+    def folder(self) -> Path:
+        """Where."""
+        return Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix=leftovers.prefix("fold"))))
 
     def __call__(self, partial: Partial) -> Callable[[], Partial]:
         """Write the accumulator and return a function that reads it back."""
         self._count += 1
-        self._on_spill(self._folder)
-        path = self._folder / f"{self._count}.safetensors"
+        self._on_spill(self.folder)
+        path = self.folder / f"{self._count}.safetensors"
         names = [(tree, key) for tree, tensors in partial.trees.items() for key in tensors]
         write_tensors(path, {str(i): partial.trees[tree][key] for i, (tree, key) in enumerate(names)})
         numbers, num_examples, num_replies = partial.numbers, partial.num_examples, partial.num_replies

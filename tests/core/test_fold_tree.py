@@ -70,22 +70,23 @@ def test_any_engine_gives_the_bits_of_one_process(federation):
 
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(federations(), st.integers(0, 400))
-def test_waiting_on_disk_gives_the_same_bits(tmp_path_factory, federation, max_waiting_bytes):
+def test_waiting_on_disk_gives_the_same_bits(federation, max_waiting_bytes):
     cohort, _, holes, random = federation
-    folder = tmp_path_factory.mktemp("spill")
-    spill, count = Spill(folder), 0
+    count = 0
+    with Spill() as spill:
 
-    def counting(partial):
-        nonlocal count
-        count += 1
-        return spill(partial)
+        def counting(partial):
+            nonlocal count
+            count += 1
+            return spill(partial)
 
-    tree = FoldTree(FOLD, len(cohort), counting, max_waiting_bytes)
-    for client in random.sample(cohort, len(cohort)):
-        tree.add_reply(cohort.index(client), client, None if client in holes else make_reply(client))
-    assert bits(tree.root()) == in_one_process(cohort, holes)
-    assert max_waiting_bytes or holes or count  # with no memory at all something did wait on disk
-    assert not list(folder.iterdir())  # and was removed when it was read
+        tree = FoldTree(FOLD, len(cohort), counting, max_waiting_bytes)
+        for client in random.sample(cohort, len(cohort)):
+            tree.add_reply(cohort.index(client), client, None if client in holes else make_reply(client))
+        assert bits(tree.root()) == in_one_process(cohort, holes)
+        assert max_waiting_bytes or holes or count  # with no memory at all something did wait on disk
+        assert not list(spill.folder.iterdir())  # and was removed when it was read
+    assert not spill.folder.exists()
 
 
 def test_the_order_is_seen_in_the_bits():

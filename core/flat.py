@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ class Place:
             memory: [B] uint8.
         """
         dtype: torch.dtype = getattr(torch, self.dtype)
-        num_bytes = int(np.prod(self.shape, dtype=np.int64)) * dtype.itemsize
+        num_bytes = math.prod(self.shape) * dtype.itemsize
         return memory[self.start : self.start + num_bytes].view(dtype).view(self.shape)
 
 

@@ -110,7 +110,7 @@ class RayPort(LocalPort):
 
         config = self._experiment.engine
         data = held(self._experiment)
-        self._sizes = data.num_train
+        self._sizes = [float(number) for number in data.num_train.tolist()]
         self._arrays = ray.put(data.arrays())
         self._meta = dict(data.meta)
         self._actor = ray.remote(RayWorker).options(
@@ -252,7 +252,7 @@ class RayPort(LocalPort):
 
     def _cost(self, client: int) -> float:
         """Estimate a client's time: its training examples."""
-        return float(self._sizes[client])
+        return self._sizes[client]
 
     def stream(
         self, messages: Collection[Message], deadline: float, on_wait: OnWait | None = None

@@ -54,8 +54,6 @@ class Host:
         self.dtype = devices.parameter_dtype(experiment.client.precision)
         self.loaded = False  # whether the client whose turn it is has loaded the model
         self.prepare = self._kept()
-        # The first optimiser of a process loads a part of torch: seconds that are no client's.
-        training.make_optimizer(experiment.client, [torch.zeros(1, requires_grad=True)], 0.0)
 
     def _kept(self) -> Kept[Examples, tuple[Tensor, Tensor]]:
         return Kept(self._prepare, lambda ready: ready[0].nbytes, _PREPARED_BYTES)

@@ -36,6 +36,7 @@ from torch import Tensor
 from umbel.core.folds import Folded, Product, product
 from umbel.core.ranges import OneOf
 from umbel.core.refusal import Refusal
+from umbel.core.training.optimizers import eager
 from umbel.core.tree import Tree
 from umbel.strategies.base import (
     Phase,
@@ -124,13 +125,16 @@ class PaperAdaptive(torch.optim.Optimizer):
 
 def make_optimizer(config: Config, parameters: list[Tensor]) -> torch.optim.Optimizer:
     """Make the server's optimiser."""
+    made: torch.optim.Optimizer
     if config.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=config.lr, momentum=config.momentum)
-    if config.optimizer == "adam" and config.bias_correction:
+        made = eager(torch.optim.SGD)(parameters, lr=config.lr, momentum=config.momentum)
+    elif config.optimizer == "adam" and config.bias_correction:
         betas = (config.momentum, config.beta2)
-        return torch.optim.Adam(parameters, lr=config.lr, betas=betas, eps=config.tau)
-    yogi = config.optimizer == "yogi"
-    return PaperAdaptive(parameters, config.lr, config.momentum, config.beta2, config.tau, yogi)
+        made = eager(torch.optim.Adam)(parameters, lr=config.lr, betas=betas, eps=config.tau)
+    else:
+        yogi = config.optimizer == "yogi"
+        made = eager(PaperAdaptive)(parameters, config.lr, config.momentum, config.beta2, config.tau, yogi)
+    return made
 
 
 def optimize(

@@ -159,7 +159,7 @@ def cluster(neutral: Path) -> None:
     """Ray with two CPUs, started once for a test run; a run that finds it started uses it."""
     import ray
 
-    from umbel.simulations.engines.ray_engine import own_signals
+    from umbel.simulations.engines.ray_start import own_signals
 
     if not ray.is_initialized():
         with contextlib.chdir(neutral), own_signals():

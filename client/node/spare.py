@@ -21,8 +21,6 @@ def main() -> None:
     for library in LIBRARIES:
         with suppress(ImportError):  # a bundle that needs it says so
             import_module(library)
-    if (torch := sys.modules.get("torch")) is not None:
-        torch.optim.SGD([torch.zeros(1, requires_grad=True)])  # the first optimiser imports modules
     # Without a buffer, so that not a byte more than the line is read: what follows is for the bundle's own code.
     with open(0, "rb", buffering=0, closefd=False) as stream:
         line = stream.readline()

@@ -22,6 +22,7 @@ from umbel.core.training import compiled
 from umbel.core.training.config import LocalConfig as LocalConfig
 from umbel.core.training.config import learning_rate as learning_rate
 from umbel.core.training.corrections import Correction as Correction
+from umbel.core.training.optimizers import eager
 from umbel.core.training.spent import count
 from umbel.core.training.steps import Loss as Loss
 from umbel.core.training.steps import UnfitError, freeze_batch_norm
@@ -61,7 +62,7 @@ class TrainReport:
 def make_optimizer(config: LocalConfig, parameters: Sequence[Tensor], lr: float) -> torch.optim.Optimizer:
     """Make the client's optimiser."""
     if config.optimizer == "sgd":
-        return torch.optim.SGD(
+        sgd: torch.optim.Optimizer = eager(torch.optim.SGD)(
             parameters,
             lr=lr,
             momentum=config.momentum,
@@ -69,8 +70,10 @@ def make_optimizer(config: LocalConfig, parameters: Sequence[Tensor], lr: float)
             weight_decay=config.weight_decay,
             foreach=True,
         )
-    kind: type[torch.optim.Adam] = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer]
-    return kind(parameters, lr=lr, weight_decay=config.weight_decay, foreach=True)
+        return sgd
+    kind = eager({"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[config.optimizer])
+    adam: torch.optim.Optimizer = kind(parameters, lr=lr, weight_decay=config.weight_decay, foreach=True)
+    return adam
 
 
 def train(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -28,6 +27,7 @@ from umbel.server.errors import RunStoppedError, raise_again
 from umbel.server.port import Answer, OnWait, Task
 from umbel.simulations.engines.flower_internals import failed_reply
 from umbel.simulations.engines.local import LocalPort
+from umbel.simulations.engines.ray_start import own_signals, without_extras
 from umbel.simulations.engines.ray_worker import RayWorker
 from umbel.simulations.engines.raylet import LOOK_SECONDS, Raylet, check_answers, check_temporary_folder
 
@@ -82,7 +82,7 @@ class RayPort(LocalPort):
         # The folder stays as long as Ray does: a worker whose current folder is gone cannot load its libraries.
         self._neutral.mkdir(parents=True, exist_ok=True)
         quiet = {"log_to_driver": False, "configure_logging": False}
-        with contextlib.chdir(self._neutral), own_signals():
+        with contextlib.chdir(self._neutral), own_signals(), without_extras():
             if not config.ray_address:
                 try:
                     ray.init(address="local", num_cpus=config.workers or None, include_dashboard=False, **quiet)
@@ -268,27 +268,3 @@ class RayPort(LocalPort):
                 yield Message(self._reach.take(given), reply_to=message)
             except (WorkerFailedError, WorkerDiedError) as error:
                 yield failed_reply(message, str(error))
-
-
-@contextlib.contextmanager
-def own_signals() -> Iterator[None]:
-    """Keep our handlers: Ray's would end the process at a SIGTERM with a dump in place of a checkpoint.
-
-    They hold while Ray starts, too. What it starts is deaf to the end of the terminal, which is for us to answer.
-    """
-    from ray._private import utils
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.getsignal(number) for number in numbers}
-    set_handler = utils.set_sigterm_handler
-    utils.set_sigterm_handler = lambda _: None
-    with contextlib.suppress(ValueError):  # not the main thread: signals are not ours to answer
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        yield
-    finally:
-        utils.set_sigterm_handler = set_handler
-        for number, handler in before.items():
-            if handler is not None:
-                with contextlib.suppress(ValueError):
-                    signal.signal(number, handler)

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from umbel.core.refusal import Refusal
+from umbel.core.training.optimizers import eager
 
 if TYPE_CHECKING:
     from umbel.strategies.fedloge.method import Config
@@ -131,7 +132,7 @@ def sparse_etf(etf_DC: Tensor, keep_mask_DC: Tensor, norm: float = 0.1) -> Tenso
         lengths: Tensor = torch.linalg.norm(whole, dim=0)
         return whole / lengths
 
-    optimizer = torch.optim.LBFGS(
+    optimizer = eager(torch.optim.LBFGS)(
         [free],
         max_iter=_ITERATIONS,
         max_eval=2 * _ITERATIONS,
@@ -148,7 +149,7 @@ def sparse_etf(etf_DC: Tensor, keep_mask_DC: Tensor, norm: float = 0.1) -> Tenso
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)
     with torch.no_grad():
         frame: Tensor = (norm * directions()).to(etf_DC.dtype)
     return frame

@@ -47,5 +47,5 @@ def test_nor_does_a_run_on_one_machine(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     loaded = set(done.stdout.split())
     assert "umbel.server.rounds" in loaded
-    assert not loaded.intersection((*HEAVY, "fastapi", "flwr.cli"))
+    assert not loaded.intersection((*HEAVY, "fastapi", "flwr.cli", "torch._dynamo", "sympy"))
     assert list(tmp_path.glob("*/metrics.parquet"))

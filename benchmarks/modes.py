@@ -80,7 +80,9 @@ class Bench:
         for index in torch.randperm(len(images), generator=generator(3)).split(self.config.batch_size):
             index = index.to(self.where)
             optimizer.zero_grad(set_to_none=True)
-            F.cross_entropy(model(images[index]), self.labels[index]).backward()
+            with device.autocast(self.where, self.config.precision):
+                value = F.cross_entropy(model(images[index]), self.labels[index])
+            value.backward()
             optimizer.step()
         return self.steps
 

@@ -102,8 +102,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=(*NUMBERS, "case"))
     parser.add_argument("--numbers", default="")
-    parser.add_argument("--engine", default="inline")
+    parser.add_argument("--engine", help="by default inline; for memory ray-2")
     asked = parser.parse_args()
+    asked.engine = asked.engine or ("ray-2" if asked.study == "memory" else "inline")
     numbers = [int(number) for number in (asked.numbers or NUMBERS[asked.study]).split(",")]
     if asked.study == "case":
         print(json.dumps(case(*numbers, asked.engine)))

@@ -132,6 +132,7 @@ class Share:
         """Return what came of the clients that ran; the share is at its end."""
         self._outcome.singles = dict(self._tree.replies())
         self._outcome.nodes = [node for node in self._tree.nodes() if node[0]]  # at the bottom are holes alone
+        del self._tree  # it and this know each other, and would keep the payload until garbage is collected
         return self._outcome
 
     def _take(self, client: int, answer: _Answer) -> None:

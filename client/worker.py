@@ -55,7 +55,8 @@ class Worker:
         self._framing: dict[str, int] = {}
 
     @property
-    def _host(self) -> Host:
+    def host(self) -> Host:
+        """Model, device and data of this process."""
         assert self._hosted is not None, "no work has come"
         return self._hosted
 
@@ -66,9 +67,9 @@ class Worker:
         """
         if self.own_data is not None:
             return self.own_data.declared(clients)
-        counts: list[int] = self._host.data.num_train.tolist()
+        counts: list[int] = self.host.data.num_train.tolist()
         examples = {str(client): counts[client] for client in clients}
-        return {"examples": examples, "classes": declared(self._host.data)}
+        return {"examples": examples, "classes": declared(self.host.data)}
 
     def agree(self, asked: Mapping[str, Any]) -> dict[str, Any]:
         """Answer a step of the agreement on sites' data.
@@ -98,7 +99,7 @@ class Worker:
         if self._clients is None or begins:
             if not _RUN.fullmatch(work.run):
                 raise ValueError(f"The server calls its run {work.run!r}, which is no name of a folder.")
-            self._clients = Clients(self._host, MemoryStore(self._memory_folder / work.run))
+            self._clients = Clients(self.host, MemoryStore(self._memory_folder / work.run))
             self._run = (work.run, work.attempt)
         return self._clients
 
@@ -135,11 +136,11 @@ class Worker:
         """Return the part of a client in the exchange of a name: a phase of the strategy, or the loop's own."""
         if name == EVALUATE:
             num_scores = len(self.experiment.evaluate.metrics)
-            return Part(self._evaluate, evaluation_fold(self._host.data.num_classes, num_scores), remembers=False)
+            return Part(self._evaluate, evaluation_fold(self.host.data.num_classes, num_scores), remembers=False)
         phase = self.strategy.phase(name)
         return Part(phase.local, phase.fold())
 
     def _evaluate(self, payload: Payload, client: ClientContext) -> Reply:
         asked, schedule = self.experiment.evaluate, self.experiment.schedule
-        heads = self._host.task_heads
+        heads = self.host.task_heads
         return evaluate_client(self.strategy, payload, client, asked.batch_size, schedule, heads, asked.metrics)

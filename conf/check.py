@@ -34,6 +34,7 @@ from umbel.strategies.whole_models import WholeModels
 
 SECTIONS = ("data", "model", "client", "run", "evaluate", "checkpoint", "engine")
 _RUN_NAME = re.compile(r"\w[\w.-]*")
+_MOST_WORKERS = 4096
 _LONGEST_NAME = 200  # bytes; a file system takes 255, and files are written beside under longer names
 _KEPT = 64
 
@@ -84,6 +85,7 @@ def _check(canonical: _Canonical) -> None:
         _sequence(experiment)
         devices.check(experiment)
         _training(experiment)
+        _workers(experiment)
         _evaluation(experiment)
         models.check(experiment.model.name, experiment.model.sizes)
         _operators(experiment)
@@ -196,6 +198,20 @@ def _sequence(experiment: Experiment) -> None:
             f"data.rounds_per_task={data.rounds_per_task} need {planned}.",
             key="run.rounds",
             remedy=f"Set run.rounds={planned} or more.",
+        )
+
+
+def _workers(experiment: Experiment) -> None:
+    engine = experiment.engine
+    if engine.workers != "auto" and not 0 <= engine.workers <= _MOST_WORKERS:
+        raise ExperimentError(
+            f"engine.workers={engine.workers}: expected auto, or 0 to {_MOST_WORKERS} workers.", key="engine.workers"
+        )
+    if engine.workers == "auto" and engine.gpus_per_worker:
+        raise ExperimentError(
+            f"engine.gpus_per_worker={engine.gpus_per_worker} with engine.workers=auto, which finds that out itself.",
+            key="engine.gpus_per_worker",
+            remedy="Leave engine.gpus_per_worker at 0, or say how many workers there are.",
         )
 
 

@@ -61,7 +61,7 @@ def execute(
         told.begin(experiment, str(path))
         agreement, directory = _agreed(experiment, port, run_folder, told)
         session = Session(experiment, agreement)
-        for text in session.data.notices:
+        for text in (*port.notices, *session.data.notices):
             told.notice(text)
         for text in modes.notices(*session.trains):
             told.notice(text)

@@ -59,10 +59,12 @@ class Port(ABC):
     Class attributes:
         num_tries: Greetings that a node may fail to answer before it counts as refused.
         strangers: Whether nodes may come that this process did not start.
+        notices: What there is to say of how it was opened.
     """
 
     num_tries = 1
     strangers = False
+    notices: tuple[str, ...] = ()
 
     @abstractmethod
     def nodes(self) -> set[int]:

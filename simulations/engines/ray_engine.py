@@ -22,16 +22,20 @@ import umbel
 from umbel.conf.errors import ExperimentError
 from umbel.conf.federation import held
 from umbel.conf.schema import Experiment
+from umbel.core import device as devices
+from umbel.core.records import reason
 from umbel.core.wire.work import Outcome
 from umbel.server.errors import RunStoppedError, raise_again
 from umbel.server.port import Answer, OnWait, Task
 from umbel.simulations.engines.flower_internals import failed_reply
+from umbel.simulations.engines.how_many import ProbeError, choose
 from umbel.simulations.engines.local import LocalPort
 from umbel.simulations.engines.ray_start import own_signals, without_extras
 from umbel.simulations.engines.ray_worker import RayWorker
 from umbel.simulations.engines.raylet import LOOK_SECONDS, Raylet, check_answers, check_temporary_folder
 
 if TYPE_CHECKING:
+    from umbel.simulations.engines.how_many import Probed
     from umbel.simulations.engines.ray_phase import Pace
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry: this runs in hospitals
@@ -85,7 +89,7 @@ class RayPort(LocalPort):
         with contextlib.chdir(self._neutral), own_signals(), without_extras():
             if not config.ray_address:
                 try:
-                    ray.init(address="local", num_cpus=config.workers or None, include_dashboard=False, **quiet)
+                    ray.init(address="local", num_cpus=self._num_cpus(), include_dashboard=False, **quiet)
                 except BaseException:  # a signal, too: what has started by then ends
                     begun = Raylet()
                     ray.shutdown()
@@ -106,30 +110,16 @@ class RayPort(LocalPort):
     def _start_workers(self) -> None:
         import ray
 
-        from umbel.simulations.engines.ray_calls import first_line
-
         config = self._experiment.engine
         data = held(self._experiment)
         self._sizes = [float(number) for number in data.num_train.tolist()]
         self._arrays = ray.put(data.arrays())
         self._meta = dict(data.meta)
-        self._actor = ray.remote(RayWorker).options(
-            num_cpus=0 if config.gpus_per_worker else 1, num_gpus=config.gpus_per_worker, max_restarts=0
-        )
-        self._workers = [self._start_worker() for _ in range(self._num_workers())]
-        try:
-            answers = ray.get([worker.ready.remote() for worker in self._workers], timeout=config.node_timeout_seconds)
-        except ray.exceptions.GetTimeoutError:
-            raise RunStoppedError(
-                f"{len(self._workers)} Ray workers were not all ready after {config.node_timeout_seconds:g} s: others "
-                "may hold the cluster's CPUs or GPUs. Ask for fewer (engine.workers), or wait longer "
-                "(engine.node_timeout_seconds)."
-            ) from None
-        except ray.exceptions.RayError as error:
-            raise RunStoppedError(f"A Ray worker died while it started: {first_line(error)}") from error
-        for _, end, _ in answers:
-            if end is not None:
-                raise_again(end | {"text": f"A Ray worker cannot start: {end.get('text')}"})
+        if config.workers == "auto":
+            self._workers, found = choose(self, **self._room())
+            self.notices = (found,)
+        else:
+            self._start(self._num_workers(), config.gpus_per_worker)
         self._reach = self._how_to_reach()
         for worker in self._workers:
             self._reach.open(worker)
@@ -153,6 +143,81 @@ class RayPort(LocalPort):
             with contextlib.suppress(OSError):
                 self._neutral.rmdir()
 
+    def _num_cpus(self) -> int | None:
+        workers = self._experiment.engine.workers
+        return None if workers == "auto" else workers or None
+
+    def _start(self, number: int, gpus: float) -> list[Any]:
+        """Start workers, and wait until they are ready.
+
+        Args:
+            number: How many.
+            gpus: Share of a GPU for each.
+        """
+        import ray
+
+        from umbel.simulations.engines.ray_calls import first_line
+
+        seconds = self._experiment.engine.node_timeout_seconds
+        self._actor = ray.remote(RayWorker).options(num_cpus=0 if gpus else 1, num_gpus=gpus, max_restarts=0)
+        workers = [self._start_worker() for _ in range(number)]
+        self._workers += workers
+        try:
+            answers = ray.get([worker.ready.remote() for worker in workers], timeout=seconds)
+        except ray.exceptions.GetTimeoutError:
+            raise RunStoppedError(
+                f"{len(workers)} Ray workers were not all ready after {seconds:g} s: others "
+                "may hold the cluster's CPUs or GPUs. Ask for fewer (engine.workers), or wait longer "
+                "(engine.node_timeout_seconds)."
+            ) from None
+        except ray.exceptions.RayError as error:
+            raise RunStoppedError(f"A Ray worker died while it started: {first_line(error)}") from error
+        for _, end, _ in answers:
+            if end is not None:
+                raise_again(end | {"text": f"A Ray worker cannot start: {end.get('text')}"})
+        return workers
+
+    def _room(self) -> dict[str, int]:
+        """Return what there is for workers, as `choose` asks it."""
+        import ray
+
+        there, experiment = ray.cluster_resources(), self._experiment
+        on_gpu = devices.resolve(experiment.client.device).type == "cuda"
+        return {
+            "num_cpus": int(there.get("CPU", 1)),
+            "threads": experiment.run.threads,
+            "num_gpus": int(there.get("GPU", 0)) if on_gpu else 0,
+            "num_machines": sum(bool(node["Alive"]) for node in ray.nodes()),
+            "cohort": experiment.num_sampled,
+        }
+
+    def more(self, number: int, on_each_gpu: int) -> list[Any]:
+        """Start workers, so many of which share a GPU where they have one."""
+        return self._start(number, 1 / on_each_gpu if self._room()["num_gpus"] else 0.0)
+
+    def end(self, workers: Sequence[Any]) -> None:
+        """End workers that are not needed."""
+        import ray
+
+        for worker in workers:
+            ray.kill(worker)
+            self._workers.remove(worker)
+
+    def probe(self, workers: Sequence[Any]) -> list[Probed]:
+        """Have workers probe, all at once."""
+        import ray
+
+        from umbel.simulations.engines.ray_calls import first_line
+
+        try:
+            calls, seconds = [worker.probe.remote() for worker in workers], self._experiment.engine.client_seconds
+            found: list[Probed] = ray.get(calls, timeout=seconds)
+        except ray.exceptions.RayTaskError as error:
+            raise ProbeError(reason(error.cause or error)) from error
+        except (ray.exceptions.RayError, TimeoutError) as error:
+            raise ProbeError(first_line(error)) from error
+        return found
+
     def _num_workers(self) -> int:
         import ray
 
@@ -160,12 +225,13 @@ class RayPort(LocalPort):
         kind, share = ("GPU", config.gpus_per_worker) if config.gpus_per_worker else ("CPU", 1.0)
         there = float(ray.cluster_resources().get(kind, 0))
         fit = int(there / share + 1e-9)
-        if fit < max(config.workers, 1):  # Ray would wait for ever
+        asked = int(config.workers)
+        if fit < max(asked, 1):  # Ray would wait for ever
             raise ExperimentError(
                 f"engine.workers={config.workers} of {share:g} {kind} each do not fit: Ray has {there:g} {kind}, "
                 f"enough for {fit}. Lower engine.workers or engine.gpus_per_worker."
             )
-        return config.workers or fit
+        return asked or fit
 
     def _how_to_reach(self) -> Any:
         """Return lines to workers of this machine, or calls of Ray's to workers anywhere."""

@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # a worker that imported another umbel says so before it load
     from umbel.core.flat import Outline
     from umbel.core.wire.packed import Packed
     from umbel.core.wire.work import Work
+    from umbel.simulations.engines.how_many import Probed
 
 
 @dataclass
@@ -128,6 +129,17 @@ class RayWorker:
         outcome = share.outcome()
         outcome.notices = take_told()  # nobody reads a worker's log
         return Packed.of(outcome, memory)
+
+    def probe(self) -> Probed:
+        """Say how fast this worker trains, and what memory it takes."""
+        if self._error is not None:
+            raise self._error
+        import ray
+
+        from umbel.client.handlers import process
+        from umbel.simulations.engines.how_many import probe
+
+        return probe(process.worker(self._context).host, ",".join(map(str, ray.get_gpu_ids())))
 
     def serve(self, address: str, number: int) -> None:
         """Run what the driver says over a line (`umbel.simulations.engines.lines`), until it hangs up."""

@@ -43,6 +43,10 @@ class Process:
             self._key, self._worker = key, Worker(composed, folder, own_site(context, composed))
         return self._worker
 
+    def forget(self) -> None:
+        """Let the worker go: its run is over."""
+        self._key, self._worker = (), None
+
 
 process = Process()
 

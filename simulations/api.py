@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -174,6 +175,7 @@ def _start(experiment: Experiment, listener: Listener, folder: Path, resuming: b
 
         submit(experiment, listener, folder, resuming)  # the round loop runs where Flower starts it
     else:
+        gc.collect()  # model and data of a run before this one, which know each other
         with _port(experiment, listener, folder) as port:
             execute(experiment, port, listener, folder, resuming)
     return RunResult(folder)
@@ -206,7 +208,7 @@ def _port(experiment: Experiment, listener: Listener, folder: Path) -> AbstractC
     """Return how the server reaches nodes on this machine."""
     config, memory = run_config(experiment), folder / "memory"
     if experiment.engine.name == "inline":
-        return nullcontext(InlinePort(config, {"state-folder": str(memory)}, listener.clients_done))
+        return InlinePort(config, {"state-folder": str(memory)}, listener.clients_done)
     from umbel.simulations.engines.ray_engine import RayPort
 
     return RayPort(experiment, config, memory)

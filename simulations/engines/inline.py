@@ -31,6 +31,12 @@ class InlinePort(LocalPort):
         self._context = make_context(run_config, node_config)
         self._on_clients = on_clients
 
+    def __enter__(self) -> InlinePort:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        process.forget()
+
     def exchange(self, tasks: Sequence[Task], deadline: float, on_wait: OnWait | None = None) -> Iterator[Answer]:
         """Run each task and yield its answer; a phase has no deadline here, each of its clients has."""
         done = 0

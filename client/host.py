@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable
 from functools import cached_property
+from importlib import import_module
 
 import torch
 from torch import Tensor
@@ -51,6 +52,7 @@ class Host:
         devices.make_repeatable(self.device)
         if experiment.client.compile != "none":
             compiled.keep_in(folder() / "compiled")
+            import_module("torch._dynamo")  # seconds that are no client's
         self.dtype = devices.parameter_dtype(experiment.client.precision)
         self.loaded = False  # whether the client whose turn it is has loaded the model
         self.prepare = self._kept()

@@ -47,7 +47,7 @@ class LentModel:
         # Where a module says otherwise what its state is, it is asked each time.
         self._is_plain = all(own.get(name) is tensor for name, tensor in state.items())
         places = state.items() if self._is_plain else ()
-        self._state = {name: (tensor, tensor.shape, tensor.is_floating_point()) for name, tensor in places}
+        self._state = {name: (tensor, tensor.is_floating_point()) for name, tensor in places}
         names = [group for group in shared_names(state) if keep_local.isdisjoint(group)]
         self._shared = {group[0]: state[group[0]] for group in names}
         self._parameters = tuple(model.parameters())
@@ -76,7 +76,7 @@ class LentModel:
         """Say whether a tree can be copied tensor by tensor into what the model was built of."""
         for name, tensor in tree.items():
             place = self._state.get(name)
-            if place is None or place[1] != tensor.shape or place[2] != tensor.is_floating_point():
+            if place is None or place[0].shape != tensor.shape or place[1] != tensor.is_floating_point():
                 return False
         return True
 

@@ -79,7 +79,9 @@ class Share:
         self._part, self._work, self._lent, self._framing = part, work, lent, framing
         self._seconds = self._host.experiment.engine.client_seconds
         self._outcome = Outcome()
-        self._tree = FoldTree(part.fold, work.num_leaves, lift=self._lift)
+        # Not a method: tree and share would know each other, and keep the payload until garbage is collected.
+        lift = partial(_lift, part.fold, self._seconds, self._outcome)
+        self._tree = FoldTree(part.fold, work.num_leaves, lift=lift)
         self._shapes: Shapes = {}  # of replies, as far as the payload leaves them open
         squads = work.squads if part.remembers else ()  # an evaluation trains nothing
         self._squad_of = {client: squad for squad in squads for client in squad}
@@ -132,7 +134,6 @@ class Share:
         """Return what came of the clients that ran; the share is at its end."""
         self._outcome.singles = dict(self._tree.replies())
         self._outcome.nodes = [node for node in self._tree.nodes() if node[0]]  # at the bottom are holes alone
-        del self._tree  # it and this know each other, and would keep the payload until garbage is collected
         return self._outcome
 
     def _take(self, client: int, answer: _Answer) -> None:
@@ -148,14 +149,6 @@ class Share:
             self._tree.add_reply(place, client, answer.reply)
         else:
             self._tree.add(0, place, answer.lifted)
-
-    def _lift(self, client: int, reply: Reply) -> Partial:
-        """Return the accumulator of a reply that has waited; where its fold raises, that is its client's failure."""
-        done = attempt(partial(self._part.fold.lift, client, reply), self._seconds, f"Client {client}")
-        if done.made is not None:
-            return done.made
-        self._outcome.failures[client] = done.failure
-        return self._part.fold.zero()
 
     def _turn(self, client: int, trainer: Trainer = train, waits: bool = False) -> tuple[_Answer | None, str]:
         """Run one client and put back what all share; return its answer, or None and why there is none.
@@ -245,3 +238,12 @@ class Share:
         work = self._work
         version = Version(work.round, work.step, work.attempt)
         self._clients.memory.write(client, version, record, work.memories.get(client), work.checkpoint_round)
+
+
+def _lift(fold: Product, seconds: float, outcome: Outcome, client: int, reply: Reply) -> Partial:
+    """Return the accumulator of a reply that has waited; where its fold raises, that is its client's failure."""
+    done = attempt(partial(fold.lift, client, reply), seconds, f"Client {client}")
+    if done.made is not None:
+        return done.made
+    outcome.failures[client] = done.failure
+    return fold.zero()

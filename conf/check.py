@@ -207,6 +207,12 @@ def _workers(experiment: Experiment) -> None:
         raise ExperimentError(
             f"engine.workers={engine.workers}: expected auto, or 0 to {_MOST_WORKERS} workers.", key="engine.workers"
         )
+    if engine.workers == "auto" and own_data.is_own(experiment):
+        raise ExperimentError(
+            "engine.workers=auto measures training, and data of sites' own are known when all sites have agreed.",
+            key="engine.workers",
+            remedy="Say how many workers there are.",
+        )
     if engine.workers == "auto" and engine.gpus_per_worker:
         raise ExperimentError(
             f"engine.gpus_per_worker={engine.gpus_per_worker} with engine.workers=auto, which finds that out itself.",

@@ -165,7 +165,8 @@ def portable(experiment: Experiment) -> dict[str, Any]:
     for key in ("name", "description", "engine", "checkpoint", "evaluate"):
         plain.pop(key)
     places = (("data", "path"), ("data", "sites"), ("data", "server"))
-    for part, key in (*places, ("model", "init"), ("client", "device"), ("run", "results"), ("run", "name")):
+    outputs = (("run", "results"), ("run", "name"), ("run", "trackers"))
+    for part, key in (*places, ("model", "init"), ("client", "device"), *outputs):
         plain[part].pop(key)
     for key in ("capacity", "availability"):  # only the server reads them, and their hash is there
         plain["simulation"]["devices"].pop(key)

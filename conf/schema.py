@@ -90,6 +90,8 @@ class RunConfig:
         threads: Threads of torch's arithmetic in every process; part of what fixes the bits.
         results: Folder in which runs are written.
         name: Name of the run's folder; empty makes one of experiment, strategy, seed and time.
+        trackers: Where its numbers go as well: `tensorboard`, `mlflow`, `wandb`, `aim`, or `package.module:function`
+            that returns a `umbel.Tracker`. Their libraries are to be installed. They change no result.
     """
 
     rounds: Annotated[int, Ge(1)] = 10
@@ -107,6 +109,7 @@ class RunConfig:
     threads: Annotated[int, Interval(ge=1, le=1024)] = 1
     results: str = "results"
     name: str = ""
+    trackers: list[str] = field(default_factory=list)
 
     def replies_needed(self, cohort: int) -> int:
         """Return how many good replies a phase needs that selected so many clients."""
@@ -122,7 +125,8 @@ class EngineConfig:
     Attributes:
         name: inline (one process), ray, or grpc.
         workers: Ray workers; 0 takes one for each CPU, or each share of a GPU; auto as many as a measurement says:
-            those that memory holds, and that together train a tenth faster than half as many. It changes no result.
+            those that memory holds, and that together train a tenth faster than half as many. At most 4096. Their
+            number changes no result.
         gpus_per_worker: Share of a GPU for each Ray worker, such as 0.25.
         ray_address: A running Ray cluster (`auto` finds it); empty starts Ray on this machine.
         nodes: SuperNodes to start for grpc when no federation is up.

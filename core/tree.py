@@ -94,7 +94,7 @@ def largest(tensor: Tensor) -> float:
 
     By the least and the greatest value, which are found in one pass and without a copy.
     """
-    low, high = torch.aminmax(tensor)
+    low, high = torch.aminmax(tensor.detach())
     return max(-float(low), float(high))
 
 

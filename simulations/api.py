@@ -27,6 +27,7 @@ from umbel.server.main import execute
 from umbel.server.port import Port
 from umbel.server.results import new_folder
 from umbel.simulations.engines.inline import InlinePort
+from umbel.simulations.trackers import tracked
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,6 +40,7 @@ _MAY_CHANGE = (
     "run.until",
     "run.patience",
     "run.budget",
+    "run.trackers",
     "data.path",
     "data.sites",
     "data.server",
@@ -97,11 +99,12 @@ def run(experiment: str | DictConfig | Experiment, *overrides: str, listener: Li
     # Absolute, because workers and nodes have current folders of their own.
     results = Path(composed.run.results).expanduser().resolve()
     composed = replace(composed, run=replace(composed.run, results=str(results)))
+    told = tracked(composed, listener or Listener())
     sweep(results)
     set_threads(composed.run.threads)  # the folder says with how many
     folder = new_folder(composed, _memory_place(composed))
     try:
-        return _start(composed, listener or Listener(), folder, resuming=False)
+        return _start(composed, told, folder, resuming=False)
     except RunStoppedError:
         raise  # its folder says why, and can be gone on with
     except (StopRequested, KeyboardInterrupt):
@@ -126,8 +129,9 @@ def resume(folder: str | Path, *overrides: str, listener: Listener | None = None
 
     Args:
         folder: The run's folder.
-        overrides: What may change: `run.rounds`, `run.until`, `run.patience`, `run.budget`, all of `engine` and
-            `checkpoint`, and, where they have moved, `data.path`, `data.sites`, `data.server` and `client.device`.
+        overrides: What may change: `run.rounds`, `run.until`, `run.patience`, `run.budget`, `run.trackers`, all of
+            `engine` and `checkpoint`, and, where they have moved, `data.path`, `data.sites`, `data.server` and
+            `client.device`.
         listener: Told of everything that happens.
 
     Raises:
@@ -146,7 +150,8 @@ def resume(folder: str | Path, *overrides: str, listener: Listener | None = None
         (path / "stop").unlink(missing_ok=True)
     composed = replace(composed, run=replace(composed.run, results=str(path.parent)))
     _check_memory_place(composed, path)
-    return _start(composed, listener or Listener(), path, resuming=True)
+    told = tracked(composed, listener or Listener(), resuming=True)
+    return _start(composed, told, path, resuming=True)
 
 
 def check_may_change(overrides: Sequence[str]) -> None:

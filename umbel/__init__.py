@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from umbel.simulations.compare.carry_out import compare
     from umbel.simulations.explain.look import explain
     from umbel.simulations.report.page import report
+    from umbel.simulations.trackers.base import TrackedRun, Tracker
     from umbel.simulations.use.evaluate import evaluate
     from umbel.simulations.use.export import export
     from umbel.simulations.use.predict import predict
@@ -38,6 +39,8 @@ _PLACES = {
     "Phase": "umbel.strategies.base",
     "RunResult": "umbel.simulations.api",
     "Strategy": "umbel.strategies.base",
+    "TrackedRun": "umbel.simulations.trackers.base",
+    "Tracker": "umbel.simulations.trackers.base",
     "Trained": "umbel.simulations.use.trained",
     "compare": "umbel.simulations.compare.carry_out",
     "data": "",
@@ -59,6 +62,8 @@ __all__ = [
     "Phase",
     "RunResult",
     "Strategy",
+    "TrackedRun",
+    "Tracker",
     "Trained",
     "compare",
     "data",

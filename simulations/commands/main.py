@@ -112,7 +112,7 @@ def resume(folder: str, overrides: tuple[str, ...], quiet: bool, as_json: bool) 
     """Go on with RUN, a run's folder, from its last checkpoint.
 
     It ends with the same weights, bit for bit, as if it had never been stopped. Only run.rounds, run.until,
-    run.patience, run.budget and the sections engine and checkpoint may change, and data.path and
+    run.patience, run.budget, run.trackers and the sections engine and checkpoint may change, and data.path and
     client.device where they have moved. What it reads is checked; of a damaged checkpoint it says so and
     takes the one before.
 

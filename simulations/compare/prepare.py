@@ -108,7 +108,7 @@ def folder_name(item: Item, experiment: Experiment, budget: str = "") -> str:
     plain = as_dict(experiment) | ({"budget": budget} if budget else {})
     for key in ("name", "description", "engine", "checkpoint"):  # change where and how, not what
         plain.pop(key)
-    plain["run"] = {key: value for key, value in plain["run"].items() if key not in ("results", "name")}
+    plain["run"] = {key: value for key, value in plain["run"].items() if key not in ("results", "name", "trackers")}
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
     stem = re.sub(r"[^\w.-]+", "-", item.label.replace("=", "")).strip("-")[:_LONGEST_STEM].rstrip("-")
     return f"{stem}-s{experiment.run.seed}-{digest}"

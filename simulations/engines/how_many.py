@@ -1,30 +1,34 @@
-"""How many Ray workers: as many as memory holds and as are of use, by a measurement of one client's training.
+"""How many Ray workers: as many as memory holds and as are of use, by a measurement of clients' training.
 
 It is what `engine.workers=auto` asks. The number changes no result, only how long it takes, so that a measurement may
-decide. A worker trains a copy of the experiment's model on the client with most examples, for half a second: alone,
-which says how much memory it takes; then two at once on each device, four, and so on, as long as all together do a
-tenth more steps a second than before.
+decide. A worker trains a copy of the experiment's model on the client with most examples, for half a second and as many
+at once as it would: alone, which says how much memory it takes; then two workers at once on each device, four, and so
+on, as long as all together do a tenth more steps a second than before.
 """
 
 from __future__ import annotations
 
 import copy
+import resource
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import psutil
 
-if TYPE_CHECKING:  # it is imported where workers are started, which load what they need themselves
+if TYPE_CHECKING:  # they are imported where workers run, which load what they need themselves
     from umbel.client.host import Host
 
 SECONDS = 0.5  # that a probe lasts
 GAIN = 1.1  # in steps a second, for which more workers are taken
+MOST_ON_A_GPU = 16
 _SHARE_OF_MEMORY = 0.9  # of what is free
-_MOST_ON_A_GPU = 16
+_LEFT = 0.05  # of a machine's memory, beyond which Ray ends workers
 _STEPS = 4  # between looks at the clock
 _LEAST_BYTES = 1 << 20
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -33,67 +37,99 @@ class Probed:
 
     Attributes:
         steps_per_second: Of training.
-        own_bytes: Memory that it alone takes: of the device, on a GPU; else its process's.
-        free_bytes: Memory that is left there beside it.
-        gpu: Which GPU it has on its machine; "" without one.
+        fit: How many such workers memory holds, this one among them: on its GPU, or on its machine.
+        gpu: Which GPU it has, of which machine; "" without one.
     """
 
     steps_per_second: float
-    own_bytes: int
-    free_bytes: int
+    fit: int
     gpu: str = ""
-
-    @property
-    def fit(self) -> int:
-        """How many such workers the memory holds, this one among them."""
-        return 1 + int(_SHARE_OF_MEMORY * self.free_bytes / max(self.own_bytes, _LEAST_BYTES))
-
-
-def probe(host: Host, gpu: str = "", seconds: float = SECONDS) -> Probed:
-    """Train a copy of a host's model for a while; nothing of it is kept.
-
-    Args:
-        host: Its model, data and way of training.
-        gpu: Which GPU this worker has, for the answer.
-        seconds: How long.
-    """
-    import torch
-
-    from umbel.core.rng import generator
-    from umbel.core.training import train
-
-    config = replace(host.experiment.local, epochs=0, max_steps=_STEPS)
-    images, labels = host.prepare(host.data.client(int(host.data.num_train.argmax())).train)
-    model = copy.deepcopy(host.model)
-    vars(model).pop("features", None)  # compiled for the model that it is a copy of
-
-    def some() -> int:
-        report = train(model, images, labels, config, batches=generator(0), noise=generator(1))
-        if host.device.type == "cuda":
-            torch.cuda.synchronize(host.device)
-        return report.num_steps
-
-    some()  # what is compiled, chosen and allocated once
-    begin, steps = time.perf_counter(), 0
-    while (passed := time.perf_counter() - begin) < seconds or not steps:
-        steps += some()
-    own, free = _memory(host)
-    return Probed(steps / max(passed, 1e-9), own, free, gpu)
-
-
-def _memory(host: Host) -> tuple[int, int]:
-    import torch
-
-    if host.device.type != "cuda":
-        return psutil.Process().memory_full_info().uss, psutil.virtual_memory().available
-    free, whole = torch.cuda.mem_get_info(host.device)
-    own = torch.cuda.max_memory_reserved(host.device)
-    context = min(max(whole - free - own, 0), 1 << 30)  # of CUDA itself; what others hold there is not ours
-    return own + context, free
 
 
 class ProbeError(RuntimeError):
     """A probe raised; its text says why."""
+
+
+class Training:
+    """Trains a copy of a host's model; nothing of it is kept.
+
+    Args:
+        host: Its model, data and way of training.
+    """
+
+    def __init__(self, host: Host) -> None:
+        import torch
+
+        from umbel.core.losses import CrossEntropy
+        from umbel.core.rng import generator
+        from umbel.core.training import modes, train
+        from umbel.core.training.together import Job, train_together
+
+        local = host.experiment.local
+        config = replace(local, epochs=0, max_steps=_STEPS)
+        images, labels = host.prepare(host.data.client(int(host.data.num_train.argmax())).train)
+        model = copy.deepcopy(host.model)
+        if local.compile == "model":  # what is compiled reads the parameters of the model that this is a copy of
+            vars(model).pop("features", None)
+            model.features = torch.compile(model.features)  # type: ignore[method-assign]
+        loss = CrossEntropy(local.label_smoothing, local.class_weights).of(labels, host.data.num_classes)
+        width = modes.num_together(local, host.device)
+
+        def some() -> int:
+            batches, noise = generator(0), generator(1)
+            if width > 1:
+                job = Job.of(model, images, labels, config, batches=batches, noise=noise, loss=loss)
+                steps = sum(done.report.num_steps for done in train_together([job] * width))
+            else:
+                steps = train(model, images, labels, config, batches=batches, noise=noise, loss=loss).num_steps
+            if host.device.type == "cuda":
+                torch.cuda.synchronize(host.device)
+            return steps
+
+        self._some: Callable[[], int] = some
+        self._host = host
+        some()  # what is compiled, chosen and allocated once
+
+    def probe(self, gpu: str = "", seconds: float = SECONDS) -> Probed:
+        """Train for a while.
+
+        Args:
+            gpu: Which GPU this worker has, for the answer.
+            seconds: How long.
+        """
+        begin, steps = time.perf_counter(), 0
+        while (passed := time.perf_counter() - begin) < seconds or not steps:
+            steps += self._some()
+        return Probed(steps / max(passed, 1e-9), _fit(self._host), gpu)
+
+
+def _fit(host: Host) -> int:
+    """Return how many workers memory holds, this one among them: the machine's, and the device's where it has one."""
+    import torch
+
+    memory, own = psutil.virtual_memory(), psutil.Process().memory_full_info()
+    peak = own.uss + max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - own.rss, 0)
+    free = min(memory.available - _LEFT * memory.total, _free_of_group())
+    fit = _more(free, peak)
+    if host.device.type == "cuda":
+        free, whole = torch.cuda.mem_get_info(host.device)
+        reserved = torch.cuda.max_memory_reserved(host.device)
+        context = min(max(whole - free - reserved, 0), 1 << 30)  # of CUDA itself; what others hold there is not ours
+        fit = min(fit, _more(free, reserved + context))
+    return 1 + fit
+
+
+def _more(free: float, own: float) -> int:
+    return max(int(_SHARE_OF_MEMORY * free / max(own, _LEAST_BYTES)), 0)
+
+
+def _free_of_group() -> float:
+    """Return what the limits of a container or a scheduler leave; infinity where there are none."""
+    try:
+        most, now = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        return float(most) - float(now) if most != "max" else float("inf")
+    except (OSError, ValueError):
+        return float("inf")
 
 
 class Start(Protocol):
@@ -124,18 +160,20 @@ def choose(
         threads: Of each worker.
         num_gpus: GPUs for them; 0 where they compute on CPUs.
         num_machines: Over which they are spread.
-        cohort: Clients of a round, at most: more workers have nothing to do.
+        cohort: Clients of a round, at most, or so many squads of those that train at once: more workers have nothing
+            to do.
     """
     devices = max(num_gpus, 1)
     most = max(min(max(num_cpus // threads, 1) // devices, -(-cohort // devices)), 1)
-    most = min(most, _MOST_ON_A_GPU) if num_gpus else most
-    on, limits = (" on each GPU" if num_gpus else ""), f"{num_cpus} CPUs, {cohort} clients a round"
-    workers = start.more(1, _MOST_ON_A_GPU)
+    most = min(most, MOST_ON_A_GPU) if num_gpus else most
+    on, limits = (" on each GPU" if num_gpus else ""), f"{num_cpus} CPUs, work for {cohort} in a round"
+    workers = start.more(1, MOST_ON_A_GPU)
     try:
         alone = start.probe(workers)[0]
     except ProbeError as error:
         start.end(workers)
-        return start.more(devices * most, most), f"engine.workers=auto: {most}{on} ({limits}; no probe, for {error})."
+        told = f"engine.workers=auto: 1{on}, since none could be measured ({error}); say another number if more fit."
+        return start.more(devices, 1), told
     room = alone.fit * (1 if num_gpus else num_machines)
     most = min(most, room)
     if num_gpus:  # a worker's share is set when it starts
@@ -143,13 +181,13 @@ def choose(
         workers = start.more(devices * most, most)
     elif most > 1:
         workers += start.more(most - 1, most)
-    kept, found = _tried(start, _by_device(start, workers, devices), most, alone.steps_per_second)
+    groups = _by_device(start, workers, devices)
+    chosen, found = _tried(start, groups, most, alone.steps_per_second)
+    kept = [worker for group in groups for worker in group[:chosen]]
     start.end([worker for worker in workers if all(worker is not each for each in kept)])
-    speeds = ", ".join(f"{number}: {speed:.0f}" for number, speed in found.items())
+    speeds = ", ".join(f"{number}: {speed:.0f}" if speed else f"{number}: failed" for number, speed in found.items())
     limits = f"memory holds {room}{on}, {limits}"
-    return kept, (
-        f"engine.workers=auto: {len(kept) // devices}{on} ({limits}; steps a second by workers{on}: {speeds})."
-    )
+    return kept, f"engine.workers=auto: {chosen}{on} ({limits}; steps a second by workers{on}: {speeds})."
 
 
 def _by_device(start: Start, workers: Sequence[Any], devices: int) -> list[list[Any]]:
@@ -157,21 +195,27 @@ def _by_device(start: Start, workers: Sequence[Any], devices: int) -> list[list[
     if devices == 1:
         return [list(workers)]
     groups: dict[str, list[Any]] = {}
-    for worker, probed in zip(workers, start.probe(workers), strict=True):
-        groups.setdefault(probed.gpu, []).append(worker)
-    return list(groups.values())
+    for worker in workers:  # one after the other: what all of them do at once may be too much
+        try:
+            groups.setdefault(start.probe([worker])[0].gpu, []).append(worker)
+        except ProbeError:
+            continue
+    return list(groups.values()) or [list(workers)]
 
 
-def _tried(start: Start, groups: list[list[Any]], most: int, alone: float) -> tuple[list[Any], dict[int, float]]:
-    """Return the workers that are of use, and steps a second on a device by their number there."""
+def _tried(start: Start, groups: list[list[Any]], most: int, alone: float) -> tuple[int, dict[int, float]]:
+    """Return how many on a device are of use, and steps a second there by their number; 0 where they failed."""
     chosen, found = 1, {1: alone}
     for number in _doubled(most):
         asked = [worker for group in groups for worker in group[:number]]
-        found[number] = sum(probed.steps_per_second for probed in start.probe(asked)) / len(groups)
+        try:
+            found[number] = sum(probed.steps_per_second for probed in start.probe(asked)) / len(groups)
+        except ProbeError:
+            found[number] = 0.0
         if found[number] < GAIN * found[chosen]:
             break
         chosen = number
-    return [worker for group in groups for worker in group[:chosen]], found
+    return chosen, found
 
 
 def _doubled(most: int) -> list[int]:

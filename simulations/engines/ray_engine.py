@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -24,6 +25,7 @@ from umbel.conf.federation import held
 from umbel.conf.schema import Experiment
 from umbel.core import device as devices
 from umbel.core.records import reason
+from umbel.core.training.modes import num_together
 from umbel.core.wire.work import Outcome
 from umbel.server.errors import RunStoppedError, raise_again
 from umbel.server.port import Answer, OnWait, Task
@@ -60,7 +62,7 @@ class RayPort(LocalPort):
         self._workers: list[Any] = []
         self._reach: Any = None
         self._pace: Pace | None = None
-        self._started_ray = False
+        self._started_ray = self._on_gpu = False
         self._raylet: Raylet | None = None
         self._neutral = memory.parent / "ray"
 
@@ -181,19 +183,20 @@ class RayPort(LocalPort):
         """Return what there is for workers, as `choose` asks it."""
         import ray
 
-        there, experiment = ray.cluster_resources(), self._experiment
-        on_gpu = devices.resolve(experiment.client.device).type == "cuda"
+        there, experiment = ray.available_resources(), self._experiment
+        device = devices.resolve(experiment.client.device)
+        self._on_gpu = device.type == "cuda" and there.get("GPU", 0) >= 1
         return {
             "num_cpus": int(there.get("CPU", 1)),
             "threads": experiment.run.threads,
-            "num_gpus": int(there.get("GPU", 0)) if on_gpu else 0,
+            "num_gpus": int(there["GPU"]) if self._on_gpu else 0,
             "num_machines": sum(bool(node["Alive"]) for node in ray.nodes()),
-            "cohort": experiment.num_sampled,
+            "cohort": -(-experiment.num_sampled // num_together(experiment.local, device)),
         }
 
     def more(self, number: int, on_each_gpu: int) -> list[Any]:
         """Start workers, so many of which share a GPU where they have one."""
-        return self._start(number, 1 / on_each_gpu if self._room()["num_gpus"] else 0.0)
+        return self._start(number, 1 / on_each_gpu if self._on_gpu else 0.0)
 
     def end(self, workers: Sequence[Any]) -> None:
         """End workers that are not needed."""
@@ -209,12 +212,20 @@ class RayPort(LocalPort):
 
         from umbel.simulations.engines.ray_calls import first_line
 
+        def all_of(calls: list[Any]) -> list[Any]:
+            ends = time.monotonic() + self._experiment.engine.node_timeout_seconds
+            while len(ray.wait(calls, num_returns=len(calls), timeout=LOOK_SECONDS)[0]) < len(calls):
+                self.look()
+                if time.monotonic() > ends:
+                    raise ProbeError("it took longer than engine.node_timeout_seconds")
+            return list(ray.get(calls))
+
         try:
-            calls, seconds = [worker.probe.remote() for worker in workers], self._experiment.engine.client_seconds
-            found: list[Probed] = ray.get(calls, timeout=seconds)
+            all_of([worker.warm_up.remote() for worker in workers])
+            found: list[Probed] = all_of([worker.probe.remote() for worker in workers])
         except ray.exceptions.RayTaskError as error:
             raise ProbeError(reason(error.cause or error)) from error
-        except (ray.exceptions.RayError, TimeoutError) as error:
+        except ray.exceptions.RayError as error:
             raise ProbeError(first_line(error)) from error
         return found
 

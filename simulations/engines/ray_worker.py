@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # a worker that imported another umbel says so before it load
     from umbel.core.flat import Outline
     from umbel.core.wire.packed import Packed
     from umbel.core.wire.work import Work
-    from umbel.simulations.engines.how_many import Probed
+    from umbel.simulations.engines.how_many import Probed, Training
 
 
 @dataclass
@@ -63,6 +63,7 @@ class RayWorker:
     ) -> None:
         self._error: Exception | None = None
         self._share: Share | None = None
+        self._training: Training | None = None
         try:
             self._begin(run_config, node_config, umbel_file, arrays, meta)
         except Exception as error:  # noqa: BLE001 - an actor that raises here is a stack of Ray's; `ready` says it
@@ -113,6 +114,7 @@ class RayWorker:
         """
         if self._error is not None:
             raise self._error
+        self._training = None  # what was measured with it is known
         from umbel.client.handlers import process
         from umbel.client.lending import LentPayload
         from umbel.core.training.compiled import take_told
@@ -130,16 +132,24 @@ class RayWorker:
         outcome.notices = take_told()  # nobody reads a worker's log
         return Packed.of(outcome, memory)
 
-    def probe(self) -> Probed:
-        """Say how fast this worker trains, and what memory it takes."""
+    def warm_up(self) -> None:
+        """Make ready for `probe`, if it is not."""
         if self._error is not None:
             raise self._error
+        if self._training is None:
+            from umbel.client.handlers import process
+            from umbel.simulations.engines.how_many import Training
+
+            self._training = Training(process.worker(self._context).host)
+
+    def probe(self) -> Probed:
+        """Say how fast this worker trains, and how many such memory holds."""
         import ray
 
-        from umbel.client.handlers import process
-        from umbel.simulations.engines.how_many import probe
-
-        return probe(process.worker(self._context).host, ",".join(map(str, ray.get_gpu_ids())))
+        self.warm_up()
+        assert self._training is not None
+        gpus = ",".join(map(str, ray.get_gpu_ids()))
+        return self._training.probe(f"{ray.get_runtime_context().get_node_id()}/{gpus}" if gpus else "")
 
     def serve(self, address: str, number: int) -> None:
         """Run what the driver says over a line (`umbel.simulations.engines.lines`), until it hangs up."""

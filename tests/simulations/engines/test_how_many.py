@@ -16,7 +16,7 @@ from umbel.conf.errors import ExperimentError
 from umbel.conf.load import load
 from umbel.core.tree import sha256
 from umbel.models.weights import shared_state
-from umbel.simulations.engines.how_many import Probed, ProbeError, choose, probe
+from umbel.simulations.engines.how_many import Probed, ProbeError, Training, choose
 
 
 @dataclass
@@ -24,15 +24,16 @@ class Machine:
     """Starts workers of a machine that there is not.
 
     Args:
-        free: Workers that fit beside the first one.
+        fit: Workers that memory holds.
         saturates: Workers on a device beyond which all together are no faster.
         gpus: GPUs.
+        fails_from: Workers that cannot probe at once.
     """
 
-    free: float = 100
+    fit: int = 100
     saturates: int = 100
     gpus: int = 0
-    fails: bool = False
+    fails_from: int = 1000
     workers: list[int] = field(default_factory=list)
     shares: list[int] = field(default_factory=list)
     num_started: int = 0
@@ -49,18 +50,18 @@ class Machine:
 
     def probe(self, workers: Sequence[int]) -> list[Probed]:
         assert set(workers) <= set(self.workers)
-        if self.fails:
+        if len(workers) >= self.fails_from:
             raise ProbeError("no room")
         here = [(each % self.gpus if self.gpus else 0) for each in workers]
         speeds = [100 * min(here.count(gpu), self.saturates) / here.count(gpu) for gpu in here]
-        free = int(self.free * (1 << 30) / 0.9) + 9
-        return [Probed(speed, 1 << 30, free, str(gpu)) for speed, gpu in zip(speeds, here, strict=True)]
+        return [Probed(speed, self.fit, str(gpu)) for speed, gpu in zip(speeds, here, strict=True)]
 
 
 def number(machine: Machine, num_cpus: int = 16, cohort: int = 100, threads: int = 1, machines: int = 1) -> int:
     workers, told = choose(machine, num_cpus, threads, machine.gpus, machines, cohort)
     assert sorted(workers) == sorted(machine.workers)  # nobody is left that is not used
-    assert told.startswith(f"engine.workers=auto: {len(workers) // max(machine.gpus, 1)}")
+    on = " on each GPU" if machine.gpus else ""
+    assert told.startswith(f"engine.workers=auto: {len(workers) // max(machine.gpus, 1)}{on} (")
     return len(workers)
 
 
@@ -70,11 +71,11 @@ def number(machine: Machine, num_cpus: int = 16, cohort: int = 100, threads: int
         (16, Machine(), {}),
         (4, Machine(), {"threads": 4}),
         (10, Machine(), {"cohort": 10}),
-        (3, Machine(free=2), {}),
-        (6, Machine(free=2), {"machines": 2}),
+        (3, Machine(fit=3), {}),
+        (6, Machine(fit=3), {"machines": 2}),
         (4, Machine(saturates=4), {}),
         (1, Machine(saturates=1), {}),
-        (1, Machine(free=0), {}),
+        (1, Machine(fit=1), {}),
         (1, Machine(), {"num_cpus": 1}),
     ],
 )
@@ -86,7 +87,7 @@ def test_on_cpus(expected, machine, words):
     ("expected", "machine", "words"),
     [
         (8, Machine(gpus=2, saturates=4), {}),
-        (6, Machine(gpus=2, free=2), {}),
+        (6, Machine(gpus=2, fit=3), {}),
         (2, Machine(gpus=2, saturates=1), {}),
         (4, Machine(gpus=1), {"cohort": 4}),
         (32, Machine(gpus=2), {"num_cpus": 128}),
@@ -98,17 +99,27 @@ def test_on_gpus(expected, machine, words):
     assert {here.count(gpu) for gpu in range(machine.gpus)} == {expected // machine.gpus}
 
 
-def test_where_a_probe_fails_cpus_and_clients_decide():
-    machine = Machine(fails=True)
-    workers, told = choose(machine, 16, 1, 0, 1, 6)
-    assert len(workers) == 6 == len(machine.workers) and "no probe, for no room" in told
+@pytest.mark.parametrize("gpus", [0, 2])
+def test_where_none_can_probe_there_is_one_on_each_device(gpus):
+    machine = Machine(gpus=gpus, fails_from=1)
+    workers, told = choose(machine, 16, 1, gpus, 1, 6)
+    assert len(workers) == max(gpus, 1) == len(machine.workers) and "could be measured (no room)" in told
 
 
-def test_a_probe_measures_and_leaves_the_model_as_it_was():
-    host = Host(load("digits", ["model.name=cnn", "data.max_train=64", "data.num_clients=2"]))
+@pytest.mark.parametrize(("gpus", "expected"), [(0, 4), (1, 4), (2, 2)])
+def test_where_many_at_once_fail_fewer_are_taken(gpus, expected):
+    machine = Machine(gpus=gpus, fails_from=8 if gpus < 2 else 7)
+    workers, told = choose(machine, 32, 1, gpus, 1, 100)
+    assert len(workers) == expected * max(gpus, 1) == len(machine.workers)
+    assert "failed" in told
+
+
+@pytest.mark.parametrize("words", [[], ["client.together=2"], ["client.class_weights=balanced"]])
+def test_a_probe_measures_and_leaves_the_model_as_it_was(words):
+    host = Host(load("digits", ["model.name=cnn", "data.max_train=64", "data.num_clients=2", *words]))
     before = sha256(shared_state(host.model))
-    found = probe(host, seconds=0.05)
-    assert found.steps_per_second > 0 and found.own_bytes > 1 << 20 and found.free_bytes > 0 and found.fit >= 1
+    found = Training(host).probe("gpu", seconds=0.05)
+    assert found.steps_per_second > 0 and found.fit >= 1 and found.gpu == "gpu"
     assert sha256(shared_state(host.model)) == before and not host.loaded
     assert all(parameter.grad is None for parameter in host.model.parameters())
 
@@ -123,6 +134,8 @@ def test_what_cannot_be_is_refused(overrides):
 
 
 @pytest.mark.slow
+@pytest.mark.processes
+@pytest.mark.filterwarnings("ignore")
 def test_a_run_says_how_many_it_took_and_has_the_same_bits(tmp_path: Path) -> None:
     words = [*SMALL, "run.rounds=2"]
     inline = run("digits", *words, f"run.results={tmp_path / 'inline'}")

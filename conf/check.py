@@ -34,7 +34,6 @@ from umbel.strategies.whole_models import WholeModels
 
 SECTIONS = ("data", "model", "client", "run", "evaluate", "checkpoint", "engine")
 _RUN_NAME = re.compile(r"\w[\w.-]*")
-_MOST_WORKERS = 4096
 _LONGEST_NAME = 200  # bytes; a file system takes 255, and files are written beside under longer names
 _KEPT = 64
 
@@ -203,10 +202,6 @@ def _sequence(experiment: Experiment) -> None:
 
 def _workers(experiment: Experiment) -> None:
     engine = experiment.engine
-    if engine.workers != "auto" and not 0 <= engine.workers <= _MOST_WORKERS:
-        raise ExperimentError(
-            f"engine.workers={engine.workers}: expected auto, or 0 to {_MOST_WORKERS} workers.", key="engine.workers"
-        )
     if engine.workers == "auto" and own_data.is_own(experiment):
         raise ExperimentError(
             "engine.workers=auto measures training, and data of sites' own are known when all sites have agreed.",
@@ -244,10 +239,6 @@ def _training(experiment: Experiment) -> None:
             "what to keep.",
             key="client.compile",
             remedy="Set client.compile=none, or model.checkpoint=false.",
-        )
-    if client.together != "auto" and client.together < 1:
-        raise ExperimentError(
-            f"client.together={client.together}: expected auto, or 1 or more clients at once.", key="client.together"
         )
     if client.nesterov and not client.momentum:
         raise ExperimentError(

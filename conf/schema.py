@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Ge, Gt, Interval
 
-from umbel.core.ranges import OneOf
+from umbel.core.ranges import OneOf, OrWord
 from umbel.core.schedule import Schedule
 from umbel.core.training import LocalConfig
 from umbel.core.virtual.config import DevicesConfig
@@ -125,8 +125,8 @@ class EngineConfig:
     Attributes:
         name: inline (one process), ray, or grpc.
         workers: Ray workers; 0 takes one for each CPU, or each share of a GPU; auto as many as a measurement says:
-            those that memory holds, and that together train a tenth faster than half as many. At most 4096. Their
-            number changes no result.
+            those that memory holds, and that together train a tenth faster than half as many. Their number
+            changes no result.
         gpus_per_worker: Share of a GPU for each Ray worker, such as 0.25.
         ray_address: A running Ray cluster (`auto` finds it); empty starts Ray on this machine.
         nodes: SuperNodes to start for grpc when no federation is up.
@@ -138,7 +138,7 @@ class EngineConfig:
     """
 
     name: Annotated[str, OneOf("inline", "ray", "grpc")] = "inline"
-    workers: int | Literal["auto"] = 0
+    workers: Annotated[int | Literal["auto"], Interval(ge=0, le=4096), OrWord("auto")] = 0
     gpus_per_worker: Annotated[float, Interval(ge=0, le=1)] = 0.0
     ray_address: str = ""
     nodes: Annotated[int, Interval(ge=1, le=1024)] = 4

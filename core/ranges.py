@@ -40,11 +40,22 @@ class OneOf:
 
 
 @dataclasses.dataclass(frozen=True)
+class OrWord:
+    """A word stands for a value that is found out; bounds are for numbers.
+
+    Attributes:
+        word: The word.
+    """
+
+    word: str
+
+
+@dataclasses.dataclass(frozen=True)
 class MayBeInfinite:
     """Infinity is a value, too."""
 
 
-Limit = Gt | Ge | Lt | Le | MinLen | OneOf | MayBeInfinite
+Limit = Gt | Ge | Lt | Le | MinLen | OneOf | OrWord | MayBeInfinite
 
 
 def check_ranges(config: Any, section: str) -> None:
@@ -86,7 +97,8 @@ def describe(limits: tuple[Limit, ...]) -> str:
                 parts.append(f"at most {limit.le}")
             case OneOf():
                 parts.append(f"one of {', '.join(map(str, limit.allowed))}")
-    return " and ".join(parts)
+    words = "".join(f", or {limit.word}" for limit in limits if isinstance(limit, OrWord))
+    return " and ".join(parts) + words
 
 
 def _limits(hint: Any) -> Iterator[Limit]:
@@ -96,6 +108,9 @@ def _limits(hint: Any) -> Iterator[Limit]:
 
 
 def _check(key: str, value: Any, limits: tuple[Limit, ...]) -> None:
+    words = tuple(limit for limit in limits if isinstance(limit, OrWord))
+    if any(value == limit.word for limit in words):
+        return
     for limit in limits:
         if isinstance(limit, OneOf) and value not in limit.allowed:
             guesses = nearest(str(value), map(str, limit.allowed))
@@ -106,11 +121,11 @@ def _check(key: str, value: Any, limits: tuple[Limit, ...]) -> None:
             raise Refusal(f"{key} should have at least {entries}, found {value!r}.", key=key)
     bounds = tuple(limit for limit in limits if isinstance(limit, Gt | Ge | Lt | Le))
     if bounds and not isinstance(value, int | float):
-        raise Refusal(f"{key} should be a number, {describe(bounds)}, found {value!r}.", key=key)
+        raise Refusal(f"{key} should be a number, {describe((*bounds, *words))}, found {value!r}.", key=key)
     unbounded = any(isinstance(limit, MayBeInfinite) for limit in limits)
     odd = next(filter(None, (_oddity(number, unbounded) for number in _numbers(value))), "")
     if odd or not all(_within(value, bound) for bound in bounds):
-        wanted = " and ".join(filter(None, [describe(bounds), odd]))
+        wanted = " and ".join(filter(None, [describe((*bounds, *words)), odd]))
         raise Refusal(f"{key} should be {wanted}, found {value!r}.", key=key)
 
 

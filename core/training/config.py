@@ -10,7 +10,7 @@ from annotated_types import Ge, Interval
 
 from umbel.core import device as devices
 from umbel.core.losses import CLASS_WEIGHTS
-from umbel.core.ranges import OneOf
+from umbel.core.ranges import OneOf, OrWord
 
 OPTIMIZERS = ("sgd", "adam", "adamw")
 SCHEDULES = ("exponential", "step", "cosine")
@@ -72,7 +72,7 @@ class LocalConfig:
     precision: Annotated[str, OneOf(*devices.PRECISIONS)] = "fp32"
     channels_last: bool | Literal["auto"] = False
     compile: Annotated[str, OneOf(*COMPILE)] = "none"
-    together: int | Literal["auto"] = 1
+    together: Annotated[int | Literal["auto"], Ge(1), OrWord("auto")] = 1
 
     def __post_init__(self) -> None:
         """Take a truth value of `compile` for what it once meant."""

@@ -56,7 +56,10 @@ class Says(umbel.Listener):
         self.notices.append(text)
 
 
-@pytest.mark.parametrize("engine", ["inline", "ray"])
+ON_RAY = pytest.param("ray", marks=[pytest.mark.processes, pytest.mark.filterwarnings("ignore")])
+
+
+@pytest.mark.parametrize("engine", ["inline", ON_RAY])
 def test_a_tracker_is_told_of_a_run(tmp_path, engine, request):
     if engine == "ray":
         request.getfixturevalue("cluster")
@@ -159,7 +162,7 @@ def test_the_real_ones_take_a_run_and_its_resume(tmp_path, name):
 
 def _by_round(result: umbel.RunResult) -> dict[int, dict[str, float]]:
     frame = umbel.RunResult(result.path).metrics
-    frame = frame[(frame["party"] == "server") & (frame["split"] == "test") & (frame["metric"] == "accuracy")]
+    frame = frame[(frame["side"] == "server") & (frame["split"] == "test") & (frame["metric"] == "accuracy")]
     return {
         int(round_): {"test/accuracy": float(value)}
         for round_, value in zip(frame["round"], frame["value"], strict=True)

@@ -90,7 +90,7 @@ class RunConfig:
         threads: Threads of torch's arithmetic in every process; part of what fixes the bits.
         results: Folder in which runs are written.
         name: Name of the run's folder; empty makes one of experiment, strategy, seed and time.
-        trackers: Where its numbers go as well: `tensorboard`, `mlflow`, `wandb`, `aim`, or `package.module:function`
+        trackers: Where its numbers go as well: `tensorboard`, `mlflow`, `wandb`, or `package.module:function`
             that returns a `umbel.Tracker`. Their libraries are to be installed. They change no result.
     """
 

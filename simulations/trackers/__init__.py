@@ -1,4 +1,4 @@
-"""Where the numbers of a run go beside its folder: `run.trackers=[tensorboard,mlflow,wandb,aim]`, or one's own."""
+"""Where the numbers of a run go beside its folder: `run.trackers=[tensorboard,mlflow,wandb]`, or one's own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,6 @@ _KNOWN = {
     "tensorboard": ("tensorboard", "tensorboard"),
     "mlflow": ("mlflow", "mlflow"),
     "wandb": ("wandb", "wandb"),
-    "aim": ("aim", "aim"),
 }
 _KEY = "run.trackers"
 

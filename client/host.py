@@ -46,6 +46,7 @@ class Host:
 
     def __init__(self, experiment: Experiment, data: Federation | None = None) -> None:
         devices.set_threads(experiment.run.threads)
+        devices.keep_memory()
         self.experiment = experiment
         self.data = federation(experiment) if data is None else data
         self.device = devices.resolve(experiment.client.device)

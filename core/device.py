@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from contextlib import AbstractContextManager, nullcontext
 
+import numpy as np
 import torch
 
 from umbel.core.refusal import Refusal
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("fp64", "fp32", "bf16", "fp16")
+_LARGEST_KEPT = (32 << 20) - (64 << 10)  # bytes; of larger blocks glibc learns nothing
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -66,6 +68,15 @@ def set_threads(threads: int) -> None:
         os.environ[name] = str(threads)
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
+
+
+def keep_memory() -> None:
+    """Have the C library keep what training frees, in place of giving it back to the system after each step.
+
+    glibc learns from the largest block that was freed what it should keep. A process that has mapped its data has freed
+    none, and every step would have its activations from the system again, page by page. Elsewhere it does nothing.
+    """
+    np.empty(_LARGEST_KEPT, np.uint8)
 
 
 def make_repeatable(device: torch.device) -> None:

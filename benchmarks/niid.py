@@ -3,7 +3,8 @@
 Li, Diao, Chen, He, "Federated learning on non-IID data silos: an experimental study" (ICDE 2022), as Flower's baseline
 `niid_bench` reports it: test accuracy in per cent after 50 rounds of FedAvg, SCAFFOLD, FedProx (the best mu of .001,
 .01, .1 and 1, by which accuracy is not said) and FedNova. Here FedProx is run with mu = .01, chosen before and by no
-result. Where more than a point lies between theirs and ours the difference is bold.
+result, and SCAFFOLD reads its controls off gradients (option I): that baseline takes option II, x - y over K eta, with
+momentum, under which the difference of weights is no sum of gradients, and umbel refuses that. Where more than a point lies between theirs and ours the difference is bold.
 
 A run is some half an hour of one core. Finished runs are used again, and stopped ones go on: give the same command
 once more. Rows that were not run yet are left out.
@@ -22,7 +23,7 @@ from umbel.simulations.compare.carry_out import carry_out
 from umbel.simulations.compare.prepare import prepare
 
 PAGE = Path(__file__).parents[1] / "docs" / "results" / "niid_bench.md"
-STRATEGIES = {"fedavg": "fedavg", "scaffold": "scaffold", "fedprox": "fedprox(mu=0.01)", "fednova": "fednova"}
+STRATEGIES = {"fedavg": "fedavg", "scaffold": "scaffold(option=I)", "fedprox": "fedprox(mu=0.01)", "fednova": "fednova"}
 PARTITIONS = {
     "iid": ("IID", ("data.partition=iid",)),
     "dirichlet": ("Dirichlet .5", ()),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -49,3 +51,33 @@ def test_nor_does_a_run_on_one_machine(tmp_path: Path) -> None:
     assert "umbel.server.rounds" in loaded
     assert not loaded.intersection((*HEAVY, "fastapi", "flwr.cli", "torch._dynamo", "sympy"))
     assert list(tmp_path.glob("*/metrics.parquet"))
+
+
+KEEPS = """
+import resource, sys
+import numpy as np
+from umbel.core.device import keep_memory
+if sys.argv[1] == "told":
+    keep_memory()
+def step():
+    return [np.ones(1 << 18) for _ in range(4)]
+for _ in range(3):
+    step()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    step()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="of glibc")
+def test_memory_that_a_step_frees_stays_with_the_process() -> None:
+    def faults(how: str) -> int:
+        env = os.environ | {"NUMPY_MADVISE_HUGEPAGE": "0"}
+        command = [sys.executable, "-c", KEEPS, how]
+        return int(subprocess.run(command, env=env, capture_output=True, text=True, check=True, cwd=ROOT).stdout)
+
+    pages_of_all = 20 * 4 * (8 << 18) // 4096
+    assert faults("told") < pages_of_all / 20
+    assert faults("not told") > pages_of_all / 2

@@ -116,7 +116,7 @@ def _one_of(value: Tree, arms: tuple[Any, ...], key: str) -> Any:
         try:
             return convert(value, arm, key)
         except ExperimentError as error:
-            refusal = error
+            refusal = error.with_traceback(None)  # a frame that knows what knows it would keep all frames above
     raise refusal if len(others) == 1 else _unlike(" or ".join(_word(arm) for arm in others), value, key)
 
 

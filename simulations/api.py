@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
@@ -180,7 +179,6 @@ def _start(experiment: Experiment, listener: Listener, folder: Path, resuming: b
 
         submit(experiment, listener, folder, resuming)  # the round loop runs where Flower starts it
     else:
-        gc.collect()  # model and data of a run before this one, which know each other
         with _port(experiment, listener, folder) as port:
             execute(experiment, port, listener, folder, resuming)
     return RunResult(folder)

@@ -4,7 +4,8 @@ Li, Diao, Chen, He, "Federated learning on non-IID data silos: an experimental s
 `niid_bench` reports it: test accuracy in per cent after 50 rounds of FedAvg, SCAFFOLD, FedProx (the best mu of .001,
 .01, .1 and 1, by which accuracy is not said) and FedNova. Here FedProx is run with mu = .01, chosen before and by no
 result, and SCAFFOLD reads its controls off gradients (option I): that baseline takes option II, x - y over K eta, with
-momentum, under which the difference of weights is no sum of gradients, and umbel refuses that. Where more than a point lies between theirs and ours the difference is bold.
+momentum, under which the difference of weights is no sum of gradients, and umbel refuses that. Where more than a point
+lies between theirs and ours the difference is bold.
 
 A run is some half an hour of one core. Finished runs are used again, and stopped ones go on: give the same command
 once more. Rows that were not run yet are left out.

@@ -1,4 +1,4 @@
-"""All that is asked of a GPU in one command of a few minutes: how many clients a second it trains, in which way best.
+"""All that is asked of a GPU in one command: how many clients a second it trains, in which way best.
 
 A client is a local run of some steps on images that are on the device. For each model and precision: `loop`, a plain
 PyTorch loop, one client after the other; `plain`, umbel's training, likewise; in the order channels-last; with steps
@@ -8,7 +8,7 @@ that on top of what lies on the device before: weights, activations, moments, co
 
 Then a run whose `engine.workers=auto` finds how many workers share the GPU, and the tests that want one.
 
-    python benchmarks/gpu.py                          # about 8 minutes
+    python benchmarks/gpu.py                          # in some 480 seconds
     python benchmarks/gpu.py --seconds 120 --models cnn --together 16 --json figures.json
     python benchmarks/gpu.py --device cpu --seconds 60 --models cnn --precisions fp32 --together 4 --steps 2
 """

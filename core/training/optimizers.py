@@ -1,7 +1,7 @@
 """torch's optimisers, without torch's compiler.
 
 The first thing that an optimiser of torch does is to import `torch._dynamo`, so as to tell it that it should leave the
-optimiser out: more than a second and 100 MB in each process, also in one that compiles nothing.
+optimiser out: time and memory of each process, also of one that compiles nothing.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ on, as long as all together do a tenth more steps a second than before.
 from __future__ import annotations
 
 import copy
-import resource
+import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import psutil
+
+try:
+    import resource
+except ImportError:  # not on Windows
+    resource = None  # type: ignore[assignment]
 
 if TYPE_CHECKING:  # they are imported where workers run, which load what they need themselves
     from umbel.client.host import Host
@@ -108,7 +113,7 @@ def _fit(host: Host) -> int:
     import torch
 
     memory, own = psutil.virtual_memory(), psutil.Process().memory_full_info()
-    peak = own.uss + max(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - own.rss, 0)
+    peak = own.uss + max(_most_resident() - own.rss, 0)
     free = min(memory.available - _LEFT * memory.total, _free_of_group())
     fit = _more(free, peak)
     if host.device.type == "cuda":
@@ -117,6 +122,12 @@ def _fit(host: Host) -> int:
         context = min(max(whole - free - reserved, 0), 1 << 30)  # of CUDA itself; what others hold there is not ours
         fit = min(fit, _more(free, reserved + context))
     return 1 + fit
+
+
+def _most_resident() -> int:
+    """Return the most memory that this process has had, in bytes; 0 where the system does not say."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return 0 if resource is None else int(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) * unit
 
 
 def _more(free: float, own: float) -> int:

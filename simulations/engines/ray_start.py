@@ -14,7 +14,7 @@ _EXTRAS = ("start_api_server", "start_monitor", "start_log_monitor")
 
 @contextlib.contextmanager
 def without_extras() -> Iterator[None]:
-    """Start Ray without processes that serve others than us: two seconds of the start and 180 MB on a small machine.
+    """Start Ray without processes that serve others than us, and take their share of the start and of memory.
 
     A version of Ray that has other names for them starts them.
     """

@@ -24,7 +24,7 @@ from umbel.core import training
 from umbel.core.training import TrainReport
 from umbel.core.training.compiled import tell_once
 from umbel.core.training.config import LocalConfig
-from umbel.core.training.spent import count
+from umbel.core.spent import count, count_trained, counted
 from umbel.core.training.steps import UnfitError, state_of
 from umbel.core.training.together import Done, Job, train_together
 
@@ -83,6 +83,7 @@ class _Gives:
             for name, tensor in state_of(model).items():
                 tensor.copy_(self._done.state[name])
         count(self._done.report.num_steps, self._done.report.num_examples)
+        count_trained(model, self._done.report.num_examples)
         return self._done.report
 
     def _is_asked(
@@ -117,7 +118,8 @@ def at_once(
         if notes.job is not None:
             jobs[client] = notes.job
     begin = time.perf_counter()
-    done = do(jobs, width) if jobs else {}
+    with counted():  # each counts its own when its turn comes
+        done = do(jobs, width) if jobs else {}
     share = (time.perf_counter() - begin) / max(len(jobs), 1)
     for client, job in jobs.items():
         before = turns[client].seconds + share

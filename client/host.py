@@ -25,7 +25,7 @@ from umbel.data import transforms
 from umbel.data.federation import ClientData, Federation
 from umbel.data.sources.cache import folder
 from umbel.data.types import Examples
-from umbel.models.base import Model
+from umbel.models.base import Model, compile_features
 from umbel.models.weights import shared_state
 from umbel.strategies.base import ClientContext
 
@@ -69,7 +69,7 @@ class Host:
         if modes.uses_channels_last(local, model):
             model = model.to(memory_format=torch.channels_last)
         if local.compile == "model":
-            model.features = torch.compile(model.features)  # type: ignore[method-assign]
+            compile_features(model)
         return model
 
     @cached_property

@@ -19,7 +19,7 @@ from umbel.core.folds import Partial, Product, Shapes
 from umbel.core.memory import MemoryRecord, Version
 from umbel.core.records import BadReplyError, Payload, Reply, plain, reason
 from umbel.core.training import Trainer, train
-from umbel.core.training.spent import Spent, counted
+from umbel.core.spent import Spent, counted
 from umbel.core.training.together import Done, Job
 from umbel.core.tree import clone
 from umbel.core.wire.messages import encode_reply, framing_bytes
@@ -141,8 +141,7 @@ class Share:
         place, outcome = self._work.leaves[client], self._outcome
         outcome.bytes_up += answer.reply.num_bytes
         outcome.framing_up += self._framing.setdefault(self._work.phase, answer.framing)
-        outcome.steps += answer.spent.steps
-        outcome.examples += answer.spent.examples
+        outcome.spent.add(answer.spent.steps, answer.spent.examples, answer.spent.passes)
         if answer.record is not None:
             outcome.remembered.append(client)
         if answer.lifted is None:

@@ -77,9 +77,9 @@ class RunConfig:
             `validation/accuracy>=0.9`; empty never.
         patience: Ends the run when so many evaluations in a row had no better validation accuracy than one before
             them; 0 never.
-        budget: Ends the run after the round that comes nearest to so many `steps` or `examples` of training, `bytes` of
-            messages or `seconds`, such as `steps=2000`, as long as `rounds` allows; empty has none. Of a federation,
-            steps and examples are the nodes' word.
+        budget: Ends the run after the round that comes nearest to so many `steps` or `examples` of training, `flops`
+            (floating-point operations of models), `bytes` of messages or `seconds`, such as `steps=2000`, as long as
+            `rounds` allows; empty has none. Of a federation, steps, examples and flops are the nodes' word.
         min_replies: A phase with fewer good replies than this ends the run, with everything saved. A whole number is a
             number of replies; one with a point is a share of the clients that the phase selected, rounded up: 1 is one
             reply, 0.75 three quarters of them, 1.0 all of them.

@@ -12,7 +12,7 @@ from umbel.core.refusal import Refusal
 
 KEY = "run.until"
 BUDGET = "run.budget"
-COSTS = ("steps", "examples", "bytes", "seconds")
+COSTS = ("steps", "examples", "flops", "bytes", "seconds")
 _FORM = re.compile(r"\s*([^\s<>=]+)\s*(>=|<=)\s*(\S+)\s*")
 _SIDES = ("validation/", "clients/validation/")
 
@@ -118,20 +118,19 @@ class Budget:
 
     Attributes:
         cost: Which of `COSTS`.
-        most: How much of it: steps, examples, bytes, or seconds.
+        most: How much of it: steps, examples, floating-point operations, bytes, or seconds.
     """
 
     cost: str
     most: float
 
-    def is_spent(self, costs: Mapping[str, float], num_rounds: int) -> bool:
+    def is_spent(self, cost: float, num_rounds: int) -> bool:
         """Say whether no later round would come nearer, if the next costs what the rounds before did on average.
 
         Args:
-            costs: What the run has cost, by `COSTS`.
+            cost: What the run has cost of it.
             num_rounds: How many rounds that was.
         """
-        cost = costs[self.cost]
         return cost > 0 and cost + cost / num_rounds / 2 >= self.most
 
 

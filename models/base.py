@@ -9,13 +9,15 @@ Shapes: B batch, I input channels, H height, W width, D features, C classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 from typing import Any, Self, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from umbel.core.refusal import Refusal
+from umbel.core.spent import count_pass
 
 
 class Model(nn.Module):
@@ -28,12 +30,20 @@ class Model(nn.Module):
         in_channels: I, the channels of an image.
         image_size: H and W of an image; all clients of a run share one.
         head: Linear layer from D features to C logits.
+        spec: What `registry.build` built it by, which `facts.macs_of` reads; what goes through it is counted under
+            this name. Empty if it was built otherwise, and then nothing is.
     """
 
     num_features: int
     in_channels: int
     image_size: int
     head: nn.Linear
+    spec: str = ""
+
+    def __init_subclass__(cls, **words: Any) -> None:
+        super().__init_subclass__(**words)
+        if "features" in vars(cls):
+            cls.features = _counted(cls.features)  # type: ignore[method-assign]
 
     def features(self, x: Tensor) -> Tensor:
         """Return features [B, D] of images [B, I, H, W]."""
@@ -61,6 +71,32 @@ class Model(nn.Module):
                 f"{type(self).__name__} was built for images [batch, {', '.join(map(str, expected))}], found "
                 f"{list(x.shape)}; resize the images, or build the model for them (key model.image_size)"
             )
+
+
+def _counted(features: Callable[[Model, Tensor], Tensor]) -> Callable[[Model, Tensor], Tensor]:
+    """Return a class's `features`, which counts what goes through; the outermost of a class and its bases does."""
+
+    @wraps(features)
+    def counted(self: Model, x: Tensor) -> Tensor:
+        found = features(self, x)
+        if type(self).features is counted and not torch.compiler.is_compiling():
+            count_pass(self, found)
+        return found
+
+    return counted
+
+
+def compile_features(model: Model) -> None:
+    """Have a model's features computed by `torch.compile`, in place; they count as before."""
+    own = type(model).features
+    compiled = torch.compile(getattr(own, "__wrapped__", own).__get__(model))
+
+    def features(x: Tensor) -> Tensor:
+        found: Tensor = compiled(x)
+        count_pass(model, found)
+        return found
+
+    model.features = features  # type: ignore[method-assign]
 
 
 def _channels_last(tensor: Tensor) -> Tensor:

@@ -7,7 +7,11 @@ Legend: B batch, I input channels, S image side.
 
 from __future__ import annotations
 
+import json
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -89,6 +93,42 @@ def macs(model: Model) -> int:
         model.eval()(_images(model, 1))
     model.train()
     return int(counter.get_total_flops()) // 2
+
+
+@cache
+def macs_of(spec: str) -> tuple[int, int]:
+    """Return the multiply-adds of one image's forward pass through a model that was built, and those of its head.
+
+    Args:
+        spec: The model's.
+
+    Raises:
+        ValueError: It is none, or of a model that cannot be built here.
+    """
+    name, num_classes, image_size, in_channels, sizes = json.loads(spec)
+    model = _build(name, num_classes, image_size, in_channels, sizes)
+    return macs(model), model.head.weight.numel()
+
+
+def flops(passes: Mapping[str, Mapping[str, int]]) -> float:
+    """Return the floating-point operations of images that went through models; NaN if a model is not known here.
+
+    A multiplication with an addition counts as two. Backward through a whole model is twice the forward pass, each of
+    whose products it repeats for the weights and for the input; where the head alone learns, its product once more.
+    Losses, heads by themselves, optimisers and what `models.checkpointing` computes again are not counted.
+
+    Args:
+        passes: By the model's spec, how many images went `forward`, and of how many learned all of it, `backward`, or
+            the `head` alone.
+    """
+    total = 0
+    try:
+        for spec, counts in passes.items():
+            whole, head = macs_of(spec)
+            total += 2 * (whole * (counts["forward"] + 2 * counts["backward"]) + head * counts["head"])
+    except (ValueError, TypeError, RuntimeError):
+        return math.nan
+    return float(total)
 
 
 def activation_bytes(model: Model) -> int:

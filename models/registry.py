@@ -11,7 +11,8 @@ and the first line of its docstring is what `umbel list models` shows.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+import json
+from collections.abc import Collection, Mapping
 from importlib import import_module
 from typing import Any
 
@@ -132,9 +133,25 @@ def build(name: str, num_classes: int, image_size: int | None = None, in_channel
     check_count("model.in_channels", in_channels)
     size = check_count("model.image_size", _published_image_size(factory) if image_size is None else image_size)
     if name not in TABLE:
-        return own.build(name, factory, num_classes, size, in_channels, **sizes)
+        model = own.build(name, factory, num_classes, size, in_channels, **sizes)
+    else:
+        model = _build(name, factory, num_classes, size, in_channels, sizes, known)
+    model.spec = json.dumps([name, num_classes, size, in_channels, sizes], sort_keys=True, default=str)
+    return model
+
+
+def _build(
+    name: str,
+    factory: Factory,
+    num_classes: int,
+    size: int,
+    in_channels: int,
+    sizes: dict[str, Any],
+    known: Collection[str],
+) -> Model:
+    """Build a model of the zoo."""
     try:
-        model: Model = factory(num_classes, image_size=size, in_channels=in_channels, **sizes)
+        return factory(num_classes, image_size=size, in_channels=in_channels, **sizes)
     except Refusal:
         raise
     except Exception as error:
@@ -146,7 +163,6 @@ def build(name: str, num_classes: int, image_size: int | None = None, in_channel
             key="model.sizes",
             remedy=f"Known: {', '.join(known) or 'none'}.",
         ) from error
-    return model
 
 
 def check(name: str, sizes: Mapping[str, Any]) -> None:

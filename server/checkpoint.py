@@ -6,6 +6,7 @@ A checkpoint has a hash of each of its pieces, and all that a resume goes on fro
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -28,12 +29,14 @@ from umbel.core.files import (
     write_sealed,
     write_tensors,
 )
+from umbel.core.spent import Spent
 from umbel.core.tree import sha256
 from umbel.server.coverage import Row, Turn
 from umbel.strategies.base import ServerContext, Strategy
 
 _NAME = re.compile(r"round-(\d{6,})")
 _KEEP = 2
+_MOST_MODELS = 16  # that a run tells apart; nodes may name any
 _CONTENT, _STATE, _BEST, _METRICS = "checkpoint.json", "state.safetensors", "best.safetensors", "metrics.parquet"
 
 
@@ -53,7 +56,8 @@ class Progress:
         seconds: Time by stage.
         bytes_down: `tensors` and `framing` that clients received.
         bytes_up: The same that they sent.
-        spent: What training cost so far, `clients` and `server`: `steps` and `examples` (`umbel.core.training.spent`).
+        spent: What training cost so far, `clients` and `server`: `steps` and `examples` (`umbel.core.spent`).
+        passes: Images that went through models, on both sides: by the model's `spec`, as `umbel.core.spent.Passes` has it.
         num_failures: Replies that were left out.
         coverage: Selected clients and good replies by phase and round (`umbel.server.coverage.Row`).
         turns: Of each client that was asked, when it took part last (`umbel.server.coverage.Turn`).
@@ -78,6 +82,7 @@ class Progress:
     spent: dict[str, dict[str, int]] = field(
         default_factory=lambda: {side: {"steps": 0, "examples": 0} for side in ("clients", "server")}
     )
+    passes: dict[str, dict[str, dict[str, int]]] = field(default_factory=lambda: {"clients": {}, "server": {}})
     num_failures: int = 0
     coverage: list[Row] = field(default_factory=list)
     turns: dict[str, Turn] = field(default_factory=dict)
@@ -86,17 +91,38 @@ class Progress:
     virtual_seconds: float = 0.0
     num_late: int = 0
 
-    def spend(self, side: str, steps: int, examples: int) -> None:
+    def spend(self, side: str, spent: Spent) -> None:
         """Count what training cost on a side, `clients` or `server`."""
-        self.spent[side]["steps"] += steps
-        self.spent[side]["examples"] += examples
+        self.spent[side]["steps"] += spent.steps
+        self.spent[side]["examples"] += spent.examples
+        passes = self.passes[side]
+        for spec, more in spent.passes.items():
+            if spec in passes or len(passes) < _MOST_MODELS:
+                before = passes.get(spec, {})
+                passes[spec] = {way: before.get(way, 0) + number for way, number in asdict(more).items()}
 
     @property
-    def costs(self) -> dict[str, float]:
-        """What the run has cost so far, by `umbel.core.schedule.COSTS`."""
-        spent = {what: sum(side[what] for side in self.spent.values()) for what in ("steps", "examples")}
-        moved = sum(self.bytes_up.values()) + sum(self.bytes_down.values())
-        return {**spent, "bytes": moved, "seconds": self.seconds.get("total", 0.0)}
+    def spent_so_far(self) -> dict[str, float]:
+        """What the run has cost up to now, as its metrics keep it: images that went through a model by its spec."""
+        found: dict[str, float] = {what: self.cost(what) for what in ("steps", "examples", "bytes")}
+        for side in self.passes.values():
+            for spec, counts in side.items():
+                for way, number in counts.items():
+                    found[f"{way} {spec}"] = found.get(f"{way} {spec}", 0) + number
+        return found
+
+    def cost(self, what: str) -> float:
+        """Return what the run has cost so far, of `umbel.core.schedule.COSTS`."""
+        if what == "seconds":
+            return self.seconds.get("total", 0.0)
+        if what == "bytes":
+            return sum(self.bytes_up.values()) + sum(self.bytes_down.values())
+        if what == "flops":
+            from umbel.models.facts import flops  # a second of imports, for whoever asks
+
+            trained = any(self.passes.values()) or not any(side["steps"] for side in self.spent.values())
+            return sum(map(flops, self.passes.values())) if trained else math.nan
+        return sum(side[what] for side in self.spent.values())
 
     def copy(self) -> Progress:
         """Return another, which a round may change in place."""
@@ -106,6 +132,7 @@ class Progress:
             bytes_down=dict(self.bytes_down),
             bytes_up=dict(self.bytes_up),
             spent=deepcopy(self.spent),
+            passes=deepcopy(self.passes),
             memories=dict(self.memories),
             tasks=deepcopy(self.tasks),
         )

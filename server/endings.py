@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 from umbel.conf.schema import RunConfig
 from umbel.core.schedule import parse_budget, parse_until
 from umbel.server.checkpoint import Progress
+from umbel.server.errors import RunStoppedError
 
 
 def ended(run: RunConfig, progress: Progress) -> str:
@@ -40,6 +42,13 @@ def over_budget(run: RunConfig, progress: Progress) -> str:
     round_ = progress.round
     if not run.budget or not 0 < round_ < run.rounds:
         return ""
-    if not parse_budget(run.budget).is_spent(progress.costs, round_):
+    budget = parse_budget(run.budget)
+    cost = progress.cost(budget.cost)
+    if math.isnan(cost):
+        raise RunStoppedError(
+            f"run.budget={run.budget}: what trains here is no model that umbel built, so that its operations are not "
+            "known. Give steps, examples, bytes or seconds."
+        )
+    if not budget.is_spent(cost, round_):
         return ""
     return f"Round {round_} comes nearest to run.budget={run.budget}: the run ends."

@@ -195,6 +195,7 @@ def _finish(run: FederatedRun, folder: RunFolder, agreement: Agreement | None) -
             "bytes_up": progress.bytes_up,
             "bytes_down": progress.bytes_down,
             "spent": progress.spent,
+            "passes": progress.passes,
             "num_failures": progress.num_failures,
             **(
                 {}

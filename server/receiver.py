@@ -11,6 +11,7 @@ from umbel.core.fold_tree import FoldTree, merged
 from umbel.core.folds import Partial, Product, Shapes
 from umbel.core.names import shortened
 from umbel.core.records import BadReplyError, Payload, Reply, reason
+from umbel.core.spent import Passes, Spent
 from umbel.core.wire.limits import Limits, Size
 from umbel.core.wire.work import ClientTime, Outcome
 from umbel.server.port import Answer
@@ -32,8 +33,7 @@ class Report:
             a node added up is the node's word, and at most so many times the sum that came.
         framing_down: Bytes of framing down.
         framing_up: Bytes of framing up, by the nodes' word: at most so many times the framing that came.
-        steps: Optimiser steps of clients, by the nodes' word.
-        examples: Examples that went through them, likewise.
+        spent: What training cost the clients, by the nodes' word.
         times: When each client ran, where that is known.
         notices: What whoever reads the result should know.
     """
@@ -46,8 +46,7 @@ class Report:
     bytes_up: int = 0
     framing_down: int = 0
     framing_up: int = 0
-    steps: int = 0
-    examples: int = 0
+    spent: Spent = field(default_factory=Spent)
     times: list[ClientTime] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
 
@@ -136,8 +135,12 @@ class Receiver:
         """Count what came: what a node says of it, held to what there was."""
         self._report.bytes_up += min(max(outcome.bytes_up, single_bytes), single_bytes + most_bytes)
         self._report.framing_up += min(max(outcome.framing_up, 0), most_framing)
-        self._report.steps += max(outcome.steps, 0)
-        self._report.examples += max(outcome.examples, 0)
+        said = outcome.spent
+        passes = {
+            spec: Passes(max(each.forward, 0), max(each.backward, 0), max(each.head, 0))
+            for spec, each in said.passes.items()
+        }
+        self._report.spent.add(max(said.steps, 0), max(said.examples, 0), passes)
 
     def _fail_all(self, clients: Collection[int], node: int, reason: str) -> None:
         for client in sorted(clients):

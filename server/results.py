@@ -212,7 +212,7 @@ class RunFolder:
         Args:
             round_: Round.
             side: `server`, `client` (one client), or `clients` (over clients).
-            split: `train`, `validation`, `test`, or `all`.
+            split: `train`, `validation`, `test`, `all`, or `costs`, what the run has cost up to then.
             values: Value of each metric.
             seconds: Time since the run began.
             client: The client, or -1.

@@ -18,7 +18,7 @@ from umbel.core.records import BadReplyError
 from umbel.core.refusal import Refusal
 from umbel.core.schedule import parse_until
 from umbel.core.settled import settled
-from umbel.core.training.spent import counted
+from umbel.core.spent import counted
 from umbel.core.wire.work import ClientTime, Work
 from umbel.server import checkpoint, endings, evaluation
 from umbel.server.checkpoint import Checkpoint, Progress
@@ -168,6 +168,7 @@ class FederatedRun:
                 self.folder.add(round_, "server", "train", values, seconds, phase=phase.name)
         progress.round, progress.num_rounds = round_, total
         progress.seconds["total"] = time.monotonic() - self._began
+        self.folder.add(round_, "server", "costs", progress.spent_so_far, progress.seconds["total"])
         progress.ended = endings.over_budget(self.session.experiment.run, progress)
         is_last = round_ == total or bool(progress.ended)
         if is_last:
@@ -259,7 +260,7 @@ class FederatedRun:
                 f"{needed} are needed (run.min_replies={run.min_replies}).\n{reasons}"
             )
         values = {**folded.numbers, "num_replies": good, "num_failures": len(report.failures)}
-        values |= {"num_steps": report.steps, "num_processed": report.examples}
+        values |= {"num_steps": report.spent.steps, "num_processed": report.spent.examples}
         self.folder.add(work.round, "clients", "train", values, seconds, phase=work.phase)
         return folded
 
@@ -269,7 +270,7 @@ class FederatedRun:
         progress.bytes_up["tensors"] += report.bytes_up
         progress.bytes_up["framing"] += report.framing_up
         if work.phase != EVALUATE:  # to fine-tune for an evaluation is no part of training
-            progress.spend("clients", report.steps, report.examples)
+            progress.spend("clients", report.spent)
         progress.num_failures += len(report.failures)
         self._times[work.phase] = report.times
         for text in dict.fromkeys(report.notices):
@@ -338,7 +339,7 @@ class FederatedRun:
         finally:
             progress.seconds[name] = progress.seconds.get(name, 0.0) + time.monotonic() - start
             if name != "evaluate":
-                progress.spend("server", spent.steps, spent.examples)
+                progress.spend("server", spent)
 
 
 def _most_trained(phase: Phase[Any], state: Any, client: int, own: int) -> float:

@@ -23,7 +23,7 @@ from umbel.core.training.config import LocalConfig as LocalConfig
 from umbel.core.training.config import learning_rate as learning_rate
 from umbel.core.training.corrections import Correction as Correction
 from umbel.core.training.optimizers import eager
-from umbel.core.training.spent import count
+from umbel.core.spent import count, count_trained, counted
 from umbel.core.training.steps import Loss as Loss
 from umbel.core.training.steps import UnfitError, freeze_batch_norm
 
@@ -131,7 +131,8 @@ def train(
             if vary is not None:
                 x = vary(x)
             if graphs is not None:
-                value = graphs(x, y)
+                with counted():  # what a graph does is not seen, but for the batches that none is made for
+                    value = graphs(x, y)
             else:
                 optimizer.zero_grad(set_to_none=True)
                 with devices.autocast(device, config.precision):
@@ -148,6 +149,8 @@ def train(
             steps += 1
     kept = {} if moments is None else _moments(optimizer)
     count(steps, seen)
+    if graphs is not None:
+        count_trained(model, seen)
     return TrainReport(float(total.item()) / max(seen, 1), steps, lr, seen, kept)
 
 

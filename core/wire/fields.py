@@ -64,6 +64,14 @@ def pairs(head: Mapping[str, Any], name: str, limits: Limits) -> Iterator[tuple[
         yield as_whole(pair[0], "a client"), pair[1]
 
 
+def rows(head: Mapping[str, Any], name: str, width: int, limits: Limits) -> Iterator[list[Any]]:
+    """Yield the members of a list, each a list of so many values."""
+    for row in items(head, name, limits):
+        if type(row) is not list or len(row) != width:
+            raise FormError(f"{name!r} should be {width} values each, found {_shown(row)}")
+        yield row
+
+
 def as_whole(value: object, name: str) -> int:
     """Return a whole number."""
     if type(value) is not int:

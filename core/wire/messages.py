@@ -23,6 +23,7 @@ from umbel.core.folds import Partial
 from umbel.core.memory import Version
 from umbel.core.names import shortened
 from umbel.core.records import Payload, Reply
+from umbel.core.spent import Passes, Spent
 from umbel.core.tree import Tree
 from umbel.core.wire import fields
 from umbel.core.wire.fields import FormError
@@ -198,8 +199,9 @@ def encode_outcome(outcome: Outcome) -> RecordDict:
         "remembered": outcome.remembered,
         "bytes_up": outcome.bytes_up,
         "framing_up": outcome.framing_up,
-        "steps": outcome.steps,
-        "examples": outcome.examples,
+        "steps": outcome.spent.steps,
+        "examples": outcome.spent.examples,
+        "passes": [[spec, each.forward, each.backward, each.head] for spec, each in outcome.spent.passes.items()],
     }
     return _record(head, trees)
 
@@ -247,7 +249,10 @@ def decode_outcome(content: RecordDict, limits: Limits | None = None) -> Outcome
             outcome.seconds[client] = fields.as_real(seconds, "seconds")
         outcome.remembered = [fields.as_whole(each, "a client") for each in fields.items(head, "remembered", limits)]
         outcome.bytes_up, outcome.framing_up = fields.whole(head, "bytes_up"), fields.whole(head, "framing_up")
-        outcome.steps, outcome.examples = fields.whole(head, "steps"), fields.whole(head, "examples")
+        outcome.spent = Spent(fields.whole(head, "steps"), fields.whole(head, "examples"))
+        for spec, *counts in fields.rows(head, "passes", 4, limits):
+            passes = Passes(*(fields.as_whole(each, "images") for each in counts))
+            outcome.spent.passes[fields.as_text(spec, "a model")] = passes
     except FormError as error:
         raise MessageError(f"The answer in this message cannot be read: {error}.") from error
     return outcome

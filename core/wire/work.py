@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from umbel.core.folds import Partial
 from umbel.core.memory import Version
 from umbel.core.records import Reply
+from umbel.core.spent import Spent
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,7 @@ class Outcome:
         remembered: Clients that wrote their memory.
         bytes_up: Tensor bytes of all replies, before any folding; the server holds it to what came.
         framing_up: Bytes of framing that these replies would have had, sent singly; likewise.
-        steps: Optimiser steps of the clients whose replies were good, by the node's word.
-        examples: Examples that went through them, likewise.
+        spent: What training cost the clients whose replies were good, by the node's word.
         times: When each client ran; only of the simulation's own processes, and never sent as a message.
         notices: What whoever reads the result should know; likewise.
     """
@@ -92,8 +92,7 @@ class Outcome:
     remembered: list[int] = field(default_factory=list)
     bytes_up: int = 0
     framing_up: int = 0
-    steps: int = 0
-    examples: int = 0
+    spent: Spent = field(default_factory=Spent)
     times: list[ClientTime] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
 

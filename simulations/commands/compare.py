@@ -35,7 +35,7 @@ OTHERS = {"acc": "fot,fedavg", "test_last": "fedavg,fedopt(optimizer=adam,lr=0.0
 )
 @click.option(
     "--budget",
-    type=click.Choice(["rounds", "steps", "examples", "bytes", "seconds"]),
+    type=click.Choice(["rounds", "steps", "examples", "flops", "bytes", "seconds"]),
     default="rounds",
     show_default=True,
     help="What all strategies have equally much of.",
@@ -72,7 +72,7 @@ def compare(
 
     By default all have the same number of rounds, in which one may train more than another. With `--budget steps` the
     first has these rounds and the others go on, or end, where they have come to as many steps of training; likewise
-    examples, bytes of messages, or seconds.
+    examples, floating-point operations, bytes of messages, or seconds.
 
     Runs that are there with the same configuration are used again, and stopped ones are gone on with: give
     the same command once more. What began with other code than there is now (of its strategy, model or data, of

@@ -15,8 +15,10 @@ from umbel.conf.errors import ExperimentError
 from umbel.conf.schema import Experiment
 from umbel.core.files import DamagedError, read_sealed
 from umbel.core.metrics import mean_and_deviation
+from umbel.models.facts import flops
 from umbel.server import coverage, reading
 from umbel.simulations.compare.statistics import Difference, between_all, compared, interquartile_mean, interval
+from umbel.simulations.report import cost_series
 from umbel.simulations.report.measures import COLUMNS, MAIN, NOT_OF_TASKS
 
 
@@ -66,6 +68,11 @@ class Member:
     def costs(self) -> dict[str, float]:
         """What the run cost, by `umbel.core.schedule.COSTS`; NaN where that is not known."""
         return costs(self.summary)
+
+    @cached_property
+    def costs_by_round(self) -> dict[str, cost_series.Series]:
+        """What the run had cost after each round, by `cost_series.AXES`."""
+        return cost_series.costs_by_round(self.metrics)
 
     @cached_property
     def lost(self) -> str:
@@ -195,6 +202,7 @@ def measures(content: dict[str, Any]) -> dict[str, float]:
     metrics, rounds = content["metrics"], max(int(content["rounds"]), 1)
     found = costs(content)
     found["mb_per_round"] = found.pop("bytes") / rounds / 1e6
+    found["gflop"] = found.pop("flops") / 1e9
     if "virtual_seconds" in content:
         found["virtual_seconds"] = content["virtual_seconds"]
     measured = {key: metrics.get(measure.metric) for key, measure in COLUMNS.items()}
@@ -202,11 +210,15 @@ def measures(content: dict[str, Any]) -> dict[str, float]:
 
 
 def costs(content: dict[str, Any]) -> dict[str, float]:
-    """Return what a run cost by its summary, by `umbel.core.schedule.COSTS`; one by an earlier version has no steps."""
+    """Return what a run cost by its summary, by `umbel.core.schedule.COSTS`; NaN where it does not say it."""
     moved = sum(content["bytes_up"].values()) + sum(content["bytes_down"].values())
     spent = content.get("spent", {}).values()
     trained = {what: sum(side[what] for side in spent) if spent else math.nan for what in ("steps", "examples")}
-    return {**trained, "bytes": moved, "seconds": content["seconds"]["total"]}
+    passes = content.get("passes", {}).values()
+    # A run that trained models of its own, of which nothing was counted, has not done it for nothing.
+    known = any(passes) or not trained["steps"]
+    computed = sum(map(flops, passes)) if known else math.nan
+    return {**trained, "flops": computed, "bytes": moved, "seconds": content["seconds"]["total"]}
 
 
 def read_comparison(folder: Path) -> Comparison:

@@ -141,7 +141,7 @@ def _unequal(comparison: Comparison) -> list[str]:
     reference, parts = comparison.items[0].label, []
     for item in comparison.items[1:]:
         ratios = []
-        for cost in ("steps", "examples", "bytes"):
+        for cost in ("steps", "examples", "flops", "bytes"):
             ours, theirs = (sum(each.costs[cost] for each in comparison.of(label)) for label in (item.label, reference))
             ratio = ours / theirs if theirs else math.nan
             if abs(ratio - 1) > _TENTH:

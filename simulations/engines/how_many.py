@@ -69,6 +69,7 @@ class Training:
         from umbel.core.rng import generator
         from umbel.core.training import modes, train
         from umbel.core.training.together import Job, train_together
+        from umbel.models.base import compile_features
 
         local = host.experiment.local
         config = replace(local, epochs=0, max_steps=_STEPS)
@@ -76,7 +77,7 @@ class Training:
         model = copy.deepcopy(host.model)
         if local.compile == "model":  # what is compiled reads the parameters of the model that this is a copy of
             vars(model).pop("features", None)
-            model.features = torch.compile(model.features)  # type: ignore[method-assign]
+            compile_features(model)
         loss = CrossEntropy(local.label_smoothing, local.class_weights).of(labels, host.data.num_classes)
         width = modes.num_together(local, host.device)
 

@@ -14,10 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from umbel.simulations.plots.runs import COLOURS, DPI, SHADES, new_figure
+from umbel.simulations.plots.runs import COLOURS, DASHES, DPI, SHADES, new_figure
 
 _WRITTEN_TASKS = 12
 _WRITTEN_BARS = 24
+_LABELS_IN_A_CELL = 12
 
 
 def task_matrix(matrix: Sequence[Sequence[float]], title: str, what: str) -> Figure:
@@ -120,4 +121,48 @@ def panels(values: Mapping[str, Mapping[str, Mapping[int, float]]], title: str) 
             axes.legend(frameon=False, fontsize=8, loc="best")
     for axes in cells[len(values) :]:
         axes.set_visible(False)
+    return figure
+
+
+def by_cost(
+    values: Mapping[str, Mapping[str, Sequence[Mapping[float, float]]]], title: str, ylabel: str, percent: bool
+) -> Figure:
+    """Draw a measure by what it cost, two sets of axes in a row with one scale of values.
+
+    Args:
+        values: For each kind of cost and each label one mapping from cost to value a seed; their means are drawn.
+        title: Title of all.
+        ylabel: What is on the y axes.
+        percent: Values are fractions, to be shown in per cent.
+    """
+    num_rows = int(np.ceil(len(values) / 2))
+    figure = Figure(figsize=(7.2, 0.8 + 2.2 * num_rows), dpi=DPI, layout=ConstrainedLayoutEngine(h_pad=0.1, w_pad=0.08))
+    FigureCanvasAgg(figure)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11)
+    cells = figure.subplots(num_rows, 2, squeeze=False, sharey=True).flatten()
+    for axes, (cost, lines) in zip(cells, values.items(), strict=False):
+        for index, (label, seeds) in enumerate(lines.items()):
+            places = sorted(set.intersection(*map(set, seeds))) if seeds else []
+            means = [float(np.mean([one[place] for one in seeds])) for place in places]
+            dash = DASHES[index // len(COLOURS) % len(DASHES)]
+            mark = "o" if len(places) <= 30 else None
+            axes.plot(places, means, dash, color=COLOURS[index % len(COLOURS)], label=label, marker=mark, markersize=3)
+        axes.set_xlabel(cost, fontsize=9)
+        axes.set_xlim(left=0)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=5))
+        if percent:
+            axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
+        axes.tick_params(labelsize=8)
+        axes.grid(axis="y", alpha=0.3, linewidth=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+    for axes in cells[::2]:
+        axes.set_ylabel(ylabel, fontsize=9)
+    handles, labels = cells[0].get_legend_handles_labels()
+    for axes in cells[len(values) :]:
+        axes.set_axis_off()
+    if len(labels) > 1 and len(values) % 2 and len(labels) <= _LABELS_IN_A_CELL:
+        cells[-1].legend(handles, labels, loc="center left", frameon=False, fontsize=8)
+    elif len(labels) > 1:
+        place = "outside lower center"
+        figure.legend(handles, labels, loc=place, ncols=min(len(labels), 3), frameon=False, fontsize=8)
     return figure

@@ -30,7 +30,7 @@ from umbel.server import agree
 DPI = 150
 # Okabe and Ito (2008), without yellow, which is too pale for lines on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-_DASHES = ("-", "--", "-.", ":")
+DASHES = ("-", "--", "-.", ":")
 # Pale to dark, so that few looks like few; nothing at all is white.
 SHADES = ListedColormap(colormaps["Blues"](np.linspace(0.12, 1.0, 256)))
 _MAX_LABELS = 60
@@ -96,7 +96,7 @@ def curves(
         mean_R = values_SR.mean(axis=0)
         lowest = min(lowest, float(mean_R.min()))
         colour = COLOURS[index % num_colours]
-        dash = _DASHES[index // num_colours % len(_DASHES)]
+        dash = DASHES[index // num_colours % len(DASHES)]
         mark = "o" if len(rounds) <= 30 else None
         axes.plot(rounds, mean_R, dash, color=colour, label=label, marker=mark, markersize=3.5, linewidth=1.8)
         if len(seeds) > 1:

@@ -54,6 +54,7 @@ PER_CENT = Unit(whole=100, digits=2, short_digits=1, tile_digits=1, sign=" %")
 POINTS = Unit(digits=2, short_digits=1, tile_digits=1)  # sums of per cents
 RANK = Unit(short_digits=1)
 MEGABYTES = Unit(digits=2)
+GIGAFLOP = Unit(digits=1)
 SECONDS = Unit(digits=1)
 NUMBER = Unit()
 COUNT = Unit(digits=0, short_digits=0, tile_digits=0)
@@ -276,6 +277,10 @@ MEASURES: dict[str, Measure] = {
         meaning="Steps, examples: of all training by optimiser steps, of clients with good replies and of the server.",
     ),
     "examples": Measure("", "examples that training went through", COUNT, aim=0, column="examples"),
+    "gflop": Measure(
+        "", "floating-point operations", GIGAFLOP, aim=0, column="GFLOP",
+        meaning="GFLOP: 10^9 floating-point operations of all images that went through models, a gradient's three times.",
+    ),
     "mb_per_round": Measure("", "MB a round", MEGABYTES, aim=0, column="MB a round"),
     "seconds": Measure("", "seconds", SECONDS, aim=0, column="seconds"),
     "virtual_seconds": Measure(

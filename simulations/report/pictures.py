@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from umbel.simulations.compare.comparison import Comparison, Member
 from umbel.simulations.plots import metrics as metric_plots
 from umbel.simulations.plots import runs as plots
-from umbel.simulations.report import charts
+from umbel.simulations.report import charts, cost_series
 from umbel.simulations.report import series as report_series
 from umbel.simulations.report.charts import Chart
 from umbel.simulations.report.measures import BESIDE, MEASURES, Measure
@@ -71,6 +71,11 @@ def main_curves(comparison: Comparison) -> Figure:
 def of_comparison(comparison: Comparison) -> Iterator[Picture]:
     """Draw a comparison's runs against each other."""
     yield main_curves(comparison), "by round of each strategy, what it is judged by"
+    if panels := _by_cost(comparison):
+        measure = MEASURES[comparison.main or "test_last"]
+        title = f"{comparison.members[0].experiment.name}: {measure.title} by what it cost"
+        percent = bool(measure.unit.whole)
+        yield metric_plots.by_cost(panels, title, measure.title, percent), "the same by what it cost"
     if "virtual_seconds" in comparison.shown:
         yield _strategies(comparison, comparison.main or "test_last", _over_time), "the same by virtual time"
     for measure in BESIDE:
@@ -104,10 +109,21 @@ def _by_round(members: Sequence[Member], measure: Measure) -> Sequence[plots.Ser
 def _over_time(members: Sequence[Member], measure: Measure) -> Sequence[plots.Series]:
     """Return a measure's course by virtual time: a round is where it ends in the mean over seeds."""
     ends = [report_series.course(member.metrics, MEASURES["virtual_seconds"]) for member in members]
-    rounds = set.intersection(*map(set, ends))
-    times = {round_: sum(each[round_] for each in ends) / len(ends) for round_ in sorted(rounds)}
-    courses = _by_round(members, measure)
-    return [{times[round_]: value for round_, value in course.items() if round_ in times} for course in courses]
+    return cost_series.against([report_series.course(member.metrics, measure) for member in members], ends)
+
+
+def _by_cost(comparison: Comparison) -> dict[str, report_series.Lines]:
+    """Return the course of what the strategies are judged by, by each of the costs that all of them say."""
+    measure = MEASURES[comparison.main or "test_last"]
+    spent = {item.label: [member.costs_by_round for member in comparison.of(item.label)] for item in comparison.items}
+    panels: dict[str, report_series.Lines] = {}
+    for cost, (axis, _) in cost_series.AXES.items():
+        if all(cost in one for seeds in spent.values() for one in seeds):
+            panels[axis] = {
+                label: cost_series.against(_by_round(comparison.of(label), measure), [one[cost] for one in seeds])
+                for label, seeds in spent.items()
+            }
+    return panels
 
 
 _ACROSS: dict[Courses, str] = {_by_round: "round", _over_time: "virtual seconds"}

@@ -39,7 +39,7 @@ from umbel.core.folds import Folded, Product, Sum, product
 from umbel.core.records import Payload, Reply
 from umbel.core.refusal import Refusal
 from umbel.core.training import LocalConfig, num_processed
-from umbel.core.training.spent import count
+from umbel.core.spent import count
 from umbel.core.tree import Tree, subtract
 from umbel.models.base import Model
 from umbel.strategies.base import (

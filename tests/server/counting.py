@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from umbel.core.folds import Folded
-from umbel.core.training.spent import count
+from umbel.core.spent import count
 from umbel.strategies.base import ServerContext
 from umbel.strategies.fedavg import FedAvg, State
 

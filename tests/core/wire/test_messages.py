@@ -12,6 +12,7 @@ from flwr.app import ConfigRecord, RecordDict
 from umbel.core.folds import Partial
 from umbel.core.memory import Version
 from umbel.core.records import Payload, Reply
+from umbel.core.spent import Passes, Spent
 from umbel.core.wire.messages import (
     MessageError,
     decode_json,
@@ -99,8 +100,7 @@ def test_outcome_round_trip():
         remembered=[5],
         bytes_up=100,
         framing_up=7,
-        steps=3,
-        examples=11,
+        spent=Spent(3, 11, {"a model": Passes(11, 8, 3)}),
     )
     decoded = decode_outcome(encode_outcome(outcome))
     (level, index, partial), (*place, hole) = decoded.nodes
@@ -109,7 +109,7 @@ def test_outcome_round_trip():
     assert (partial.numbers, partial.num_examples, partial.num_replies) == ({"loss": 1.5}, 12, 3)
     assert same(decoded.singles[5].trees["delta"], ODD) and decoded.singles[5].trees["empty"] == {}
     assert (decoded.singles[5].numbers, decoded.singles[5].num_examples) == ({"loss": 0.1}, 4)
-    for name in ("failures", "seconds", "remembered", "bytes_up", "framing_up", "steps", "examples"):
+    for name in ("failures", "seconds", "remembered", "bytes_up", "framing_up", "spent"):
         assert getattr(decoded, name) == getattr(outcome, name)
     assert decode_outcome(encode_outcome(Outcome())) == Outcome()
 

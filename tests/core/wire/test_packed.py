@@ -6,6 +6,7 @@ import torch
 
 from umbel.core.folds import Partial
 from umbel.core.records import Reply
+from umbel.core.spent import Passes, Spent
 from umbel.core.wire.packed import Packed
 from umbel.core.wire.work import Outcome
 
@@ -20,8 +21,7 @@ def outcome():
         remembered=[7],
         bytes_up=12,
         framing_up=5,
-        steps=3,
-        examples=11,
+        spent=Spent(3, 11, {"a model": Passes(11, 8, 3)}),
     )
 
 
@@ -41,7 +41,7 @@ def test_all_of_an_answer_arrives():
     reply = back.singles[7]
     assert reply.trees["delta"]["w"].tolist() == [5.0] and reply.trees["none"] == {}
     assert (reply.numbers, reply.num_examples) == ({"loss": 1.0}, 4)
-    for name in ("failures", "seconds", "remembered", "bytes_up", "framing_up", "steps", "examples"):
+    for name in ("failures", "seconds", "remembered", "bytes_up", "framing_up", "spent"):
         assert getattr(back, name) == getattr(expected, name)
 
 

@@ -13,7 +13,7 @@ from umbel.core.records import Payload
 from umbel.core.refusal import Refusal
 from umbel.core.rng import build_seeded, generator
 from umbel.core.training import LocalConfig
-from umbel.core.training.spent import counted
+from umbel.core.spent import counted
 from umbel.data.types import Examples
 from umbel.models import build
 from umbel.models.base import Model

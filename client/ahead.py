@@ -21,10 +21,10 @@ from umbel.client.deadline import attempt
 from umbel.client.host import Host
 from umbel.client.shared import gradients_on
 from umbel.core import training
+from umbel.core.spent import count, count_trained, counted
 from umbel.core.training import TrainReport
 from umbel.core.training.compiled import tell_once
 from umbel.core.training.config import LocalConfig
-from umbel.core.spent import count, count_trained, counted
 from umbel.core.training.steps import UnfitError, state_of
 from umbel.core.training.together import Done, Job, train_together
 

@@ -18,8 +18,8 @@ from umbel.core.fold_tree import FoldTree
 from umbel.core.folds import Partial, Product, Shapes
 from umbel.core.memory import MemoryRecord, Version
 from umbel.core.records import BadReplyError, Payload, Reply, plain, reason
-from umbel.core.training import Trainer, train
 from umbel.core.spent import Spent, counted
+from umbel.core.training import Trainer, train
 from umbel.core.training.together import Done, Job
 from umbel.core.tree import clone
 from umbel.core.wire.messages import encode_reply, framing_bytes

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import wraps
+from types import MethodType
 from typing import Any, Self, TypeGuard
 
 import torch
@@ -42,8 +43,8 @@ class Model(nn.Module):
 
     def __init_subclass__(cls, **words: Any) -> None:
         super().__init_subclass__(**words)
-        if "features" in vars(cls):
-            cls.features = _counted(cls.features)  # type: ignore[method-assign]
+        if own := vars(cls).get("features"):
+            setattr(cls, "features", _counted(own))  # noqa: B010 - to mypy a method is no attribute
 
     def features(self, x: Tensor) -> Tensor:
         """Return features [B, D] of images [B, I, H, W]."""
@@ -89,7 +90,7 @@ def _counted(features: Callable[[Model, Tensor], Tensor]) -> Callable[[Model, Te
 def compile_features(model: Model) -> None:
     """Have a model's features computed by `torch.compile`, in place; they count as before."""
     own = type(model).features
-    compiled = torch.compile(getattr(own, "__wrapped__", own).__get__(model))
+    compiled = torch.compile(MethodType(getattr(own, "__wrapped__", own), model))
 
     def features(x: Tensor) -> Tensor:
         found: Tensor = compiled(x)

@@ -151,7 +151,7 @@ def _build(
 ) -> Model:
     """Build a model of the zoo."""
     try:
-        return factory(num_classes, image_size=size, in_channels=in_channels, **sizes)
+        model: Model = factory(num_classes, image_size=size, in_channels=in_channels, **sizes)
     except Refusal:
         raise
     except Exception as error:
@@ -163,6 +163,7 @@ def _build(
             key="model.sizes",
             remedy=f"Known: {', '.join(known) or 'none'}.",
         ) from error
+    return model
 
 
 def check(name: str, sizes: Mapping[str, Any]) -> None:

@@ -57,7 +57,7 @@ class Progress:
         bytes_down: `tensors` and `framing` that clients received.
         bytes_up: The same that they sent.
         spent: What training cost so far, `clients` and `server`: `steps` and `examples` (`umbel.core.spent`).
-        passes: Images that went through models, on both sides: by the model's `spec`, as `umbel.core.spent.Passes` has it.
+        passes: Images that went through models, on both sides: by the model's `spec` (`umbel.core.spent.Passes`).
         num_failures: Replies that were left out.
         coverage: Selected clients and good replies by phase and round (`umbel.server.coverage.Row`).
         turns: Of each client that was asked, when it took part last (`umbel.server.coverage.Turn`).

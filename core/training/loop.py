@@ -18,12 +18,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from umbel.core import device as devices
 from umbel.core.losses import CrossEntropy
 from umbel.core.rng import drawn_key, forked, torch_generator
+from umbel.core.spent import count, count_trained, counted
 from umbel.core.training import compiled
 from umbel.core.training.config import LocalConfig as LocalConfig
 from umbel.core.training.config import learning_rate as learning_rate
 from umbel.core.training.corrections import Correction as Correction
 from umbel.core.training.optimizers import eager
-from umbel.core.spent import count, count_trained, counted
 from umbel.core.training.steps import Loss as Loss
 from umbel.core.training.steps import UnfitError, freeze_batch_norm
 

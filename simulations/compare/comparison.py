@@ -71,7 +71,7 @@ class Member:
 
     @cached_property
     def costs_by_round(self) -> dict[str, cost_series.Series]:
-        """What the run had cost after each round, by `cost_series.AXES`."""
+        """What the run had cost after each round, by `charts.COST_AXES`."""
         return cost_series.costs_by_round(self.metrics)
 
     @cached_property

@@ -16,6 +16,9 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from umbel.simulations.plots.runs import COLOURS, DASHES, DPI, SHADES, new_figure
 
+# For each kind of cost and each label one mapping from cost to value a seed.
+ByCost = Mapping[str, Mapping[str, Sequence[Mapping[float, float]]]]
+
 _WRITTEN_TASKS = 12
 _WRITTEN_BARS = 24
 _LABELS_IN_A_CELL = 12
@@ -124,9 +127,7 @@ def panels(values: Mapping[str, Mapping[str, Mapping[int, float]]], title: str) 
     return figure
 
 
-def by_cost(
-    values: Mapping[str, Mapping[str, Sequence[Mapping[float, float]]]], title: str, ylabel: str, percent: bool
-) -> Figure:
+def by_cost(values: ByCost, title: str, ylabel: str, percent: bool) -> Figure:
     """Draw a measure by what it cost, two sets of axes in a row with one scale of values.
 
     Args:
@@ -163,6 +164,6 @@ def by_cost(
     if len(labels) > 1 and len(values) % 2 and len(labels) <= _LABELS_IN_A_CELL:
         cells[-1].legend(handles, labels, loc="center left", frameon=False, fontsize=8)
     elif len(labels) > 1:
-        place = "outside lower center"
-        figure.legend(handles, labels, loc=place, ncols=min(len(labels), 3), frameon=False, fontsize=8)
+        columns = min(len(labels), 3)
+        figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize=8)
     return figure

@@ -51,3 +51,12 @@ LAST_GROUPS = Chart("Classes by frequency, last round", TEST_ACCURACY)
 LAST_DOMAINS = Chart("Test accuracy by domain, last round", TEST_ACCURACY)
 CLIENTS = Chart("Clients' accuracy, last round", _OWN_TEST)
 CLIENTS_BY_PREDICTOR = Chart("Clients' accuracy by predictor, last round", _OWN_TEST)
+
+# What is on the axis of a cost, in what unit, and how many of its own unit that is; by `umbel.core.schedule.COSTS`.
+COST_AXES = {
+    "steps": ("steps of training", 1.0),
+    "examples": ("examples trained on", 1.0),
+    "flops": ("GFLOP", 1e9),
+    "bytes": ("MB moved", 1e6),
+    "seconds": ("seconds", 1.0),
+}

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import pandas as pd
 
 from umbel.models.facts import flops
+from umbel.simulations.report.charts import COST_AXES
 
 Series = dict[int, float]  # round -> value
 
 SPLIT = "costs"
-# What is on the axis, in what unit, and how many of its own unit that is.
-AXES = {
-    "steps": ("steps of training", 1.0),
-    "examples": ("examples trained on", 1.0),
-    "flops": ("GFLOP", 1e9),
-    "bytes": ("MB moved", 1e6),
-    "seconds": ("seconds", 1.0),
-}
 
 
 def costs_by_round(metrics: pd.DataFrame) -> dict[str, Series]:
-    """Return what a run had cost after each round, by `AXES`, in the units there; nothing where it does not say it.
+    """Return what a run had cost after each round, by `COST_AXES` and in its units; nothing where it says none.
 
     Args:
         metrics: Long and tidy, with columns round, side, split, metric, value and seconds.
@@ -32,22 +25,24 @@ def costs_by_round(metrics: pd.DataFrame) -> dict[str, Series]:
     if rows.empty:
         return {}
     by_round = rows.pivot_table(index="round", columns="metric", values="value", aggfunc="last").fillna(0.0)
-    found = {what: by_round[what] / AXES[what][1] for what in ("steps", "examples", "bytes")}
+    found = {what: by_round[what] / COST_AXES[what][1] for what in ("steps", "examples", "bytes")}
     found["seconds"] = rows.groupby("round")["seconds"].last()
+    rounds = [int(each) for each in by_round.index]
     specs = [name.removeprefix("forward ") for name in by_round.columns if name.startswith("forward ")]
-    series = {what: {int(r): float(value) for r, value in column.items()} for what, column in found.items()}
+    series = {what: dict(zip(rounds, map(float, column), strict=True)) for what, column in found.items()}
     if specs:
-        series["flops"] = {
-            int(round_): _flops(row, specs) / AXES["flops"][1] for round_, row in by_round.iterrows()
-        }
-    return {what: values for what in AXES if (values := series.get(what)) and not any(map(math.isnan, values.values()))}
+        done = [_flops(row, specs) / COST_AXES["flops"][1] for row in by_round.to_dict("records")]
+        series["flops"] = dict(zip(rounds, done, strict=True))
+    return {
+        what: values for what in COST_AXES if (values := series.get(what)) and not any(map(math.isnan, values.values()))
+    }
 
 
-def _flops(row: pd.Series, specs: Sequence[str]) -> float:
+def _flops(row: Mapping[Hashable, float], specs: Sequence[str]) -> float:
     return flops({spec: {way: int(row[f"{way} {spec}"]) for way in ("forward", "backward", "head")} for spec in specs})
 
 
-def against(courses: Sequence[Series], costs: Sequence[Series]) -> list[dict[float, float]]:
+def against(courses: Sequence[Mapping[int, float]], costs: Sequence[Series]) -> list[dict[float, float]]:
     """Return a measure's courses by what they cost: a round is where it ends in the mean over seeds.
 
     Args:

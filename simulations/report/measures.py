@@ -279,7 +279,7 @@ MEASURES: dict[str, Measure] = {
     "examples": Measure("", "examples that training went through", COUNT, aim=0, column="examples"),
     "gflop": Measure(
         "", "floating-point operations", GIGAFLOP, aim=0, column="GFLOP",
-        meaning="GFLOP: 10^9 floating-point operations of all images that went through models, a gradient's three times.",
+        meaning="GFLOP: 10^9 floating-point operations of images through models, there and, to learn, back.",
     ),
     "mb_per_round": Measure("", "MB a round", MEGABYTES, aim=0, column="MB a round"),
     "seconds": Measure("", "seconds", SECONDS, aim=0, column="seconds"),

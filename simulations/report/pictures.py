@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -72,10 +72,9 @@ def of_comparison(comparison: Comparison) -> Iterator[Picture]:
     """Draw a comparison's runs against each other."""
     yield main_curves(comparison), "by round of each strategy, what it is judged by"
     if panels := _by_cost(comparison):
-        measure = MEASURES[comparison.main or "test_last"]
-        title = f"{comparison.members[0].experiment.name}: {measure.title} by what it cost"
-        percent = bool(measure.unit.whole)
-        yield metric_plots.by_cost(panels, title, measure.title, percent), "the same by what it cost"
+        judged = MEASURES[comparison.main or "test_last"]
+        title, percent = f"{comparison.members[0].experiment.name}: {judged.title} by its cost", bool(judged.unit.whole)
+        yield metric_plots.by_cost(panels, title, judged.title, percent), "the same by what it cost"
     if "virtual_seconds" in comparison.shown:
         yield _strategies(comparison, comparison.main or "test_last", _over_time), "the same by virtual time"
     for measure in BESIDE:
@@ -112,12 +111,12 @@ def _over_time(members: Sequence[Member], measure: Measure) -> Sequence[plots.Se
     return cost_series.against([report_series.course(member.metrics, measure) for member in members], ends)
 
 
-def _by_cost(comparison: Comparison) -> dict[str, report_series.Lines]:
+def _by_cost(comparison: Comparison) -> metric_plots.ByCost:
     """Return the course of what the strategies are judged by, by each of the costs that all of them say."""
     measure = MEASURES[comparison.main or "test_last"]
     spent = {item.label: [member.costs_by_round for member in comparison.of(item.label)] for item in comparison.items}
-    panels: dict[str, report_series.Lines] = {}
-    for cost, (axis, _) in cost_series.AXES.items():
+    panels: dict[str, dict[str, Sequence[Mapping[float, float]]]] = {}
+    for cost, (axis, _) in charts.COST_AXES.items():
         if all(cost in one for seeds in spent.values() for one in seeds):
             panels[axis] = {
                 label: cost_series.against(_by_round(comparison.of(label), measure), [one[cost] for one in seeds])

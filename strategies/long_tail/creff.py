@@ -38,8 +38,8 @@ from torch import Tensor
 from umbel.core.folds import Folded, Product, Sum, product
 from umbel.core.records import Payload, Reply
 from umbel.core.refusal import Refusal
-from umbel.core.training import LocalConfig, num_processed
 from umbel.core.spent import count
+from umbel.core.training import LocalConfig, num_processed
 from umbel.core.tree import Tree, subtract
 from umbel.models.base import Model
 from umbel.strategies.base import (

@@ -245,7 +245,7 @@ def test_a_budget_makes_steps_equal(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--budget", "flops"],
+        ["--budget", "joules"],
         ["--budget", "steps", "run.budget=steps=5"],
         ["--budget", "bytes", "run.patience=2"],
         ["--budget", "steps", "client.lr_schedule=cosine"],

@@ -12,8 +12,8 @@ from tests.helpers import small_run
 from umbel.core.records import Payload
 from umbel.core.refusal import Refusal
 from umbel.core.rng import build_seeded, generator
-from umbel.core.training import LocalConfig
 from umbel.core.spent import counted
+from umbel.core.training import LocalConfig
 from umbel.data.types import Examples
 from umbel.models import build
 from umbel.models.base import Model

@@ -27,7 +27,9 @@ OTHERS = {"acc": "fot,fedavg", "test_last": "fedavg,fedopt(optimizer=adam,lr=0.0
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--strategies", "-s", help="Names, with options in brackets: 'fedavg,fedprox(mu=0.1)'.")
 @click.option("--seeds", help="How many, or which: 3, or 1,5,7.  [default: 3]")
-@click.option("--sweep", multiple=True, metavar="KEY=A,B,...", help="Settings: every choice of these values; repeat it.")
+@click.option(
+    "--sweep", multiple=True, metavar="KEY=A,B,...", help="Settings: every choice of these values; repeat it."
+)
 @click.option(
     "--output",
     "-o",
@@ -105,7 +107,9 @@ def compare(
         prepared = prepare_matrix(experiment, asked_for, overrides, output)
         for cell in prepared.cells:
             first = cell.comparison.members[0].experiment
-            if not is_own(first) or first.data.sites:  # else the data are at the sites, which say what is wrong with them
+            if (
+                not is_own(first) or first.data.sites
+            ):  # else the data are at the sites, which say what is wrong with them
                 class_counts(first)  # refuses what cannot be cut, before anything starts
         console = Console(stderr=True, highlight=False)
         shown = watcher(console, quiet, as_json, transient=True)

@@ -58,7 +58,7 @@ class Watcher(Listener):
         """Run `index` (from 1) of a comparison's `total` comes next; `how` is new, resumed, reused or changed."""
 
     def setting(self, index: int, total: int, label: str, probed: bool = False) -> None:
-        """Setting `index` (from 1) of `total` comes next; `probed`: only the first rounds of a run, to tell the time."""
+        """Setting `index` (from 1) of `total` comes next; `probed`: only the first rounds of one run."""
 
     def left(self, num_runs: int, seconds: float | None) -> None:
         """So many runs are still to come, in about so many seconds; None where nothing was measured yet."""

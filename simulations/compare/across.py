@@ -1,9 +1,9 @@
 """What several settings together can tell: ranks, Friedman's test, Nemenyi's critical difference, profiles.
 
-Legend: N settings, k strategies. A strategy's score in a setting is its mean over seeds; the best has rank 1, equal ones
-share the mean of their ranks, and who has no score (a run of theirs failed) shares the last ranks. Sources: Friedman
-1937; Nemenyi 1963, as Demsar 2006 (JMLR 7) has them for learners on data sets; profiles: Dolan and More 2002, with
-differences in place of ratios.
+Legend: N settings, k strategies. A strategy's score in a setting is its mean over seeds; the best has rank 1, equal
+ones share the mean of their ranks, and who has no score (a run of theirs failed) shares the last ranks. Sources:
+Friedman 1937; Nemenyi 1963, as Demsar 2006 (JMLR 7) has them for learners on data sets; profiles: Dolan and More 2002,
+with differences in place of ratios.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Ranking:
     Attributes:
         mean_ranks: By strategy, in the order given; 1 is best.
         num_settings: N.
-        statistic: Friedman's chi-squared, corrected for ties; of two strategies in how many settings the first is ahead.
+        statistic: Friedman's chi-squared, corrected for ties; of two in how many settings the first is ahead.
         p: Its p by k - 1 degrees of freedom; of two strategies that of the exact sign test; 1 where all are equal.
         critical_difference: Nemenyi's at `LEVEL`; NaN of two strategies.
         pairs: Nemenyi's p of each two, in the order given; of two strategies that of the sign test.

@@ -10,7 +10,7 @@ import dataclasses
 import errno
 import shutil
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from umbel.conf.schema import Experiment
@@ -95,13 +95,13 @@ def go_through(matrix: Matrix, listener: Watcher, fresh: bool = False, keep: boo
     matrix.path.mkdir(parents=True, exist_ok=True)
     estimate = Estimate(matrix, unsettled(matrix, plans))
     _probe(matrix, plans, estimate, listener, keep)
-    ahead = [
-        (number, member)
+    ahead = {
+        member.path: (number, member)
         for number, cell in enumerate(matrix.cells)
         for member, how in zip(cell.comparison.members, plans[number], strict=True)
         if how != "reused"
-    ]
-    tell(estimate, ahead, listener)
+    }
+    _tell(estimate, ahead.values(), listener)
     cells, index = [], 0
     for number, cell in enumerate(matrix.cells):
         listener.setting(number + 1, len(matrix.cells), cell.setting.label)
@@ -109,14 +109,12 @@ def go_through(matrix: Matrix, listener: Watcher, fresh: bool = False, keep: boo
         failures: list[Failure] = []
         for member in cell.comparison.members:
             index += 1
-            failure, how = _run(cell, member, index, matrix.num_runs, listener, keep)
-            if failure is not None:
+            if failure := _run(cell, member, index, matrix.num_runs, listener, keep):
                 failures.append(failure)
                 listener.run_failed(failure.label, failure.seed, failure.reason)
-            if (number, member) in ahead:
-                ahead.remove((number, member))
+            if ahead.pop(member.path, None):
                 estimate.learn(number, member)
-                tell(estimate, ahead, listener)
+                _tell(estimate, ahead.values(), listener)
         cells.append(Cell(cell.setting, cell.comparison, tuple(failures)))
         if (whole := cells[-1].whole) is not None:
             write(whole)
@@ -135,7 +133,7 @@ def unsettled(matrix: Matrix, plans: Sequence[Sequence[str]]) -> frozenset[Path]
     )
 
 
-def tell(estimate: Estimate, ahead: Sequence[tuple[int, Member]], listener: Watcher) -> None:
+def _tell(estimate: Estimate, ahead: Collection[tuple[int, Member]], listener: Watcher) -> None:
     """Say how many runs are still to come, and how long they may take."""
     times = [estimate.left(number, member) for number, member in ahead]
     known = [each for each in times if each is not None]
@@ -197,10 +195,8 @@ def _value(value: object) -> str:
 # ---- one run -------------------------------------------------------------------------------------------------
 
 
-def _run(
-    cell: Cell, member: Member, index: int, total: int, listener: Watcher, keep: bool
-) -> tuple[Failure | None, str]:
-    """Carry a run out; return why it failed, if it did, and what became of it.
+def _run(cell: Cell, member: Member, index: int, total: int, listener: Watcher, keep: bool) -> Failure | None:
+    """Carry a run out; return why it failed, if it did.
 
     Raises:
         KeyboardInterrupt, StopRequested: All is to stop.
@@ -209,25 +205,25 @@ def _run(
     label, seed = member.item.label, member.seed
     try:
         reference = next(each for each in cell.comparison.members if each.seed == seed)
-        if cell.comparison.budget != "rounds" and reference is not member:
-            if not (reference.path / reading.SUMMARY).is_file():
-                reason = f"its {cell.comparison.budget} are to be those of {reference.path.name}, which has not ended."
-                return Failure(label, seed, reason, is_saved=True), "new"
-        how = run_member(cell.comparison.budgeted(member), index, total, listener, keep)
+        waits = cell.comparison.budget != "rounds" and reference is not member
+        if waits and not (reference.path / reading.SUMMARY).is_file():
+            reason = f"its {cell.comparison.budget} are to be those of {reference.path.name}, which has not ended."
+            return Failure(label, seed, reason, is_saved=True)
+        run_member(cell.comparison.budgeted(member), index, total, listener, keep)
         member.measures  # noqa: B018 - a summary that is damaged is this run's failure, and not that of the table
     except StopRequested:
         raise
     except RunStoppedError as error:
-        return Failure(label, seed, _line(error), is_saved=True), "resumed"
+        return Failure(label, seed, _line(error), is_saved=True)
     except OSError as error:
         if error.errno == errno.ENOSPC:
             raise
-        return Failure(label, seed, _line(error)), "new"
+        return Failure(label, seed, _line(error))
     except (Refusal, RunFailedError) as error:
-        return Failure(label, seed, _line(error)), "new"
+        return Failure(label, seed, _line(error))
     except Exception as error:  # noqa: BLE001 - whatever it is, the other runs go on
-        return Failure(label, seed, f"{type(error).__name__}: {_line(error)}", trace=traceback.format_exc()), "new"
-    return None, how
+        return Failure(label, seed, f"{type(error).__name__}: {_line(error)}", trace=traceback.format_exc())
+    return None
 
 
 def _line(error: Exception) -> str:

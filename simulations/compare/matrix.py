@@ -152,9 +152,24 @@ class Matrix:
 
     @cached_property
     def main(self) -> str | None:
-        """What all are judged by: the first of `MAIN` that every run has that did not fail; None where there is none."""
+        """What all are judged by: the first of `MAIN` that every run has that did not fail; None without one."""
         runs = [each for cell in self.cells for each in cell.ended]
         return next((key for key in MAIN if runs and not any(math.isnan(each.measures[key]) for each in runs)), None)
+
+    @cached_property
+    def distinct(self) -> tuple[Cell, ...]:
+        """The settings that count in ranks and profiles: without those whose runs all came to what another's came to.
+
+        Such a setting varies what has no effect, and is no further evidence.
+        """
+        found: dict[object, Cell] = {}
+        for cell in self.cells:
+            came_to = (
+                (each.item.label, each.seed, each.summary["weights_sha256"], each.measures[self.main or MAIN[0]])
+                for each in cell.comparison.members
+            )
+            found.setdefault(cell.setting.label if cell.failures else repr(list(came_to)), cell)
+        return tuple(found.values())
 
     def mean_and_deviation(self, cell: Cell, label: str) -> tuple[float, float]:
         """Return mean and sample standard deviation of the main measure; NaN where a run failed, or there is none."""
@@ -172,8 +187,8 @@ class Matrix:
 
     @property
     def scores(self) -> dict[str, list[float]]:
-        """By strategy its mean in each setting, NaN where a run of it failed."""
-        return {label: [self.mean_and_deviation(cell, label)[0] for cell in self.cells] for label in self.labels}
+        """By strategy its mean in each setting that counts, NaN where a run of it failed."""
+        return {label: [self.mean_and_deviation(cell, label)[0] for cell in self.distinct] for label in self.labels}
 
     @cached_property
     def ranking(self) -> Ranking | None:
@@ -194,7 +209,7 @@ class Matrix:
 
     def _runs(self) -> Iterator[dict[str, float]]:
         """Give for each setting and seed the strategies' main measure, more being better, without runs that failed."""
-        for cell in self.cells if self.main else ():
+        for cell in self.distinct if self.main else ():
             aim = COLUMNS[self.main or ""].aim
             columns = {label: cell.values(label, self.main or "") for label in self.labels}
             for number in range(len(self.seeds)):
@@ -227,7 +242,9 @@ def read_matrix(folder: Path) -> Matrix:
             setting, place = Setting(each["label"], tuple(each["overrides"])), folder / each["folder"]
             runs = [(by_label[run["strategy"]], run["seed"], place / run["folder"], run) for run in each["runs"]]
             failures = tuple(
-                Failure(item.label, seed, run["failed"], run["is_saved"]) for item, seed, _, run in runs if run["failed"]
+                Failure(item.label, seed, run["failed"], run["is_saved"])
+                for item, seed, _, run in runs
+                if run["failed"]
             )
             # What has failed may have left no configuration, and nothing of it is read.
             members = tuple(

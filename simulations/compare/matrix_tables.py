@@ -18,7 +18,7 @@ MEAN_RANK = "mean rank"
 def table(matrix: Matrix) -> tuple[list[str], list[list[str]]]:
     """Return the heads of the columns and a row for each setting, the last with mean ranks where there are some."""
     rows = [[cell.setting.label, *(text(matrix, cell, label) for label in matrix.labels)] for cell in matrix.cells]
-    if (ranking := matrix.ranking) is not None and len(matrix.cells) > 1:
+    if (ranking := matrix.ranking) is not None and len(matrix.distinct) > 1:
         stars = {label: " *" if ranking.best == label else "" for label in matrix.labels}
         rows.append([MEAN_RANK, *(f"{ranking.mean_ranks[label]:.2f}{stars[label]}" for label in matrix.labels)])
     return ["setting", *matrix.labels], rows
@@ -64,14 +64,15 @@ def frame(matrix: Matrix) -> pd.DataFrame:
         for label in matrix.labels:
             failed = cell.num_failed(label)
             for measure in measures:
-                own = {"mean": math.nan, "deviation": math.nan, "interquartile_mean": math.nan}
+                own: dict[str, float] = {"mean": math.nan, "deviation": math.nan, "interquartile_mean": math.nan}
                 low = high = math.nan
                 if not failed:
                     numbers = cell.comparison.numbers(label, measure, None)
                     low, high = numbers.pop("interval", (low, high))
                     own |= numbers
-                about = {"setting": cell.setting.label, "strategy": label, "measure": measure}
-                rows.append({**about, **own, "low": low, "high": high, "num_failed": failed})
+                about: dict[str, str] = {"setting": cell.setting.label, "strategy": label, "measure": measure}
+                spread = {**own, "low": low, "high": high, "num_failed": failed}
+                rows.append(about | spread)
     return pd.DataFrame(rows)
 
 
@@ -95,6 +96,8 @@ def footnote(matrix: Matrix) -> str:
         parts.append(f"{COLUMNS[matrix.main].title.capitalize()}: mean over {numbers}, {spread}.")
     if any(matrix.is_best(cell, label) for cell in matrix.cells for label in matrix.labels):
         parts.append("* in a setting: p below .05 against every other there, as its own table has it.")
+    if same := [cell.setting.label for cell in matrix.cells if cell not in matrix.distinct]:
+        parts.append(f"All runs of {'; '.join(same)} came to what those of a setting above came to: not counted below.")
     parts.append(ranks_told(matrix))
     if matrix.failures:
         parts.append("A strategy with a run that failed has no mean in that setting, and its last rank.")
@@ -103,7 +106,7 @@ def footnote(matrix: Matrix) -> str:
 
 def ranks_told(matrix: Matrix) -> str:
     """Say what the ranks over settings tell, or that so few settings can tell nothing."""
-    ranking, num = matrix.ranking, len(matrix.cells)
+    ranking, num = matrix.ranking, len(matrix.distinct)
     if ranking is None or num < 2:
         return ""
     labels = matrix.labels

@@ -80,9 +80,7 @@ def wanted(
             remedy="Such as --strategies fedavg,scaffold, or `compare: {strategies: [fedavg, scaffold]}` in the file.",
         )
     settings, said = _settings(file.settings, sweeps.parse(sweep), overrides)
-    return Wanted(
-        chosen, seeds or file.seeds or _SEEDS, budget or file.budget or _BUDGET, settings, tuple([*notices, *said])
-    )
+    return Wanted(chosen, seeds or file.seeds or _SEEDS, budget or file.budget or _BUDGET, settings, (*notices, *said))
 
 
 def check_one_setting(experiment: str, overrides: Sequence[str]) -> None:

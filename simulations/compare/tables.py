@@ -28,9 +28,7 @@ def markdown(comparison: Comparison) -> str:
 def latex(comparison: Comparison) -> str:
     """Return the comparison's table in LaTeX, for the package booktabs, with its footnote as the caption."""
     heads, rows = table(comparison)
-    texts = pd.DataFrame(
-        [[in_latex(cell) for cell in row] for row in rows], columns=[in_latex(head) for head in heads]
-    )
+    texts = pd.DataFrame([[in_latex(cell) for cell in row] for row in rows], columns=[in_latex(head) for head in heads])
     return str(
         texts.style.hide(axis="index").to_latex(
             hrules=True, column_format="l" + "r" * (len(heads) - 1), caption=in_latex(footnote(comparison))

@@ -9,7 +9,6 @@ import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 from numpy.typing import NDArray
@@ -23,7 +22,9 @@ _TALLEST = 40.0  # inches
 Mean = tuple[float, float, float]  # and the ends of its interval, NaN where there is none
 
 
-def means(values: Mapping[str, Sequence[Mean]], settings: Sequence[str], title: str, xlabel: str) -> Figure:
+def means(
+    values: Mapping[str, Sequence[Mean]], settings: Sequence[str], title: str, xlabel: str, percent: bool = True
+) -> Figure:
     """Draw each strategy's mean in each setting, with its interval; what has none, as where a run failed, is left out.
 
     Args:
@@ -31,6 +32,7 @@ def means(values: Mapping[str, Sequence[Mean]], settings: Sequence[str], title: 
         settings: Their labels, from above.
         title: Title.
         xlabel: What is on the axis of values.
+        percent: Values are fractions, to be shown in per cent.
     """
     count = len(values)
     figure, axes = new_figure(7.2, min(1.3 + len(settings) * max(0.4, 0.13 * count + 0.14), _TALLEST))
@@ -38,18 +40,20 @@ def means(values: Mapping[str, Sequence[Mean]], settings: Sequence[str], title: 
     for index, (label, triples) in enumerate(values.items()):
         shifted_N = rows_N + (index - (count - 1) / 2) * min(0.2, 0.7 / count)
         mean_N, low_N, high_N = np.array([list(each) for each in triples], dtype=float).T
-        look = {"color": COLOURS[index % len(COLOURS)]}
-        axes.plot(mean_N, shifted_N, _MARKS[index % len(_MARKS)], markersize=5, label=label, **look)
-        axes.hlines(shifted_N, low_N, high_N, linewidth=1.5, **look)
+        colour, mark = COLOURS[index % len(COLOURS)], _MARKS[index % len(_MARKS)]
+        axes.plot(mean_N, shifted_N, mark, markersize=5, label=label, color=colour)
+        axes.hlines(shifted_N, low_N, high_N, linewidth=1.5, color=colour)
     for row in rows_N[:-1]:
         axes.axhline(row + 0.5, color="0.9", linewidth=0.6)
     axes.set_ylim(len(settings) - 0.5, -0.5)
     axes.set_yticks(rows_N, [_shortened(each) for each in settings], fontsize=8)
     axes.tick_params(axis="y", length=0)
+    if percent:
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=None))
     axes.set_xlabel(xlabel)
     axes.set_title(title, loc="left", fontsize=11)
     axes.grid(axis="x", alpha=0.3, linewidth=0.6)
-    _legend(axes, count)
+    figure.legend(frameon=False, fontsize=8, ncols=min(count, 3), loc="outside lower center")
     return figure
 
 
@@ -98,9 +102,7 @@ def critical_difference(
     return figure
 
 
-def profiles(
-    curves: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]], title: str, xlabel: str
-) -> Figure:
+def profiles(curves: Mapping[str, tuple[NDArray[np.float64], NDArray[np.float64]]], title: str, xlabel: str) -> Figure:
     """Draw how often each strategy comes within so much of the best: higher, and further left, is better.
 
     Args:
@@ -124,14 +126,8 @@ def profiles(
     if len(curves) <= 4:
         axes.legend(frameon=False, fontsize=9, loc="lower right")
     else:
-        _legend(axes, len(curves))
+        figure.legend(frameon=False, fontsize=8, ncols=3, loc="outside lower center")
     return figure
-
-
-def _legend(axes: Axes, count: int) -> None:
-    """Put the legend below the axes."""
-    below = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.14)} if count else {}
-    axes.legend(frameon=False, fontsize=8, ncols=min(count, 3), **below)
 
 
 def _shortened(text: str, longest: int = 44) -> str:

@@ -15,7 +15,7 @@ from umbel.simulations.compare.matrix_tables import in_order, ranks_told
 from umbel.simulations.compare.tables import p_value
 from umbel.simulations.plots import across as plots
 from umbel.simulations.plots.runs import save
-from umbel.simulations.report.measures import COLUMNS, Measure
+from umbel.simulations.report.measures import COLUMNS
 from umbel.simulations.report.pictures import Picture
 
 
@@ -35,18 +35,18 @@ def of_matrix(matrix: Matrix) -> Iterator[tuple[str, Picture]]:
     title = f"{measure.title.capitalize()}: means over {len(matrix.seeds)} seeds{spread}"
     labels = [cell.setting.label for cell in matrix.cells]
     leaders = "; ".join(filter(None, (_leader(matrix, cell, digits) for cell in matrix.cells)))
-    figure = plots.means(values, labels, title, measure.title)
+    figure = plots.means(values, labels, title, measure.title, measure.unit.whole == 1)
     yield "settings.png", (figure, f"{measure.title.capitalize()} by setting. Highest mean: {leaders}.")
-    if (ranking := matrix.ranking) is None or len(matrix.cells) < 2:
+    if (ranking := matrix.ranking) is None or len(matrix.distinct) < 2:
         return
     said = ", ".join(f"{label} {ranking.mean_ranks[label]:.2f}" for label in ranking.ordered)
     groups = ranking.groups if ranking.is_told else [ranking.ordered]
-    title = f"Mean ranks over {len(matrix.cells)} settings; a bar joins those that are not told apart"
+    title = f"Mean ranks over {len(matrix.distinct)} settings; a bar joins those that are not told apart"
     figure = plots.critical_difference(ranking.mean_ranks, groups, ranking.critical_difference, title)
     yield "ranks.png", (figure, f"Mean ranks, 1 is best: {said}. {ranks_told(matrix)}")
     curves = profiles(matrix.regrets)
     title = "How often each comes within so much of the best run of its setting and seed"
-    figure = plots.profiles(curves, title, f"behind the best by at most, {_unit(measure)}")
+    figure = plots.profiles(curves, title, f"behind the best by at most: {measure.title}, absolute")
     firsts = ", ".join(f"{label} in {100 * shares[0]:.0f} %" for label, (_, shares) in curves.items())
     yield "profiles.png", (figure, f"The best of its setting and seed is {firsts}; {_furthest(matrix, digits)}.")
 
@@ -58,8 +58,8 @@ def write_pictures(matrix: Matrix) -> None:
 
 
 def pairs(matrix: Matrix) -> list[tuple[str, str, str, str]]:
-    """Return each two strategies, the better rank first: by how much their mean ranks differ, p, and whether it tells."""
-    if (ranking := matrix.ranking) is None or len(matrix.cells) < 2:
+    """Return each two strategies, the better rank first: how far mean ranks are apart, p, and whether it tells."""
+    if (ranking := matrix.ranking) is None or len(matrix.distinct) < 2:
         return []
     rows = []
     for first, second in in_order(matrix):
@@ -71,7 +71,7 @@ def pairs(matrix: Matrix) -> list[tuple[str, str, str, str]]:
 
 
 def settings(matrix: Matrix) -> list[tuple[str, str, str, str]]:
-    """Return each setting's label, its overrides, what became of its runs, and where its own report is, if it has one."""
+    """Return each setting's label, its overrides, what became of its runs, and where its own report is, if any."""
     rows = []
     for cell in matrix.cells:
         total, failed = len(cell.comparison.members), len(cell.failures)
@@ -120,10 +120,6 @@ def _furthest(matrix: Matrix, digits: int) -> str:
         most = f"{max(filter(math.isfinite, values), default=0.0):.{digits}f}"
         said.append(f"{label} {most}" + (f" and {failed} failed" if failed else ""))
     return f"furthest behind: {', '.join(said)}"
-
-
-def _unit(measure: Measure) -> str:
-    return f"{measure.title} in per cent" if measure.unit.whole == 100 else measure.title
 
 
 def title(matrix: Matrix) -> str:

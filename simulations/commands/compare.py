@@ -116,7 +116,7 @@ def compare(
         for notice in asked_for.notices:
             say(notice)
         if dry_run or (asked_for.settings and not quiet):
-            several.show_plan(console, prepared, fresh, keep, as_json)
+            several.show_plan(console, prepared, fresh, keep, not quiet and (as_json or not console.is_terminal))
         if dry_run:
             click.echo(str(prepared.path))
             return

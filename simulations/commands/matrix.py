@@ -27,7 +27,7 @@ def show_plan(console: Console, matrix: Matrix, fresh: bool, keep: bool, as_json
         matrix: All runs.
         fresh: Everything is run anew.
         keep: What other code has made is used again.
-        as_json: One JSON object on standard output instead.
+        as_json: One JSON object on standard output, too.
     """
     from rich.table import Table
     from rich.text import Text
@@ -54,7 +54,6 @@ def show_plan(console: Console, matrix: Matrix, fresh: bool, keep: bool, as_json
             for (label, runs, counts), time in zip(rows, seconds, strict=True)
         ]
         click.echo(json.dumps({"event": "plan", "settings": plan_rows, "seconds": _rounded(left)}))
-        return
     shown = [how for how in STATES if total[how]]
     drawn = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     drawn.add_column("setting")

@@ -21,12 +21,13 @@ from umbel.server.errors import RunFailedError, RunStoppedError, StopRequested
 from umbel.server.listener import Listener
 from umbel.simulations.commands.watcher import Watcher
 from umbel.simulations.compare.carry_out import run_member, write
-from umbel.simulations.compare.comparison import Member
+from umbel.simulations.compare.comparison import Comparison, Member, read_comparison
 from umbel.simulations.compare.matrix import FILE, Cell, Failure, Matrix
 from umbel.simulations.compare.matrix_tables import frame, latex, markdown
 from umbel.simulations.compare.plan import Estimate, states
 from umbel.simulations.compare.settings import prepare_matrix, wanted
 
+_WRITTEN = ("table.md", "table.tex", "table.csv", "curves.png", "partition.png", "report.html")
 _PROBED_ROUNDS = 2  # in the first everything is new
 _LEAST_ROUNDS = 2 * _PROBED_ROUNDS  # of a run that is worth it
 
@@ -106,17 +107,18 @@ def go_through(matrix: Matrix, listener: Watcher, fresh: bool = False, keep: boo
     for number, cell in enumerate(matrix.cells):
         listener.setting(number + 1, len(matrix.cells), cell.setting.label)
         cell.comparison.path.mkdir(parents=True, exist_ok=True)
-        failures: list[Failure] = []
+        failures, is_new = list[Failure](), False
         for member in cell.comparison.members:
             index += 1
             if failure := _run(cell, member, index, matrix.num_runs, listener, keep):
                 failures.append(failure)
                 listener.run_failed(failure.label, failure.seed, failure.reason)
             if ahead.pop(member.path, None):
+                is_new = True
                 estimate.learn(number, member)
                 _tell(estimate, ahead.values(), listener)
         cells.append(Cell(cell.setting, cell.comparison, tuple(failures)))
-        if (whole := cells[-1].whole) is not None:
+        if (whole := cells[-1].whole) is not None and (is_new or not _is_written(whole)):
             write(whole)
     done = dataclasses.replace(matrix, cells=tuple(cells))
     write_matrix(done)
@@ -190,6 +192,19 @@ def write_matrix(matrix: Matrix) -> None:
 
 def _value(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
+
+
+def _is_written(comparison: Comparison) -> bool:
+    """Say whether a comparison's folder has the tables and the report of just these runs."""
+    try:
+        there = read_comparison(comparison.path)
+    except Refusal:
+        return False
+    mine, theirs = (
+        (each.items, each.seeds, [m.path for m in each.members], each.source, each.overrides, each.budget, each.failed)
+        for each in (comparison, there)
+    )
+    return mine == theirs and all((comparison.path / name).is_file() for name in _WRITTEN)
 
 
 # ---- one run -------------------------------------------------------------------------------------------------

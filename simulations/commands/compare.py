@@ -68,7 +68,7 @@ def compare(
       umbel compare digits --strategies fedavg,fedprox,scaffold --seeds 3
       umbel compare digits -s 'fedavg,fedprox(mu=0.01),fedprox(mu=1)' --seeds 1,5,7
       umbel compare digits -s 'fedavg,flwr:FedTrimmedAvg(beta=0.2)' data.alpha=0.1
-      umbel compare digits -s fedavg,scaffold --sweep data.alpha=0.1,1 --sweep model.name=cnn,linear
+      umbel compare digits -s fedavg,scaffold --sweep data.alpha=.1,1 --sweep client.lr=1,2
       umbel compare my.yaml          all that its blocks `compare` and `sweep` say
 
     Strategies are separated by commas; options stand in brackets behind the name (quote them for the shell).

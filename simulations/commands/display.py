@@ -82,7 +82,7 @@ class Display(Watcher):
         self._stop()
         if num_runs:
             about = "nothing is measured yet" if seconds is None else f"about {clock(seconds)} left"
-            self._console.print(Text(f"{num_runs} runs to go, {about}", style="dim"))
+            self._console.print(Text(f"{num_runs} run{'s' * (num_runs > 1)} to go, {about}", style="dim"))
 
     def run_failed(self, label: str, seed: int, reason: str) -> None:
         """Say it."""

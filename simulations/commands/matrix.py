@@ -66,7 +66,7 @@ def show_plan(console: Console, matrix: Matrix, fresh: bool, keep: bool, as_json
     told = "; how long is not known before something has run" if left is None else f", about {clock(left)}"
     to_run = sum(total.values()) - total["reused"]
     settings = f"{len(matrix.cells)} settings × " if len(matrix.cells) > 1 else ""
-    sizes = f"{settings}{len(matrix.items)} strategies × {len(matrix.seeds)} seeds"
+    sizes = f"{settings}{len(matrix.items)} strategies × {len(matrix.seeds)} seed{'s' * (len(matrix.seeds) > 1)}"
     console.print(f"{sizes}: {sum(total.values())} runs, {to_run} to go{told if to_run else ''}", soft_wrap=True)
 
 

@@ -97,7 +97,8 @@ def command(matrix: Matrix) -> str:
                 values_by_key.setdefault(key, {})[value] = None
     for key, values in values_by_key.items():
         words += ["--sweep", f"{key}={','.join(values)}"]
-    words += ["--budget", matrix.budget] if matrix.budget != "rounds" else []
+    is_file = matrix.source.endswith((".yaml", ".yml"))  # which may say another one
+    words += ["--budget", matrix.budget] if is_file or matrix.budget != "rounds" else []
     return shlex.join([*words, "--fresh", "--output", str(matrix.path)])
 
 

@@ -214,6 +214,9 @@ def _compare_command(comparison: Comparison) -> str:
     labels = ",".join(item.label.replace(", ", ",") for item in comparison.items)
     seeds = ",".join(map(str, comparison.seeds)) + ("," if len(comparison.seeds) == 1 else "")
     words = ["umbel", "compare", comparison.source, *comparison.overrides, "--strategies", labels]
+    # A file may say another one.
+    is_file = comparison.source.endswith((".yaml", ".yml"))
+    words += ["--budget", comparison.budget] if is_file or comparison.budget != "rounds" else []
     return shlex.join([*words, "--seeds", seeds, "--fresh", "--output", str(comparison.path)])
 
 

@@ -248,6 +248,8 @@ def test_a_report_of_all_settings_is_one_file(whole: tuple[Path, Result]) -> Non
     alternatives = re.findall(r"alt=\"([^\"]*)", page)
     assert "data.alpha=0.5, " in alternatives[0] and "Of 2 settings ranks can tell nothing" in alternatives[1]
     assert f"umbel compare {folder / 'mine.yaml'}" in page and "--sweep data.alpha=0.5,5" in page
+    own = (folder / "m" / "data.alpha=5" / "report.html").read_text()
+    assert f"umbel compare {folder / 'mine.yaml'} data.alpha=5 " in own and "--budget rounds" in own
     assert umbel("report", folder / "m", "--output", folder / "again.html").exit_code == 0
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from umbel.conf import devices, own_data
+from umbel.conf import devices, own_data, sweep
 from umbel.conf.check import check, strategy_of
 from umbel.conf.errors import ExperimentError
 from umbel.conf.keys import check_keys, is_ours
@@ -76,18 +76,34 @@ def read(experiment: str) -> tuple[str, str]:
     return path.stem.encode(errors="replace").decode(), text
 
 
+def asked(experiment: str) -> sweep.Asked:
+    """Return what an experiment's file says of comparisons: its blocks `compare` and `sweep`.
+
+    Raises:
+        ExperimentError: There is no such experiment, or a block is not of the form that it has.
+    """
+    name, text = read(experiment)
+    return sweep.read(_sections(name, text), name)
+
+
 def load(
-    experiment: str | DictConfig, overrides: Sequence[str] = (), text: str | None = None, strategy: str = ""
+    experiment: str | DictConfig,
+    overrides: Sequence[str] = (),
+    text: str | None = None,
+    strategy: str = "",
+    swept: bool = False,
 ) -> Experiment:
     """Compose and check an experiment.
 
-    A relative `data.path` is taken from the working directory and absolute from then on.
+    A relative `data.path` is taken from the working directory and absolute from then on. A block `compare` is for
+    `umbel compare`; a block `sweep` is refused, unless the overrides set all keys of one of its settings.
 
     Args:
         experiment: Name of a shipped experiment, path of a YAML file, or a container of OmegaConf.
         overrides: `key=value` each, dotted keys, later ones win.
         text: The YAML itself, when it came in a message; `experiment` is then only its name.
         strategy: Takes the place of the experiment's own, whose options then hold only if it is the same.
+        swept: The overrides have what the experiment's `sweep` says, or it is not to count.
 
     Raises:
         ExperimentError: Unknown key, wrong type or impossible combination.
@@ -96,7 +112,10 @@ def load(
         text = as_text(experiment)
         experiment = "omegaconf"
     name, content = (experiment, text) if text is not None else read(experiment)
-    given = _sections(name, content)
+    sections = _sections(name, content)
+    if not swept:
+        sweep.check_one(sections, overrides, name)
+    given = sweep.without(sections)
     if strategy:
         own, options = _strategy(given.get("strategy", _NOTHING))
         given["strategy"] = {**(options if own == strategy else {}), "name": Scalar(strategy)}

@@ -35,7 +35,8 @@ umbel list experiments
 
 An unknown key, a key that stands twice, a value of the wrong type, or values that do not go together are refused before
 anything starts; the message says which key to change. A file is text in UTF-8. From the shell, quote what has blanks or
-brackets. The resolved experiment is kept in the run's folder as `config.yaml`, which `umbel run` reads again.
+brackets. The resolved experiment is kept in the run's folder as `config.yaml`, which `umbel run` reads again. A file
+may also have the blocks `compare` and `sweep`, which are for [`umbel compare`](comparing.md).
 
 How values are written:
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from umbel.server.listener import Listener
     from umbel.simulations.api import RunResult, resume, run
     from umbel.simulations.compare.carry_out import compare
+    from umbel.simulations.compare.go_through import compare_settings
     from umbel.simulations.explain.look import explain
     from umbel.simulations.report.page import report
     from umbel.simulations.trackers.base import TrackedRun, Tracker
@@ -43,6 +44,7 @@ _PLACES = {
     "Tracker": "umbel.simulations.trackers.base",
     "Trained": "umbel.simulations.use.trained",
     "compare": "umbel.simulations.compare.carry_out",
+    "compare_settings": "umbel.simulations.compare.go_through",
     "data": "",
     "evaluate": "umbel.simulations.use.evaluate",
     "explain": "umbel.simulations.explain.look",
@@ -66,6 +68,7 @@ __all__ = [
     "Tracker",
     "Trained",
     "compare",
+    "compare_settings",
     "data",
     "evaluate",
     "explain",

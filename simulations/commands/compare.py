@@ -1,4 +1,4 @@
-"""`umbel compare`: strategies against each other, over several seeds."""
+"""`umbel compare`: strategies against each other, over several seeds, in one setting or several."""
 
 from __future__ import annotations
 
@@ -22,24 +22,26 @@ _ANY_WIDTH = 10_000
 OTHERS = {"acc": "fot,fedavg", "test_last": "fedavg,fedopt(optimizer=adam,lr=0.01)"}
 
 
-@click.command(short_help="Compare strategies over several seeds.")
+@click.command(short_help="Compare strategies over several seeds, in one setting or several.")
 @click.argument("experiment")
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
-@click.option("--strategies", "-s", required=True, help="Names, with options in brackets: 'fedavg,fedprox(mu=0.1)'.")
-@click.option("--seeds", default="3", show_default=True, help="How many, or which: 3, or 1,5,7.")
+@click.option("--strategies", "-s", help="Names, with options in brackets: 'fedavg,fedprox(mu=0.1)'.")
+@click.option("--seeds", help="How many, or which: 3, or 1,5,7.  [default: 3]")
+@click.option(
+    "--sweep", multiple=True, metavar="KEY=A,B,...", help="Settings: every choice of these values; repeat it."
+)
 @click.option(
     "--output",
     "-o",
     type=click.Path(file_okay=False, path_type=Path),
-    help="The comparison's folder  [default: compare-EXPERIMENT in run.results]",
+    help="The folder  [default: compare-EXPERIMENT, of several settings matrix-EXPERIMENT, in run.results]",
 )
 @click.option(
     "--budget",
     type=click.Choice(["rounds", "steps", "examples", "flops", "bytes", "seconds"]),
-    default="rounds",
-    show_default=True,
-    help="What all strategies have equally much of.",
+    help="What all strategies have equally much of.  [default: rounds]",
 )
+@click.option("--dry-run", is_flag=True, help="Say what would run, and how long by what is there; run nothing.")
 @click.option("--fresh", is_flag=True, help="Run everything anew, also what is there.")
 @click.option("--keep", is_flag=True, help="Use runs again that other code has made.")
 @click.option("--quiet", "-q", is_flag=True, help="Print the table and the folder only.")
@@ -48,10 +50,12 @@ OTHERS = {"acc": "fot,fedavg", "test_last": "fedavg,fedopt(optimizer=adam,lr=0.0
 def compare(
     experiment: str,
     overrides: tuple[str, ...],
-    strategies: str,
-    seeds: str,
+    strategies: str | None,
+    seeds: str | None,
+    sweep: tuple[str, ...],
     output: Path | None,
-    budget: str,
+    budget: str | None,
+    dry_run: bool,
     fresh: bool,
     keep: bool,
     quiet: bool,
@@ -64,6 +68,8 @@ def compare(
       umbel compare digits --strategies fedavg,fedprox,scaffold --seeds 3
       umbel compare digits -s 'fedavg,fedprox(mu=0.01),fedprox(mu=1)' --seeds 1,5,7
       umbel compare digits -s 'fedavg,flwr:FedTrimmedAvg(beta=0.2)' data.alpha=0.1
+      umbel compare digits -s fedavg,scaffold --sweep data.alpha=.1,1 --sweep client.lr=1,2
+      umbel compare my.yaml          all that its blocks `compare` and `sweep` say
 
     Strategies are separated by commas; options stand in brackets behind the name (quote them for the shell).
     All of them run with the same seeds: `--seeds 3` counts from run.seed, `--seeds 1,5,7` takes just these. A
@@ -73,6 +79,12 @@ def compare(
     By default all have the same number of rounds, in which one may train more than another. With `--budget steps` the
     first has these rounds and the others go on, or end, where they have come to as many steps of training; likewise
     examples, floating-point operations, bytes of messages, or seconds.
+
+    With `--sweep`, or a block `sweep` in the file, this is done in several settings. Each is checked before any runs;
+    what is to run, what is there and how long it may take is said first. Each setting has a folder of its own, and the
+    folder above it a table, pictures and a report of all: mean ranks, Friedman's test, Nemenyi's critical difference. A
+    run that fails stands in the tables, the others go on, and the exit status is 3, or 1 where nobody foresaw it. What
+    the command line says takes the place of what the file says.
 
     Runs that are there with the same configuration are used again, and stopped ones are gone on with: give
     the same command once more. What began with other code than there is now (of its strategy, model or data, of
@@ -84,25 +96,45 @@ def compare(
         from rich.console import Console
 
         from umbel.conf.own_data import is_own
+        from umbel.simulations.commands import matrix as several
         from umbel.simulations.commands.display import watcher
         from umbel.simulations.compare.carry_out import carry_out
-        from umbel.simulations.compare.prepare import prepare
+        from umbel.simulations.compare.go_through import go_through
+        from umbel.simulations.compare.settings import prepare_matrix, wanted
         from umbel.simulations.plots.runs import class_counts
 
-        prepared = prepare(experiment, strategies, seeds, overrides, output, budget)
-        first = prepared.members[0].experiment
-        if not is_own(first) or first.data.sites:  # else the data are at the sites, which say what is wrong with them
-            class_counts(first)  # refuses what cannot be cut, before anything starts
+        asked_for = wanted(experiment, overrides, strategies, seeds, budget, sweep)
+        prepared = prepare_matrix(experiment, asked_for, overrides, output)
+        for cell in prepared.cells:
+            first = cell.comparison.members[0].experiment
+            if (
+                not is_own(first) or first.data.sites
+            ):  # else the data are at the sites, which say what is wrong with them
+                class_counts(first)  # refuses what cannot be cut, before anything starts
         console = Console(stderr=True, highlight=False)
         shown = watcher(console, quiet, as_json, transient=True)
+        for notice in asked_for.notices:
+            say(notice)
+        if dry_run or (asked_for.settings and not quiet):
+            several.show_plan(console, prepared, fresh, keep, not quiet and (as_json or not console.is_terminal))
+        if dry_run:
+            click.echo(str(prepared.path))
+            return
         where = ["--output", str(output)] if output else []
-        where += ["--budget", budget] if budget != "rounds" else []
+        where += ["--budget", asked_for.budget] if asked_for.budget != "rounds" else []
+        where += [word for each in sweep for word in ("--sweep", each)]
         where += ["--keep"] if keep else []
-        words = ["umbel", "compare", experiment, *overrides, "--strategies", strategies, "--seeds", seeds]
-        again = shlex.join([*words, *where])
+        words = ["umbel", "compare", experiment, *overrides, "--strategies", asked_for.strategies]
+        again = shlex.join([*words, "--seeds", asked_for.seeds, *where])
         with supervised(shown, stopper, again=again):
-            comparison = carry_out(prepared, shown, fresh, keep)
+            if asked_for.settings:
+                done = go_through(prepared, shown, fresh, keep)
+            else:
+                comparison = carry_out(prepared.cells[0].comparison, shown, fresh, keep)
     wide = console if console.is_terminal else Console(stderr=True, highlight=False, width=160)
+    if asked_for.settings:
+        several.leave_with(wide, done, again)
+        return
     _print(wide, comparison)
     click.echo(str(comparison.path))
     if comparison.incomplete:

@@ -71,6 +71,24 @@ class Display(Watcher):
         if how == "reused":
             self._console.print(Text(self._member, style="dim"))
 
+    def setting(self, index: int, total: int, label: str, probed: bool = False) -> None:
+        """Say which setting comes next."""
+        self._stop()
+        note = ": its first rounds, to tell the time" if probed else ""
+        self._console.print(Text(f"Setting {index} of {total}, {label}{note}", style="bold"))
+
+    def left(self, num_runs: int, seconds: float | None) -> None:
+        """Say how long it may take."""
+        self._stop()
+        if num_runs:
+            about = "nothing is measured yet" if seconds is None else f"about {clock(seconds)} left"
+            self._console.print(Text(f"{num_runs} run{'s' * (num_runs > 1)} to go, {about}", style="dim"))
+
+    def run_failed(self, label: str, seed: int, reason: str) -> None:
+        """Say it."""
+        self._stop()
+        self._console.print(Text(f"{label}, seed {seed}, failed: {reason}", style="yellow"))
+
     def begin(self, experiment: Experiment, folder: str) -> None:
         """Start the display."""
         super().begin(experiment, folder)
@@ -127,7 +145,7 @@ class Display(Watcher):
             if self._transient and self._member:
                 result = progress.headline(self._metrics)
                 self._stop()
-                self._console.print(Text(f"{self._member}: {result}{', ' if result else ''}{_clock(seconds)}"))
+                self._console.print(Text(f"{self._member}: {result}{', ' if result else ''}{clock(seconds)}"))
 
     def close(self) -> None:
         """End the display; its last state stays unless it is transient."""
@@ -172,7 +190,7 @@ class Display(Watcher):
 
     def _times(self) -> str:
         now = time.monotonic()
-        gone = _clock(now - self._began)
+        gone = clock(now - self._began)
         if self.complete:
             return gone
         rounds = self.last_round - self._first_round + 1 if self.last_round else 0
@@ -184,7 +202,7 @@ class Display(Watcher):
         else:
             current = now - self._round_began
         left = max(a_round * (self._experiment.run.rounds - self.last_round) - current, 0.0)
-        return f"{gone}, {_clock(left)} left"
+        return f"{gone}, {clock(left)} left"
 
     def _rows(self) -> list[tuple[str, Any]]:
         rows: list[tuple[str, Any]] = []
@@ -242,7 +260,8 @@ def sparkline(values: list[float]) -> str:
     return "".join(_BARS[int((v - low) / span * 7)] if math.isfinite(v) else " " for v in values)
 
 
-def _clock(seconds: float) -> str:
+def clock(seconds: float) -> str:
+    """Return seconds as minutes and seconds, or with hours."""
     whole = int(seconds + 0.5)
     hours, rest = divmod(whole, 3600)
     return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"

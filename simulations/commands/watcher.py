@@ -57,12 +57,23 @@ class Watcher(Listener):
     def member(self, index: int, total: int, label: str, seed: int, how: str) -> None:
         """Run `index` (from 1) of a comparison's `total` comes next; `how` is new, resumed, reused or changed."""
 
+    def setting(self, index: int, total: int, label: str, probed: bool = False) -> None:
+        """Setting `index` (from 1) of `total` comes next; `probed`: only the first rounds of one run."""
+
+    def left(self, num_runs: int, seconds: float | None) -> None:
+        """So many runs are still to come, in about so many seconds; None where nothing was measured yet."""
+
+    def run_failed(self, label: str, seed: int, reason: str) -> None:
+        """A run of a comparison in several settings failed; the others go on."""
+
     def close(self) -> None:
         """Nothing more will come."""
 
 
 class JsonLines(Watcher):
     """One JSON object a line: `begin`, `round`, `failure`, `notice`, and `member` in a comparison.
+
+    In several settings also `setting`, `left` and `run_failed`.
 
     Args:
         stream: Where lines go; None is standard output.
@@ -110,6 +121,18 @@ class JsonLines(Watcher):
     def member(self, index: int, total: int, label: str, seed: int, how: str) -> None:
         """Write which run comes next."""
         self._write("member", index=index, total=total, strategy=label, seed=seed, how=how)
+
+    def setting(self, index: int, total: int, label: str, probed: bool = False) -> None:
+        """Write which setting comes next."""
+        self._write("setting", index=index, total=total, setting=label, probed=probed)
+
+    def left(self, num_runs: int, seconds: float | None) -> None:
+        """Write what is left."""
+        self._write("left", runs=num_runs, seconds=None if seconds is None else round(seconds, 1))
+
+    def run_failed(self, label: str, seed: int, reason: str) -> None:
+        """Write it."""
+        self._write("run_failed", strategy=label, seed=seed, reason=reason)
 
 
 def _finite(value: Any) -> Any:

@@ -16,12 +16,14 @@ from typing import Any
 
 from umbel.core.files import plain, write_sealed, write_text
 from umbel.server import reading
+from umbel.server.listener import Both, Listener
 from umbel.server.lock import exclusive
 from umbel.server.sources import changed, sources
 from umbel.simulations import api
 from umbel.simulations.commands.watcher import Watcher
 from umbel.simulations.compare.comparison import Comparison, Member
 from umbel.simulations.compare.prepare import prepare
+from umbel.simulations.compare.settings import check_one_setting
 from umbel.simulations.compare.tables import frame, latex, markdown
 
 _ASIDE = "earlier"  # the folder of runs that other code made
@@ -55,6 +57,7 @@ def compare(
         ExperimentError: Something is refused; nothing has started.
         RunStoppedError: A run could not go on; the same call goes on with it.
     """
+    check_one_setting(experiment, overrides)
     names = strategies if isinstance(strategies, str) else ",".join(strategies)
     numbers = str(seeds) if isinstance(seeds, int) else "".join(f"{seed}," for seed in seeds)
     return carry_out(prepare(experiment, names, numbers, overrides, output, budget), listener, fresh, keep)
@@ -81,19 +84,49 @@ def carry_out(
         if fresh:
             shutil.rmtree(member.path, ignore_errors=True)
         own = comparison.budgeted(member)
-        _run(own, index, len(comparison.members), listener or Watcher(), keep)
+        run_member(own, index, len(comparison.members), listener or Watcher(), keep)
     write(comparison)
     return comparison
 
 
-def _run(member: Member, index: int, total: int, listener: Watcher, keep: bool = False) -> None:
-    """Use the run that is there, go on with it, or start it; one that other code began is begun again."""
+def look(member: Member, keep: bool = False, budgeted: bool = True) -> tuple[str, list[str]]:
+    """Say what becomes of a run, and what has changed since it began.
+
+    Args:
+        member: The run.
+        keep: What other code has made is used again.
+        budgeted: It has the budget that it runs with, which one that is there has to have had.
+
+    Returns:
+        `new`, `resumed`, `reused`, or `changed`, which is begun again; and the names of what has changed.
+    """
     there = (member.path / "config.yaml").is_file()
     finished = (member.path / reading.SUMMARY).is_file()
     names = changed(_sources(member.path), sources(member.experiment)) if there else []
-    if there and reading.experiment(member.path).run.budget != member.experiment.run.budget:
+    if budgeted and there and reading.experiment(member.path).run.budget != member.experiment.run.budget:
         names.append("run.budget")  # what the first strategy's run costs is something else now
     how = "changed" if names and not keep else "reused" if finished else "resumed" if there else "new"
+    return how, names
+
+
+def run_member(
+    member: Member, index: int, total: int, listener: Watcher, keep: bool = False, beside: Listener | None = None
+) -> str:
+    """Use the run that is there, go on with it, or start it; one that other code began is begun again.
+
+    Args:
+        member: The run, with its budget.
+        index: Which run it is, from 1.
+        total: Of how many.
+        listener: Told of everything that happens.
+        keep: What other code has made is used again.
+        beside: Told of the run as well.
+
+    Returns:
+        As `look`.
+    """
+    how, names = look(member, keep)
+    told = listener if beside is None else Both(listener, beside)
     listener.member(index, total, member.item.label, member.seed, how)
     if names:
         listener.notice(_other_code(member.path, names, how))
@@ -102,10 +135,11 @@ def _run(member: Member, index: int, total: int, listener: Watcher, keep: bool =
     if how == "reused":
         reading.metrics(member.path)  # refuses a damaged one before the others run
     elif how == "resumed":
-        api.resume(member.path, listener=listener)
+        api.resume(member.path, listener=told)
     else:
         shutil.rmtree(member.path, ignore_errors=True)  # it was stopped before it wrote anything
-        api.run(member.experiment, listener=listener)
+        api.run(member.experiment, listener=told)
+    return how
 
 
 def _other_code(folder: Path, names: Sequence[str], how: str) -> str:
@@ -167,6 +201,7 @@ def write(comparison: Comparison) -> None:
         "best": {measure: comparison.best(measure) for measure in comparison.shown},
         "table": table,
         "runs": runs,
+        "failed": list(comparison.failed),
     }
     write_sealed(comparison.path / "comparison.json", plain(content))
     write_text(comparison.path / "table.md", markdown(comparison))

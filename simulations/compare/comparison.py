@@ -97,6 +97,7 @@ class Comparison:
         source: The experiment's name, or the path of its file.
         overrides: `key=value` each, of all runs.
         budget: What all runs of a seed have equally much of: rounds, or one of `umbel.core.schedule.COSTS`.
+        failed: Runs that failed, a sentence each; their strategies are not among the items.
     """
 
     path: Path
@@ -106,6 +107,7 @@ class Comparison:
     source: str
     overrides: tuple[str, ...] = ()
     budget: str = "rounds"
+    failed: tuple[str, ...] = ()
 
     @cached_property
     def shown(self) -> tuple[str, ...]:
@@ -235,7 +237,8 @@ def read_comparison(folder: Path) -> Comparison:
         runs = [(by_label[run["strategy"]], run["seed"], folder / run["folder"]) for run in content["runs"]]
         budget = content.get("budget", "rounds")
         source, overrides, seeds = content["source"], tuple(content["overrides"]), tuple(content["seeds"])
+        failed = tuple(content.get("failed", ()))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedError.of(file, str(error), "Make it again by the command that made it.") from error
     members = tuple(Member(item, seed, reading.experiment(path), path) for item, seed, path in runs)
-    return Comparison(folder, items, seeds, members, source, overrides, budget)
+    return Comparison(folder, items, seeds, members, source, overrides, budget, failed)

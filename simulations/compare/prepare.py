@@ -91,7 +91,7 @@ def compose(experiment: str, item: Item, seed: int | None, overrides: Sequence[s
     """
     own = [f"strategy.{option}" for option in item.options]
     seeds = [] if seed is None else [f"run.seed={seed}"]
-    composed = load(experiment, [*overrides, *own, *seeds], strategy=item.name)
+    composed = load(experiment, [*overrides, *own, *seeds], strategy=item.name, swept=True)
     flower.check(composed)
     data.check(composed.data)
     return devices.resolved(initial.resolved(composed))  # with the hashes of what it reads

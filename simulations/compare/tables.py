@@ -13,7 +13,7 @@ from umbel.simulations.report.measures import COLUMNS
 _TENTH = 0.1
 _LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "±": r"$\pm$", "–": "--", "→": r"$\rightarrow$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-    "\\": r"\textbackslash{}", "<": r"$<$", ">": r"$>$",
+    "\\": r"\textbackslash{}", "<": r"$<$", ">": r"$>$", "χ": r"$\chi$", "²": r"$^2$",
 }  # fmt: skip
 
 
@@ -28,17 +28,15 @@ def markdown(comparison: Comparison) -> str:
 def latex(comparison: Comparison) -> str:
     """Return the comparison's table in LaTeX, for the package booktabs, with its footnote as the caption."""
     heads, rows = table(comparison)
-    texts = pd.DataFrame(
-        [[_in_latex(cell) for cell in row] for row in rows], columns=[_in_latex(head) for head in heads]
-    )
+    texts = pd.DataFrame([[in_latex(cell) for cell in row] for row in rows], columns=[in_latex(head) for head in heads])
     return str(
         texts.style.hide(axis="index").to_latex(
-            hrules=True, column_format="l" + "r" * (len(heads) - 1), caption=_in_latex(footnote(comparison))
+            hrules=True, column_format="l" + "r" * (len(heads) - 1), caption=in_latex(footnote(comparison))
         )
     )
 
 
-def _in_latex(text: str) -> str:
+def in_latex(text: str) -> str:
     """Return a text as LaTeX reads it."""
     return "".join(_LATEX.get(character, character) for character in text)
 
@@ -100,7 +98,7 @@ def p_value(p: float) -> str:
 
 def footnote(comparison: Comparison) -> str:
     """Say how to read the table."""
-    seeds, missing = comparison.seeds, [*_missing(comparison), *comparison.incomplete]
+    seeds, missing = comparison.seeds, [*_missing(comparison), *comparison.incomplete, *comparison.failed]
     if len(seeds) < 2:
         said = "One seed: no deviation and no ranking; add seeds, such as --seeds 3."
         return " ".join([said, *missing, *_unequal(comparison)])

@@ -19,9 +19,12 @@ from umbel.data.errors import DataError
 from umbel.server import reading
 from umbel.simulations.commands.data_view import statistics, title
 from umbel.simulations.commands.display import describe
+from umbel.simulations.compare import matrix_tables
 from umbel.simulations.compare.comparison import Comparison, Member, read_comparison
+from umbel.simulations.compare.matrix import Matrix, is_matrix, read_matrix
 from umbel.simulations.compare.tables import footnote, table
 from umbel.simulations.plots import runs as plots
+from umbel.simulations.report import matrix as report_matrix
 from umbel.simulations.report import pictures
 from umbel.simulations.report import rows as report_rows
 from umbel.simulations.report import series as report_series
@@ -34,7 +37,7 @@ def report(paths: Sequence[str | Path], output: Path | None = None) -> Path:
     """Write the report of runs or of comparisons.
 
     Args:
-        paths: Folders of runs, or of comparisons.
+        paths: Folders of runs, or of comparisons, in one setting or several.
         output: The file; None is report.html in the folder, or in the folder that holds all of several.
 
     Raises:
@@ -43,7 +46,9 @@ def report(paths: Sequence[str | Path], output: Path | None = None) -> Path:
     folders = [Path(path).expanduser().resolve() for path in paths]
     sections = []
     for folder in folders:
-        if (folder / "comparison.json").is_file():
+        if (folder / "comparison.json").is_file() and is_matrix(folder):
+            sections.append(_matrix(read_matrix(folder)))
+        elif (folder / "comparison.json").is_file():
             sections.append(_comparison(read_comparison(folder)))
         elif (folder / "config.yaml").is_file():
             sections.append(_run(folder))
@@ -209,4 +214,32 @@ def _compare_command(comparison: Comparison) -> str:
     labels = ",".join(item.label.replace(", ", ",") for item in comparison.items)
     seeds = ",".join(map(str, comparison.seeds)) + ("," if len(comparison.seeds) == 1 else "")
     words = ["umbel", "compare", comparison.source, *comparison.overrides, "--strategies", labels]
+    # A file may say another one.
+    is_file = comparison.source.endswith((".yaml", ".yml"))
+    words += ["--budget", comparison.budget] if is_file or comparison.budget != "rounds" else []
     return shlex.join([*words, "--seeds", seeds, "--fresh", "--output", str(comparison.path)])
+
+
+# ---- several settings --------------------------------------------------------------------------------------
+
+
+def _matrix(matrix: Matrix) -> dict[str, Any]:
+    first = next((each for cell in matrix.cells for each in cell.ended), None)
+    heads, rows = matrix_tables.table(matrix)
+    return {
+        "kind": "matrix",
+        "title": report_matrix.title(matrix),
+        "description": first.experiment.description if first else "",
+        "line": " ".join(matrix.overrides),
+        "path": str(matrix.path),
+        "pictures": [_picture(*picture) for _, picture in report_matrix.of_matrix(matrix)],
+        "heads": heads,
+        "rows": rows,
+        "footnote": matrix_tables.footnote(matrix),
+        "failures": matrix_tables.failures(matrix),
+        "pairs": report_matrix.pairs(matrix),
+        "settings": report_matrix.settings(matrix),
+        "command": report_matrix.command(matrix),
+        "config": (first.path / "config.yaml").read_text(encoding="utf-8") if first else "",
+        "environment": report_rows.flat(reading.environment(first.path)) if first else [],
+    }

@@ -45,13 +45,14 @@ def assert_parses(words: list[str]) -> None:
         parsed = command.make_context(str(command.name), list(rest), parent=context.parent)
     except click.UsageError as error:
         pytest.fail(f"{shlex.join(words)}: {error.format_message()}")
-    if parsed.params.get("experiment"):
-        load(parsed.params["experiment"], parsed.params["overrides"])
-    if "strategies" in parsed.params:
-        from umbel.simulations.compare.prepare import prepare
+    given = parsed.params
+    if "strategies" in given:
+        from umbel.simulations.compare.settings import prepare_matrix, wanted
 
-        given = parsed.params
-        prepare(given["experiment"], given["strategies"], given["seeds"], given["overrides"], given["output"])
+        asked = [given[name] for name in ("overrides", "strategies", "seeds", "budget", "sweep")]
+        prepare_matrix(given["experiment"], wanted(given["experiment"], *asked), given["overrides"], given["output"])
+    elif given.get("experiment"):
+        load(given["experiment"], given["overrides"])
 
 
 def test_a_wrong_command_is_found() -> None:

@@ -1,0 +1,131 @@
+"""What `umbel compare` prints of several settings: what is to run, and what came of it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import TYPE_CHECKING
+
+import click
+
+from umbel.simulations.commands.supervision import FAILED, INCOMPLETE, leave, say
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from umbel.simulations.compare.matrix import Matrix
+
+_HEADS = {"reused": "there", "resumed": "to go on", "changed": "changed", "new": "new"}
+
+
+def show_plan(console: Console, matrix: Matrix, fresh: bool, keep: bool, as_json: bool) -> None:
+    """Print a row for each setting: its runs, which of them are there, and how long the others may take.
+
+    Args:
+        console: On standard error.
+        matrix: All runs.
+        fresh: Everything is run anew.
+        keep: What other code has made is used again.
+        as_json: One JSON object on standard output, too.
+    """
+    from rich.table import Table
+    from rich.text import Text
+
+    from umbel.simulations.commands.display import clock
+    from umbel.simulations.compare.go_through import unsettled
+    from umbel.simulations.compare.plan import STATES, Estimate, states
+
+    plans = [states(cell.comparison, fresh, keep) for cell in matrix.cells]
+    estimate = Estimate(matrix, unsettled(matrix, plans))
+    rows, total = [], Counter[str]()
+    seconds: list[float | None] = []
+    for number, (cell, plan) in enumerate(zip(matrix.cells, plans, strict=True)):
+        counts = Counter(plan)
+        pairs = zip(cell.comparison.members, plan, strict=True)
+        times = [estimate.left(number, member) for member, how in pairs if how != "reused"]
+        seconds.append(_sum(times))
+        total += counts
+        rows.append((cell.setting.label or cell.comparison.path.name, len(plan), counts))
+    left = _sum(seconds)
+    if as_json:
+        plan_rows = [
+            {"setting": label, "runs": runs, **{how: counts[how] for how in STATES}, "seconds": _rounded(time)}
+            for (label, runs, counts), time in zip(rows, seconds, strict=True)
+        ]
+        click.echo(json.dumps({"event": "plan", "settings": plan_rows, "seconds": _rounded(left)}))
+    shown = [how for how in STATES if total[how]]
+    drawn = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    drawn.add_column("setting")
+    for head in ("runs", *(_HEADS[how] for how in shown), "time left"):
+        drawn.add_column(head, justify="right")
+    for (label, runs, counts), time in zip(rows, seconds, strict=True):
+        about = "unknown" if time is None else clock(time)
+        drawn.add_row(Text(label), str(runs), *(str(counts[how]) for how in shown), about)
+    console.print(drawn)
+    told = "; how long is not known before something has run" if left is None else f", about {clock(left)}"
+    to_run = sum(total.values()) - total["reused"]
+    settings = f"{len(matrix.cells)} settings × " if len(matrix.cells) > 1 else ""
+    sizes = f"{settings}{len(matrix.items)} strategies × {len(matrix.seeds)} seed{'s' * (len(matrix.seeds) > 1)}"
+    console.print(f"{sizes}: {sum(total.values())} runs, {to_run} to go{told if to_run else ''}", soft_wrap=True)
+
+
+def leave_with(console: Console, matrix: Matrix, again: str) -> None:
+    """Print the table and the folder, and leave with the status that the runs deserve.
+
+    Args:
+        console: On standard error.
+        matrix: What came of it.
+        again: The command that goes on with what failed.
+    """
+    from rich.text import Text
+
+    from umbel.simulations.compare.matrix_tables import failures, footnote
+
+    console.print()
+    console.print(_table(matrix))
+    console.print(Text(footnote(matrix), style="dim"))
+    console.print()
+    for name, what in (
+        ("table.md", "this table"),
+        ("report.html", "all of it; open it in a browser"),
+        ("*/report.html", "that of each setting"),
+    ):
+        console.print(f"{matrix.path}/{name}", style="cyan", end="  ", soft_wrap=True)
+        console.print(what, style="dim", soft_wrap=True)
+    click.echo(str(matrix.path))
+    for _, failure in matrix.failures:
+        if failure.trace:
+            say(failure.trace)
+    for line in [*failures(matrix), *(f"Incomplete: {text}" for text in matrix.incomplete)]:
+        say(line)
+    if matrix.failures:
+        say(f"{len(matrix.failures)} of {matrix.num_runs} runs failed. To try them again: {again}")
+        leave(INCOMPLETE if all(each.is_saved for _, each in matrix.failures) else FAILED)
+    if matrix.incomplete:
+        leave(INCOMPLETE)
+
+
+def _table(matrix: Matrix) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    from umbel.simulations.compare.matrix_tables import table
+
+    heads, rows = table(matrix)
+    drawn = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    drawn.add_column(heads[0])
+    for head in heads[1:]:
+        drawn.add_column(Text(head), justify="right")
+    for label, *cells in rows:
+        drawn.add_row(Text(label), *(Text(cell, style="bold green" if cell.endswith("*") else "") for cell in cells))
+    return drawn
+
+
+def _sum(seconds: list[float | None]) -> float | None:
+    known = [each for each in seconds if each is not None]
+    return sum(known) if len(known) == len(seconds) else None
+
+
+def _rounded(seconds: float | None) -> float | None:
+    return None if seconds is None else round(seconds, 1)

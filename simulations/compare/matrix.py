@@ -1,0 +1,270 @@
+"""Comparisons of the same strategies, with the same seeds, in several settings, and what they tell together."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from umbel.conf.schema import Experiment
+from umbel.conf.sweep import Setting
+from umbel.core.files import DamagedError, read_sealed
+from umbel.core.metrics import mean_and_deviation
+from umbel.server import reading
+from umbel.simulations.compare.across import Ranking, ranking
+from umbel.simulations.compare.comparison import Comparison, Item, Member
+from umbel.simulations.compare.statistics import interval
+from umbel.simulations.report.measures import COLUMNS, MAIN
+
+FILE = "comparison.json"
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that failed.
+
+    Attributes:
+        label: Its strategy.
+        seed: Its seed.
+        reason: Why, in a line.
+        is_saved: It could not go on, and what there was of it is saved.
+        trace: Where it happened, of what nobody foresaw.
+    """
+
+    label: str
+    seed: int
+    reason: str
+    is_saved: bool = False
+    trace: str = ""
+
+    @property
+    def sentence(self) -> str:
+        """Which run it was, and why."""
+        return f"{self.label}, seed {self.seed}, failed: {self.reason}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A setting and its comparison.
+
+    Attributes:
+        setting: Of all its runs.
+        comparison: All runs that were asked for.
+        failures: Those that failed.
+    """
+
+    setting: Setting
+    comparison: Comparison
+    failures: tuple[Failure, ...] = ()
+
+    @cached_property
+    def failed(self) -> frozenset[tuple[str, int]]:
+        """Strategy and seed of the runs that failed."""
+        return frozenset((each.label, each.seed) for each in self.failures)
+
+    @property
+    def ended(self) -> list[Member]:
+        """The runs that did not fail."""
+        return [each for each in self.comparison.members if (each.item.label, each.seed) not in self.failed]
+
+    @cached_property
+    def whole(self) -> Comparison | None:
+        """The comparison of the strategies that have all their runs, which says who has not; None where nobody has."""
+        if not self.failures:
+            return self.comparison
+        lacking = {label for label, _ in self.failed}
+        items = tuple(item for item in self.comparison.items if item.label not in lacking)
+        members = tuple(each for each in self.comparison.members if each.item in items)
+        said = tuple(f"Not in the table: {each.sentence}" for each in self.failures)
+        return dataclasses.replace(self.comparison, items=items, members=members, failed=said) if items else None
+
+    def values(self, label: str, measure: str) -> list[float]:
+        """Return a measure of a strategy, one value a seed; NaN of a run that failed or did not measure it."""
+        return [
+            math.nan if (label, each.seed) in self.failed else each.measures[measure]
+            for each in self.comparison.of(label)
+        ]
+
+    def num_failed(self, label: str) -> int:
+        """Return how many runs of a strategy failed."""
+        return sum(each.label == label for each in self.failures)
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Comparisons of the same strategies, with the same seeds, in several settings.
+
+    Attributes:
+        path: The folder, which has a folder for each setting.
+        cells: One for each setting, in their order.
+        source: The experiment's name, or the path of its file.
+        overrides: `key=value` each, of all settings.
+    """
+
+    path: Path
+    cells: tuple[Cell, ...]
+    source: str
+    overrides: tuple[str, ...] = ()
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """The strategies."""
+        return self.cells[0].comparison.items
+
+    @property
+    def labels(self) -> list[str]:
+        """The strategies' labels."""
+        return [item.label for item in self.items]
+
+    @property
+    def seeds(self) -> tuple[int, ...]:
+        """The seeds."""
+        return self.cells[0].comparison.seeds
+
+    @property
+    def budget(self) -> str:
+        """What all runs of a setting and seed have equally much of."""
+        return self.cells[0].comparison.budget
+
+    @property
+    def num_runs(self) -> int:
+        """How many runs there are in all settings."""
+        return sum(len(cell.comparison.members) for cell in self.cells)
+
+    @property
+    def failures(self) -> list[tuple[Cell, Failure]]:
+        """All runs that failed."""
+        return [(cell, each) for cell in self.cells for each in cell.failures]
+
+    @property
+    def incomplete(self) -> list[str]:
+        """The runs that lost clients for good, a sentence each."""
+        return [
+            f"{cell.setting.label}: {each.item.label}, seed {each.seed}: {each.lost}"
+            for cell in self.cells
+            for each in cell.ended
+            if each.lost
+        ]
+
+    @cached_property
+    def main(self) -> str | None:
+        """What all are judged by: the first of `MAIN` that every run has that did not fail; None without one."""
+        runs = [each for cell in self.cells for each in cell.ended]
+        return next((key for key in MAIN if runs and not any(math.isnan(each.measures[key]) for each in runs)), None)
+
+    @cached_property
+    def distinct(self) -> tuple[Cell, ...]:
+        """The settings that count in ranks and profiles: without those whose runs all came to what another's came to.
+
+        Such a setting varies what has no effect, and is no further evidence.
+        """
+        found: dict[object, Cell] = {}
+        for cell in self.cells:
+            came_to = (
+                (each.item.label, each.seed, each.summary["weights_sha256"], each.measures[self.main or MAIN[0]])
+                for each in cell.comparison.members
+            )
+            found.setdefault(cell.setting.label if cell.failures else repr(list(came_to)), cell)
+        return tuple(found.values())
+
+    def mean_and_deviation(self, cell: Cell, label: str) -> tuple[float, float]:
+        """Return mean and sample standard deviation of the main measure; NaN where a run failed, or there is none."""
+        values = cell.values(label, self.main) if self.main else [math.nan]
+        return (math.nan, math.nan) if any(map(math.isnan, values)) else mean_and_deviation(values)
+
+    def interval(self, cell: Cell, label: str) -> tuple[float, float]:
+        """Return the bootstrap interval of that mean, as `statistics.interval`."""
+        values = cell.values(label, self.main) if self.main else [math.nan]
+        return (math.nan, math.nan) if any(map(math.isnan, values)) else interval(values)
+
+    def is_best(self, cell: Cell, label: str) -> bool:
+        """Say whether a strategy is told to be better than every other in a setting, none of whose runs failed."""
+        return self.main is not None and not cell.failures and cell.comparison.best(self.main) == label
+
+    @property
+    def scores(self) -> dict[str, list[float]]:
+        """By strategy its mean in each setting that counts, NaN where a run of it failed."""
+        return {label: [self.mean_and_deviation(cell, label)[0] for cell in self.distinct] for label in self.labels}
+
+    @cached_property
+    def ranking(self) -> Ranking | None:
+        """The strategies' ranks over settings; None of one strategy, or where they share no measure."""
+        if self.main is None or len(self.items) < 2:
+            return None
+        return ranking(self.scores, COLUMNS[self.main].aim)
+
+    @property
+    def regrets(self) -> dict[str, list[float]]:
+        """By strategy how far it is behind the best run of each setting and seed; infinity for one that failed."""
+        found: dict[str, list[float]] = {label: [] for label in self.labels}
+        for values in self._runs():
+            best = max(values.values(), default=math.nan)
+            for label in self.labels:
+                found[label].append(best - values[label] if label in values else math.inf)
+        return found
+
+    def _runs(self) -> Iterator[dict[str, float]]:
+        """Give for each setting and seed the strategies' main measure, more being better, without runs that failed."""
+        for cell in self.distinct if self.main else ():
+            aim = COLUMNS[self.main or ""].aim
+            columns = {label: cell.values(label, self.main or "") for label in self.labels}
+            for number in range(len(self.seeds)):
+                row = {label: aim * values[number] for label, values in columns.items()}
+                yield {label: value for label, value in row.items() if not math.isnan(value)}
+
+
+def is_matrix(folder: Path) -> bool:
+    """Say whether a folder's comparison is one of several settings.
+
+    Raises:
+        DamagedError: Its file is not what was written.
+    """
+    return "settings" in _content(folder)
+
+
+def read_matrix(folder: Path) -> Matrix:
+    """Read the folder of a comparison in several settings.
+
+    Raises:
+        DamagedError: comparison.json is not what was written, or a run of it.
+    """
+    content = _content(folder)
+    try:
+        items = tuple(Item(item["label"], item["name"], tuple(item["options"])) for item in content["strategies"])
+        seeds, overrides, source = tuple(content["seeds"]), tuple(content["overrides"]), str(content["source"])
+        by_label = {item.label: item for item in items}
+        cells = []
+        for each in content["settings"]:
+            setting, place = Setting(each["label"], tuple(each["overrides"])), folder / each["folder"]
+            runs = [(by_label[run["strategy"]], run["seed"], place / run["folder"], run) for run in each["runs"]]
+            failures = tuple(
+                Failure(item.label, seed, run["failed"], run["is_saved"])
+                for item, seed, _, run in runs
+                if run["failed"]
+            )
+            # What has failed may have left no configuration, and nothing of it is read.
+            members = tuple(
+                Member(item, seed, Experiment() if run["failed"] else reading.experiment(path), path)
+                for item, seed, path, run in runs
+            )
+            own = (*overrides, *setting.overrides)
+            comparison = Comparison(place, items, seeds, members, source, own, content["budget"])
+            cells.append(Cell(setting, comparison, failures))
+    except (KeyError, TypeError) as error:
+        raise _damaged(folder, error) from error
+    return Matrix(folder, tuple(cells), source, overrides)
+
+
+def _content(folder: Path) -> dict[str, Any]:
+    try:
+        return read_sealed(folder / FILE)
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(folder, error) from error
+
+
+def _damaged(folder: Path, error: Exception) -> DamagedError:
+    return DamagedError.of(folder / FILE, str(error), "Make it again by the command that made it.")

@@ -10,6 +10,8 @@ from umbel.core.names import shown
 from umbel.server import coverage, reading
 from umbel.simulations.commands.display import describe, strategy_label
 from umbel.simulations.report import progress
+from umbel.simulations.report import rows as report_rows
+from umbel.simulations.report import series as report_series
 from umbel.simulations.report.measures import COURSE, MEASURES, unit
 from umbel.simulations.runs import overview
 from umbel.simulations.runs.tale import Round, Tale
@@ -126,9 +128,6 @@ def _ended(run: Followed) -> dict[str, Any]:
 
 def _read(run: Followed) -> dict[str, Any]:
     try:
-        from umbel.simulations.report import rows as report_rows  # they bring pandas along
-        from umbel.simulations.report import series as report_series
-
         content = reading.summary(run.path)
         spread = report_series.of_clients(reading.metrics(run.path).to_pandas())
         heads, rows = report_rows.client_facts(spread)

@@ -29,7 +29,7 @@ class Page:
     """
 
     def __init__(self, root: Path) -> None:
-        style = (_FOLDER / "watch.css").read_text(encoding="utf-8")
+        style = (_FOLDER / "watch.css").read_text(encoding="utf-8") + _colours()
         parts = [(_FOLDER / name).read_text(encoding="utf-8") for name in _SCRIPTS]
         script = '"use strict";\n' + "\n".join(parts)
         environment = Environment(
@@ -53,6 +53,12 @@ class Page:
                 "frame-ancestors 'none'",
             )
         )
+
+
+def _colours() -> str:
+    """Return rules for the colours of the reports; what is black there is the text's colour, which a dark page needs."""
+    shown_as = [colour if colour != "#000000" else "var(--text)" for colour in COLOURS]
+    return "\n".join(f".c{number} {{ --c: {colour}; }}" for number, colour in enumerate(shown_as))
 
 
 def _hash(text: str) -> str:

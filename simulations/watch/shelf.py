@@ -62,13 +62,23 @@ class Shelf:
         for path in (*known, *fresh):
             with self._lock:
                 run = self._runs.get(path) or Followed(path, self._top)
-                if run.look():
-                    self._version += 1
-                    self._changed[run.id] = self._version
+                self._look_at(run)
                 if path not in self._runs:
                     self._runs[path] = self._by_id[run.id] = run
                     self._gone.pop(run.id, None)
                     self._waiting -= 1
+
+    def look_at_running(self) -> None:
+        """Look again at the runs under way only."""
+        with self._lock:
+            for run in self._runs.values():
+                if run.seen.state == "running":
+                    self._look_at(run)
+
+    def _look_at(self, run: Followed) -> None:
+        if run.look():
+            self._version += 1
+            self._changed[run.id] = self._version
 
     def _drop(self, there: set[Path]) -> None:
         with self._lock:

@@ -6,14 +6,17 @@ let readAt = null; // the round whose values are shown; null is the last one
 
 const labelOf = (id) => (details.get(id) || {}).label || (details.get(id) || {}).strategy_label || (runs.get(id) || {}).strategy || "";
 
-// A comparison's strategies have the colours of its report, by their order there; others take the next free one.
+// A comparison's strategies have the colours of its report, by their order there; others keep theirs where it is free.
 function colour(ids) {
   const labels = [...new Set(ids.map(labelOf))];
   for (const label of slots.keys()) if (!labels.includes(label)) slots.delete(label);
+  const compared = new Map();
   for (const id of ids) {
-    const place = (runs.get(id) || {}).place;
-    if (isNumber(place) && ![...slots].some(([label, slot]) => slot === place && label !== labelOf(id))) slots.set(labelOf(id), place);
+    const { place } = runs.get(id) || {};
+    if (isNumber(place) && !compared.has(labelOf(id)) && ![...compared.values()].includes(place)) compared.set(labelOf(id), place);
   }
+  for (const [label, slot] of [...slots]) if ([...compared.values()].includes(slot)) slots.delete(label);
+  for (const [label, place] of compared) slots.set(label, place);
   for (const label of labels) {
     if (slots.has(label)) continue;
     let free = 0;
@@ -93,7 +96,7 @@ function showCurves() {
 function showValues(ids, looks, across, charts) {
   const grid = byId("values");
   const heads = ["run", "strategy", "seed", "round", ...(across === ACROSS.round ? [] : [across.title]), ...charts.map(({ measure }) => measure.title)];
-  const numeric = (index) => (index > 1 ? "n" : null);
+  const numeric = (index) => (index > 2 ? "n" : index === 2 ? "n wide" : index === 1 ? "wide" : null);
   grid.tHead.replaceChildren(h("tr", null, heads.map((head, i) => h("th", { scope: "col", class: numeric(i) }, head))));
   grid.tBodies[0].replaceChildren(...ids.map((id) => {
     const read = charts.map(({ series }) => (series.has(id) && series.get(id).mark >= 0 ? series.get(id).points[series.get(id).mark] : null));
@@ -103,7 +106,7 @@ function showValues(ids, looks, across, charts) {
     const cells = [labelOf(id), row.seed === null ? "" : `${row.seed}`, at ? count(at[2]) : "–",
       ...(across === ACROSS.round ? [] : [at ? across.text(at[0]) : "–"]),
       ...charts.map(({ measure }, i) => (read[i] ? written(read[i][1], measure) : "–"))];
-    return h("tr", null, h("th", { scope: "row", class: "long" }, swatch(slot, dash), row.name), cells.map((cell, i) => h("td", { class: numeric(i + 1) }, cell)));
+    return h("tr", null, h("th", { scope: "row", class: "long" }, swatch(slot, dash), row.name, h("span", { class: "narrow" }, `${labelOf(id)}${row.seed === null ? "" : ` · seed ${row.seed}`}`)), cells.map((cell, i) => h("td", { class: numeric(i + 1) }, cell)));
   }), ...(ids.length ? [] : [h("tr", null, h("td", { colspan: heads.length }, "Tick runs in the table above."))]));
 }
 

@@ -23,7 +23,7 @@ function showOne() {
   show("one-metrics", run.metrics, (rows) => (rows.length
     ? table("As they were measured last, and in the best round by validation", ["metric", "last", "best"], rows, ["long", "n", "n"]) : "Nothing has been evaluated."));
   show("one-accuracies", run.accuracies, (found) => (found
-    ? table("Spread over clients, each on its own test, last round", found.heads.length ? found.heads : ["", "accuracy"], found.rows, [null, ...Array(9).fill("n")])
+    ? table("Spread over clients, each on its own test, last round", ["of the clients", ...(found.heads.length ? found.heads.slice(1) : ["accuracy"])], found.rows, [null, ...Array(9).fill("n")])
     : "Known once the run has ended, where clients have tests of their own."));
   show("one-notices", run.notices, (texts) => (texts.length ? h("ul", null, texts.map((text) => h("li", { class: "long" }, text))) : "None."));
 }
@@ -40,7 +40,7 @@ function tiles(run, row) {
   if (isNumber(costs.examples)) pairs.push(["examples", count(costs.examples)]);
   if (isNumber(costs.bytes)) pairs.push(["bytes moved", bytes(costs.bytes)]);
   pairs.push(["failed replies", count(run.num_failures)]);
-  if (["stopped", "died", "failed"].includes(row.state)) pairs.push(["to go on", `umbel resume ${row.name}`]);
+  if (["stopped", "died", "failed"].includes(row.state)) pairs.push(["to go on", `umbel resume ${run.path}`]);
   return pairs;
 }
 
@@ -60,8 +60,8 @@ function clientRows(run) {
 function stageTable(stages) {
   const all = stages.reduce((sum, stage) => sum + stage[1], 0) || 1;
   const bar = (share) => s("svg", { viewBox: "0 0 100 10", preserveAspectRatio: "none", "aria-hidden": "true" }, s("rect", { width: Math.max(100 * share, 0.5), height: 10, rx: 1 }));
-  return table("Seconds by stage", ["stage", "time", "share", ""], stages.map(([name, seconds]) =>
-    [name, clock(seconds), `${((100 * seconds) / all).toFixed(0)} %`, bar(seconds / all)]), [null, "n", "n", "bar"]);
+  return table("Seconds by stage", ["stage", "time", "share"], stages.map(([name, seconds]) =>
+    [name, clock(seconds), h("span", { class: "share" }, `${((100 * seconds) / all).toFixed(0)} %`, bar(seconds / all))]), [null, "n", "bar"]);
 }
 
 function byteRows(run) {
@@ -75,7 +75,8 @@ function byteRows(run) {
 
 function failures({ rows, number, coverage }) {
   const lines = coverage.map((text) => h("p", null, text));
-  if (!rows.length) return [...lines, h("p", null, number ? `${count(number)} replies were left out.` : "None.")];
+  if (!rows.length && !number) return lines.length ? lines : [h("p", null, "None.")];
+  if (!rows.length) return [...lines, h("p", null, `${count(number)} replies were left out.`)];
   const told = number > rows.length ? `${count(number)} replies were left out; the last ${count(rows.length)}` : `${count(number)} replies were left out`;
   return [...lines, table(told, ["round", "phase", "client", "node", "reason"],
     rows.map((each) => [count(each.round), each.phase, `${each.client}`, `${each.node}`, each.reason]), ["n", null, "n", "n", "long"])];

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,10 +12,8 @@ from filelock import FileLock, Timeout
 
 from umbel.server.errors import RunStoppedError
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
 
 _FILE = "lock"
 _LOOK_SECONDS = 0.1
@@ -57,7 +56,7 @@ def is_held(folder: Path) -> bool:
 
     The file is shared for a moment, so that several may look at once; where it may not be read, nobody is seen.
     """
-    if fcntl is None:
+    if sys.platform == "win32":
         return (folder / _FILE).is_file() and not is_free(folder)
     try:
         descriptor = os.open(folder / _FILE, os.O_RDONLY)

@@ -13,7 +13,7 @@ from umbel.core.names import shown
 from umbel.simulations.report.charts import COLOURS
 from umbel.simulations.watch.detail import ACCURACIES, LOSSES
 
-_FOLDER = Path(__file__).parent / "page"
+_FOLDER = Path(__file__).parent / "templates"
 _SCRIPTS = ("words.js", "charts.js", "runs.js", "curves.js", "one.js", "watch.js")
 
 
@@ -56,7 +56,7 @@ class Page:
 
 
 def _colours() -> str:
-    """Return rules for the colours of the reports; what is black there is the text's colour, which a dark page needs."""
+    """Return rules for the reports' colours; what is black there is the text's colour, for the sake of a dark page."""
     shown_as = [colour if colour != "#000000" else "var(--text)" for colour in COLOURS]
     return "\n".join(f".c{number} {{ --c: {colour}; }}" for number, colour in enumerate(shown_as))
 

@@ -155,7 +155,9 @@ def application(shelf: Shelf, looker: Looker, page: Page, host: str) -> ASGIApp:
     routes = [Route("/", index), Route("/api/runs", runs), Route("/api/run", run)]
     app = GZipMiddleware(Starlette(routes=routes), minimum_size=2000, compresslevel=5)
     everywhere = not is_loopback(host)
-    names = {"localhost", host.lower(), *({socket.gethostname().lower(), socket.getfqdn().lower()} if everywhere else ())}
+    names = {"localhost", host.lower()}
+    if everywhere:
+        names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
     return Guard(app, names, everywhere, page.policy)
 
 
@@ -206,7 +208,7 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         opened.close()
         reasons = {
-            errno.EADDRINUSE: (f"Port {port} of {host} is taken.", "--port", "Give another, or --port 0 for a free one."),
+            errno.EADDRINUSE: (f"Port {port} of {host} is taken.", "--port", "Give another, or 0 for a free one."),
             errno.EACCES: (f"Port {port} is not for everybody.", "--port", "Give one above 1023, or 0 for a free one."),
             errno.EADDRNOTAVAIL: (f"{host} is no address of this machine.", "--host", "Leave it out for 127.0.0.1."),
         }

@@ -145,7 +145,8 @@ def test_it_only_reads(port: int, method: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "query", ["since=-1", "since=1e9", "since=%C2%B2", "since=" + "9" * 4000, "since=99&epoch=%ff", "x=%00", "since=3&since"]
+    "query",
+    ["since=-1", "since=1e9", "since=%C2%B2", "since=" + "9" * 4000, "since=9&epoch=%ff", "x=%00", "since=3&x"],
 )
 def test_a_question_that_makes_no_sense_gets_everything(port: int, query: str) -> None:
     status, _, body = get(port, f"/api/runs?{query}")
@@ -153,8 +154,8 @@ def test_a_question_that_makes_no_sense_gets_everything(port: int, query: str) -
 
 
 def test_another_host_is_refused(port: int) -> None:
-    for host in ("evil.example", f"evil.example:{port}", "localhost.evil.example", "10.1.2.3", "", "localhost:x", "[::1"):
-        status, headers, body = get(port, "/api/runs", Host=host)
+    for host in ("evil.example", f"evil.example:{port}", "localhost.evil.example", "10.1.2.3", "", "localhost:x", "["):
+        status, _, body = get(port, "/api/runs", Host=host)
         assert status in (400, 421) and b"runs" not in body, host
     for host in (f"localhost:{port}", "localhost", "LOCALHOST:99", "127.0.0.1", "[::1]:80", "127.0.0.2"):
         assert get(port, "/api/runs", Host=host)[0] == 200, host
@@ -187,7 +188,7 @@ def test_ports_and_addresses_that_cannot_be_had_are_refused() -> None:
         number = taken.getsockname()[1]
         with pytest.raises(Refusal, match=f"Port {number} of 127.0.0.1 is taken") as refused:
             bind("127.0.0.1", number)
-        assert refused.value.key == "--port" and "--port 0" in refused.value.remedy
+        assert refused.value.key == "--port" and "0 for a free one" in refused.value.remedy
         assert address_of(taken, "127.0.0.1") == f"http://127.0.0.1:{number}/"
         assert address_of(taken, "0.0.0.0") == f"http://localhost:{number}/"
         assert address_of(taken, "::1") == f"http://[::1]:{number}/"
@@ -219,7 +220,8 @@ def test_the_command_prints_where_it_is_and_ctrl_c_ends_it(root: Path) -> None:
 
 def test_the_command_refuses(root: Path) -> None:
     with contextlib.closing(bind("127.0.0.1", 0)) as taken:
-        for words in ((root, "--port", taken.getsockname()[1]), (root / "gone",), (root, "--port", 0, "--host", "192.0.2.1")):
+        port = taken.getsockname()[1]
+        for words in ((root, "--port", port), (root / "gone",), (root, "--port", 0, "--host", "192.0.2.1")):
             done = umbel("watch", *words)
             assert done.exit_code == 2 and done.stderr.startswith("Error: "), done.output
     assert "a page" in umbel("--help").stdout and LOOK_SECONDS <= 2

@@ -102,7 +102,8 @@ def test_a_failed_run_says_why(done: Path, root: Path) -> None:
     folder = begun(done, root / "failed")
     error = {"how": "stopped", "text": "Round 2: too few.\nclient 3"}
     append(folder, lines(done)[0], json.dumps({"event": "end", "time": 1.0, "error": error}) + "\n")
-    assert (rows(Shelf(root))["failed"]["state"], rows(Shelf(root))["failed"]["flaw"]) == ("failed", "Round 2: too few.")
+    row = rows(Shelf(root))["failed"]
+    assert (row["state"], row["flaw"]) == ("failed", "Round 2: too few.")
 
 
 def test_an_ended_run_shows_its_summary_and_its_clients(done: Path, root: Path) -> None:

@@ -51,7 +51,7 @@ def detail(run: Followed, row: Mapping[str, Any], after: int, generation: int) -
         "generation": tale.generation,
         "after": after,
         "told": [_round(each) for each in tale.rounds if each.number > after],
-        "next": {"round": tale.next.number, "phases": list(tale.next.phases.items())},
+        "next": {"round": tale.next.number, "phases": _phases(tale.next)},
         "measures": {name: _measure(name) for name in sorted(metrics)},
         "stages": _stages(tale),
         "failures": [dict(each) for each in list(tale.failures)[-_SHOWN_FAILURES:]][::-1],
@@ -77,8 +77,13 @@ def _round(done: Round) -> dict[str, Any]:
         "seconds": _short(done.seconds),
         "metrics": {name: _short(value) for name, value in done.metrics.items()},
         "costs": done.costs,
-        "phases": [[name, number, done.num_failures[name]] for name, number in done.phases.items()],
+        "phases": _phases(done),
     }
+
+
+def _phases(done: Round) -> list[list[Any]]:
+    """Return of each phase its name, its cohort's size and how many replies of it were left out."""
+    return [[name, number, done.num_failures[name]] for name, number in done.phases.items()]
 
 
 def _short(value: float) -> float:
@@ -146,5 +151,5 @@ def _read(run: Followed) -> dict[str, Any]:
 
 
 def metric_rows(metrics: Mapping[str, float]) -> list[list[str]]:
-    """Return (metric, value, nothing) of the last evaluation."""
-    return [[name, progress.text(name, value), ""] for name, value in metrics.items() if not math.isnan(value)]
+    """Return (metric, value) of the last evaluation."""
+    return [[name, progress.text(name, value)] for name, value in metrics.items() if not math.isnan(value)]

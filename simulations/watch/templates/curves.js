@@ -96,7 +96,8 @@ function showCurves() {
 function showValues(ids, looks, across, charts) {
   const grid = byId("values");
   const heads = ["run", "strategy", "seed", "round", ...(across === ACROSS.round ? [] : [across.title]), ...charts.map(({ measure }) => measure.title)];
-  const numeric = (index) => (index > 2 ? "n" : index === 2 ? "n wide" : index === 1 ? "wide" : null);
+  const dropped = across === ACROSS.round ? 2 : 3; // where there is little room
+  const numeric = (index) => [index > 1 ? "n" : "", index && index <= dropped ? "wide" : ""].join(" ").trim() || null;
   grid.tHead.replaceChildren(h("tr", null, heads.map((head, i) => h("th", { scope: "col", class: numeric(i) }, head))));
   grid.tBodies[0].replaceChildren(...ids.map((id) => {
     const read = charts.map(({ series }) => (series.has(id) && series.get(id).mark >= 0 ? series.get(id).points[series.get(id).mark] : null));

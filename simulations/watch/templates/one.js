@@ -11,21 +11,30 @@ function showOne() {
   setText(byId("one-title"), `One run: ${row.name}`);
   setText(byId("one-line"), run.line);
   show("one-path", run.path, (path) => h("code", { class: "long" }, path));
+  const again = ["stopped", "died", "failed"].includes(row.state) ? `umbel resume ${run.path}` : "";
+  show("one-again", again, (text) => (text ? ["To go on: ", h("code", { class: "long" }, text)] : []));
   const troubles = [...new Set([row.flaw, run.trouble, run.lost].filter(Boolean))];
   show("one-trouble", troubles, (texts) => texts.map((text) => h("p", { class: "flaw" }, text)));
   show("one-tiles", tiles(run, row), (pairs) => pairs.map(([name, value]) => h("div", { class: "card" }, h("b", null, value), h("span", null, name))));
   show("one-clients", clientRows(run), ({ rows, more }) => rows.length
     ? [table(`Of each phase: replies that came, of the clients that it selected${more ? `; the last ${SHOWN_ROUNDS} rounds` : ""}`,
-      ["round", "cohort", "failed", "examples", "steps"], rows, ["n", null, "n", "n", "n"])] : "No phase has begun.");
+      ["round", "cohort", "failed", "examples", "steps"], rows.map(([first, cohort, ...rest]) => [first, lined(cohort), ...rest]), ["n wrap", null, "n", "n", "n"])] : "No phase has begun.");
   show("one-stages", run.stages, (stages) => (stages.length ? stageTable(stages) : "Not recorded."));
   show("one-bytes", byteRows(run), (rows) => (rows.length ? table("Messages to and from clients, and memory of the server's process", ["what", "in all", "a round"], rows, [null, "n", "n"]) : "Not recorded by round."));
   show("one-failures", { rows: run.failures, number: run.num_failures, coverage: run.coverage }, failures);
-  show("one-metrics", run.metrics, (rows) => (rows.length
-    ? table("As they were measured last, and in the best round by validation", ["metric", "last", "best"], rows, ["long", "n", "n"]) : "Nothing has been evaluated."));
+  show("one-metrics", run.metrics, metrics);
   show("one-accuracies", run.accuracies, (found) => (found
     ? table("Spread over clients, each on its own test, last round", ["of the clients", ...(found.heads.length ? found.heads.slice(1) : ["accuracy"])], found.rows, [null, ...Array(9).fill("n")])
     : "Known once the run has ended, where clients have tests of their own."));
   show("one-notices", run.notices, (texts) => (texts.length ? h("ul", null, texts.map((text) => h("li", { class: "long" }, text))) : "None."));
+}
+
+const lined = (texts) => h("span", null, texts.map((text) => h("span", { class: "line" }, text)));
+
+function metrics(rows) {
+  if (!rows.length) return "Nothing has been evaluated.";
+  if (rows[0].length === 2) return table("As they were measured last", ["metric", "last"], rows, ["long", "n"]);
+  return table("As they were measured last, and in the best round by validation", ["metric", "last", "best"], rows, ["long", "n", "n"]);
 }
 
 function tiles(run, row) {
@@ -40,20 +49,20 @@ function tiles(run, row) {
   if (isNumber(costs.examples)) pairs.push(["examples", count(costs.examples)]);
   if (isNumber(costs.bytes)) pairs.push(["bytes moved", bytes(costs.bytes)]);
   pairs.push(["failed replies", count(run.num_failures)]);
-  if (["stopped", "died", "failed"].includes(row.state)) pairs.push(["to go on", `umbel resume ${run.path}`]);
   return pairs;
 }
 
 function clientRows(run) {
-  const cohort = (phases) => phases.map(([name, number, failed]) => `${name} ${count(number - (failed || 0))} of ${count(number)}`).join(", ");
+  const cohort = (phases) => phases.map(([name, number, failed]) => `${name} ${count(number - failed)} of ${count(number)}`);
+  const failed = (phases) => count(phases.reduce((sum, phase) => sum + phase[2], 0));
   const shown = run.rounds.slice(-SHOWN_ROUNDS);
   const rows = shown.map((done, index) => {
     const before = index ? shown[index - 1] : run.rounds[run.rounds.length - shown.length - 1];
-    const failed = done.phases.reduce((sum, phase) => sum + phase[2], 0);
     const more = (key) => (isNumber(done.costs[key]) ? count(done.costs[key] - (before ? before.costs[key] || 0 : 0)) : "–");
-    return [count(done.round), cohort(done.phases), count(failed), more("examples"), more("steps")];
+    return [count(done.round), cohort(done.phases), failed(done.phases), more("examples"), more("steps")];
   });
-  if (run.next.phases.length) rows.push([`${count(run.next.round)}, under way`, run.next.phases.map(([name, number]) => `${name} ${count(number)}`).join(", "), "", "", ""]);
+  const { round, phases } = run.next;
+  if (phases.length) rows.push([`${count(round)}, not complete`, phases.map(([name, number]) => `${name} of ${count(number)}`), failed(phases), "", ""]);
   return { rows: rows.reverse(), more: run.rounds.length > SHOWN_ROUNDS };
 }
 
@@ -76,8 +85,9 @@ function byteRows(run) {
 function failures({ rows, number, coverage }) {
   const lines = coverage.map((text) => h("p", null, text));
   if (!rows.length && !number) return lines.length ? lines : [h("p", null, "None.")];
-  if (!rows.length) return [...lines, h("p", null, `${count(number)} replies were left out.`)];
-  const told = number > rows.length ? `${count(number)} replies were left out; the last ${count(rows.length)}` : `${count(number)} replies were left out`;
+  const replies = number === 1 ? "One reply was left out" : `${count(number)} replies were left out`;
+  if (!rows.length) return [...lines, h("p", null, `${replies}.`)];
+  const told = number > rows.length ? `${replies}; the last ${count(rows.length)}` : replies;
   return [...lines, table(told, ["round", "phase", "client", "node", "reason"],
     rows.map((each) => [count(each.round), each.phase, `${each.client}`, `${each.node}`, each.reason]), ["n", null, "n", "n", "long"])];
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import webbrowser
 from pathlib import Path
 
@@ -44,6 +45,11 @@ def watch(folder: Path, port: int, host: str, opens: bool) -> None:
             say(f"Whoever reaches {host} can read what this page shows: there is no password, and no encryption.")
         click.echo(address)
         say(f"The runs in {folder}. Ctrl-C ends it.")
-        if opens and not webbrowser.open(address):
-            say(f"No browser could be opened. Open it yourself: {address}")
+        if opens:  # some browsers are waited for
+            threading.Thread(target=_open, args=(address,), daemon=True).start()
         Server(shelf, opened, host).run()
+
+
+def _open(address: str) -> None:
+    if not webbrowser.open(address):
+        say(f"No browser could be opened. Open it yourself: {address}")

@@ -30,6 +30,7 @@ from umbel.simulations.watch.shelf import Shelf
 LOOK_SECONDS = 1.0  # between two looks at the folder, while somebody watches
 _IDLE_SECONDS = 20.0  # without a question, after which nobody looks any more
 _LESS_OFTEN = 20
+_NO_HOST = "Leave --host out for 127.0.0.1."
 _LONGEST = 100  # letters of a question's part
 _HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -71,8 +72,8 @@ class Looker(threading.Thread):
             began = time.monotonic()
             with suppress(OSError):  # the folder's file system is away: it may come back
                 if began >= due:
-                    self._shelf.look()
-                    due = began + _LESS_OFTEN * (time.monotonic() - began)
+                    has_read = self._shelf.look()  # that took longer than the next will
+                    due = 0.0 if has_read else began + _LESS_OFTEN * (time.monotonic() - began)
                 else:
                     self._shelf.look_at_running()
             idle = time.monotonic() - self._asked > _IDLE_SECONDS
@@ -198,7 +199,7 @@ def bind(host: str, port: int) -> socket.socket:
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
     except (socket.gaierror, UnicodeError) as error:
-        raise Refusal(f"{host} is no address ({error}).", key="--host", remedy="Leave it out for 127.0.0.1.") from error
+        raise Refusal(f"{host} is no address ({error}).", key="--host", remedy=_NO_HOST) from error
     opened = socket.socket(family, kind, protocol)
     try:
         if os.name == "posix":  # elsewhere it would let two servers have one port
@@ -208,9 +209,13 @@ def bind(host: str, port: int) -> socket.socket:
     except OSError as error:
         opened.close()
         reasons = {
-            errno.EADDRINUSE: (f"Port {port} of {host} is taken.", "--port", "Give another, or 0 for a free one."),
-            errno.EACCES: (f"Port {port} is not for everybody.", "--port", "Give one above 1023, or 0 for a free one."),
-            errno.EADDRNOTAVAIL: (f"{host} is no address of this machine.", "--host", "Leave it out for 127.0.0.1."),
+            errno.EADDRINUSE: (
+                f"Port {port} of {host} is taken.",
+                "--port",
+                "Give another --port, or 0 for a free one.",
+            ),
+            errno.EACCES: (f"Port {port} is for the administrator.", "--port", "Give a --port above 1023."),
+            errno.EADDRNOTAVAIL: (f"{host} is no address of this machine.", "--host", _NO_HOST),
         }
         if error.errno not in reasons:
             raise

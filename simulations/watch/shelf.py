@@ -49,8 +49,8 @@ class Shelf:
         self._tales: OrderedDict[str, None] = OrderedDict()
         self._waiting = 0
 
-    def look(self) -> None:
-        """Look at every run again; what is there already can be asked for meanwhile."""
+    def look(self) -> bool:
+        """Look at every run again, and say whether any has come; what is there can be asked for meanwhile."""
         paths = list(overview.folders(self.root, self._top)) if self.root.is_dir() else []
         self._drop(set(paths))
         with self._lock:
@@ -67,6 +67,7 @@ class Shelf:
                     self._runs[path] = self._by_id[run.id] = run
                     self._gone.pop(run.id, None)
                     self._waiting -= 1
+        return bool(fresh)
 
     def look_at_running(self) -> None:
         """Look again at the runs under way only."""

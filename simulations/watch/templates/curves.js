@@ -74,6 +74,7 @@ function showCurves() {
   const last = Math.max(1, ...ids.flatMap((id) => details.get(id).rounds.slice(-1).map((done) => done.round)));
   const slider = byId("at");
   slider.max = last;
+  slider.disabled = !ids.length;
   const at = readAt === null ? last : Math.min(readAt, last);
   slider.value = at;
   setText(byId("at-text"), ids.length ? `${count(at)} of ${count(last)}` : "–");

@@ -188,7 +188,7 @@ def test_ports_and_addresses_that_cannot_be_had_are_refused() -> None:
         number = taken.getsockname()[1]
         with pytest.raises(Refusal, match=f"Port {number} of 127.0.0.1 is taken") as refused:
             bind("127.0.0.1", number)
-        assert refused.value.key == "--port" and "0 for a free one" in refused.value.remedy
+        assert refused.value.key == "--port" and "Give another --port" in refused.value.remedy
         assert address_of(taken, "127.0.0.1") == f"http://127.0.0.1:{number}/"
         assert address_of(taken, "0.0.0.0") == f"http://localhost:{number}/"
         assert address_of(taken, "::1") == f"http://[::1]:{number}/"
@@ -202,13 +202,21 @@ def test_ports_and_addresses_that_cannot_be_had_are_refused() -> None:
     ]
 
 
-def test_the_command_prints_where_it_is_and_ctrl_c_ends_it(root: Path) -> None:
-    process = start("watch", root, "--port", "0")
+def test_the_command_prints_and_opens_its_address_and_ctrl_c_ends_it(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    browser = tmp_path / "browser"
+    browser.write_text(f'#!/bin/sh\necho "$1" > "{tmp_path}/part"\nmv "{tmp_path}/part" "{tmp_path}/opened"\n')
+    browser.chmod(0o755)
+    monkeypatch.setenv("BROWSER", str(browser))
+    process = start("watch", root, "--port", "0", "--open")
     assert process.stdout is not None
     address = process.stdout.readline().strip()
     found = re.fullmatch(r"http://127\.0\.0\.1:(\d+)/", address)
     assert found, address
     until(lambda: len(json.loads(get(int(found[1]), "/api/runs")[2])["runs"]) == 2)
+    until((tmp_path / "opened").is_file)
+    assert (tmp_path / "opened").read_text().strip() == address
     kept = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=10)
     kept.request("GET", "/")
     kept.getresponse().read()  # a browser keeps its connection

@@ -16,7 +16,7 @@ from umbel.simulations.report.progress import headline
 from umbel.simulations.runs.tale import Tale
 
 # What reading a folder raises whose files are not what was written.
-FLAWS = (OSError, KeyError, TypeError, ValueError, OverflowError, AttributeError, RecursionError)
+FLAWS = (OSError, KeyError, TypeError, ValueError, OverflowError, AttributeError, RuntimeError)
 _DEEPEST = 3  # results/comparison/run; and one more for whoever keeps comparisons in a folder
 
 
@@ -87,15 +87,22 @@ def folders(root: Path, within: Path | None = None, depth: int = _DEEPEST) -> It
         try:
             with os.scandir(root) as entries:
                 found = sorted(
-                    (each for each in entries if not each.name.startswith(".") and each.is_dir()),
+                    (each for each in entries if not each.name.startswith(".") and _is_folder(each)),
                     key=lambda each: each.name,
                 )
         except OSError:
             return
         for each in found:
             path = root / each.name
-            if within is None or not each.is_symlink() or path.resolve().is_relative_to(within):
+            if within is None or not each.is_symlink() or Path(os.path.realpath(path)).is_relative_to(within):
                 yield from folders(path, within, depth - 1)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def look(folder: Path, tale: Tale | None = None) -> Seen:

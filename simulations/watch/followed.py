@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import stat
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +54,8 @@ class Followed:
         if summary and summary == self._summary:
             return False
         before, self._summary, self.ended = self._row, summary, None
-        if stray := strays(self.path, self._top):
-            self.seen = Seen(self.path, "damaged", flaw=f"{stray} leads out of the folder that is watched")
+        if flaw := unreadable(self.path, self._top):
+            self.seen = Seen(self.path, "damaged", flaw=flaw)
         elif summary:
             self.seen = overview.look(self.path)
         else:
@@ -85,7 +86,7 @@ class Followed:
 
     def told(self) -> Tale:
         """Return what it has told, read up to now also where it has ended."""
-        if not strays(self.path, self._top):
+        if not unreadable(self.path, self._top):
             self.tale.read_on()
         return self.tale
 
@@ -120,10 +121,24 @@ def shortened_name(name: str) -> str:
     return name.rpartition(":")[2] if ":" in name and not name.startswith("flwr:") else name
 
 
-def strays(folder: Path, top: Path, names: tuple[str, ...] = READ) -> str:
-    """Return the name of a file that would be read and is a link out of a folder; empty where there is none."""
+def unreadable(folder: Path, top: Path, names: tuple[str, ...] = READ) -> str:
+    """Say which file of a folder is not to be read: a link that leads out, or no file at all; empty for none.
+
+    Args:
+        folder: The folder.
+        top: What links may not lead out of, as `Path.resolve` has it.
+        names: Of its files.
+    """
     for name in names:
-        file = folder / name
-        if file.is_symlink() and not file.resolve().is_relative_to(top):
-            return name
+        file = os.path.join(folder, name)  # noqa: PTH118 - a Path takes longer, and there are thousands
+        try:
+            mode = os.lstat(file).st_mode
+        except OSError:
+            continue  # it is not there
+        if stat.S_ISLNK(mode):
+            if not Path(os.path.realpath(file)).is_relative_to(top):
+                return f"{name} leads out of the folder that is watched"
+            mode = os.stat(file).st_mode if os.path.exists(file) else stat.S_IFREG  # noqa: PTH110, PTH116
+        if not stat.S_ISREG(mode):  # to open a pipe would wait for whoever writes into it
+            return f"{name} is no file"
     return ""

@@ -30,6 +30,7 @@ from umbel.simulations.watch.shelf import Shelf
 LOOK_SECONDS = 1.0  # between two looks at the folder, while somebody watches
 _IDLE_SECONDS = 20.0  # without a question, after which nobody looks any more
 _LESS_OFTEN = 20
+_FREE = "Give another --port, or 0 for a free one."
 _NO_HOST = "Leave --host out for 127.0.0.1."
 _LONGEST = 100  # letters of a question's part
 _HEADERS = {
@@ -212,9 +213,9 @@ def bind(host: str, port: int) -> socket.socket:
             errno.EADDRINUSE: (
                 f"Port {port} of {host} is taken.",
                 "--port",
-                "Give another --port, or 0 for a free one.",
+                _FREE,
             ),
-            errno.EACCES: (f"Port {port} is for the administrator.", "--port", "Give a --port above 1023."),
+            errno.EACCES: (f"Port {port} is for the administrator.", "--port", _FREE),
             errno.EADDRNOTAVAIL: (f"{host} is no address of this machine.", "--host", _NO_HOST),
         }
         if error.errno not in reasons:

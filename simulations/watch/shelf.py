@@ -14,7 +14,7 @@ from umbel.core.names import shown
 from umbel.core.refusal import Refusal
 from umbel.simulations.runs import overview
 from umbel.simulations.watch.detail import detail
-from umbel.simulations.watch.followed import Followed, strays
+from umbel.simulations.watch.followed import Followed, unreadable
 
 COMPARISON = "comparison.json"
 _MOST_TALES = 50  # of ended runs whose course is kept in memory
@@ -56,7 +56,11 @@ class Shelf:
         with self._lock:
             fresh = [path for path in paths if path not in self._runs]
             self._waiting = len(fresh)
-        for parent in {path.parent for path in paths if path != self.root}:
+        parents = {path.parent for path in paths if path != self.root}
+        for parent in self._groups.keys() - parents:
+            with self._lock:
+                del self._groups[parent]
+        for parent in parents:
             self._look_at_group(parent)
         known = [path for path in paths if path in self._runs]
         for path in (*known, *fresh):
@@ -178,12 +182,12 @@ class Group:
             try:
                 self._read()
             except overview.FLAWS as error:
-                self._flaw = f"{COMPARISON}: {error}"
+                self._flaw = f"{COMPARISON} cannot be read: {error}"
         return True
 
     def _read(self) -> None:
-        if strays(self._file.parent, self._top, (COMPARISON,)):
-            raise ValueError("it leads out of the folder that is watched")
+        if flaw := unreadable(self._file.parent, self._top, (COMPARISON,)):
+            raise ValueError(flaw)
         content = read_sealed(self._file)
         self._order = [str(item["label"]) for item in content["strategies"]]
         self._labels = {str(run["folder"]): str(run["strategy"]) for run in content["runs"]}

@@ -102,10 +102,10 @@ function showRuns(waiting) {
   for (const [index, [name, rows]] of [...bodies].entries()) {
     const group = groupOf(name);
     const states = STATES.filter((state) => counts.get(name).has(state)).map((state) => `${counts.get(name).get(state)} ${state}`);
-    const what = rows[0].comparison ? "comparison" : "folder";
-    setText(group.text, `${name || "In the folder itself"}: ${name ? `${what}, ` : ""}${states.join(", ")}`);
+    const what = rows[0].comparison ? "comparison, " : name ? "folder, " : "";
+    setText(group.text, `${name || "In the folder itself"}: ${what}${states.join(", ")}`);
     setText(group.flaw, rows[0].group_flaw || "");
-    group.body.rows[0].hidden = !name && bodies.size === 1;
+    group.body.rows[0].hidden = !name && bodies.size === 1 && !rows[0].comparison;
     if (grid.tBodies[index] !== group.body) grid.insertBefore(group.body, grid.tBodies[index] || null);
     const kept = new Set(rows.map((row) => lineOf(row).line));
     for (const line of [...group.body.rows].slice(1)) if (!kept.has(line)) line.remove();

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -195,6 +196,31 @@ def test_links_that_lead_out_are_not_followed(done: Path, root: Path) -> None:
     assert found["files"]["state"] == "damaged" and "leads out" in found["files"]["flaw"]
     told = shelf.detail(found["files"]["id"])
     assert told is not None and not told["told"]
+
+
+def test_what_is_no_file_is_not_opened(done: Path, root: Path) -> None:
+    names = {"pipe": "progress.jsonl", "folder": "summary.json", "itself": "progress.jsonl", "other-pipe": "run.json"}
+    for kind, name in names.items():
+        shutil.copytree(done, root / kind)
+        (root / kind / name).unlink()
+        if kind.endswith("pipe"):
+            os.mkfifo(root / kind / name)
+            (root / kind / "summary.json").unlink()
+        elif kind == "folder":
+            (root / kind / name).mkdir()
+        else:
+            (root / kind / name).symlink_to(root / kind / name)
+    (root / "loop").symlink_to(root / "loop")
+    os.mkfifo(root / "comparison.json")
+    os.mkfifo(root / "pipe-beside")
+    shelf = Shelf(root)
+    found = rows(shelf)
+    assert set(found) == set(names)
+    for kind in ("pipe", "folder", "other-pipe"):
+        assert found[kind]["state"] == "damaged" and "is no file" in found[kind]["flaw"]
+    told = shelf.detail(found["itself"]["id"])
+    assert told is not None and told["state"] == "done" and not told["told"]
+    assert "is no file" in found["itself"]["group_flaw"]
 
 
 def test_runs_of_a_comparison_have_its_labels_and_order(done: Path, root: Path) -> None:

@@ -29,6 +29,7 @@ from umbel.core.files import (
     write_sealed,
     write_tensors,
 )
+from umbel.core.schedule import COSTS
 from umbel.core.spent import Spent
 from umbel.core.tree import sha256
 from umbel.server.coverage import Row, Turn
@@ -104,12 +105,17 @@ class Progress:
     @property
     def spent_so_far(self) -> dict[str, float]:
         """What the run has cost up to now, as its metrics keep it: images that went through a model by its spec."""
-        found: dict[str, float] = {what: self.cost(what) for what in ("steps", "examples", "bytes")}
+        found = {what: cost for what, cost in self.counted_costs.items() if what != "seconds"}
         for side in self.passes.values():
             for spec, counts in side.items():
                 for way, number in counts.items():
                     found[f"{way} {spec}"] = found.get(f"{way} {spec}", 0) + number
         return found
+
+    @property
+    def counted_costs(self) -> dict[str, float]:
+        """What the run has cost so far that is counted as it goes: all but operations, which are made of passes."""
+        return {what: self.cost(what) for what in COSTS if what != "flops"}
 
     def cost(self, what: str) -> float:
         """Return what the run has cost so far, of `umbel.core.schedule.COSTS`."""

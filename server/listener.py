@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from umbel.conf.schema import Experiment
 from umbel.core.files import DamagedError, plain
 from umbel.core.wire.work import ClientTime
@@ -45,6 +47,14 @@ class Listener:
             round_: The round.
             stages: Seconds of each phase of the strategy by its name, of `server`, `evaluate` and `checkpoint`.
             clients: By phase, when which process ran which client; nothing of clients behind gRPC.
+        """
+
+    def costs(self, round_: int, costs: Mapping[str, float]) -> None:
+        """What the run has cost up to the end of a round; told before `round`, likewise.
+
+        Args:
+            round_: The round.
+            costs: By `umbel.core.schedule.COSTS` without operations, and the bytes apart: `bytes_down` to clients, `bytes_up` from them.
         """
 
     def notice(self, text: str) -> None:
@@ -96,6 +106,10 @@ class Both(Listener):
     def time_spent(self, round_: int, stages: Mapping[str, float], clients: Mapping[str, Sequence[ClientTime]]) -> None:
         for listener in self._all:
             listener.time_spent(round_, stages, clients)
+
+    def costs(self, round_: int, costs: Mapping[str, float]) -> None:
+        for listener in self._all:
+            listener.costs(round_, costs)
 
     def notice(self, text: str) -> None:
         for listener in self._all:
@@ -151,6 +165,13 @@ class FileListener(Listener):
 
     def round(self, round_: int, num_rounds: int, metrics: Mapping[str, float], seconds: float) -> None:
         self._write("round", round=round_, num_rounds=num_rounds, metrics=dict(metrics), seconds=seconds)
+
+    def time_spent(self, round_: int, stages: Mapping[str, float], clients: Mapping[str, Sequence[ClientTime]]) -> None:
+        self._write("stages", round=round_, seconds={name: round(value, 4) for name, value in stages.items()})
+
+    def costs(self, round_: int, costs: Mapping[str, float]) -> None:
+        resident = psutil.Process().memory_info().rss  # of the server's own process: on inline, the clients' as well
+        self._write("costs", round=round_, **costs, memory_bytes=resident)
 
     def notice(self, text: str) -> None:
         self._write("notice", text=text)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -9,6 +11,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from umbel.server.errors import RunStoppedError
+
+if sys.platform != "win32":
+    import fcntl
 
 _FILE = "lock"
 _LOOK_SECONDS = 0.1
@@ -44,3 +49,26 @@ def is_free(folder: Path) -> bool:
     with suppress(RunStoppedError), exclusive(folder, 0.0):
         return True
     return False
+
+
+def is_held(folder: Path) -> bool:
+    """Say whether somebody works on a run, for whoever only looks: nothing is written, and no lock file is made.
+
+    The file is shared for a moment, so that several may look at once; where it may not be read, nobody is seen.
+    """
+    if sys.platform == "win32":
+        return (folder / _FILE).is_file() and not is_free(folder)
+    try:
+        descriptor = os.open(folder / _FILE, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # a file system that knows no locks
+        return False
+    else:
+        return False
+    finally:
+        os.close(descriptor)

@@ -196,6 +196,8 @@ class FederatedRun:
                 self._save()
         spent = {name: seconds - before.get(name, 0.0) for name, seconds in progress.seconds.items() if name != "total"}
         self.listener.time_spent(round_, spent, dict(self._times))
+        moved = {"bytes_down": sum(progress.bytes_down.values()), "bytes_up": sum(progress.bytes_up.values())}
+        self.listener.costs(round_, progress.counted_costs | moved)
         self.listener.round(round_, total, told, progress.seconds["total"])
 
     def _judge(self, metrics: dict[str, float], state: Any, progress: Progress) -> None:

@@ -237,11 +237,12 @@ def describe(experiment: Experiment, with_strategy: bool = True) -> str:
         f"{experiment.num_sampled} of {data.num_clients:,} clients" if sampled else f"{data.num_clients:,} clients",
     ]
     if with_strategy:
-        parts = [_strategy(experiment), *parts, f"seed {experiment.run.seed}"]
+        parts = [strategy_label(experiment), *parts, f"seed {experiment.run.seed}"]
     return " · ".join([*parts, experiment.engine.name])
 
 
-def _strategy(experiment: Experiment) -> str:
+def strategy_label(experiment: Experiment) -> str:
+    """Return a strategy's name with a few options that are not its defaults."""
     name, options = experiment.strategy.name, experiment.strategy.options
     defaults = {} if name.startswith(registry.FLOWER_PREFIX) else registry.options(name)
     given = {key: value for key, value in options.items() if key not in defaults or defaults[key] != value}

@@ -16,6 +16,7 @@ from umbel.simulations.commands.new import new
 from umbel.simulations.commands.runs import diff, ls
 from umbel.simulations.commands.supervision import REFUSED, Stopper, ended, fail, guarded, say, supervised
 from umbel.simulations.commands.use import evaluate, export, predict
+from umbel.simulations.commands.watch import watch
 
 _SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 96}
 KINDS = ("strategies", "models", "operators", "data", "encoders", "partitions", "experiments", "keys")
@@ -37,6 +38,7 @@ def main() -> None:
       umbel data show digits                              who has which classes
       umbel compare digits --strategies fedavg,scaffold --seeds 3
       umbel ls                                            which runs there are
+      umbel watch                                         the same on a page, as they grow
       umbel explain RUN                                   what its models look at
       umbel bench digits                                  what would make it faster
       umbel predict RUN FOLDER                            what pictures show, by its model
@@ -212,6 +214,7 @@ main.add_command(federate)
 main.add_command(new)
 main.add_command(ls)
 main.add_command(diff)
+main.add_command(watch)
 for each in (predict, evaluate, export):
     main.add_command(each)
 

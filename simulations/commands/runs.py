@@ -16,7 +16,12 @@ if TYPE_CHECKING:
     from umbel.simulations.runs.difference import Pairs
 
 _BITS = {True: "Both ended with the same weights.", False: "They ended with other weights.", None: "One has not ended."}
-_STYLES = {"running": "green", "stopped": "yellow", "incomplete": "yellow", "damaged": "red"}
+_STYLES = {
+    "running": "green",
+    "stopped": "yellow",
+    "incomplete": "yellow",
+    **dict.fromkeys(("failed", "died", "damaged"), "red"),
+}
 
 
 @click.command("ls", short_help="Which runs there are, and how far.")
@@ -27,7 +32,8 @@ def ls(folder: Path, as_json: bool) -> None:
     """List the runs in FOLDER (results), and in comparisons within it, the newest first.
 
     A run is done; ended, by a rule of its own before its last round; incomplete, where it lost clients for good;
-    running; stopped, to go on by `umbel resume`; or damaged.
+    running; stopped, as somebody asked; failed, by an error; died, where its process has gone without a word
+    (killed, power); or damaged. `umbel resume` goes on with those that stopped, failed or died.
 
     \b
     Examples:
@@ -55,7 +61,8 @@ def ls(folder: Path, as_json: bool) -> None:
             table.add_row(Text(plain["run"]), state, "", "", "", Text(seen.flaw), "")
             continue
         rounds = f"{seen.round}/{seen.rounds}"
-        texts = (seen.strategy, str(seen.seed), rounds, seen.result, f"{seen.seconds:.0f} s")
+        result = "; ".join(filter(None, (seen.result, seen.flaw)))
+        texts = (seen.strategy, str(seen.seed), rounds, result, f"{seen.seconds:.0f} s")
         table.add_row(Text(plain["run"]), state, *map(Text, texts))
     console.print(table if found else Text(f"{folder} has no runs."))
 

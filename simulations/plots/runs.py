@@ -26,10 +26,10 @@ from umbel.conf.schema import Experiment
 from umbel.core.files import write_bytes
 from umbel.data.federation import Federation
 from umbel.server import agree
+from umbel.simulations.report import charts
 
 DPI = 150
-# Okabe and Ito (2008), without yellow, which is too pale for lines on white.
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+COLOURS = charts.COLOURS
 DASHES = ("-", "--", "-.", ":")
 # Pale to dark, so that few looks like few; nothing at all is white.
 SHADES = ListedColormap(colormaps["Blues"](np.linspace(0.12, 1.0, 256)))

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from umbel.conf.schema import Experiment
 from umbel.core.refusal import Refusal
 from umbel.server import coverage, lock, reading
-from umbel.server.listener import events
 from umbel.simulations.report.progress import headline
+from umbel.simulations.runs.tale import Tale
 
+# What reading a folder raises whose files are not what was written.
+FLAWS = (OSError, KeyError, TypeError, ValueError, OverflowError, AttributeError, RuntimeError)
 _DEEPEST = 3  # results/comparison/run; and one more for whoever keeps comparisons in a folder
 
 
@@ -23,7 +27,8 @@ class Seen:
     Attributes:
         path: The folder.
         state: `done`; `ended`, before its last round by its own rule; `incomplete`, having lost clients; `running`;
-            `stopped`, to be resumed; or `damaged`.
+            `stopped`, as somebody asked; `failed`, by an error; `died`, its process having gone without a word; or
+            `damaged`.
         strategy: The strategy's name.
         seed: The run's seed.
         round: The last completed round.
@@ -31,7 +36,7 @@ class Seen:
         result: Its result in a few words; of one that goes on, of the last evaluation.
         seconds: How long it took so far.
         began: Seconds since the epoch.
-        flaw: What is wrong with a damaged one.
+        flaw: What is wrong with a damaged one, or ended a failed one.
     """
 
     path: Path
@@ -44,6 +49,11 @@ class Seen:
     seconds: float = 0.0
     began: float = 0.0
     flaw: str = ""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has its summary."""
+        return self.state in ("done", "ended", "incomplete")
 
     def plain(self, root: Path) -> dict[str, Any]:
         """Return it as JSON has it, the path from `root` on."""
@@ -60,32 +70,73 @@ def find(root: Path) -> list[Seen]:
     """
     if not root.is_dir():
         raise Refusal(f"{root} is no folder.", remedy="Give the folder of runs, such as results.")
-    return sorted((look(folder) for folder in _folders(root, _DEEPEST)), key=lambda seen: (-seen.began, str(seen.path)))
+    return sorted((look(folder) for folder in folders(root)), key=lambda seen: (-seen.began, str(seen.path)))
 
 
-def _folders(root: Path, depth: int) -> Iterator[Path]:
+def folders(root: Path, within: Path | None = None, depth: int = _DEEPEST) -> Iterator[Path]:
+    """Find the folders of runs, in the order of their names; what may not be read, or goes meanwhile, is left out.
+
+    Args:
+        root: Where to look.
+        within: A folder, as `Path.resolve` has it, that links may not lead out of; None follows all.
+        depth: How many folders deep.
+    """
     if (root / "config.yaml").is_file():
         yield root
     elif depth:
         try:
-            within = sorted(each for each in root.iterdir() if each.is_dir() and not each.name.startswith("."))
-        except OSError:  # a folder that is not ours to read, or gone meanwhile
+            with os.scandir(root) as entries:
+                found = sorted(
+                    (each for each in entries if not each.name.startswith(".") and _is_folder(each)),
+                    key=lambda each: each.name,
+                )
+        except OSError:
             return
-        for each in within:
-            yield from _folders(each, depth - 1)
+        for each in found:
+            path = root / each.name
+            if within is None or not each.is_symlink() or Path(os.path.realpath(path)).is_relative_to(within):
+                yield from folders(path, within, depth - 1)
 
 
-def look(folder: Path) -> Seen:
-    """Return what a run's folder shows; a damaged one is no error."""
+def _is_folder(entry: os.DirEntry[str]) -> bool:
     try:
-        first = folder / "memory.json"  # written once, when a run begins
-        began = (first if first.is_file() else folder / "config.yaml").stat().st_mtime
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
+
+
+def look(folder: Path, tale: Tale | None = None) -> Seen:
+    """Return what a run's folder shows; a damaged one is no error.
+
+    Args:
+        folder: The run's folder.
+        tale: What it has told so far, read on here where it has not ended; None reads it from the beginning.
+    """
+    try:
+        began, is_held = began_at(folder), lock.is_held(folder)  # first: who ends lets go last
         if (folder / reading.SUMMARY).is_file():
             return _ended(folder, began)
-        return _unfinished(folder, began)
-    except (Refusal, OSError, KeyError, TypeError, ValueError) as error:
-        text = error.reason if isinstance(error, Refusal) else str(error)
-        return Seen(folder, "damaged", flaw=text.splitlines()[0] if text else type(error).__name__)
+        tale = tale or Tale(folder)
+        tale.read_on()
+        return unfinished(folder, reading.experiment(folder), tale, began, is_held)
+    except FLAWS as error:
+        return damaged(folder, error)
+
+
+def began_at(folder: Path) -> float:
+    """Return when a run began, in seconds since the epoch.
+
+    Raises:
+        OSError: There is no such run.
+    """
+    first = folder / "memory.json"  # written once, when a run begins
+    return (first if first.is_file() else folder / "config.yaml").stat().st_mtime
+
+
+def damaged(folder: Path, error: BaseException) -> Seen:
+    """Return what is seen of a run whose files are not what was written."""
+    text = error.reason if isinstance(error, Refusal) else str(error)
+    return Seen(folder, "damaged", flaw=text.splitlines()[0] if text else type(error).__name__)
 
 
 def _ended(folder: Path, began: float) -> Seen:
@@ -96,30 +147,42 @@ def _ended(folder: Path, began: float) -> Seen:
     return Seen(folder, state, content["strategy"], content["seed"], rounds, rounds, result, seconds, began)
 
 
-def _unfinished(folder: Path, began: float) -> Seen:
-    experiment, told = reading.experiment(folder), events(folder)
-    rounds = [event for event in told if event["event"] == "round"]
-    last = rounds[-1] if rounds else {}
-    measured: dict[str, float] = next((event["metrics"] for event in reversed(rounds) if event.get("metrics")), {})
+def unfinished(folder: Path, experiment: Experiment, tale: Tale, began: float, is_held: bool) -> Seen:
+    """Return what is seen of a run that has no summary.
+
+    Args:
+        folder: Its folder.
+        experiment: Its experiment.
+        tale: What it has told.
+        began: When it began.
+        is_held: Whether somebody was at work on it before the tale was read.
+    """
+    state, flaw = _state(tale, is_held)
+    last = tale.rounds[-1] if tale.rounds else None
     return Seen(
         folder,
-        "stopped" if _is_free(folder) else "running",
+        state,
         experiment.strategy.name,
         experiment.run.seed,
-        int(last.get("round", 0)),
+        last.number if last else 0,
         experiment.run.rounds,
-        headline(measured),
-        float(last.get("seconds", 0.0)),
+        headline(tale.measured),
+        last.seconds if last else 0.0,
         began,
+        flaw,
     )
 
 
-def _is_free(folder: Path) -> bool:
-    """Say whether nobody works on a run; of a folder that may only be read, whether its lock is not to be had."""
-    try:
-        return lock.is_free(folder)
-    except PermissionError:
-        return True
+def _state(tale: Tale, is_held: bool) -> tuple[str, str]:
+    """Return the state of a run that has no summary, and what is wrong with it."""
+    if tale.flaw:
+        return "damaged", tale.flaw
+    if is_held:
+        return "running", ""
+    if tale.ending is not None and tale.ending.get("how") != "asked":
+        text = str(tale.ending.get("text") or tale.ending.get("reason") or "an error that it did not name")
+        return "failed", text.splitlines()[0]
+    return ("stopped" if tale.is_over or not tale.has_begun else "died"), ""
 
 
 def _shown(path: Path, root: Path) -> str:

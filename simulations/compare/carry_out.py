@@ -81,13 +81,17 @@ def carry_out(
         if fresh:
             shutil.rmtree(member.path, ignore_errors=True)
         own = comparison.budgeted(member)
-        _run(own, index, len(comparison.members), listener or Watcher(), keep)
+        run_member(own, index, len(comparison.members), listener or Watcher(), keep)
     write(comparison)
     return comparison
 
 
-def _run(member: Member, index: int, total: int, listener: Watcher, keep: bool = False) -> None:
-    """Use the run that is there, go on with it, or start it; one that other code began is begun again."""
+def run_member(member: Member, index: int, total: int, listener: Watcher, keep: bool = False) -> None:
+    """Use the run that is there, go on with it, or start it; one that other code began is begun again.
+
+    Raises:
+        RunStoppedError: It could not go on; the same call goes on with it.
+    """
     there = (member.path / "config.yaml").is_file()
     finished = (member.path / reading.SUMMARY).is_file()
     names = changed(_sources(member.path), sources(member.experiment)) if there else []

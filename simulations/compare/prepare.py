@@ -106,7 +106,7 @@ def folder_name(item: Item, experiment: Experiment, budget: str = "") -> str:
         budget: In words, what the run may cost, where that is known only when another run has ended.
     """
     plain = as_dict(experiment) | ({"budget": budget} if budget else {})
-    for key in ("name", "description", "engine", "checkpoint"):  # change where and how, not what
+    for key in ("name", "description", "engine", "checkpoint", "tune"):  # change where and how, not what
         plain.pop(key)
     plain["run"] = {key: value for key, value in plain["run"].items() if key not in ("results", "name", "trackers")}
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]

@@ -40,6 +40,8 @@ OTHERS = {"acc": "fot,fedavg", "test_last": "fedavg,fedopt(optimizer=adam,lr=0.0
     show_default=True,
     help="What all strategies have equally much of.",
 )
+@click.option("--tuned", type=click.Path(path_type=Path), help="Folder of umbel tune, whose values they have.")
+@click.option("--untuned", default="", help="Those that were not tuned and have the experiment's own values.")
 @click.option("--fresh", is_flag=True, help="Run everything anew, also what is there.")
 @click.option("--keep", is_flag=True, help="Use runs again that other code has made.")
 @click.option("--quiet", "-q", is_flag=True, help="Print the table and the folder only.")
@@ -52,6 +54,8 @@ def compare(
     seeds: str,
     output: Path | None,
     budget: str,
+    tuned: Path | None,
+    untuned: str,
     fresh: bool,
     keep: bool,
     quiet: bool,
@@ -64,6 +68,7 @@ def compare(
       umbel compare digits --strategies fedavg,fedprox,scaffold --seeds 3
       umbel compare digits -s 'fedavg,fedprox(mu=0.01),fedprox(mu=1)' --seeds 1,5,7
       umbel compare digits -s 'fedavg,flwr:FedTrimmedAvg(beta=0.2)' data.alpha=0.1
+      umbel compare digits -s fedavg,scaffold --seeds 8 --tuned results/tune-digits
 
     Strategies are separated by commas; options stand in brackets behind the name (quote them for the shell).
     All of them run with the same seeds: `--seeds 3` counts from run.seed, `--seeds 1,5,7` takes just these. A
@@ -73,6 +78,9 @@ def compare(
     By default all have the same number of rounds, in which one may train more than another. With `--budget steps` the
     first has these rounds and the others go on, or end, where they have come to as many steps of training; likewise
     examples, bytes of messages, or seconds.
+
+    With `--tuned` each has the values that `umbel tune` has found for it, which the table states with the number of
+    trials and what they took. A strategy that was not tuned is refused unless --untuned names it.
 
     Runs that are there with the same configuration are used again, and stopped ones are gone on with: give
     the same command once more. What began with other code than there is now (of its strategy, model or data, of
@@ -89,7 +97,7 @@ def compare(
         from umbel.simulations.compare.prepare import prepare
         from umbel.simulations.plots.runs import class_counts
 
-        prepared = prepare(experiment, strategies, seeds, overrides, output, budget)
+        prepared = prepare(experiment, strategies, seeds, overrides, output, budget, tuned, untuned)
         first = prepared.members[0].experiment
         if not is_own(first) or first.data.sites:  # else the data are at the sites, which say what is wrong with them
             class_counts(first)  # refuses what cannot be cut, before anything starts
@@ -97,6 +105,8 @@ def compare(
         shown = watcher(console, quiet, as_json, transient=True)
         where = ["--output", str(output)] if output else []
         where += ["--budget", budget] if budget != "rounds" else []
+        where += ["--tuned", str(tuned)] if tuned else []
+        where += ["--untuned", untuned] if untuned else []
         where += ["--keep"] if keep else []
         words = ["umbel", "compare", experiment, *overrides, "--strategies", strategies, "--seeds", seeds]
         again = shlex.join([*words, *where])

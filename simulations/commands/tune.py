@@ -99,16 +99,17 @@ def _print(console: Console, tuning: Tuning) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from umbel.simulations.tune.results import FILES, HEADS, how, rows, warnings
+    from umbel.simulations.tune.results import FILES, how, table, warnings
 
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for head in HEADS:
-        is_text = head in HEADS[:2]
-        table.add_column(head, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
-    for row in rows(tuning.tuned):
-        table.add_row(*map(Text, row))
+    heads, rows = table(tuning.tuned)
+    drawn = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for head in heads:
+        is_text = head in heads[:2]
+        drawn.add_column(head, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
+    for row in rows:
+        drawn.add_row(*map(Text, row))
     console.print()
-    console.print(table)
+    console.print(drawn)
     console.print(Text(how(tuning.tuned), style="dim"))
     for text in warnings(tuning.tuned):
         console.print(Text(f"Warning: {text}", style="yellow"))

@@ -18,6 +18,7 @@ from umbel.core.metrics import mean_and_deviation
 from umbel.server import coverage, reading
 from umbel.simulations.compare.statistics import Difference, between_all, compared, interquartile_mean, interval
 from umbel.simulations.report.measures import COLUMNS, MAIN, NOT_OF_TASKS
+from umbel.simulations.tune.tuned import Tuned
 
 
 @dataclass(frozen=True)
@@ -90,6 +91,7 @@ class Comparison:
         source: The experiment's name, or the path of its file.
         overrides: `key=value` each, of all runs.
         budget: What all runs of a seed have equally much of: rounds, or one of `umbel.core.schedule.COSTS`.
+        tuned: What tuning chose for them; None where all have the experiment's own values.
     """
 
     path: Path
@@ -99,6 +101,7 @@ class Comparison:
     source: str
     overrides: tuple[str, ...] = ()
     budget: str = "rounds"
+    tuned: Tuned | None = None
 
     @cached_property
     def shown(self) -> tuple[str, ...]:
@@ -116,6 +119,11 @@ class Comparison:
     def lacking(self, measure: str) -> list[str]:
         """Return the strategies some of whose runs do not have a measure."""
         return [item.label for item in self.items if any(map(math.isnan, self.values(item.label, measure)))]
+
+    @property
+    def untuned(self) -> list[str]:
+        """The strategies that have the experiment's own values where others have tuned ones."""
+        return [item.label for item in self.items if self.tuned and not self.tuned.of(item.label)]
 
     @property
     def incomplete(self) -> list[str]:
@@ -222,8 +230,10 @@ def read_comparison(folder: Path) -> Comparison:
         by_label = {item.label: item for item in items}
         runs = [(by_label[run["strategy"]], run["seed"], folder / run["folder"]) for run in content["runs"]]
         budget = content.get("budget", "rounds")
+        tuned = content.get("tuned")
+        found = Tuned.from_dict(tuned["chosen"], Path(tuned["folder"])) if tuned else None
         source, overrides, seeds = content["source"], tuple(content["overrides"]), tuple(content["seeds"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedError.of(file, str(error), "Make it again by the command that made it.") from error
     members = tuple(Member(item, seed, reading.experiment(path), path) for item, seed, path in runs)
-    return Comparison(folder, items, seeds, members, source, overrides, budget)
+    return Comparison(folder, items, seeds, members, source, overrides, budget, found)

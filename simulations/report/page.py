@@ -26,6 +26,7 @@ from umbel.simulations.report import pictures
 from umbel.simulations.report import rows as report_rows
 from umbel.simulations.report import series as report_series
 from umbel.simulations.report.measures import COLUMNS
+from umbel.simulations.tune.results import table as tuning_table
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -187,6 +188,7 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
         "heads": heads,
         "rows": rows,
         "footnote": footnote(comparison),
+        "tuned": tuning_table(comparison.tuned, labels) if comparison.tuned else None,
         "main": COLUMNS[main].heading if main else "",
         "runs": [(m.item.label, m.seed, _main(m, main), m.path.name, _sha(m)) for m in comparison.members],
         "config": (comparison.members[0].path / "config.yaml").read_text(encoding="utf-8"),
@@ -209,4 +211,8 @@ def _compare_command(comparison: Comparison) -> str:
     labels = ",".join(item.label.replace(", ", ",") for item in comparison.items)
     seeds = ",".join(map(str, comparison.seeds)) + ("," if len(comparison.seeds) == 1 else "")
     words = ["umbel", "compare", comparison.source, *comparison.overrides, "--strategies", labels]
+    if comparison.tuned:
+        words += ["--tuned", str(comparison.tuned.path)]
+    if comparison.untuned:
+        words += ["--untuned", ",".join(label.replace(", ", ",") for label in comparison.untuned)]
     return shlex.join([*words, "--seeds", seeds, "--fresh", "--output", str(comparison.path)])

@@ -28,7 +28,6 @@ FILES = {
     "tuning.md": "what was chosen, and what it took",
     "tuning.png": "what was tried and what came of it",
 }
-HEADS = ("contender", "chosen", "value", "trial", "steps", "examples", "seconds")
 
 
 def write(tuning: Tuning) -> None:
@@ -57,9 +56,10 @@ def frame(tuning: Tuning) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=[key for key in keys if key not in last] + last)
 
 
-def rows(tuned: Tuned) -> list[list[str]]:
-    """Return a row of texts for each contender, by `HEADS`."""
-    return [
+def table(tuned: Tuned, labels: Sequence[str] = ()) -> tuple[list[str], list[list[str]]]:
+    """Return the heads of the columns and a row for each contender that was tuned; no labels are all of them."""
+    heads = ["contender", "chosen", tuned.metric, "trial", "steps", "examples", "seconds"]
+    rows = [
         [
             each.label,
             each.in_words,
@@ -68,13 +68,16 @@ def rows(tuned: Tuned) -> list[list[str]]:
             *(f"{each.costs[cost]:,.0f}" for cost in ("steps", "examples", "seconds")),
         ]
         for each in tuned.chosen
+        if not labels or each.label in labels
     ]
+    return heads, rows
 
 
 def markdown(tuned: Tuned) -> str:
     """Return what was chosen as a table in Markdown, with what to know of it."""
-    lines = ["| " + " | ".join(HEADS) + " |", "|---|---" + "|---:" * (len(HEADS) - 2) + "|"]
-    lines += ["| " + " | ".join(row) + " |" for row in rows(tuned)]
+    heads, rows = table(tuned)
+    lines = ["| " + " | ".join(heads) + " |", "|---|---" + "|---:" * (len(heads) - 2) + "|"]
+    lines += ["| " + " | ".join(row) + " |" for row in rows]
     return "\n".join(lines) + "\n\n" + " ".join([how(tuned), *warnings(tuned)]) + "\n"
 
 

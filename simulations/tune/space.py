@@ -58,7 +58,7 @@ class Dimension:
     @property
     def ends(self) -> tuple[str, ...]:
         """All values of a choice, or the ends of a range, as text."""
-        return self.options or (self.written(self.low), self.written(self.high))
+        return self.options or tuple(str(int(end)) if self.is_whole else repr(end) for end in (self.low, self.high))
 
     def written(self, value: float | str) -> str:
         """Return a value as an override has it: a number with four digits, within the range."""
@@ -168,8 +168,7 @@ def _named(written: str, items: Sequence[Item]) -> list[tuple[Item, str]]:
     starts = sorted({name for both in names.values() for name in both}, key=len, reverse=True)
     start = next((name for name in starts if written.startswith(f"{name}.")), None)
     if start is None:
-        known = [f"{start}.{written.rpartition('.')[2]}" for start in ("client", "strategy", *starts)]
-        raise ExperimentError.of(unknown("key to search", written, known, key="tune.space"))
+        raise _no_such(written, items)
     key = written.removeprefix(f"{start}.")
     key = key if key.startswith((_CLIENT, _STRATEGY)) else f"{_STRATEGY}{key}"
     return [(item, key) for item in items if start in names[item]]
@@ -189,7 +188,8 @@ def _no_such(key: str, items: Sequence[Item]) -> ExperimentError:
     known = [f"{_CLIENT}{name}" for name in hints_of(LocalConfig) if name not in _NOT_SEARCHED]
     for item in items:
         if is_ours(item.name):
-            known += [f"{_STRATEGY}{name}" for name in hints_of(registry.find(item.name).config_class)]
+            options = hints_of(registry.find(item.name).config_class)
+            known += [f"{start}{option}" for start in (_STRATEGY, f"{item.name}.") for option in options]
     return ExperimentError.of(unknown("key to search", key, dict.fromkeys(known), key="tune.space"))
 
 

@@ -51,9 +51,9 @@ def tune(
 
     \b
     Examples:
-      umbel tune digits -s fedavg,fedprox,moon client.lr=log:0.001..0.3 strategy.mu=log:1e-4..1
-      umbel tune digits -s fedavg,fedprox client.lr=log:0.001..0.3 fedprox.mu=choice:0.01,0.1,1 --trials 10
-      umbel compare digits -s fedavg,fedprox,moon --seeds 8 --tuned results/tune-digits
+      umbel tune digits -s fedavg,scaffold client.lr=log:0.001..0.3 --trials 10
+      umbel tune digits -s fedavg,fedprox client.lr=log:0.001..0.3 fedprox.mu=log:1e-4..1
+      umbel compare digits -s fedavg,fedprox --seeds 8 --tuned results/tune-digits
 
     What is searched is written as a value: a range such as 0..0.95, one of whole numbers where the key takes no
     others and both ends are such, log: before it where it is to be searched by its logarithm, or choice:sgd,adam. Keys
@@ -61,7 +61,7 @@ def tune(
     such as fedprox.mu or fedprox.client.lr. The same may stand in the experiment's section tune.
 
     The choice goes by validation data, never by a test set. Trials have seeds of their own, from run.seed + 1000000 on,
-    which `umbel compare --tuned` does not take. The first trial has the experiment's own values where they are in the
+    which a comparison does not take. The first trial has the experiment's own values where they are in the
     range. Runs that are there are used again, and the same command after a stop, or with more --trials, goes on with
     the same trials. The folder, which is the last line of standard output, then holds tuned.yaml, trials.csv, tuning.md
     and tuning.png.
@@ -73,11 +73,12 @@ def tune(
         from umbel.simulations.commands.display import watcher
         from umbel.simulations.plots.runs import class_counts
         from umbel.simulations.tune.carry_out import carry_out
-        from umbel.simulations.tune.prepare import prepare
+        from umbel.simulations.tune.prepare import prepare, trial_experiment
 
         plan = prepare(experiment, arguments, strategies, trials or 0, seeds, metric, output)
-        if not is_own(plan.experiments[0]) or plan.experiments[0].data.sites:
-            class_counts(plan.experiments[0])  # refuses what cannot be cut, before anything starts
+        first = trial_experiment(plan, 0, plan.seeds[0], {})
+        if not is_own(first) or first.data.sites:
+            class_counts(first)  # refuses what cannot be cut, before anything starts
         console = Console(stderr=True, highlight=False)
         shown = watcher(console, quiet, as_json, transient=True)
         where = [word for name, word in (("strategies", strategies), ("seeds", seeds), ("metric", metric)) if word

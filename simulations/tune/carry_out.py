@@ -156,7 +156,7 @@ def carry_out(plan: Plan, listener: Watcher | None = None, fresh: bool = False, 
     for number in range(plan.trials):
         for index, (contender, search) in enumerate(zip(plan.contenders, searches, strict=True)):
             trials[contender.item.label].append(runner.trial(index, number, search.ask()))
-        metric = metric or _metric(plan.metric, [each[0] for each in trials.values()])
+        metric = metric or common_metric(plan.metric, [each[0] for each in trials.values()])
         for contender, search in zip(plan.contenders, searches, strict=True):
             search.tell(_value(trials[contender.item.label][-1], metric))
     tuning = Tuning(plan, trials, _chosen(plan, trials, metric))
@@ -207,7 +207,7 @@ def plain_numbers(metrics: Mapping[str, float | None]) -> dict[str, float]:
     return {key: math.nan if value is None else value for key, value in metrics.items()}
 
 
-def _metric(asked: str, firsts: Sequence[Trial]) -> str:
+def common_metric(asked: str, firsts: Sequence[Trial]) -> str:
     """Return what the choice goes by; "" while no trial has ended with a number.
 
     Raises:

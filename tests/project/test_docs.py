@@ -6,6 +6,7 @@ import re
 import runpy
 import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -45,6 +46,9 @@ def assert_parses(words: list[str]) -> None:
         parsed = command.make_context(str(command.name), list(rest), parent=context.parent)
     except click.UsageError as error:
         pytest.fail(f"{shlex.join(words)}: {error.format_message()}")
+    if "arguments" in parsed.params:
+        assert_can_be_tuned(parsed.params)
+        return
     if parsed.params.get("experiment"):
         load(parsed.params["experiment"], parsed.params["overrides"])
     if "strategies" in parsed.params:
@@ -52,6 +56,17 @@ def assert_parses(words: list[str]) -> None:
 
         given = parsed.params
         prepare(given["experiment"], given["strategies"], given["seeds"], given["overrides"], given["output"])
+
+
+def assert_can_be_tuned(given: dict[str, Any]) -> None:
+    """Check what `umbel tune` is to search, as far as that can be without Optuna."""
+    from umbel.simulations.compare.prepare import compose, parse_strategies
+    from umbel.simulations.tune.space import contenders, split
+
+    overrides, space = split(given["arguments"])
+    tune = load(given["experiment"], overrides).tune
+    for each in contenders(parse_strategies(given["strategies"] or tune.strategies), {**tune.space, **space}):
+        compose(given["experiment"], each.item, None, overrides)
 
 
 def test_a_wrong_command_is_found() -> None:

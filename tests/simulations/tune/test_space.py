@@ -9,8 +9,10 @@ import pytest
 from umbel.conf.errors import ExperimentError
 from umbel.conf.load import as_dict, load
 from umbel.core.refusal import Refusal
+from umbel.server.errors import RunStoppedError
 from umbel.simulations.compare.prepare import parse_strategies
 from umbel.simulations.tune import search
+from umbel.simulations.tune.carry_out import Run, Trial, common_metric
 from umbel.simulations.tune.space import Dimension, contenders, own_values, parsed, split
 
 
@@ -158,6 +160,21 @@ def test_the_space_may_stand_in_the_file(tmp_path: Path) -> None:
     assert tune.space == {"client.lr": "log:0.001..0.3", "client.epochs": "1..5", "fedprox.mu": "choice:0.01,0.1"}
     with pytest.raises(ExperimentError, match=r"tune\.trials"):
         load(str(file), ["tune.trials=0"])
+
+
+def test_the_choice_goes_by_what_all_have() -> None:
+    def trial(*metrics: str) -> Trial:
+        return Trial(0, {}, (Run(Path("run"), dict.fromkeys(metrics, 0.5), {}),))
+
+    server, clients = "validation/accuracy", "clients/validation/accuracy_mean"
+    assert common_metric("", [trial(server, clients), trial(clients, server)]) == server
+    assert common_metric("", [trial(server, clients), trial(clients)]) == clients
+    assert common_metric("validation/f1", [trial(server, "validation/f1"), trial("validation/f1")]) == "validation/f1"
+    assert common_metric("", [trial(), trial()]) == "" and common_metric("", [trial(), trial(server)]) == server
+    with pytest.raises(RunStoppedError, match=r"all have validation/loss: name one of these by --metric"):
+        common_metric("", [trial(server, "validation/loss"), trial("validation/rsum", "validation/loss")])
+    with pytest.raises(RunStoppedError, match=r"\(validation/f2\)"):
+        common_metric("validation/f2", [trial(server)])
 
 
 def test_without_optuna_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

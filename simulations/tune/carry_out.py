@@ -156,7 +156,7 @@ def carry_out(plan: Plan, listener: Watcher | None = None, fresh: bool = False, 
     for number in range(plan.trials):
         for index, (contender, search) in enumerate(zip(plan.contenders, searches, strict=True)):
             trials[contender.item.label].append(runner.trial(index, number, search.ask()))
-        metric = metric or common_metric(plan.metric, [each[0] for each in trials.values()])
+        metric = metric or common_metric(plan.metric, [each for own in trials.values() for each in own])
         for contender, search in zip(plan.contenders, searches, strict=True):
             search.tell(_value(trials[contender.item.label][-1], metric))
     tuning = Tuning(plan, trials, _chosen(plan, trials, metric))
@@ -207,13 +207,17 @@ def plain_numbers(metrics: Mapping[str, float | None]) -> dict[str, float]:
     return {key: math.nan if value is None else value for key, value in metrics.items()}
 
 
-def common_metric(asked: str, firsts: Sequence[Trial]) -> str:
+def common_metric(asked: str, trials: Sequence[Trial]) -> str:
     """Return what the choice goes by; "" while no trial has ended with a number.
+
+    Args:
+        asked: What was asked for; empty for the first of `umbel.server.evaluation.SELECTION` that all have.
+        trials: Of all contenders, so far.
 
     Raises:
         RunStoppedError: The contenders' runs have no such metric, or none in common.
     """
-    measured = [set(run.metrics) for trial in firsts for run in trial.runs if run.metrics]
+    measured = [set(run.metrics) for trial in trials for run in trial.runs if run.metrics]
     common = set.intersection(*measured) if measured else set()
     found = next((key for key in ([asked] if asked else SELECTION) if key in common), "")
     if measured and not found:

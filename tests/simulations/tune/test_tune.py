@@ -164,12 +164,14 @@ def test_whom_a_contender_stands_beside_changes_nothing_for_it(made: Path, copy:
 
 
 def test_a_trial_that_diverges_counts_and_is_not_chosen(tmp_path: Path) -> None:
+    file = tmp_path / "mine.yaml"
+    file.write_text("data: {name: digits}\nclient: {lr: 1e+30}\n")
     done = umbel(
-        "tune", "digits", *TINY, "client.lr=choice:0.05,1e30", "-s", "fedavg", "--trials", 4, "-q", "-o", tmp_path
+        "tune", file, *TINY, "client.lr=choice:0.05,1e+30", "-s", "fedavg", "--trials", 4, "-q", "-o", tmp_path
     )  # fmt: skip
     assert done.exit_code == 0, done.output
     table = trials(tmp_path)
-    assert set(table["client.lr"]) == {0.05, 1e30}  # seed 0 tries both
+    assert table["client.lr"][0] == 1e30 and 0.05 in table["client.lr"].tolist()  # its own comes first
     assert table[table["client.lr"] == 1e30]["validation/accuracy"].isna().all()
     (found,) = read(tmp_path).chosen
     assert found.values == {"client.lr": "0.05"} and found.diverged == (table["client.lr"] == 1e30).sum()

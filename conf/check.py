@@ -32,7 +32,7 @@ from umbel.strategies.base import Strategy
 from umbel.strategies.whole_models import Config as WholeModelsConfig
 from umbel.strategies.whole_models import WholeModels
 
-SECTIONS = ("data", "model", "client", "run", "evaluate", "checkpoint", "engine")
+SECTIONS = ("data", "model", "client", "run", "evaluate", "checkpoint", "engine", "tune")
 _RUN_NAME = re.compile(r"\w[\w.-]*")
 _LONGEST_NAME = 200  # bytes; a file system takes 255, and files are written beside under longer names
 _KEPT = 64
@@ -289,14 +289,21 @@ def _training(experiment: Experiment) -> None:
         )
 
 
-def _evaluation(experiment: Experiment) -> None:
-    """Refuse metrics that there are not, and ends by what is never measured."""
-    run, evaluate, data = experiment.run, experiment.evaluate, experiment.data
-    scores.check(evaluate.metrics, "evaluate.metrics")
+def validated(experiment: Experiment) -> tuple[bool, bool]:
+    """Say whether validation data are evaluated on the server, and on clients."""
+    evaluate, data = experiment.evaluate, experiment.data
     on_server = evaluate.server and data.server_validation > 0
     # Sites may have a split of their own for it, which is known when they have been asked.
     on_clients = bool(evaluate.clients) and (data.client_validation > 0 or own_data.is_own(experiment))
-    if run.patience and not (evaluate.every and (on_server or on_clients)):
+    return bool(evaluate.every and on_server), bool(evaluate.every and on_clients)
+
+
+def _evaluation(experiment: Experiment) -> None:
+    """Refuse metrics that there are not, and ends by what is never measured."""
+    run = experiment.run
+    scores.check(experiment.evaluate.metrics, "evaluate.metrics")
+    on_server, on_clients = validated(experiment)
+    if run.patience and not (on_server or on_clients):
         raise _never_measured("run.patience", run.patience, "data.server_validation or data.client_validation")
     if run.budget:
         parse_budget(run.budget)
@@ -309,7 +316,7 @@ def _evaluation(experiment: Experiment) -> None:
             )
     if run.until:
         side = parse_until(run.until).metric.partition("/")[0]
-        if not evaluate.every or not (on_clients if side == "clients" else on_server):
+        if not (on_clients if side == "clients" else on_server):
             share = "data.client_validation" if side == "clients" else "data.server_validation"
             raise _never_measured("run.until", run.until, share)
 

@@ -181,7 +181,7 @@ def as_yaml(experiment: Experiment) -> str:
 def portable(experiment: Experiment) -> dict[str, Any]:
     """Return the part that server and clients must agree on: no folder, device, engine or name of a site."""
     plain = as_dict(experiment)
-    for key in ("name", "description", "engine", "checkpoint", "evaluate"):
+    for key in ("name", "description", "engine", "checkpoint", "evaluate", "tune"):
         plain.pop(key)
     places = (("data", "path"), ("data", "sites"), ("data", "server"))
     outputs = (("run", "results"), ("run", "name"), ("run", "trackers"))

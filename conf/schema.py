@@ -194,6 +194,28 @@ class SimulationConfig:
 
 
 @dataclass(frozen=True)
+class TuneConfig:
+    """What `umbel tune` searches; the command line comes first, and a run takes no notice of it.
+
+    Attributes:
+        strategies: The contenders, as `umbel compare` takes them: `fedavg,fedprox,scaffold`.
+        space: The values that each key may have: `log:0.001..0.3`, `1..5`, or `choice:sgd,adam`. Keys are those of
+            `client`, which all contenders have, `strategy.<option>` for all that know it, and `<contender>.<key>`.
+        trials: Combinations of values that each contender is run with.
+        seeds: Seeds that each of them is run with, a number or a list as of `umbel compare`; counted from run.seed +
+            1000000.
+        metric: What the choice goes by, a metric of validation data; empty takes the one that chooses a run's best
+            round.
+    """
+
+    strategies: str = ""
+    space: dict[str, str] = field(default_factory=dict)
+    trials: Annotated[int, Ge(1)] = 20
+    seeds: str = "1"
+    metric: str = ""
+
+
+@dataclass(frozen=True)
 class Experiment:
     """A whole experiment.
 
@@ -209,6 +231,7 @@ class Experiment:
         checkpoint: Checkpoints.
         engine: Engine.
         simulation: Devices of different speeds, in virtual time.
+        tune: The search of `umbel tune`.
     """
 
     name: str = ""
@@ -222,6 +245,7 @@ class Experiment:
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     simulation: SimulationConfig = field(default_factory=SimulationConfig)
+    tune: TuneConfig = field(default_factory=TuneConfig)
 
     @property
     def data_seed(self) -> int:

@@ -85,7 +85,7 @@ def read_json(path: Path) -> Any:
 
 def write_sealed(path: Path, content: Mapping[str, Any]) -> None:
     """Write a mapping as JSON with a hash of itself, exactly: numbers that are not finite come back as they were."""
-    sealed = {**content, _SEAL: _hash_of(content)}
+    sealed = {**content, _SEAL: hash_of(content)}
     write_text(path, json.dumps(sealed, indent=2, ensure_ascii=False) + "\n")
 
 
@@ -100,12 +100,13 @@ def read_sealed(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or _SEAL not in content:
         raise ValueError("it has no hash of itself")
     seal = content.pop(_SEAL)
-    if seal != _hash_of(content):
+    if seal != hash_of(content):
         raise ValueError("it does not have the hash that stands in it")
     return content
 
 
-def _hash_of(content: Mapping[str, Any]) -> str:
+def hash_of(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a mapping that JSON knows, in hexadecimal; the order of keys does not count."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 

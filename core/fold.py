@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from umbel.core.records import LARGEST, BadReplyError, Payload
+from umbel.core.records import LARGEST, BadReplyError, NotFiniteError, Payload
 from umbel.core.tree import Tree, TreeMismatchError, check_same, largest
 from umbel.core.wire.limits import Size
 
@@ -142,7 +142,7 @@ def check_values(what: str, tree: Tree, expected: Tree, squared: bool = False, w
         if squared and wanted.is_floating_point and torch.finfo(wanted).max > _WIDE:
             limit = min(LARGEST, math.sqrt(torch.finfo(wanted).max))
         if flaw := _flaw(tensor, weight * limit):
-            raise BadReplyError(f"{what}: {name!r} holds {flaw}")
+            raise NotFiniteError(f"{what}: {name!r} holds {flaw}")
 
 
 def _flaw(tensor: Tensor, limit: float) -> str:

@@ -24,7 +24,7 @@ from umbel.core.fold import Fold as Fold
 from umbel.core.fold import Like as Like
 from umbel.core.fold import Shapes as Shapes
 from umbel.core.names import shortened
-from umbel.core.records import LARGEST, MOST_EXAMPLES, BadReplyError, Payload, Reply
+from umbel.core.records import LARGEST, MOST_EXAMPLES, BadReplyError, NotFiniteError, Payload, Reply
 from umbel.core.tree import Tree, num_bytes
 from umbel.core.wire.limits import Size
 
@@ -205,7 +205,7 @@ class Product:
             raise BadReplyError(f"num_examples should be at most {most:,.0f}, found {reply.num_examples:,}")
         for name, number in reply.numbers.items():
             if not abs(number) <= LARGEST:
-                raise BadReplyError(f"the number {name!r} is {number}")
+                raise NotFiniteError(f"the number {name!r} is {number}")
         for name, fold in self.folds.items():
             fold.check(name, reply.trees[name], payload)
             fold.check_examples(name, reply.trees[name], most)

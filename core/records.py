@@ -33,6 +33,10 @@ class BadReplyError(ValueError):
     """A client's reply that cannot be used: it is left out, counted and named, and the round goes on."""
 
 
+class NotFiniteError(BadReplyError):
+    """A client's reply that holds NaN, infinity, or values too large to be combined: its training has diverged."""
+
+
 @dataclass(frozen=True)
 class Payload:
     """What every selected client of a phase receives.
@@ -155,6 +159,11 @@ def _shown(value: object) -> str:
         text = f"a value whose text raises {type(error).__name__}"
     kind = type(value).__name__
     return f"{text if len(text) <= _LONGEST_VALUE else text[:_LONGEST_VALUE] + '...'} ({kind})"
+
+
+def has_diverged(reason: str) -> bool:
+    """Say whether a failure, which names the class of what was raised, is that of a training that has diverged."""
+    return reason.startswith(f"{NotFiniteError.__name__}: ")
 
 
 def reason(error: BaseException) -> str:

@@ -65,7 +65,7 @@ PORTABLE = """\
 Both sides hash the resolved experiment without the keys that may differ between sites or after a resume: `name`,
 `description`, `data.path`, `data.sites`, `data.server`, `client.device`, `run.results`, `run.name`, `run.rounds`, the
 paths `simulation.devices.capacity` and `simulation.devices.availability` (the traces' hash counts), and the sections
-`engine`, `evaluate` and `checkpoint`. A node with another hash is refused, and the message has both.
+`engine`, `evaluate`, `checkpoint` and `tune`. A node with another hash is refused, and the message has both.
 """
 
 

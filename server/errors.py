@@ -17,7 +17,7 @@ class RunStoppedError(RuntimeError):
 
 
 class DivergedError(RunStoppedError):
-    """What the server made of replies holds NaN or infinity; a resume would come to the same."""
+    """What the server made of replies, or too many of them, holds NaN or infinity; a resume comes to the same."""
 
 
 class RunFailedError(RuntimeError):

@@ -291,12 +291,13 @@ def _matched(
     return {f"clients/{split}/{metric}": value for metric, value in spread.items()}
 
 
+# What chooses a run's best round, the first of these that it has; never anything of a test set.
+SELECTION = ("validation/accuracy", "validation/rsum", "clients/validation/accuracy_mean")
+
+
 def selection_value(values: dict[str, float]) -> float | None:
     """Return the validation accuracy, or sum of recalls, that chooses the best round; None without validation data.
 
-    The server's where it has validation examples, else the mean over clients; never anything of a test set.
+    The server's where it has validation examples, else the mean over clients.
     """
-    for key in ("validation/accuracy", "validation/rsum", "clients/validation/accuracy_mean"):
-        if key in values:
-            return values[key]
-    return None
+    return next((values[key] for key in SELECTION if key in values), None)

@@ -14,7 +14,7 @@ from umbel.core import state as states
 from umbel.core.evaluation import evaluation_fold
 from umbel.core.folds import Folded
 from umbel.core.memory import Version
-from umbel.core.records import BadReplyError
+from umbel.core.records import BadReplyError, has_diverged
 from umbel.core.refusal import Refusal
 from umbel.core.schedule import parse_until
 from umbel.core.settled import settled
@@ -221,13 +221,15 @@ class FederatedRun:
     def _finite(self, state: Any, round_: int, step: str) -> Any:
         """Return a State, unless it has diverged."""
         if name := states.not_finite(state):
-            rates = ", ".join(f"{key}={value}" for key, value in learning_rates(self.session.experiment).items())
-            raise DivergedError(
-                f"Round {round_}, {step}: the server's state has a NaN or an infinity, in {name}. The run has "
-                f"diverged; it is kept as it was after round {self.progress.round}. Learning rates in force: {rates}. "
-                "Start a new run with lower ones."
-            )
+            raise self._diverged(f"Round {round_}, {step}: the server's state has a NaN or an infinity, in {name}. ")
         return state
+
+    def _diverged(self, what: str) -> DivergedError:
+        rates = ", ".join(f"{key}={value}" for key, value in learning_rates(self.session.experiment).items())
+        return DivergedError(
+            f"{what}The run has diverged; it is kept as it was after round {self.progress.round}. Learning rates in "
+            f"force: {rates}. Start a new run with lower ones."
+        )
 
     def _work(self, phase: str, round_: int, step: int, cohort: tuple[int, ...], progress: Progress) -> Work:
         every = self.session.experiment.checkpoint.every
@@ -257,10 +259,13 @@ class FederatedRun:
                 f"  client {client} on node {node}: {reason}"
                 for client, (node, reason) in list(report.failures.items())[:5]
             )
-            raise RunStoppedError(
+            text = (
                 f"Round {work.round}, phase {work.phase}: {good} of {len(report.cohort)} clients sent a good reply, "
                 f"{needed} are needed (run.min_replies={run.min_replies}).\n{reasons}"
             )
+            if report.failures and all(has_diverged(reason) for _, reason in report.failures.values()):
+                raise self._diverged(f"{text}\n")
+            raise RunStoppedError(text)
         values = {**folded.numbers, "num_replies": good, "num_failures": len(report.failures)}
         values |= {"num_steps": report.spent.steps, "num_processed": report.spent.examples}
         self.folder.add(work.round, "clients", "train", values, seconds, phase=work.phase)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from umbel.simulations.explain.look import explain
     from umbel.simulations.report.page import report
     from umbel.simulations.trackers.base import TrackedRun, Tracker
+    from umbel.simulations.tune.carry_out import tune
     from umbel.simulations.use.evaluate import evaluate
     from umbel.simulations.use.export import export
     from umbel.simulations.use.predict import predict
@@ -56,6 +57,7 @@ _PLACES = {
     "report": "umbel.simulations.report.page",
     "resume": "umbel.simulations.api",
     "run": "umbel.simulations.api",
+    "tune": "umbel.simulations.tune.carry_out",
 }
 
 __all__ = [
@@ -80,6 +82,7 @@ __all__ = [
     "report",
     "resume",
     "run",
+    "tune",
 ]
 
 

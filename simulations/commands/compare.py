@@ -42,6 +42,8 @@ OTHERS = {"acc": "fot,fedavg", "test_last": "fedavg,fedopt(optimizer=adam,lr=0.0
     help="What all strategies have equally much of.  [default: rounds]",
 )
 @click.option("--dry-run", is_flag=True, help="Say what would run, and how long by what is there; run nothing.")
+@click.option("--tuned", type=click.Path(path_type=Path), help="Folder of umbel tune, whose values they have.")
+@click.option("--untuned", default="", help="Those that were not tuned and have the experiment's own values.")
 @click.option("--fresh", is_flag=True, help="Run everything anew, also what is there.")
 @click.option("--keep", is_flag=True, help="Use runs again that other code has made.")
 @click.option("--quiet", "-q", is_flag=True, help="Print the table and the folder only.")
@@ -55,6 +57,8 @@ def compare(
     sweep: tuple[str, ...],
     output: Path | None,
     budget: str | None,
+    tuned: Path | None,
+    untuned: str,
     dry_run: bool,
     fresh: bool,
     keep: bool,
@@ -70,6 +74,7 @@ def compare(
       umbel compare digits -s 'fedavg,flwr:FedTrimmedAvg(beta=0.2)' data.alpha=0.1
       umbel compare digits -s fedavg,scaffold --sweep data.alpha=.1,1 --sweep client.lr=1,2
       umbel compare my.yaml          all that its blocks `compare` and `sweep` say
+      umbel compare digits -s fedavg,scaffold --seeds 8 --tuned results/tune-digits
 
     Strategies are separated by commas; options stand in brackets behind the name (quote them for the shell).
     All of them run with the same seeds: `--seeds 3` counts from run.seed, `--seeds 1,5,7` takes just these. A
@@ -85,6 +90,9 @@ def compare(
     folder above it a table, pictures and a report of all: mean ranks, Friedman's test, Nemenyi's critical difference. A
     run that fails stands in the tables, the others go on, and the exit status is 3, or 1 where nobody foresaw it. What
     the command line says takes the place of what the file says.
+
+    With `--tuned` each has the values that `umbel tune` has found for it, which the table states with the number of
+    trials and what they took. A strategy that was not tuned is refused unless --untuned names it.
 
     Runs that are there with the same configuration are used again, and stopped ones are gone on with: give
     the same command once more. What began with other code than there is now (of its strategy, model or data, of
@@ -104,7 +112,7 @@ def compare(
         from umbel.simulations.plots.runs import class_counts
 
         asked_for = wanted(experiment, overrides, strategies, seeds, budget, sweep)
-        prepared = prepare_matrix(experiment, asked_for, overrides, output)
+        prepared = prepare_matrix(experiment, asked_for, overrides, output, tuned, untuned)
         for cell in prepared.cells:
             first = cell.comparison.members[0].experiment
             if (
@@ -123,6 +131,8 @@ def compare(
         where = ["--output", str(output)] if output else []
         where += ["--budget", asked_for.budget] if asked_for.budget != "rounds" else []
         where += [word for each in sweep for word in ("--sweep", each)]
+        where += ["--tuned", str(tuned)] if tuned else []
+        where += ["--untuned", untuned] if untuned else []
         where += ["--keep"] if keep else []
         words = ["umbel", "compare", experiment, *overrides, "--strategies", asked_for.strategies]
         again = shlex.join([*words, "--seeds", asked_for.seeds, *where])

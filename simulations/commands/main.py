@@ -15,6 +15,7 @@ from umbel.simulations.commands.federate import federate
 from umbel.simulations.commands.new import new
 from umbel.simulations.commands.runs import diff, ls
 from umbel.simulations.commands.supervision import REFUSED, Stopper, ended, fail, guarded, say, supervised
+from umbel.simulations.commands.tune import tune
 from umbel.simulations.commands.use import evaluate, export, predict
 from umbel.simulations.commands.watch import watch
 
@@ -37,6 +38,7 @@ def main() -> None:
       umbel run digits strategy.name=scaffold run.rounds=5
       umbel data show digits                              who has which classes
       umbel compare digits --strategies fedavg,scaffold --seeds 3
+      umbel tune digits -s fedavg,scaffold client.lr=log:0.001..0.3
       umbel ls                                            which runs there are
       umbel watch                                         the same on a page, as they grow
       umbel explain RUN                                   what its models look at
@@ -213,6 +215,7 @@ main.add_command(explain)
 main.add_command(federate)
 main.add_command(new)
 main.add_command(ls)
+main.add_command(tune)
 main.add_command(diff)
 main.add_command(watch)
 for each in (predict, evaluate, export):

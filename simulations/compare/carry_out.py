@@ -39,6 +39,8 @@ def compare(
     fresh: bool = False,
     budget: str = "rounds",
     keep: bool = False,
+    tuned: str | Path | None = None,
+    untuned: str | Sequence[str] = "",
 ) -> Comparison:
     """Run an experiment with several strategies and seeds; the command line does the same.
 
@@ -50,8 +52,11 @@ def compare(
         output: The comparison's folder; None is `compare-<experiment>` in `run.results`.
         listener: Told of everything that happens.
         fresh: Run everything anew.
-        budget: What all strategies have equally much of: `rounds`, `steps`, `examples`, `bytes` or `seconds`.
+        budget: What all strategies have equally much of: `rounds`, `steps`, `examples`, `flops`, `bytes` or
+            `seconds`.
         keep: Use runs again that other code has made; else they are run anew, and what there was is put aside.
+        tuned: Folder of `umbel.tune`, whose values each strategy has.
+        untuned: Strategies that were not tuned and have the experiment's own values; the table says so.
 
     Raises:
         ExperimentError: Something is refused; nothing has started.
@@ -60,7 +65,9 @@ def compare(
     check_one_setting(experiment, overrides)
     names = strategies if isinstance(strategies, str) else ",".join(strategies)
     numbers = str(seeds) if isinstance(seeds, int) else "".join(f"{seed}," for seed in seeds)
-    return carry_out(prepare(experiment, names, numbers, overrides, output, budget), listener, fresh, keep)
+    others = untuned if isinstance(untuned, str) else ",".join(untuned)
+    prepared = prepare(experiment, names, numbers, overrides, output, budget, tuned, others)
+    return carry_out(prepared, listener, fresh, keep)
 
 
 def carry_out(
@@ -183,7 +190,7 @@ def write(comparison: Comparison) -> None:
         }
         for member in comparison.members
     ]
-    reference = comparison.items[0].label
+    reference, tuned = comparison.items[0].label, comparison.tuned
     table: dict[str, dict[str, Any]] = {item.label: {} for item in comparison.items}
     for measure in comparison.shown:
         differences = comparison.differences(measure)
@@ -194,6 +201,7 @@ def write(comparison: Comparison) -> None:
         "source": comparison.source,
         "overrides": list(comparison.overrides),
         "budget": comparison.budget,
+        "tuned": tuned and tuned.said(comparison.untuned),
         "strategies": [dataclasses.asdict(item) for item in comparison.items],
         "seeds": list(comparison.seeds),
         "reference": reference,

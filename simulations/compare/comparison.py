@@ -20,6 +20,7 @@ from umbel.server import coverage, reading
 from umbel.simulations.compare.statistics import Difference, between_all, compared, interquartile_mean, interval
 from umbel.simulations.report import cost_series
 from umbel.simulations.report.measures import COLUMNS, MAIN, NOT_OF_TASKS
+from umbel.simulations.tune.tuned import Tuned
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,7 @@ class Comparison:
         overrides: `key=value` each, of all runs.
         budget: What all runs of a seed have equally much of: rounds, or one of `umbel.core.schedule.COSTS`.
         failed: Runs that failed, a sentence each; their strategies are not among the items.
+        tuned: What tuning chose for them; None where all have the experiment's own values.
     """
 
     path: Path
@@ -108,6 +110,7 @@ class Comparison:
     overrides: tuple[str, ...] = ()
     budget: str = "rounds"
     failed: tuple[str, ...] = ()
+    tuned: Tuned | None = None
 
     @cached_property
     def shown(self) -> tuple[str, ...]:
@@ -125,6 +128,11 @@ class Comparison:
     def lacking(self, measure: str) -> list[str]:
         """Return the strategies some of whose runs do not have a measure."""
         return [item.label for item in self.items if any(map(math.isnan, self.values(item.label, measure)))]
+
+    @property
+    def untuned(self) -> list[str]:
+        """The strategies that have the experiment's own values where others have tuned ones."""
+        return [item.label for item in self.items if self.tuned and not self.tuned.of(item.label)]
 
     @property
     def incomplete(self) -> list[str]:
@@ -236,9 +244,10 @@ def read_comparison(folder: Path) -> Comparison:
         by_label = {item.label: item for item in items}
         runs = [(by_label[run["strategy"]], run["seed"], folder / run["folder"]) for run in content["runs"]]
         budget = content.get("budget", "rounds")
+        found = Tuned.from_said(content.get("tuned"))
         source, overrides, seeds = content["source"], tuple(content["overrides"]), tuple(content["seeds"])
         failed = tuple(content.get("failed", ()))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedError.of(file, str(error), "Make it again by the command that made it.") from error
     members = tuple(Member(item, seed, reading.experiment(path), path) for item, seed, path in runs)
-    return Comparison(folder, items, seeds, members, source, overrides, budget, failed)
+    return Comparison(folder, items, seeds, members, source, overrides, budget, failed, found)

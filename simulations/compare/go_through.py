@@ -43,6 +43,8 @@ def compare_settings(
     fresh: bool = False,
     budget: str | None = None,
     keep: bool = False,
+    tuned: str | Path | None = None,
+    untuned: str | Sequence[str] = "",
 ) -> Matrix:
     """Run an experiment in several settings, in each with several strategies and seeds; `umbel compare` does the same.
 
@@ -57,6 +59,8 @@ def compare_settings(
         fresh: Run everything anew.
         budget: What all strategies have equally much of; None is what the file says, else `rounds`.
         keep: Use runs again that other code has made.
+        tuned: Folder of `umbel.tune`, whose values each strategy has in all settings.
+        untuned: Strategies that were not tuned and have the experiment's own values; the tables say so.
 
     Returns:
         The comparison of all settings; its `failures` are the runs that failed.
@@ -73,7 +77,8 @@ def compare_settings(
         raise Refusal(f"{experiment} has one setting.", key="sweep", remedy="Use umbel.compare, or say what to vary.")
     for notice in asked_for.notices:
         told.notice(notice)
-    return go_through(prepare_matrix(experiment, asked_for, overrides, output), told, fresh, keep)
+    others = untuned if isinstance(untuned, str) else ",".join(untuned)
+    return go_through(prepare_matrix(experiment, asked_for, overrides, output, tuned, others), told, fresh, keep)
 
 
 def go_through(matrix: Matrix, listener: Watcher, fresh: bool = False, keep: bool = False) -> Matrix:
@@ -170,6 +175,7 @@ def write_matrix(matrix: Matrix) -> None:
         "strategies": [dataclasses.asdict(item) for item in matrix.items],
         "seeds": list(matrix.seeds),
         "main": matrix.main,
+        "tuned": matrix.tuned and matrix.tuned.said(matrix.untuned),
         "settings": settings,
         "ranking": None
         if ranking is None

@@ -19,6 +19,7 @@ from umbel.simulations.compare.across import Ranking, ranking
 from umbel.simulations.compare.comparison import Comparison, Item, Member
 from umbel.simulations.compare.statistics import interval
 from umbel.simulations.report.measures import COLUMNS, MAIN
+from umbel.simulations.tune.tuned import Tuned
 
 FILE = "comparison.json"
 
@@ -119,6 +120,16 @@ class Matrix:
     def labels(self) -> list[str]:
         """The strategies' labels."""
         return [item.label for item in self.items]
+
+    @property
+    def tuned(self) -> Tuned | None:
+        """What tuning chose for the strategies, in all settings."""
+        return self.cells[0].comparison.tuned
+
+    @property
+    def untuned(self) -> list[str]:
+        """The strategies that have the experiment's own values where others have tuned ones."""
+        return self.cells[0].comparison.untuned
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -236,7 +247,7 @@ def read_matrix(folder: Path) -> Matrix:
     try:
         items = tuple(Item(item["label"], item["name"], tuple(item["options"])) for item in content["strategies"])
         seeds, overrides, source = tuple(content["seeds"]), tuple(content["overrides"]), str(content["source"])
-        by_label = {item.label: item for item in items}
+        by_label, tuned = {item.label: item for item in items}, Tuned.from_said(content.get("tuned"))
         cells = []
         for each in content["settings"]:
             setting, place = Setting(each["label"], tuple(each["overrides"])), folder / each["folder"]
@@ -252,7 +263,7 @@ def read_matrix(folder: Path) -> Matrix:
                 for item, seed, path, run in runs
             )
             own = (*overrides, *setting.overrides)
-            comparison = Comparison(place, items, seeds, members, source, own, content["budget"])
+            comparison = Comparison(place, items, seeds, members, source, own, content["budget"], tuned=tuned)
             cells.append(Cell(setting, comparison, failures))
     except (KeyError, TypeError) as error:
         raise _damaged(folder, error) from error

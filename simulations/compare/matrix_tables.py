@@ -9,7 +9,7 @@ import pandas as pd
 from umbel.simulations.compare.across import settings_needed
 from umbel.simulations.compare.matrix import Cell, Matrix
 from umbel.simulations.compare.statistics import LEVEL
-from umbel.simulations.compare.tables import in_latex, p_value
+from umbel.simulations.compare.tables import in_latex, p_value, tuning
 from umbel.simulations.report.measures import COLUMNS
 
 MEAN_RANK = "mean rank"
@@ -99,6 +99,8 @@ def footnote(matrix: Matrix) -> str:
     if same := [cell.setting.label for cell in matrix.cells if cell not in matrix.distinct]:
         parts.append(f"All runs of {'; '.join(same)} came to what those of a setting above came to: not counted below.")
     parts.append(ranks_told(matrix))
+    if matrix.tuned and (first := next((cell.whole for cell in matrix.cells if cell.whole), None)):
+        parts += [*tuning(first), "In all settings they have the same values."]
     if matrix.failures:
         parts.append("A strategy with a run that failed has no mean in that setting, and its last rank.")
     return " ".join([part for part in [*parts, *matrix.incomplete] if part])

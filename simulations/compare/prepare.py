@@ -18,6 +18,7 @@ from umbel.core.names import file_stem
 from umbel.core.schedule import COSTS
 from umbel.server.flower import strategies as flower
 from umbel.simulations.compare.comparison import Comparison, Item, Member
+from umbel.simulations.tune.tuned import Tuned, read
 
 _EXPECTED = "--strategies takes names, each with options in brackets: 'fedavg,fedprox(mu=0.1),scaffold'"
 
@@ -106,7 +107,7 @@ def folder_name(item: Item, experiment: Experiment, budget: str = "") -> str:
         budget: In words, what the run may cost, where that is known only when another run has ended.
     """
     plain = as_dict(experiment) | ({"budget": budget} if budget else {})
-    for key in ("name", "description", "engine", "checkpoint"):  # change where and how, not what
+    for key in ("name", "description", "engine", "checkpoint", "tune"):  # change where and how, not what
         plain.pop(key)
     plain["run"] = {key: value for key, value in plain["run"].items() if key not in ("results", "name", "trackers")}
     digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:8]
@@ -121,6 +122,8 @@ def prepare(
     overrides: Sequence[str],
     output: str | Path | None = None,
     budget: str = "rounds",
+    tuned: str | Path | None = None,
+    untuned: str = "",
 ) -> Comparison:
     """Compose and check every run of a comparison; nothing is started or written.
 
@@ -132,6 +135,8 @@ def prepare(
         output: The comparison's folder; None is `compare-<experiment>` in `run.results`.
         budget: What all runs of a seed have equally much of, one of `BUDGETS`: the first strategy's has the rounds of
             the experiment, the others go on until they have come to what it cost, in at most ten times as many rounds.
+        tuned: Folder of `umbel tune`, whose values each strategy has; None is the experiment's own.
+        untuned: Strategies that have the experiment's own all the same.
 
     Raises:
         ExperimentError: Something is refused.
@@ -143,6 +148,7 @@ def prepare(
     base = compose(experiment, items[0], None, overrides)
     _check_budget(budget, base)
     chosen = parse_seeds(seeds, base.run.seed)
+    found = _tuned(tuned, untuned, items, chosen, overrides)
     folder = Path(output or Path(base.run.results) / f"compare-{file_stem(base.name)}").expanduser().resolve()
     members = []
     for seed in chosen:
@@ -152,6 +158,8 @@ def prepare(
             if reference and budget != "rounds":
                 given += [f"run.rounds={_MOST_ROUNDS * base.run.rounds}", f"run.budget={budget}=1"]
                 words = f"the {budget} of {reference}"
+            if found and (values := found.of(item.label)):
+                given += values.overrides
             composed = compose(experiment, item, seed, given)
             _check_plan(budget, item, composed)
             name = folder_name(item, composed, words)
@@ -160,7 +168,21 @@ def prepare(
             members.append(Member(item, seed, composed, folder / name))
             reference = reference or name
     source = experiment if experiment in experiment_names() else str(Path(experiment).expanduser().resolve())
-    return Comparison(folder, items, chosen, tuple(members), source, tuple(overrides), budget)
+    return Comparison(folder, items, chosen, tuple(members), source, tuple(overrides), budget, tuned=found)
+
+
+def _tuned(
+    folder: str | Path | None, untuned: str, items: Sequence[Item], seeds: Sequence[int], overrides: Sequence[str]
+) -> Tuned | None:
+    """Read what tuning chose, and refuse what does not belong to the comparison."""
+    labels = [item.label for item in parse_strategies(untuned)] if untuned else []
+    if folder is None:
+        if labels:
+            raise ExperimentError("--untuned says nothing without --tuned.", key="--untuned", remedy="Leave it out.")
+        return None
+    found = read(folder)
+    found.check(items, labels, seeds, overrides)
+    return found
 
 
 def _check_budget(budget: str, base: Experiment) -> None:

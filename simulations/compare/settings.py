@@ -99,7 +99,12 @@ def check_one_setting(experiment: str, overrides: Sequence[str]) -> None:
 
 
 def prepare_matrix(
-    experiment: str, asked_for: Wanted, overrides: Sequence[str] = (), output: str | Path | None = None
+    experiment: str,
+    asked_for: Wanted,
+    overrides: Sequence[str] = (),
+    output: str | Path | None = None,
+    tuned: str | Path | None = None,
+    untuned: str = "",
 ) -> Matrix:
     """Compose and check every run of every setting; nothing is started or written.
 
@@ -108,13 +113,15 @@ def prepare_matrix(
         asked_for: From `wanted`; without settings there is one, in the very folder.
         overrides: `key=value` each, for all runs.
         output: The folder; None is `matrix-<experiment>` in `run.results`, of one setting `compare-<experiment>`.
+        tuned: Folder of `umbel tune`, whose values each strategy has in all settings; None is the experiment's own.
+        untuned: Strategies that have the experiment's own all the same.
 
     Raises:
         ExperimentError: A setting is refused, or two of them are the same.
     """
     words = (asked_for.strategies, asked_for.seeds)
     if not asked_for.settings:
-        one = prepare(experiment, *words, overrides, output, asked_for.budget)
+        one = prepare(experiment, *words, overrides, output, asked_for.budget, tuned, untuned)
         _check_place(one.path, several=False)
         return Matrix(one.path, (Cell(Setting("", ()), one),), one.source, tuple(overrides))
     folder = _folder(experiment, overrides, asked_for.settings[0], output)
@@ -124,7 +131,8 @@ def prepare_matrix(
     for setting in asked_for.settings:
         try:
             own = [*overrides, *setting.overrides]
-            comparisons.append(prepare(experiment, *words, own, folder / folder_of(setting), asked_for.budget))
+            place = folder / folder_of(setting)
+            comparisons.append(prepare(experiment, *words, own, place, asked_for.budget, tuned, untuned))
         except ExperimentError as error:
             refused.append((setting, error))
     if refused:

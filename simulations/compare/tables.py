@@ -99,6 +99,7 @@ def p_value(p: float) -> str:
 def footnote(comparison: Comparison) -> str:
     """Say how to read the table."""
     seeds, missing = comparison.seeds, [*_missing(comparison), *comparison.incomplete, *comparison.failed]
+    missing += tuning(comparison)
     if len(seeds) < 2:
         said = "One seed: no deviation and no ranking; add seeds, such as --seeds 3."
         return " ".join([said, *missing, *_unequal(comparison)])
@@ -149,6 +150,35 @@ def _unequal(comparison: Comparison) -> list[str]:
     if not parts:
         return []
     return [f"Budgets are not equal: beside {reference}, {'; '.join(parts)} (--budget makes one of them so)."]
+
+
+def tuning(comparison: Comparison) -> list[str]:
+    """Say which values each strategy was given by tuning, what the search took, and what is not fair about it."""
+    tuned = comparison.tuned
+    if tuned is None:
+        return []
+    chosen = [each for item in comparison.items if (each := tuned.of(item.label))]
+    values = [
+        f"{each.label} {each.in_words} ({each.costs['steps']:,.0f} steps, {each.costs['examples']:,.0f} examples, "
+        f"{each.costs['seconds']:,.0f} s)"
+        for each in chosen
+    ]
+    parts = [
+        f"Tuned by {tuned.trials} trials each on {tuned.metric}, seeds of their own "
+        f"({', '.join(map(str, tuned.seeds))}); in brackets what all trials of each took: {'; '.join(values)}."
+    ]
+    if comparison.untuned:
+        parts.append(f"Not tuned, with the experiment's own values: {', '.join(comparison.untuned)}; this is not fair.")
+    parts += [
+        f"The best of {each.label} may lie beyond what was searched: {text}."
+        for each in chosen
+        for text in each.edges.values()
+    ]
+    experiments = {item.label: comparison.of(item.label)[0].experiment for item in comparison.items}
+    if moved := tuned.elsewhere(experiments):
+        texts = [f"{key}={was}, here {now}" for key, (was, now) in moved.items()]
+        parts.append(f"Tuned under other settings: {'; '.join(texts)}.")
+    return parts
 
 
 def _missing(comparison: Comparison) -> list[str]:

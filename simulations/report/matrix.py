@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -17,6 +17,7 @@ from umbel.simulations.plots import across as plots
 from umbel.simulations.plots.runs import save
 from umbel.simulations.report.measures import COLUMNS
 from umbel.simulations.report.pictures import Picture
+from umbel.simulations.tune.tuned import Tuned
 
 
 def of_matrix(matrix: Matrix) -> Iterator[tuple[str, Picture]]:
@@ -99,7 +100,14 @@ def command(matrix: Matrix) -> str:
         words += ["--sweep", f"{key}={','.join(values)}"]
     is_file = matrix.source.endswith((".yaml", ".yml"))  # which may say another one
     words += ["--budget", matrix.budget] if is_file or matrix.budget != "rounds" else []
+    words += tuned_words(matrix.tuned, matrix.untuned)
     return shlex.join([*words, "--fresh", "--output", str(matrix.path)])
+
+
+def tuned_words(tuned: Tuned | None, untuned: Sequence[str]) -> list[str]:
+    """Return what a command says of tuned values."""
+    words = ["--tuned", str(tuned.path)] if tuned else []
+    return [*words, "--untuned", ",".join(label.replace(", ", ",") for label in untuned)] if untuned else words
 
 
 def _leader(matrix: Matrix, cell: Cell, digits: int) -> str:

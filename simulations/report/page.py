@@ -29,6 +29,7 @@ from umbel.simulations.report import pictures
 from umbel.simulations.report import rows as report_rows
 from umbel.simulations.report import series as report_series
 from umbel.simulations.report.measures import COLUMNS
+from umbel.simulations.tune.results import table as tuning_table
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -192,6 +193,7 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
         "heads": heads,
         "rows": rows,
         "footnote": footnote(comparison),
+        "tuned": tuning_table(comparison.tuned, labels) if comparison.tuned else None,
         "main": COLUMNS[main].heading if main else "",
         "runs": [(m.item.label, m.seed, _main(m, main), m.path.name, _sha(m)) for m in comparison.members],
         "config": (comparison.members[0].path / "config.yaml").read_text(encoding="utf-8"),
@@ -217,6 +219,7 @@ def _compare_command(comparison: Comparison) -> str:
     # A file may say another one.
     is_file = comparison.source.endswith((".yaml", ".yml"))
     words += ["--budget", comparison.budget] if is_file or comparison.budget != "rounds" else []
+    words += report_matrix.tuned_words(comparison.tuned, comparison.untuned)
     return shlex.join([*words, "--seeds", seeds, "--fresh", "--output", str(comparison.path)])
 
 

@@ -6,6 +6,7 @@ import re
 import runpy
 import shlex
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -46,13 +47,26 @@ def assert_parses(words: list[str]) -> None:
     except click.UsageError as error:
         pytest.fail(f"{shlex.join(words)}: {error.format_message()}")
     given = parsed.params
-    if "strategies" in given:
+    if "arguments" in given:
+        assert_can_be_tuned(given)
+    elif "strategies" in given:
         from umbel.simulations.compare.settings import prepare_matrix, wanted
 
         asked = [given[name] for name in ("overrides", "strategies", "seeds", "budget", "sweep")]
         prepare_matrix(given["experiment"], wanted(given["experiment"], *asked), given["overrides"], given["output"])
     elif given.get("experiment"):
         load(given["experiment"], given["overrides"])
+
+
+def assert_can_be_tuned(given: dict[str, Any]) -> None:
+    """Check what `umbel tune` is to search, as far as that can be without Optuna."""
+    from umbel.simulations.compare.prepare import compose, parse_strategies
+    from umbel.simulations.tune.space import contenders, split
+
+    overrides, space = split(given["arguments"])
+    tune = load(given["experiment"], overrides).tune
+    for each in contenders(parse_strategies(given["strategies"] or tune.strategies), {**tune.space, **space}):
+        compose(given["experiment"], each.item, None, overrides)
 
 
 def test_a_wrong_command_is_found() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from tests.helpers import SMALL, small_run, watch_phases
 from umbel import resume
 from umbel.core import state
 from umbel.core.metrics import classify, summarise
+from umbel.core.records import BadReplyError, NotFiniteError, has_diverged, reason
 from umbel.core.refusal import Refusal
 from umbel.server import checkpoint
-from umbel.server.errors import DivergedError, ending, raise_again
+from umbel.server.errors import DivergedError, RunStoppedError, ending, raise_again
 from umbel.simulations.commands.main import main
 from umbel.strategies.fedavg import FedAvg, State
 
@@ -57,6 +59,35 @@ def test_the_command_says_so_and_ends_with_3(tmp_path: Path) -> None:
     assert result.exit_code == 3, result.output
     assert "Learning rates in force: client.lr=50.0, strategy.server_lr=3e+38" in result.stderr
     assert "umbel resume" not in result.stderr
+
+
+def test_replies_none_of_which_is_finite_are_told_as_such(tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match=r"(?s)0 of 4 clients sent.*NotFiniteError.*force: client\.lr=1e\+30"):
+        small_run(tmp_path, "client.lr=1e30", "run.rounds=3", "run.name=run")
+    with pytest.raises(DivergedError, match="0 of 4 clients sent"):
+        resume(tmp_path / "run")
+
+
+def test_where_one_client_fails_otherwise_the_others_tell_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fault that may pass: the run can be gone on with."""
+
+    def local(phase: Any, payload: Any, client: Any) -> Any:
+        if client.id == 2:
+            raise OSError("no space left")
+        reply = phase.local(payload, client)
+        return replace(reply, numbers={**reply.numbers, "loss": float("nan")})
+
+    watch_phases(monkeypatch, FedAvg, local=local)
+    with pytest.raises(RunStoppedError, match="0 of 4 clients sent") as stopped:
+        small_run(tmp_path, "run.rounds=2", "run.name=run")
+    assert not isinstance(stopped.value, DivergedError)
+
+
+def test_a_failure_says_whether_its_training_has_diverged() -> None:
+    assert has_diverged(reason(NotFiniteError("the number 'loss' is nan")))
+    assert not has_diverged(reason(BadReplyError("NotFiniteError: this is what a client calls it")))
 
 
 def test_a_state_that_begins_so_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -239,6 +239,7 @@ def _matrix(matrix: Matrix) -> dict[str, Any]:
         "heads": heads,
         "rows": rows,
         "footnote": matrix_tables.footnote(matrix),
+        "tuned": tuning_table(matrix.tuned, matrix.labels) if matrix.tuned else None,
         "failures": matrix_tables.failures(matrix),
         "pairs": report_matrix.pairs(matrix),
         "settings": report_matrix.settings(matrix),

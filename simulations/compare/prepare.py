@@ -168,7 +168,7 @@ def prepare(
             members.append(Member(item, seed, composed, folder / name))
             reference = reference or name
     source = experiment if experiment in experiment_names() else str(Path(experiment).expanduser().resolve())
-    return Comparison(folder, items, chosen, tuple(members), source, tuple(overrides), budget, found)
+    return Comparison(folder, items, chosen, tuple(members), source, tuple(overrides), budget, tuned=found)
 
 
 def _tuned(

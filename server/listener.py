@@ -54,7 +54,8 @@ class Listener:
 
         Args:
             round_: The round.
-            costs: By `umbel.core.schedule.COSTS` without operations, and the bytes apart: `bytes_down` to clients, `bytes_up` from them.
+            costs: By `umbel.core.schedule.COSTS` without operations, and the bytes apart: `bytes_down` to clients,
+                `bytes_up` from them.
         """
 
     def notice(self, text: str) -> None:

@@ -250,8 +250,4 @@ def read_comparison(folder: Path) -> Comparison:
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedError.of(file, str(error), "Make it again by the command that made it.") from error
     members = tuple(Member(item, seed, reading.experiment(path), path) for item, seed, path in runs)
-<<<<<<< HEAD
     return Comparison(folder, items, seeds, members, source, overrides, budget, failed, found)
-=======
-    return Comparison(folder, items, seeds, members, source, overrides, budget, tuned=found)
->>>>>>> tune

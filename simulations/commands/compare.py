@@ -41,6 +41,7 @@ OTHERS = {"acc": "fot,fedavg", "test_last": "fedavg,fedopt(optimizer=adam,lr=0.0
     type=click.Choice(["rounds", "steps", "examples", "flops", "bytes", "seconds"]),
     help="What all strategies have equally much of.  [default: rounds]",
 )
+@click.option("--target", type=float, help="Say what it took to come to this value, accuracies as fractions.")
 @click.option("--dry-run", is_flag=True, help="Say what would run, and how long by what is there; run nothing.")
 @click.option("--tuned", type=click.Path(path_type=Path), help="Folder of umbel tune, whose values they have.")
 @click.option("--untuned", default="", help="Those that were not tuned and have the experiment's own values.")
@@ -59,6 +60,7 @@ def compare(
     budget: str | None,
     tuned: Path | None,
     untuned: str,
+    target: float | None,
     dry_run: bool,
     fresh: bool,
     keep: bool,
@@ -113,6 +115,7 @@ def compare(
 
         asked_for = wanted(experiment, overrides, strategies, seeds, budget, sweep)
         prepared = prepare_matrix(experiment, asked_for, overrides, output, tuned, untuned)
+        prepared = prepared.aiming(target)
         for cell in prepared.cells:
             first = cell.comparison.members[0].experiment
             if (
@@ -131,6 +134,7 @@ def compare(
         where = ["--output", str(output)] if output else []
         where += ["--budget", asked_for.budget] if asked_for.budget != "rounds" else []
         where += [word for each in sweep for word in ("--sweep", each)]
+        where += ["--target", f"{target:g}"] if target is not None else []
         where += ["--tuned", str(tuned)] if tuned else []
         where += ["--untuned", untuned] if untuned else []
         where += ["--keep"] if keep else []
@@ -155,6 +159,7 @@ def compare(
 def _print(console: Console, comparison: Comparison) -> None:
     from rich.text import Text
 
+    from umbel.simulations.compare import target as targets
     from umbel.simulations.compare.tables import footnote
 
     console.print()
@@ -162,6 +167,9 @@ def _print(console: Console, comparison: Comparison) -> None:
     needed = console.measure(table, options=console.options.update_width(_ANY_WIDTH)).maximum
     console.print(_upright(comparison) if needed > console.width else table)
     console.print(Text(footnote(comparison), style="dim"))
+    if comparison.target is not None:
+        console.print(f"\n{targets.title(comparison)}", style="bold", highlight=False)
+        console.print(_drawn(*targets.table(comparison)))
     console.print()
     for name, what in (
         ("table.md", "this table"),
@@ -191,12 +199,15 @@ def _next(comparison: Comparison) -> list[str]:
 
 
 def _table(comparison: Comparison) -> Table:
+    from umbel.simulations.compare.tables import table
+
+    return _drawn(*table(comparison))
+
+
+def _drawn(heads: list[str], rows: list[list[str]]) -> Table:
     from rich.table import Table
     from rich.text import Text
 
-    from umbel.simulations.compare.tables import table
-
-    heads, rows = table(comparison)
     drawn = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     drawn.add_column(heads[0], no_wrap=True)
     for head in heads[1:]:

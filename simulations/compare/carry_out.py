@@ -21,6 +21,7 @@ from umbel.server.lock import exclusive
 from umbel.server.sources import changed, sources
 from umbel.simulations import api
 from umbel.simulations.commands.watcher import Watcher
+from umbel.simulations.compare import target as targets
 from umbel.simulations.compare.comparison import Comparison, Member
 from umbel.simulations.compare.prepare import prepare
 from umbel.simulations.compare.settings import check_one_setting
@@ -41,6 +42,7 @@ def compare(
     keep: bool = False,
     tuned: str | Path | None = None,
     untuned: str | Sequence[str] = "",
+    target: float | None = None,
 ) -> Comparison:
     """Run an experiment with several strategies and seeds; the command line does the same.
 
@@ -57,6 +59,8 @@ def compare(
         keep: Use runs again that other code has made; else they are run anew, and what there was is put aside.
         tuned: Folder of `umbel.tune`, whose values each strategy has.
         untuned: Strategies that were not tuned and have the experiment's own values; the table says so.
+        target: Say as well in which round, and at what cost, runs first came to this value of what they are judged by,
+            accuracies as fractions.
 
     Raises:
         ExperimentError: Something is refused; nothing has started.
@@ -67,7 +71,7 @@ def compare(
     numbers = str(seeds) if isinstance(seeds, int) else "".join(f"{seed}," for seed in seeds)
     others = untuned if isinstance(untuned, str) else ",".join(untuned)
     prepared = prepare(experiment, names, numbers, overrides, output, budget, tuned, others)
-    return carry_out(prepared, listener, fresh, keep)
+    return carry_out(dataclasses.replace(prepared, target=target), listener, fresh, keep)
 
 
 def carry_out(
@@ -210,9 +214,12 @@ def write(comparison: Comparison) -> None:
         "table": table,
         "runs": runs,
         "failed": list(comparison.failed),
+        "target": comparison.target,
     }
+    if comparison.target is not None:
+        content["reached"] = targets.as_dict(comparison)
     write_sealed(comparison.path / "comparison.json", plain(content))
-    write_text(comparison.path / "table.md", markdown(comparison))
+    write_text(comparison.path / "table.md", markdown(comparison) + targets.markdown(comparison))
     write_text(comparison.path / "table.tex", latex(comparison))
     write_text(comparison.path / "table.csv", frame(comparison).to_csv(index=False))
     write_pictures(comparison)

@@ -100,6 +100,7 @@ class Comparison:
         budget: What all runs of a seed have equally much of: rounds, or one of `umbel.core.schedule.COSTS`.
         failed: Runs that failed, a sentence each; their strategies are not among the items.
         tuned: What tuning chose for them; None where all have the experiment's own values.
+        target: A value of what they are judged by, of which the tables say what it took to come there; None of none.
     """
 
     path: Path
@@ -111,6 +112,7 @@ class Comparison:
     budget: str = "rounds"
     failed: tuple[str, ...] = ()
     tuned: Tuned | None = None
+    target: float | None = None
 
     @cached_property
     def shown(self) -> tuple[str, ...]:
@@ -246,8 +248,8 @@ def read_comparison(folder: Path) -> Comparison:
         budget = content.get("budget", "rounds")
         found = Tuned.from_said(content.get("tuned"))
         source, overrides, seeds = content["source"], tuple(content["overrides"]), tuple(content["seeds"])
-        failed = tuple(content.get("failed", ()))
+        failed, target = tuple(content.get("failed", ())), content.get("target")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedError.of(file, str(error), "Make it again by the command that made it.") from error
     members = tuple(Member(item, seed, reading.experiment(path), path) for item, seed, path in runs)
-    return Comparison(folder, items, seeds, members, source, overrides, budget, failed, found)
+    return Comparison(folder, items, seeds, members, source, overrides, budget, failed, found, target)

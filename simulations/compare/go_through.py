@@ -207,7 +207,16 @@ def _is_written(comparison: Comparison) -> bool:
     except Refusal:
         return False
     mine, theirs = (
-        (each.items, each.seeds, [m.path for m in each.members], each.source, each.overrides, each.budget, each.failed)
+        (
+            each.items,
+            each.seeds,
+            [m.path for m in each.members],
+            each.source,
+            each.overrides,
+            each.budget,
+            each.failed,
+            each.target,
+        )
         for each in (comparison, there)
     )
     return mine == theirs and all((comparison.path / name).is_file() for name in _WRITTEN)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -81,7 +80,7 @@ class Cell:
         items = tuple(item for item in self.comparison.items if item.label not in lacking)
         members = tuple(each for each in self.comparison.members if each.item in items)
         said = tuple(f"Not in the table: {each.sentence}" for each in self.failures)
-        return dataclasses.replace(self.comparison, items=items, members=members, failed=said) if items else None
+        return replace(self.comparison, items=items, members=members, failed=said) if items else None
 
     def values(self, label: str, measure: str) -> list[float]:
         """Return a measure of a strategy, one value a seed; NaN of a run that failed or did not measure it."""
@@ -110,6 +109,11 @@ class Matrix:
     cells: tuple[Cell, ...]
     source: str
     overrides: tuple[str, ...] = ()
+
+    def aiming(self, target: float | None) -> Matrix:
+        """Return the same, whose settings' tables say what it took to come to a target."""
+        cells = (replace(cell, comparison=replace(cell.comparison, target=target)) for cell in self.cells)
+        return replace(self, cells=tuple(cells))
 
     @property
     def items(self) -> tuple[Item, ...]:

@@ -1,17 +1,18 @@
-"""What it took to come to a target: rounds, operations, bytes and seconds until a measure first was so good."""
+"""What it took to come to a target: rounds, operations, bytes and seconds until a measure was first so good."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from umbel.core.metrics import mean_and_deviation
 from umbel.simulations.compare.comparison import Comparison, Member
 from umbel.simulations.report import series as report_series
 from umbel.simulations.report.charts import COST_AXES
-from umbel.simulations.report.measures import COLUMNS, MEASURES
+from umbel.simulations.report.measures import MEASURES
 
-_COSTS = ("steps", "flops", "bytes", "seconds")
+_SHOWN = {"steps": 0, "flops": 1, "bytes": 1, "seconds": 1}  # and their digits
 
 
 @dataclass(frozen=True)
@@ -43,27 +44,53 @@ def reached(member: Member, measure: str, target: float) -> Reached:
     return Reached(first, {cost: spent[first] for cost, spent in member.costs_by_round.items() if first in spent})
 
 
-def table(comparison: Comparison, target: float) -> tuple[list[str], list[list[str]]]:
-    """Return the heads of the columns and a row for each strategy: how many runs came to the target, and at what cost.
+def title(comparison: Comparison) -> str:
+    """Say what the table of a target shows."""
+    what, target = MEASURES[_measure(comparison)].title, comparison.target
+    return f"To a {what} of {target:g} in an evaluated round: mean ± deviation over the runs that came there"
 
-    Means and sample standard deviations are over the runs that did; a dash where none did, or none says.
+
+def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Return the heads of the columns and a row for each strategy: how many runs met the target, and at what cost.
+
+    A dash stands where no run met it, or one does not say what it cost.
     """
-    measure = comparison.main or "test_last"
-    heads = ["strategy", "reached", "rounds", *(COST_AXES[cost][0] for cost in _COSTS)]
+    heads = ["strategy", "reached", "rounds", *(COST_AXES[cost][0] for cost in _SHOWN)]
     rows = []
-    for item in comparison.items:
-        found = [reached(member, measure, target) for member in comparison.of(item.label)]
+    for label, found in _found(comparison).items():
         there = [each for each in found if each.round is not None]
         cells = [_cell([float(each.round or 0) for each in there], 1)]
-        cells += [_cell([each.costs.get(cost, math.nan) for each in there], 1) for cost in _COSTS]
-        rows.append([item.label, f"{len(there)} of {len(found)}", *cells])
+        cells += [_cell([each.costs.get(cost, math.nan) for each in there], digits) for cost, digits in _SHOWN.items()]
+        rows.append([label, f"{len(there)} of {len(found)}", *cells])
     return heads, rows
 
 
-def title(comparison: Comparison, target: float) -> str:
-    """Say what the table of a target shows."""
-    measure = COLUMNS[comparison.main or "test_last"]
-    return f"To {measure.title} of {target:g}: what it took, mean ± deviation over the runs that came there"
+def markdown(comparison: Comparison) -> str:
+    """Return the table in Markdown, under its title; empty where there is no target."""
+    if comparison.target is None:
+        return ""
+    heads, rows = table(comparison)
+    lines = [f"{title(comparison)}.", "", "| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
+    return "\n".join(["", *lines, *("| " + " | ".join(row) + " |" for row in rows), ""])
+
+
+def as_dict(comparison: Comparison) -> dict[str, list[dict[str, Any]]]:
+    """Return for each strategy, a seed each, the round and the costs; the round of a run that never came is None."""
+    return {
+        label: [{"round": each.round, **each.costs} for each in found] for label, found in _found(comparison).items()
+    }
+
+
+def _measure(comparison: Comparison) -> str:
+    return comparison.main or "test_last"
+
+
+def _found(comparison: Comparison) -> dict[str, list[Reached]]:
+    target = comparison.target if comparison.target is not None else math.inf
+    return {
+        item.label: [reached(member, _measure(comparison), target) for member in comparison.of(item.label)]
+        for item in comparison.items
+    }
 
 
 def _cell(values: list[float], digits: int) -> str:

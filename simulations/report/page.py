@@ -20,6 +20,7 @@ from umbel.server import reading
 from umbel.simulations.commands.data_view import statistics, title
 from umbel.simulations.commands.display import describe
 from umbel.simulations.compare import matrix_tables
+from umbel.simulations.compare import target as targets
 from umbel.simulations.compare.comparison import Comparison, Member, read_comparison
 from umbel.simulations.compare.matrix import Matrix, is_matrix, read_matrix
 from umbel.simulations.compare.tables import footnote, table
@@ -194,6 +195,9 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
         "rows": rows,
         "footnote": footnote(comparison),
         "tuned": tuning_table(comparison.tuned, labels) if comparison.tuned else None,
+        "target": None
+        if comparison.target is None
+        else {"title": targets.title(comparison), "rows": targets.table(comparison)},
         "main": COLUMNS[main].heading if main else "",
         "runs": [(m.item.label, m.seed, _main(m, main), m.path.name, _sha(m)) for m in comparison.members],
         "config": (comparison.members[0].path / "config.yaml").read_text(encoding="utf-8"),
@@ -219,6 +223,7 @@ def _compare_command(comparison: Comparison) -> str:
     # A file may say another one.
     is_file = comparison.source.endswith((".yaml", ".yml"))
     words += ["--budget", comparison.budget] if is_file or comparison.budget != "rounds" else []
+    words += ["--target", f"{comparison.target:g}"] if comparison.target is not None else []
     words += report_matrix.tuned_words(comparison.tuned, comparison.untuned)
     return shlex.join([*words, "--seeds", seeds, "--fresh", "--output", str(comparison.path)])
 
@@ -240,6 +245,7 @@ def _matrix(matrix: Matrix) -> dict[str, Any]:
         "rows": rows,
         "footnote": matrix_tables.footnote(matrix),
         "tuned": tuning_table(matrix.tuned, matrix.labels) if matrix.tuned else None,
+        "target": None,
         "failures": matrix_tables.failures(matrix),
         "pairs": report_matrix.pairs(matrix),
         "settings": report_matrix.settings(matrix),

@@ -22,6 +22,7 @@ PATHS = {
     "fedper": "umbel.strategies.fedper:FedPer",
     "fedrep": "umbel.strategies.fedrep:FedRep",
     "fedntd": "umbel.strategies.fedntd:FedNTD",
+    "replay": "umbel.strategies.continual.replay:Replay",
 }
 TASKS = ("data.partition=split_tasks", "data.rounds_per_task=2", "run.rounds=10")
 EMBEDDED = ("model.name=linear", "data.encoder=pixels")
@@ -48,6 +49,7 @@ WRONG = [
     ("fedper", ("model.init=elsewhere",), "model.init"),
     ("ggeur", (*EMBEDDED, "strategy.base=fedper"), "strategy.base"),
     ("fedntd", (*TASKS, "data.heads=per_task"), "data.heads"),
+    ("replay", ("client.class_weights=balanced",), "client.class_weights"),
     ("creamfl", ("data.public=0",), "data.public"),
     ("creamfl", ("data.text_encoder=",), "data.text_encoder"),
     ("creamfl", ("strategy.num_both=1",), "data.num_clients"),

@@ -17,6 +17,7 @@ SMALL = (
     *("data.name=synthetic", SET, "data.num_clients=2", "data.partition=iid", "data.client_test=0", "run.rounds=1"),
     *("client.epochs=0", "client.max_steps=1", "client.batch_size=4", "evaluate.clients=0", "checkpoint.every=0"),
 )
+TWO_TASKS = ("data.partition=permuted_tasks", "data.num_tasks=2", "data.rounds_per_task=1", "run.rounds=2")
 OPTIONS = {
     "fedavg": (),
     "fedprox": ("strategy.mu=0.1",),
@@ -24,7 +25,7 @@ OPTIONS = {
     "fedopt": ("strategy.momentum=0.9",),
     "fedbuff": ("strategy.buffer_size=1", "simulation.devices.speed=10"),
     "ggeur": ("strategy.refresh=1", "strategy.complete=all", "strategy.target=12"),
-    "fot": ("data.partition=permuted_tasks", "data.num_tasks=2", "data.rounds_per_task=1", "run.rounds=2"),
+    "fot": TWO_TASKS,
     "fedloge": ("data.partition=long_tail", "data.imbalance=2"),
     "creamfl": (
         *("data.public=0.3", "data.text_encoder=bpe", "data.vocabulary=80", "data.text_length=6", "data.num_clients=3"),
@@ -43,6 +44,9 @@ OPTIONS = {
     "fedper": (),
     "fedrep": ("strategy.head_epochs=1",),
     "fedbabu": ("strategy.finetune_epochs=1", "evaluate.clients=1"),
+    "ewc": TWO_TASKS,
+    "lwf": TWO_TASKS,
+    "replay": TWO_TASKS,
     "umbel.strategies.local:Local": (),
     "flwr:FedTrimmedAvg": ("strategy.beta=0.2",),
 }

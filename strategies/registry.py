@@ -57,6 +57,7 @@ _TABLE: dict[str, tuple[str, str]] = {
     ),
     "lwf": ("umbel.strategies.continual.lwf:LwF", "Distillation of what old heads said (Li and Hoiem 2016)"),
     "replay": ("umbel.strategies.continual.replay:Replay", "A small memory of old examples (Chaudhry et al. 2019)"),
+    "fedmd": ("umbel.strategies.fedmd:FedMD", "Models of any kind, by a consensus on public data (Li and Wang 2019)"),
     "fedopt": ("umbel.strategies.fedopt:FedOpt", "Server optimisers: momentum, Adam, Yogi (Reddi et al. 2021)"),
 }
 

@@ -59,6 +59,7 @@ SUITES: dict[str, tuple[str, ...]] = {
     "strategies/long_tail/fedrod.py": ("tests/strategies/long_tail/test_fedrod.py",),
     "strategies/long_tail/fedetf.py": ("tests/strategies/long_tail/test_fedetf.py",),
     "strategies/long_tail/creff.py": ("tests/strategies/long_tail/test_creff.py",),
+    "strategies/fedmd.py": ("tests/strategies/test_fedmd.py",),
     "strategies/fedntd.py": ("tests/strategies/test_fedntd.py",),
     "strategies/continual/ewc.py": ("tests/strategies/continual/test_ewc.py",),
     "strategies/continual/lwf.py": ("tests/strategies/continual/test_lwf.py",),

@@ -71,6 +71,13 @@ STRATEGIES = {
     "ewc": ("strategy.name=ewc", "strategy.strength=10", *TWO_TASKS),
     "lwf": ("strategy.name=lwf", *TWO_TASKS),
     "replay": ("strategy.name=replay", "strategy.memory=5", *TWO_TASKS),
+    "fedmd": (
+        *("strategy.name=fedmd", "data.public=0.2", "strategy.models=[cnn, mlp]", "strategy.transfer_epochs=1"),
+        *(
+            "strategy.sizes={cnn: {width: 2, hidden: 8}, mlp: {hidden: 8, dropout: 0.2}}",
+            "strategy.public_per_round=20",
+        ),
+    ),
     # Six of eight clients, each with a fifth of the examples of an eighth left out: squads of four and of two.
     "together": ("strategy.name=scaffold", "data.partition=iid", "client.together=4", "client.channels_last=true"),
 }

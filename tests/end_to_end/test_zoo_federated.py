@@ -47,6 +47,7 @@ OPTIONS = {
     "ewc": TWO_TASKS,
     "lwf": TWO_TASKS,
     "replay": TWO_TASKS,
+    "fedmd": ("data.public=0.3", "strategy.transfer_epochs=1"),
     "umbel.strategies.local:Local": (),
     "flwr:FedTrimmedAvg": ("strategy.beta=0.2",),
 }
@@ -57,7 +58,8 @@ def test_the_list_of_strategies_is_whole():
 
 
 def go(tmp_path: Path, strategy: str, model: str, *options: str):
-    own = (f"strategy.image_models=[{model}]",) if strategy == "creamfl" else ()
+    parties = {"creamfl": "strategy.image_models", "fedmd": "strategy.models"}
+    own = (f"{parties[strategy]}=[{model}]",) if strategy in parties else ()
     chosen = (f"model.name={model}", f"strategy={{name: {strategy}}}", *OPTIONS[strategy], *own, *options)
     return run("digits", *SMALL, *chosen, f"run.results={tmp_path}")
 

@@ -1,4 +1,4 @@
-"""FedMD: heterogenous federated learning via model distillation.
+"""FedMD: federated learning via model distillation, of models that need not be alike.
 
 Li, Wang. 2019, arXiv:1910.03581, algorithm 1.
 

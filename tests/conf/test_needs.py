@@ -51,7 +51,7 @@ WRONG = [
     ("ggeur", (*EMBEDDED, "strategy.base=fedper"), "strategy.base"),
     ("fedntd", (*TASKS, "data.heads=per_task"), "data.heads"),
     ("replay", ("client.class_weights=balanced",), "client.class_weights"),
-    ("fedmd", (), "data.public"),
+    ("fedmd", ("data.public=0",), "data.public"),
     ("fedmd", ("data.public=0.2", *TASKS), "data.rounds_per_task"),
     ("fedmd", ("data.public=0.2", "data.partition=split_tasks", "data.heads=per_task"), "data.heads"),
     ("fedmd", ("data.public=0.2", "model.norm=local"), "model.norm"),

@@ -1,6 +1,9 @@
 """Does FOT forget less than FedAvg, and which part of it matters? Paired seeds, one budget, chosen on validation data.
 
-    python benchmarks/fot.py permuted|split|ablations [--seeds 3] [--first-seed 0] [--output FILE]
+The studies of digits, which are small, have EWC, LwF and replay beside it.
+
+    python benchmarks/fot.py permuted|split|ablations|digits_split|digits_permuted
+        [--seeds 3] [--first-seed 0] [--output FILE]
 
 Prints a Markdown table: mean ± sample deviation over seeds, and the paired difference to the first row ± its standard
 error. Runs are kept in the results folder and are not run again, unless their resolved experiment is another one now.
@@ -13,6 +16,24 @@ import statistics
 from studies import Runs, Study, column, command_line, folder_of, measure_all, paired, publish, spread
 
 SEQUENCE = {"ACC": "test/acc", "FGT": "test/forgetting", "ACC, validation": "validation/acc"}
+DIGITS = (
+    *("data.name=digits", "data.max_train=0", "data.max_test=0", "data.rounds_per_task=8", "run.rounds=40"),
+    *("model.sizes={hidden: 100, depth: 2}", "client.batch_size=8", "evaluate.every=8"),
+)
+
+
+def beside(ewc: int, lwf: float) -> dict[str, tuple[str, ...]]:
+    """Return FedAvg, FOT and the baselines for sequences of tasks, with strengths that validation data chose."""
+    return {
+        "FedAvg": ("strategy={name: fedavg}",),
+        "FOT, epsilon .95": ("strategy={name: fot, threshold: 0.95}",),
+        f"EWC, lambda {ewc}": (f"strategy={{name: ewc, strength: {ewc}}}",),
+        f"LwF, lambda {lwf:g}": (f"strategy={{name: lwf, strength: {lwf}}}",),
+        "replay of 5": ("strategy={name: replay, memory: 5}",),
+        "replay of 20": ("strategy={name: replay, memory: 20}",),
+    }
+
+
 STUDIES = {
     "permuted": Study(
         "fot_permuted",
@@ -51,6 +72,8 @@ STUDIES = {
         },
         SEQUENCE,
     ),
+    "digits_split": Study("fot_split", DIGITS, beside(ewc=300, lwf=1), SEQUENCE),
+    "digits_permuted": Study("fot_permuted", DIGITS, beside(ewc=30, lwf=3), SEQUENCE),
 }
 
 

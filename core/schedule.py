@@ -49,6 +49,10 @@ class Schedule:
             and round_ <= self.num_tasks * self.rounds_per_task
         )
 
+    def hands_over(self, round_: int) -> bool:
+        """Say whether a round is the last of a task that another follows."""
+        return self.ends_task(round_) and self.task(round_) < self.num_tasks - 1
+
 
 @dataclass(frozen=True)
 class Until:

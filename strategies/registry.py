@@ -51,6 +51,13 @@ _TABLE: dict[str, tuple[str, str]] = {
         "umbel.strategies.fedbabu:FedBABU",
         "A body under a fixed head, fine-tuned at the end (Oh et al. 2022)",
     ),
+    "ewc": (
+        "umbel.strategies.continual.ewc:EWC",
+        "Parameters held by their Fisher information (Kirkpatrick et al. 2017)",
+    ),
+    "lwf": ("umbel.strategies.continual.lwf:LwF", "Distillation of what old heads said (Li and Hoiem 2016)"),
+    "replay": ("umbel.strategies.continual.replay:Replay", "A small memory of old examples (Chaudhry et al. 2019)"),
+    "fedmd": ("umbel.strategies.fedmd:FedMD", "Models of any kind, by a consensus on public data (Li and Wang 2019)"),
     "fedopt": ("umbel.strategies.fedopt:FedOpt", "Server optimisers: momentum, Adam, Yogi (Reddi et al. 2021)"),
 }
 

@@ -185,8 +185,7 @@ class FOT(Strategy[State]):
 
     def _sketches(self, server: ServerContext, round_: int) -> bool:
         """Say whether a round is the last of a task that another follows."""
-        schedule = server.schedule
-        return self.config.project and schedule.ends_task(round_) and schedule.task(round_) < schedule.num_tasks - 1
+        return self.config.project and server.schedule.hands_over(round_)
 
     def every_phase(self) -> tuple[Phase[State], ...]:
         return (

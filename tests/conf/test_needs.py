@@ -22,6 +22,8 @@ PATHS = {
     "fedper": "umbel.strategies.fedper:FedPer",
     "fedrep": "umbel.strategies.fedrep:FedRep",
     "fedntd": "umbel.strategies.fedntd:FedNTD",
+    "fedmd": "umbel.strategies.fedmd:FedMD",
+    "replay": "umbel.strategies.continual.replay:Replay",
 }
 TASKS = ("data.partition=split_tasks", "data.rounds_per_task=2", "run.rounds=10")
 EMBEDDED = ("model.name=linear", "data.encoder=pixels")
@@ -48,6 +50,12 @@ WRONG = [
     ("fedper", ("model.init=elsewhere",), "model.init"),
     ("ggeur", (*EMBEDDED, "strategy.base=fedper"), "strategy.base"),
     ("fedntd", (*TASKS, "data.heads=per_task"), "data.heads"),
+    ("replay", ("client.class_weights=balanced",), "client.class_weights"),
+    ("fedmd", ("data.public=0",), "data.public"),
+    ("fedmd", ("data.public=0.2", *TASKS), "data.rounds_per_task"),
+    ("fedmd", ("data.public=0.2", "data.partition=split_tasks", "data.heads=per_task"), "data.heads"),
+    ("fedmd", ("data.public=0.2", "model.norm=local"), "model.norm"),
+    ("fedmd", ("data.public=0.2", "evaluate.collapse=true"), "evaluate.collapse"),
     ("creamfl", ("data.public=0",), "data.public"),
     ("creamfl", ("data.text_encoder=",), "data.text_encoder"),
     ("creamfl", ("strategy.num_both=1",), "data.num_clients"),

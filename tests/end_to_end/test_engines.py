@@ -31,16 +31,14 @@ SMALL = (
     "run.seed=3",
     "evaluate.every=2",
 )
+TWO_TASKS = ("data.partition=permuted_tasks", "data.num_tasks=2", "data.rounds_per_task=1")
 STRATEGIES = {
     "fedavg": ("strategy.name=fedavg",),
     "fedprox": ("strategy.name=fedprox", "strategy.mu=0.1"),
     "scaffold": ("strategy.name=scaffold",),
     "fedopt": ("strategy.name=fedopt", "strategy.optimizer=yogi", "strategy.lr=0.03", "strategy.momentum=0.9"),
     "fedloge": ("strategy.name=fedloge",),
-    "fot": (
-        *("strategy.name=fot", "strategy.threshold=0.7"),
-        *("data.partition=permuted_tasks", "data.num_tasks=2", "data.rounds_per_task=1"),
-    ),
+    "fot": ("strategy.name=fot", "strategy.threshold=0.7", *TWO_TASKS),
     "ggeur": (
         *("strategy.name=ggeur", "strategy.base=scaffold", "strategy.complete=all", "strategy.target=20"),
         *("data.encoder=pca:8", "model.name=linear", "model.sizes={}"),
@@ -70,6 +68,16 @@ STRATEGIES = {
     "fedper": ("strategy.name=fedper",),
     "fedrep": ("strategy.name=fedrep", "strategy.head_epochs=2"),
     "fedbabu": ("strategy.name=fedbabu", "strategy.finetune_epochs=1"),
+    "ewc": ("strategy.name=ewc", "strategy.strength=10", *TWO_TASKS),
+    "lwf": ("strategy.name=lwf", *TWO_TASKS),
+    "replay": ("strategy.name=replay", "strategy.memory=5", *TWO_TASKS),
+    "fedmd": (
+        *("strategy.name=fedmd", "data.public=0.2", "strategy.models=[cnn, mlp]", "strategy.transfer_epochs=1"),
+        *(
+            "strategy.sizes={cnn: {width: 2, hidden: 8}, mlp: {hidden: 8, dropout: 0.2}}",
+            "strategy.public_per_round=20",
+        ),
+    ),
     # Six of eight clients, each with a fifth of the examples of an eighth left out: squads of four and of two.
     "together": ("strategy.name=scaffold", "data.partition=iid", "client.together=4", "client.channels_last=true"),
 }

@@ -63,6 +63,13 @@ METHODS = {
         *("simulation.devices.speed={name: lognormal, median: 50, sigma: 1.0}", "simulation.devices.upload=1e5"),
         *("simulation.devices.on_seconds=2", "simulation.devices.off_seconds={name: exponential, mean: 1}"),
     ),
+    "ewc": ("strategy.name=ewc", "strategy.strength=10", "strategy.form=online", "strategy.decay=0.5", *SEQUENCE),
+    "lwf": ("strategy.name=lwf", *SEQUENCE),
+    "replay": ("strategy.name=replay", "strategy.memory=10", *SEQUENCE),
+    "fedmd": (
+        *("strategy.name=fedmd", "data.public=0.2", "strategy.models=[cnn, mlp]", "strategy.transfer_epochs=1"),
+        *("strategy.sizes={cnn: {width: 2, hidden: 8}, mlp: {hidden: 8}}", "strategy.public_per_round=10"),
+    ),
     "feddyn": ("strategy.name=feddyn", "strategy.alpha=0.1"),
     "moon": ("strategy.name=moon",),
     "ditto": ("strategy.name=ditto",),

@@ -17,6 +17,7 @@ SMALL = (
     *("data.name=synthetic", SET, "data.num_clients=2", "data.partition=iid", "data.client_test=0", "run.rounds=1"),
     *("client.epochs=0", "client.max_steps=1", "client.batch_size=4", "evaluate.clients=0", "checkpoint.every=0"),
 )
+TWO_TASKS = ("data.partition=permuted_tasks", "data.num_tasks=2", "data.rounds_per_task=1", "run.rounds=2")
 OPTIONS = {
     "fedavg": (),
     "fedprox": ("strategy.mu=0.1",),
@@ -24,7 +25,7 @@ OPTIONS = {
     "fedopt": ("strategy.momentum=0.9",),
     "fedbuff": ("strategy.buffer_size=1", "simulation.devices.speed=10"),
     "ggeur": ("strategy.refresh=1", "strategy.complete=all", "strategy.target=12"),
-    "fot": ("data.partition=permuted_tasks", "data.num_tasks=2", "data.rounds_per_task=1", "run.rounds=2"),
+    "fot": TWO_TASKS,
     "fedloge": ("data.partition=long_tail", "data.imbalance=2"),
     "creamfl": (
         *("data.public=0.3", "data.text_encoder=bpe", "data.vocabulary=80", "data.text_length=6", "data.num_clients=3"),
@@ -43,6 +44,10 @@ OPTIONS = {
     "fedper": (),
     "fedrep": ("strategy.head_epochs=1",),
     "fedbabu": ("strategy.finetune_epochs=1", "evaluate.clients=1"),
+    "ewc": TWO_TASKS,
+    "lwf": TWO_TASKS,
+    "replay": TWO_TASKS,
+    "fedmd": ("data.public=0.3", "strategy.transfer_epochs=1"),
     "umbel.strategies.local:Local": (),
     "flwr:FedTrimmedAvg": ("strategy.beta=0.2",),
 }
@@ -53,7 +58,8 @@ def test_the_list_of_strategies_is_whole():
 
 
 def go(tmp_path: Path, strategy: str, model: str, *options: str):
-    own = (f"strategy.image_models=[{model}]",) if strategy == "creamfl" else ()
+    parties = {"creamfl": "strategy.image_models", "fedmd": "strategy.models"}
+    own = (f"{parties[strategy]}=[{model}]",) if strategy in parties else ()
     chosen = (f"model.name={model}", f"strategy={{name: {strategy}}}", *OPTIONS[strategy], *own, *options)
     return run("digits", *SMALL, *chosen, f"run.results={tmp_path}")
 

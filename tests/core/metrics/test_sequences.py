@@ -30,8 +30,9 @@ def test_the_schedule_by_hand():
     schedule = Schedule(3, 2)
     assert [schedule.task(r) for r in range(9)] == [0, 0, 0, 1, 1, 2, 2, 2, 2]
     assert [r for r in range(9) if schedule.ends_task(r)] == [2, 4, 6]
+    assert [r for r in range(9) if schedule.hands_over(r)] == [2, 4]
     for plain in (Schedule(), Schedule(3, 0), Schedule(1, 5)):
-        assert not plain.is_sequence and plain.task(7) == 0 and not plain.ends_task(5)
+        assert not plain.is_sequence and plain.task(7) == 0 and not plain.ends_task(5) and not plain.hands_over(5)
 
 
 def test_what_is_measured_by_hand():

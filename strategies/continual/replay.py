@@ -39,9 +39,9 @@ from umbel.core.folds import Folded, Product, product
 from umbel.core.memory import MemoryRecord
 from umbel.core.records import Payload, Reply
 from umbel.core.refusal import Refusal
+from umbel.core.spent import count
 from umbel.core.training import LocalConfig, Objective, num_processed
 from umbel.core.training.loop import augmentation_source
-from umbel.core.training.spent import count
 from umbel.data.types import Examples
 from umbel.models.base import Model
 from umbel.strategies.base import (

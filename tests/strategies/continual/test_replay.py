@@ -27,7 +27,7 @@ from umbel.core.folds import Folded
 from umbel.core.memory import MemoryRecord
 from umbel.core.records import Payload
 from umbel.core.rng import generator
-from umbel.core.training.spent import counted
+from umbel.core.spent import counted
 from umbel.strategies.continual.replay import Config, Replay, draw, reservoir
 
 

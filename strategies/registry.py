@@ -45,6 +45,10 @@ _TABLE: dict[str, tuple[str, str]] = {
     "creff": ("umbel.strategies.long_tail.creff:CReFF", "A classifier re-trained on made features (Shang et al. 2022)"),
     "moon": ("umbel.strategies.moon:MOON", "A contrast with the global and the previous model (Li et al. 2021)"),
     "fedntd": ("umbel.strategies.fedntd:FedNTD", "Distillation of the classes that are not true (Lee et al. 2022)"),
+    "ccvr": (
+        "umbel.strategies.ccvr:CCVR",
+        "A classifier calibrated on draws from all clients' features (Luo et al. 2021)",
+    ),
     "fedper": ("umbel.strategies.fedper:FedPer", "A head of each client's own (Arivazhagan et al. 2019)"),
     "fedrep": ("umbel.strategies.fedrep:FedRep", "Heads first, then the common body (Collins et al. 2021)"),
     "fedbabu": (

@@ -62,6 +62,7 @@ SUITES: dict[str, tuple[str, ...]] = {
     "strategies/fedntd.py": ("tests/strategies/test_fedntd.py",),
     "strategies/fedrep.py": ("tests/strategies/test_own_heads.py",),
     "strategies/fedbabu.py": ("tests/strategies/test_own_heads.py",),
+    "strategies/ccvr.py": ("tests/strategies/test_ccvr.py",),
     "strategies/ggeur/pooling.py": _GGEUR,
     "strategies/ggeur/shapes.py": _GGEUR,
     "strategies/ggeur/completion.py": _GGEUR,

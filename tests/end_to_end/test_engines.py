@@ -67,6 +67,7 @@ STRATEGIES = {
     "fedrod": ("strategy.name=fedrod", "client.batch_size=8"),
     "creff": ("strategy.name=creff", "strategy.num_features=4", "strategy.match_steps=3", "strategy.retrain_steps=5"),
     "fedetf": ("strategy.name=fedetf", "client.batch_size=8"),
+    "ccvr": ("strategy.name=ccvr", "strategy.base=moon", "strategy.num_virtual=20", "strategy.every=2"),
     "fedper": ("strategy.name=fedper",),
     "fedrep": ("strategy.name=fedrep", "strategy.head_epochs=2"),
     "fedbabu": ("strategy.name=fedbabu", "strategy.finetune_epochs=1"),

@@ -69,6 +69,7 @@ METHODS = {
     "fedrod": ("strategy.name=fedrod",),
     "creff": ("strategy.name=creff", "strategy.num_features=4", "strategy.match_steps=3", "strategy.retrain_steps=5"),
     "fedetf": ("strategy.name=fedetf",),
+    "ccvr": ("strategy.name=ccvr", "strategy.base=scaffold", "strategy.every=2"),
     "fedrep": ("strategy.name=fedrep", "strategy.head_epochs=1"),
     "fedavg, the first of those that are there": (
         *("run.clients_per_round=2", "run.over_sample=1", "run.deadline=1.0"),

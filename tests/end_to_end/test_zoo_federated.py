@@ -40,6 +40,7 @@ OPTIONS = {
     "fedrod": (),
     "creff": ("strategy.num_features=4", "strategy.match_steps=3", "strategy.retrain_steps=5"),
     "fedetf": (),
+    "ccvr": ("strategy.num_virtual=4",),
     "fedper": (),
     "fedrep": ("strategy.head_epochs=1",),
     "fedbabu": ("strategy.finetune_epochs=1", "evaluate.clients=1"),

@@ -51,6 +51,11 @@ _TABLE: dict[str, tuple[str, str]] = {
     ),
     "fedper": ("umbel.strategies.fedper:FedPer", "A head of each client's own (Arivazhagan et al. 2019)"),
     "fedrep": ("umbel.strategies.fedrep:FedRep", "Heads first, then the common body (Collins et al. 2021)"),
+    "lgfedavg": ("umbel.strategies.lgfedavg:LGFedAvg", "A body of each client's own (Liang et al. 2020)"),
+    "fedproto": (
+        "umbel.strategies.fedproto:FedProto",
+        "Models of one's own that agree on prototypes of classes (Tan et al. 2022)",
+    ),
     "fedbabu": (
         "umbel.strategies.fedbabu:FedBABU",
         "A body under a fixed head, fine-tuned at the end (Oh et al. 2022)",

@@ -60,6 +60,7 @@ SUITES: dict[str, tuple[str, ...]] = {
     "strategies/long_tail/fedetf.py": ("tests/strategies/long_tail/test_fedetf.py",),
     "strategies/long_tail/creff.py": ("tests/strategies/long_tail/test_creff.py",),
     "strategies/fedntd.py": ("tests/strategies/test_fedntd.py",),
+    "strategies/fedproto.py": ("tests/strategies/test_fedproto.py",),
     "strategies/fedrep.py": ("tests/strategies/test_own_heads.py",),
     "strategies/fedbabu.py": ("tests/strategies/test_own_heads.py",),
     "strategies/ccvr.py": ("tests/strategies/test_ccvr.py",),

@@ -21,6 +21,9 @@ PATHS = {
     "fednova": "umbel.strategies.fednova:FedNova",
     "fedper": "umbel.strategies.fedper:FedPer",
     "fedrep": "umbel.strategies.fedrep:FedRep",
+    "lgfedavg": "umbel.strategies.lgfedavg:LGFedAvg",
+    "fedproto": "umbel.strategies.fedproto:FedProto",
+    "ccvr": "umbel.strategies.ccvr:CCVR",
     "fedntd": "umbel.strategies.fedntd:FedNTD",
 }
 TASKS = ("data.partition=split_tasks", "data.rounds_per_task=2", "run.rounds=10")
@@ -45,6 +48,9 @@ WRONG = [
     ("fednova", ("client.lr=0.5", "strategy.mu=2"), "strategy.mu"),
     ("fedper", ("evaluate.collapse=true",), "evaluate.collapse"),
     ("fedrep", ("evaluate.collapse=true",), "evaluate.collapse"),
+    ("lgfedavg", ("evaluate.collapse=true",), "evaluate.collapse"),
+    ("fedproto", ("evaluate.collapse=true",), "evaluate.collapse"),
+    ("ccvr", ("run.patience=2",), "run.patience"),
     ("fedper", ("model.init=elsewhere",), "model.init"),
     ("ggeur", (*EMBEDDED, "strategy.base=fedper"), "strategy.base"),
     ("fedntd", (*TASKS, "data.heads=per_task"), "data.heads"),

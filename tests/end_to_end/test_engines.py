@@ -70,6 +70,8 @@ STRATEGIES = {
     "ccvr": ("strategy.name=ccvr", "strategy.base=moon", "strategy.num_virtual=20", "strategy.every=2"),
     "fedper": ("strategy.name=fedper",),
     "fedrep": ("strategy.name=fedrep", "strategy.head_epochs=2"),
+    "lgfedavg": ("strategy.name=lgfedavg",),
+    "fedproto": ("strategy.name=fedproto", "client.batch_size=8"),
     "fedbabu": ("strategy.name=fedbabu", "strategy.finetune_epochs=1"),
     # Six of eight clients, each with a fifth of the examples of an eighth left out: squads of four and of two.
     "together": ("strategy.name=scaffold", "data.partition=iid", "client.together=4", "client.channels_last=true"),

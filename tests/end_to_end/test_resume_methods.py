@@ -69,6 +69,8 @@ METHODS = {
     "fedrod": ("strategy.name=fedrod",),
     "creff": ("strategy.name=creff", "strategy.num_features=4", "strategy.match_steps=3", "strategy.retrain_steps=5"),
     "fedetf": ("strategy.name=fedetf",),
+    "lgfedavg": ("strategy.name=lgfedavg",),
+    "fedproto": ("strategy.name=fedproto",),
     "ccvr": ("strategy.name=ccvr", "strategy.base=scaffold", "strategy.every=2"),
     "fedrep": ("strategy.name=fedrep", "strategy.head_epochs=1"),
     "fedavg, the first of those that are there": (

@@ -43,6 +43,8 @@ OPTIONS = {
     "ccvr": ("strategy.num_virtual=4",),
     "fedper": (),
     "fedrep": ("strategy.head_epochs=1",),
+    "lgfedavg": ("evaluate.clients=1",),
+    "fedproto": ("run.rounds=2", "evaluate.clients=1"),
     "fedbabu": ("strategy.finetune_epochs=1", "evaluate.clients=1"),
     "umbel.strategies.local:Local": (),
     "flwr:FedTrimmedAvg": ("strategy.beta=0.2",),

@@ -97,7 +97,8 @@ def distance(z_BD: Tensor, labels_B: Tensor, mean_CD: Tensor, present_C: Tensor,
     counts = own_BC.sum(0)
     local_CD = own_BC.T @ z_BD / counts.clamp(min=1)[:, None]
     known = (counts > 0) & (present_C > 0)
-    return torch.linalg.vector_norm(local_CD[known] - mean_CD[known], dim=1).sum()
+    apart: Tensor = torch.linalg.vector_norm(local_CD[known] - mean_CD[known], dim=1)
+    return apart.sum()
 
 
 def nearness(z_BD: Tensor, mean_CD: Tensor, present_C: Tensor) -> Tensor:

@@ -34,6 +34,8 @@ _TABLE: dict[str, tuple[str, str]] = {
     "feddyn": ("umbel.strategies.feddyn:FedDyn", "Regularizers that change with each round (Acar et al. 2021)"),
     "fednova": ("umbel.strategies.fednova:FedNova", "Changes averaged by the local step (Wang et al. 2020)"),
     "ditto": ("umbel.strategies.ditto:Ditto", "Personal models drawn to the common one (Li et al. 2021)"),
+    "pfedme": ("umbel.strategies.pfedme:PFedMe", "Personal models by Moreau envelopes (Dinh et al. 2020)"),
+    "apfl": ("umbel.strategies.apfl:APFL", "Mixtures of a local and the global model (Deng et al. 2020)"),
     "fedrod": (
         "umbel.strategies.long_tail.fedrod:FedRoD",
         "A balanced common model, personal heads on top (Chen and Chao 2022)",

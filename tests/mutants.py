@@ -56,6 +56,8 @@ SUITES: dict[str, tuple[str, ...]] = {
     "strategies/fednova.py": ("tests/strategies/test_fednova.py",),
     "strategies/moon.py": ("tests/strategies/test_moon.py",),
     "strategies/ditto.py": ("tests/strategies/test_ditto.py",),
+    "strategies/pfedme.py": ("tests/strategies/test_pfedme.py",),
+    "strategies/apfl.py": ("tests/strategies/test_apfl.py",),
     "strategies/long_tail/fedrod.py": ("tests/strategies/long_tail/test_fedrod.py",),
     "strategies/long_tail/fedetf.py": ("tests/strategies/long_tail/test_fedetf.py",),
     "strategies/long_tail/creff.py": ("tests/strategies/long_tail/test_creff.py",),

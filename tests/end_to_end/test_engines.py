@@ -64,6 +64,8 @@ STRATEGIES = {
     "moon": ("strategy.name=moon", "client.batch_size=8"),
     "fedntd": ("strategy.name=fedntd", "client.batch_size=8"),
     "ditto": ("strategy.name=ditto", "strategy.pull=0.3", "client.batch_size=8"),
+    "pfedme": ("strategy.name=pfedme", "strategy.inner_steps=2", "client.batch_size=8"),
+    "apfl": ("strategy.name=apfl", "client.batch_size=8"),
     "fedrod": ("strategy.name=fedrod", "client.batch_size=8"),
     "creff": ("strategy.name=creff", "strategy.num_features=4", "strategy.match_steps=3", "strategy.retrain_steps=5"),
     "fedetf": ("strategy.name=fedetf", "client.batch_size=8"),

@@ -66,6 +66,8 @@ METHODS = {
     "feddyn": ("strategy.name=feddyn", "strategy.alpha=0.1"),
     "moon": ("strategy.name=moon",),
     "ditto": ("strategy.name=ditto",),
+    "pfedme": ("strategy.name=pfedme", "strategy.inner_steps=2"),
+    "apfl": ("strategy.name=apfl",),
     "fedrod": ("strategy.name=fedrod",),
     "creff": ("strategy.name=creff", "strategy.num_features=4", "strategy.match_steps=3", "strategy.retrain_steps=5"),
     "fedetf": ("strategy.name=fedetf",),

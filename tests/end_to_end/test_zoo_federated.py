@@ -37,6 +37,8 @@ OPTIONS = {
     "moon": ("run.rounds=2",),
     "fedntd": (),
     "ditto": ("run.rounds=2",),
+    "pfedme": ("strategy.inner_steps=2",),
+    "apfl": ("run.rounds=2",),
     "fedrod": (),
     "creff": ("strategy.num_features=4", "strategy.match_steps=3", "strategy.retrain_steps=5"),
     "fedetf": (),

@@ -26,7 +26,6 @@ from umbel.models import norm
 from umbel.models.assemble import assemble
 from umbel.models.base import Model
 from umbel.models.checkpointing import checkpoint_blocks
-from umbel.models.weights import shared_state
 
 _cache: dict[str, Federation] = {}
 _listings: dict[str, Listing] = {}
@@ -171,13 +170,15 @@ def local_names(experiment: Experiment, model: Model) -> frozenset[str]:
         Refusal: Nothing would be left that does not.
     """
     own = norm.batch_norm_names(model) if experiment.model.norm == "local" else frozenset()
-    parts = tuple(f"{part}." for part in strategy_of(experiment).local_parts)
-    local = own | {name for name in model.state_dict() if name.startswith(parts)}
-    if parts and not shared_state(model, local):
+    parts = strategy_of(experiment).local_parts
+    names = set(model.state_dict())
+    body = {name for name in names if not name.startswith("head.")}
+    if parts and not body:
         raise Refusal(
-            f"strategy.name={experiment.strategy.name} keeps the head with each client, and model.name="
-            f"{experiment.model.name} is nothing else.",
+            f"strategy.name={experiment.strategy.name} keeps the {' and the '.join(parts)} with each client, and "
+            f"model.name={experiment.model.name} is a head and nothing else.",
             key="model.name",
             remedy="Choose a model with a body, such as model.name=cnn.",
         )
-    return local
+    kept = {name for name in names if name.startswith(tuple(f"{part}." for part in parts))}
+    return own | kept | (body if "body" in parts else set())

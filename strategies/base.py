@@ -258,7 +258,8 @@ class Strategy(ABC, Generic[S]):
     Class attributes:
         config_class: Frozen dataclass of the method's hyper-parameters.
         own_model: Whether `model` gives all of a model that is not the experiment's alone, as a pair of encoders.
-        local_parts: Names of the model's modules that stay with each client, in its memory, and begin as initialised.
+        local_parts: Names of the model's modules that stay with each client, in its memory, and begin as initialised;
+            `body` is all but the head.
         is_asynchronous: Whether clients begin and end at times of their own, which the strategy says
             (`Phase.clients`, `Phase.ends`).
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from umbel.strategies.base import Setting
 from umbel.strategies.fedavg import FedAvg
-from umbel.strategies.setting import refuse_collapse_of_own_heads
+from umbel.strategies.setting import refuse_collapse_of_own_parts
 
 
 class FedPer(FedAvg):
@@ -31,4 +31,4 @@ class FedPer(FedAvg):
     local_parts = ("head",)
 
     def check(self, setting: Setting) -> None:
-        refuse_collapse_of_own_heads(setting, "fedper")
+        refuse_collapse_of_own_parts(setting, "fedper")

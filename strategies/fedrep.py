@@ -38,7 +38,7 @@ from umbel.strategies.base import (
 )
 from umbel.strategies.fedavg import WEIGHTINGS, FedAvg, State
 from umbel.strategies.fedavg import Config as FedAvgConfig
-from umbel.strategies.setting import refuse_collapse_of_own_heads
+from umbel.strategies.setting import refuse_collapse_of_own_parts
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class FedRep(FedAvg):
     local_parts = ("head",)
 
     def check(self, setting: Setting) -> None:
-        refuse_collapse_of_own_heads(setting, "fedrep")
+        refuse_collapse_of_own_parts(setting, "fedrep")
 
     def every_phase(self) -> tuple[Phase[State], ...]:
         processed = self.num_processed

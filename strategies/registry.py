@@ -34,6 +34,8 @@ _TABLE: dict[str, tuple[str, str]] = {
     "feddyn": ("umbel.strategies.feddyn:FedDyn", "Regularizers that change with each round (Acar et al. 2021)"),
     "fednova": ("umbel.strategies.fednova:FedNova", "Changes averaged by the local step (Wang et al. 2020)"),
     "ditto": ("umbel.strategies.ditto:Ditto", "Personal models drawn to the common one (Li et al. 2021)"),
+    "pfedme": ("umbel.strategies.pfedme:PFedMe", "Personal models by Moreau envelopes (Dinh et al. 2020)"),
+    "apfl": ("umbel.strategies.apfl:APFL", "Mixtures of a local and the global model (Deng et al. 2020)"),
     "fedrod": (
         "umbel.strategies.long_tail.fedrod:FedRoD",
         "A balanced common model, personal heads on top (Chen and Chao 2022)",
@@ -45,8 +47,17 @@ _TABLE: dict[str, tuple[str, str]] = {
     "creff": ("umbel.strategies.long_tail.creff:CReFF", "A classifier re-trained on made features (Shang et al. 2022)"),
     "moon": ("umbel.strategies.moon:MOON", "A contrast with the global and the previous model (Li et al. 2021)"),
     "fedntd": ("umbel.strategies.fedntd:FedNTD", "Distillation of the classes that are not true (Lee et al. 2022)"),
+    "ccvr": (
+        "umbel.strategies.ccvr:CCVR",
+        "A classifier calibrated on draws from all clients' features (Luo et al. 2021)",
+    ),
     "fedper": ("umbel.strategies.fedper:FedPer", "A head of each client's own (Arivazhagan et al. 2019)"),
     "fedrep": ("umbel.strategies.fedrep:FedRep", "Heads first, then the common body (Collins et al. 2021)"),
+    "lgfedavg": ("umbel.strategies.lgfedavg:LGFedAvg", "A body of each client's own (Liang et al. 2020)"),
+    "fedproto": (
+        "umbel.strategies.fedproto:FedProto",
+        "Models of one's own that agree on prototypes of classes (Tan et al. 2022)",
+    ),
     "fedbabu": (
         "umbel.strategies.fedbabu:FedBABU",
         "A body under a fixed head, fine-tuned at the end (Oh et al. 2022)",

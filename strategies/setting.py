@@ -46,6 +46,12 @@ class RunSetting(Protocol):
     def over_sample(self) -> int: ...
     @property
     def deadline(self) -> float: ...
+    @property
+    def until(self) -> str: ...
+    @property
+    def patience(self) -> int: ...
+    @property
+    def budget(self) -> str: ...
 
 
 class SimulationSetting(Protocol):
@@ -100,8 +106,8 @@ class Setting(Protocol):
     def num_sampled(self) -> int: ...
 
 
-def refuse_collapse_of_own_heads(setting: Setting, strategy: str) -> None:
-    """Refuse to measure the collapse of a classifier that clients do not share.
+def refuse_collapse_of_own_parts(setting: Setting, strategy: str) -> None:
+    """Refuse to measure the collapse of a model of which clients do not share features and head.
 
     Args:
         setting: The experiment.
@@ -112,8 +118,8 @@ def refuse_collapse_of_own_heads(setting: Setting, strategy: str) -> None:
     """
     if setting.evaluate.collapse:
         raise Refusal(
-            f"evaluate.collapse=true measures a head that all share, and under strategy.name={strategy} each client "
-            "has its own.",
+            f"evaluate.collapse=true measures features and head of a model that all share, and under strategy.name="
+            f"{strategy} clients have parts of their own.",
             key="evaluate.collapse",
             remedy="Set evaluate.collapse=false.",
         )

@@ -50,7 +50,7 @@ class FinishedRun:
         flower.check(self.experiment)
         self._agreement = agree.kept(self.path)
         self.session = Session(self.experiment, self._agreement)
-        if self.session.strategy.own_model:
+        if self.session.strategy.own_model or not self.session.shared_names:
             raise ExperimentError(
                 f"The clients of {self.path} share no classifier: under strategy.name={self.experiment.strategy.name} "
                 "each has a model of its own. Choose a run of another strategy."

@@ -1,4 +1,4 @@
-"""Bodies that all share under heads that stay: nothing of a head travels, and who trains it when."""
+"""Bodies that all share under heads that stay, and the other way round: what travels, and who trains it when."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from umbel.server.session import Session
 from umbel.strategies.fedbabu import parameters_of
 from umbel.strategies.fedrep import Config, FedRep
 
-NAMES = ("fedper", "fedrep", "fedbabu")
+NAMES = ("fedper", "fedrep", "fedbabu")  # whose head stays; under lgfedavg the body does
 EVERYWHERE = ("evaluate.clients=-1", "evaluate.every=1")
 
 
@@ -47,8 +47,8 @@ def measured(result: RunResult, metric: str) -> list[float]:
     return rows.sort_values("round")["value"].tolist()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_the_head_never_travels(name, tmp_path):
+@pytest.mark.parametrize("name", [*NAMES, "lgfedavg"])
+def test_what_stays_never_travels(name, tmp_path):
     worker = Worker(load("digits", [*SMALL, f"strategy.name={name}"]), tmp_path)
     session = Session(worker.experiment)
     strategy, cohort = session.strategy, (0, 1, 2, 3)
@@ -61,7 +61,29 @@ def test_the_head_never_travels(name, tmp_path):
     trees: list[Any] = [sent.trees["model"], evaluated.trees["model"]]
     trees += [reply.trees["delta"] for reply in outcome.singles.values()]
     whole = session.build_model().state_dict().keys()
-    assert all(tree.keys() == {n for n in whole if not n.startswith("head.")} for tree in trees)
+    assert all(tree.keys() == {n for n in whole if n.startswith("head.") == (name == "lgfedavg")} for tree in trees)
+
+
+def test_from_one_start_body_and_head_are_those_of_fedavg(tmp_path):
+    """A first round of all three is the same training, of which the one averages the body and the other the head."""
+    average, per, lg = (
+        load_file(small_run(tmp_path / n, f"strategy.name={n}", "run.rounds=1").path / "model.safetensors")
+        for n in ("fedavg", "fedper", "lgfedavg")
+    )
+    began = Session(load("digits", [*SMALL])).build_model().state_dict()
+    for name, tensor in average.items():
+        is_head = name.startswith("head.")
+        assert torch.equal(tensor, (lg if is_head else per)[name])
+        assert torch.equal(began[name], (per if is_head else lg)[name])
+
+
+def test_each_client_goes_on_with_its_own_body_under_the_common_head(tmp_path):
+    one, two = (small_run(tmp_path / n, "strategy.name=lgfedavg", *EVERYWHERE, f"run.rounds={n}") for n in "12")
+    kept = [load_file(path) for path in sorted((two.path / "memory").rglob("*.safetensors"))]
+    assert len(kept) >= 4 and not any("head" in name for tree in kept for name in tree)
+    assert not any(torch.equal(a["#own/conv1.weight"], b["#own/conv1.weight"]) for a, b in combinations(kept, 2))
+    losses = measured(two, "loss_mean")
+    assert losses[0] == measured(one, "loss_mean")[0] and losses[1] < losses[0]
 
 
 def test_each_client_goes_on_with_its_own_head(tmp_path):
@@ -143,16 +165,17 @@ def test_virtual_time_counts_the_passes_over_the_head():
     assert phase.num_processed(local, 20) == 3 * 20 + num_processed(local, 20) == 76
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", [*NAMES, "lgfedavg", "fedproto"])
 def test_a_model_that_is_nothing_but_a_head_is_refused(name, tmp_path: Path):
-    with pytest.raises(Refusal, match="is nothing else") as refused:
+    with pytest.raises(Refusal, match="is a head and nothing else") as refused:
         Session(load("digits", [f"strategy.name={name}", "model.name=linear"]))
     assert refused.value.key == "model.name"
 
 
 def test_batch_norm_of_ones_own_stays_beside_the_head(tmp_path):
     own_norm = ("model.sizes={width: 4, hidden: 16, norm: batch}", "model.norm=local", "run.rounds=1")
-    result = small_run(tmp_path, "strategy.name=fedper", *own_norm)
+    assert small_run(tmp_path / "lg", "strategy.name=lgfedavg", *own_norm).summary["num_failures"] == 0
+    result = small_run(tmp_path / "per", "strategy.name=fedper", *own_norm)
     assert result.summary["num_failures"] == 0
     kept = load_file(next((result.path / "memory").rglob("*.safetensors"))).keys()
     assert {"#own/head.weight", "#own/norm1.running_mean", "#own/norm2.weight"} < kept

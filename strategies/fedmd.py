@@ -55,7 +55,7 @@ from umbel.strategies.base import ClientContext, Phase, Predictor, ServerContext
 from umbel.strategies.creamfl.public import fingerprint
 from umbel.strategies.fedavg import WEIGHTINGS, mean_fold
 from umbel.strategies.phase import no_pass
-from umbel.strategies.setting import refuse_collapse_of_own_heads
+from umbel.strategies.setting import refuse_collapse_of_own_parts
 
 _BATCH = 256
 _LOSSES = {"absolute": F.l1_loss, "squared": F.mse_loss}
@@ -166,7 +166,7 @@ class FedMD(Strategy[State]):
         for is_so, key, why, instead in wrong:
             if is_so:
                 raise Refusal(f"strategy.name=fedmd {why}.", key=key, remedy=f"Set {instead}.")
-        refuse_collapse_of_own_heads(setting, "fedmd")
+        refuse_collapse_of_own_parts(setting, "fedmd")
 
     def check_data(self, federation: Federation) -> None:
         if not federation.public.images.shape[1]:

@@ -161,11 +161,13 @@ def _print(console: Console, comparison: Comparison) -> None:
 
     from umbel.simulations.compare import target as targets
     from umbel.simulations.compare.tables import footnote
+    from umbel.simulations.compare.verdict import verdict
 
     console.print()
     table = _table(comparison)
     needed = console.measure(table, options=console.options.update_width(_ANY_WIDTH)).maximum
     console.print(_upright(comparison) if needed > console.width else table)
+    console.print(Text(verdict(comparison), style="bold"))
     console.print(Text(footnote(comparison), style="dim"))
     if comparison.target is not None:
         console.print(f"\n{targets.title(comparison)}", style="bold", highlight=False)

@@ -26,6 +26,7 @@ from umbel.simulations.compare.comparison import Comparison, Member
 from umbel.simulations.compare.prepare import prepare
 from umbel.simulations.compare.settings import check_one_setting
 from umbel.simulations.compare.tables import frame, latex, markdown
+from umbel.simulations.compare.verdict import question, verdict
 
 _ASIDE = "earlier"  # the folder of runs that other code made
 
@@ -210,6 +211,8 @@ def write(comparison: Comparison) -> None:
         "seeds": list(comparison.seeds),
         "reference": reference,
         "main": comparison.main,
+        "question": question(comparison),
+        "verdict": verdict(comparison),
         "best": {measure: comparison.best(measure) for measure in comparison.shown},
         "table": table,
         "runs": runs,

@@ -102,10 +102,10 @@ def footnote(comparison: Comparison) -> str:
     missing += tuning(comparison)
     if len(seeds) < 2:
         said = "One seed: no deviation and no ranking; add seeds, such as --seeds 3."
-        return " ".join([said, *missing, *_unequal(comparison)])
+        return " ".join([said, *missing, *unequal(comparison)])
     shared = comparison.members[0].experiment.data.seed is not None
     partition = "all share one partition" if shared else "each draws its own partition"
-    missing += _unequal(comparison)
+    missing += unequal(comparison)
     parts = [
         f"Mean ± sample standard deviation over {len(seeds)} seeds ({', '.join(map(str, seeds))}; {partition}).",
         *(COLUMNS[measure].meaning for measure in comparison.shown if COLUMNS[measure].meaning),
@@ -135,7 +135,7 @@ def _what_can_be_told(comparison: Comparison) -> str:
     return "* best: p below .05 against every other, corrected over all pairs."
 
 
-def _unequal(comparison: Comparison) -> list[str]:
+def unequal(comparison: Comparison) -> list[str]:
     """Say which strategies cost more or less than the first by over a tenth; seconds vary by themselves."""
     reference, parts = comparison.items[0].label, []
     for item in comparison.items[1:]:

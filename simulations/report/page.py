@@ -24,6 +24,7 @@ from umbel.simulations.compare import target as targets
 from umbel.simulations.compare.comparison import Comparison, Member, read_comparison
 from umbel.simulations.compare.matrix import Matrix, is_matrix, read_matrix
 from umbel.simulations.compare.tables import footnote, table
+from umbel.simulations.compare.verdict import question, verdict
 from umbel.simulations.plots import runs as plots
 from umbel.simulations.report import matrix as report_matrix
 from umbel.simulations.report import pictures
@@ -191,6 +192,8 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
         "path": str(comparison.path),
         "pictures": [_picture(*picture) for picture in pictures.of_comparison(comparison)],
         **_partition(first, comparison.members[0].path, comparison.members[0].summary),
+        "question": question(comparison),
+        "verdict": verdict(comparison),
         "heads": heads,
         "rows": rows,
         "footnote": footnote(comparison),
@@ -236,6 +239,7 @@ def _matrix(matrix: Matrix) -> dict[str, Any]:
     heads, rows = matrix_tables.table(matrix)
     return {
         "kind": "matrix",
+        "verdict": "",
         "title": report_matrix.title(matrix),
         "description": first.experiment.description if first else "",
         "line": " ".join(matrix.overrides),

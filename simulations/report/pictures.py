@@ -8,6 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from umbel.simulations.compare.comparison import Comparison, Member
+from umbel.simulations.compare.verdict import verdict
 from umbel.simulations.plots import metrics as metric_plots
 from umbel.simulations.plots import runs as plots
 from umbel.simulations.report import charts, cost_series
@@ -70,13 +71,19 @@ def main_curves(comparison: Comparison) -> Figure:
 
 def of_comparison(comparison: Comparison) -> Iterator[Picture]:
     """Draw a comparison's runs against each other."""
-    yield main_curves(comparison), "by round of each strategy, what it is judged by"
+    judged = MEASURES[comparison.main or "test_last"]
+    yield main_curves(comparison), f"{judged.title} of each strategy by round. {verdict(comparison)}"
     if panels := _by_cost(comparison):
-        judged = MEASURES[comparison.main or "test_last"]
         title, percent = f"{comparison.members[0].experiment.name}: {judged.title} by its cost", bool(judged.unit.whole)
-        yield metric_plots.by_cost(panels, title, judged.title, percent), "the same by what it cost"
+        yield (
+            metric_plots.by_cost(panels, title, judged.title, percent),
+            f"{judged.title} of each strategy by steps, examples, operations, bytes and seconds",
+        )
     if "virtual_seconds" in comparison.shown:
-        yield _strategies(comparison, comparison.main or "test_last", _over_time), "the same by virtual time"
+        yield (
+            _strategies(comparison, comparison.main or "test_last", _over_time),
+            f"{judged.title} of each strategy by virtual time",
+        )
     for measure in BESIDE:
         if measure in comparison.shown:
             yield _strategies(comparison, measure), f"{MEASURES[measure].title} by round of each strategy"

@@ -69,6 +69,7 @@ def main() -> None:
     strategies = asked.strategies.split(",")
     env = environment()
     words = " ".join(f"--{key} {getattr(asked, key)}" for key in ("data", "partitions", "strategies", "seeds"))
+    words = " ".join([words, *asked.overrides])
     lines = [
         "# NIID-Bench",
         "",

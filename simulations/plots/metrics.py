@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from umbel.simulations.plots.runs import COLOURS, DASHES, DPI, SHADES, new_figure
+from umbel.simulations.plots.runs import COLOURS, DASHES, DPI, MARKS, SHADES, new_figure
 
 # For each kind of cost and each label one mapping from cost to value a seed.
 ByCost = Mapping[str, Mapping[str, Sequence[Mapping[float, float]]]]
@@ -146,8 +146,9 @@ def by_cost(values: ByCost, title: str, ylabel: str, percent: bool) -> Figure:
             places = sorted(set.intersection(*map(set, seeds))) if seeds else []
             means = [float(np.mean([one[place] for one in seeds])) for place in places]
             dash = DASHES[index // len(COLOURS) % len(DASHES)]
-            mark = "o" if len(places) <= 30 else None
-            axes.plot(places, means, dash, color=COLOURS[index % len(COLOURS)], label=label, marker=mark, markersize=3)
+            colour, mark = COLOURS[index % len(COLOURS)], MARKS[index % len(MARKS)]
+            every = max(len(places) // 12, 1)
+            axes.plot(places, means, dash, color=colour, label=label, marker=mark, markersize=3, markevery=every)
         axes.set_xlabel(cost, fontsize=9)
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=5))

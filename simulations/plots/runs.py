@@ -17,6 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
@@ -31,11 +32,15 @@ from umbel.simulations.report import charts
 DPI = 150
 COLOURS = charts.COLOURS
 DASHES = ("-", "--", "-.", ":")
+MARKS = ("o", "s", "^", "D", "v", "P", "X")
 # Pale to dark, so that few looks like few; nothing at all is white.
 SHADES = ListedColormap(colormaps["Blues"](np.linspace(0.12, 1.0, 256)))
 _MAX_LABELS = 60
 _MAX_ROWS = 400
-_LINES_INSIDE = 4  # with more, the legend stands below the axes
+_LINES_BESIDE, _LONGEST_LABEL = 6, 24  # with more, or longer ones, the legend stands below the axes
+_MARKS_OF_A_LINE = 12
+_MOST_SEEDS_SHOWN = 10
+_LABEL_GAP = 0.055  # of the height of the axes, from one label to the next
 
 Counts = NDArray[np.int64]
 Series = Mapping[Any, float]  # by round, or by second
@@ -75,7 +80,9 @@ def curves(
     xlabel: str = "round",
     num_colours: int | None = None,
 ) -> Figure:
-    """Draw a line for each label: the mean over seeds, with a band of one sample standard deviation.
+    """Draw a line for each label: the mean over seeds, behind it the seeds and a band of one standard deviation.
+
+    Colour, mark and the label at its end tell a line from the others; of many the labels stand below.
 
     Args:
         series: For each label one mapping from round (or second) to value a seed; those that all seeds have are drawn.
@@ -87,7 +94,7 @@ def curves(
     """
     figure, axes = new_figure(7.2, 4.2)
     num_colours = num_colours or len(COLOURS)
-    lowest = 0.0
+    lowest, drawn = 0.0, list[Line2D]()
     for index, (label, seeds) in enumerate(series.items()):
         rounds = sorted(set.intersection(*(set(one) for one in seeds))) if seeds else []
         if not rounds:
@@ -97,9 +104,21 @@ def curves(
         lowest = min(lowest, float(mean_R.min()))
         colour = COLOURS[index % num_colours]
         dash = DASHES[index // num_colours % len(DASHES)]
-        mark = "o" if len(rounds) <= 30 else None
-        axes.plot(rounds, mean_R, dash, color=colour, label=label, marker=mark, markersize=3.5, linewidth=1.8)
+        places = max(len(rounds) // _MARKS_OF_A_LINE, 1)
+        drawn += axes.plot(
+            rounds,
+            mean_R,
+            dash,
+            color=colour,
+            label=label,
+            marker=MARKS[index % len(MARKS)],
+            markevery=places,
+            markersize=4,
+            linewidth=1.8,
+        )
         if len(seeds) > 1:
+            for values_R in values_SR if len(seeds) <= _MOST_SEEDS_SHOWN else ():
+                axes.plot(rounds, values_R, dash, color=colour, alpha=0.3, linewidth=0.7)
             spread_R = values_SR.std(axis=0, ddof=1)
             axes.fill_between(rounds, mean_R - spread_R, mean_R + spread_R, color=colour, alpha=0.16, linewidth=0)
     axes.set_xmargin(0.012)
@@ -112,11 +131,48 @@ def curves(
         low, high = axes.get_ylim()
         axes.set_ylim(max(low, 0.0) if lowest == 0 else low, min(high, 1.0) if high <= 1.0 else 1.005)
     axes.grid(axis="y", alpha=0.3, linewidth=0.6)
-    if len(axes.lines) > _LINES_INSIDE:
+    if len(drawn) > _LINES_BESIDE or any(len(str(line.get_label())) > _LONGEST_LABEL for line in drawn):
         _legend_below(figure, axes)
-    elif len(series) > 1 and axes.lines:
-        axes.legend(frameon=False, loc="best", fontsize=9)
+    elif len(series) > 1 and drawn:
+        _label_ends(axes, drawn)
     return figure
+
+
+def _label_ends(axes: Axes, lines: Sequence[Line2D]) -> None:
+    """Write each line's label beside its end, in its colour, so far apart that they can be read."""
+    low, high = axes.get_ylim()
+    by_end = sorted(lines, key=lambda line: float(np.asarray(line.get_ydata())[-1]))
+    ends = [float(np.asarray(line.get_ydata())[-1]) for line in by_end]
+    for line, place in zip(by_end, apart(ends, _LABEL_GAP * (high - low)), strict=True):
+        axes.annotate(
+            str(line.get_label()),
+            (1.0, place),
+            (6, 0),
+            xycoords=("axes fraction", "data"),
+            textcoords="offset points",
+            color=line.get_color(),
+            fontsize=9,
+            va="center",
+        )
+
+
+def apart(places: Sequence[float], gap: float) -> list[float]:
+    """Return ascending places moved as little as it takes for neighbours to be `gap` apart.
+
+    Those that are too near are spread about their mean, together with others that this would touch.
+    """
+    groups: list[list[float]] = []
+    for place in places:
+        groups.append([place])
+        while len(groups) > 1 and _spread(groups[-1], gap)[0] - _spread(groups[-2], gap)[-1] < gap:
+            last = groups.pop()
+            groups[-1] += last
+    return [place for group in groups for place in _spread(group, gap)]
+
+
+def _spread(group: Sequence[float], gap: float) -> list[float]:
+    middle = sum(group) / len(group)
+    return [middle + gap * (number - (len(group) - 1) / 2) for number in range(len(group))]
 
 
 def _legend_below(figure: Figure, axes: Axes, num_columns: int = 3) -> None:

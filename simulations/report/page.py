@@ -34,6 +34,7 @@ from umbel.simulations.report.measures import COLUMNS
 from umbel.simulations.tune.results import table as tuning_table
 
 _TEMPLATES = Path(__file__).parent / "templates"
+_MOST_PARTITIONS = 9  # of seeds beside the first
 
 
 def report(paths: Sequence[str | Path], output: Path | None = None) -> Path:
@@ -88,6 +89,7 @@ def _run(folder: Path) -> dict[str, Any]:
     heads, facts = report_rows.client_facts(report_series.of_clients(metrics))
     return {
         "kind": "run",
+        "partitions": [],
         "title": f"{experiment.name}: {content['strategy']}, seed {content['seed']}",
         "description": experiment.description,
         "line": describe(experiment),
@@ -137,7 +139,7 @@ def _partition(experiment: Experiment, folder: Path, content: Mapping[str, Any])
         *of_sites,
     ]
     figure = plots.heat_map(counts, names, title(experiment))
-    picture = _picture(figure, "examples of each class at each client")
+    picture = _picture(figure, f"examples of each class at each client. {title(experiment)}")
     return {"partition": picture, "partition_note": "", "partition_facts": rows}
 
 
@@ -197,6 +199,7 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
         "heads": heads,
         "rows": rows,
         "footnote": footnote(comparison),
+        "partitions": _other_partitions(comparison),
         "tuned": tuning_table(comparison.tuned, labels) if comparison.tuned else None,
         "target": None
         if comparison.target is None
@@ -207,6 +210,15 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
         "environment": report_rows.flat(environment),
         "command": _compare_command(comparison),
     }
+
+
+def _other_partitions(comparison: Comparison) -> list[dict[str, str]]:
+    """Return heat maps of the partitions of the seeds after the first, some of them where there are many."""
+    if comparison.members[0].experiment.data.seed is not None:
+        return []  # all seeds share one
+    own = comparison.of(comparison.items[0].label)[1 : 1 + _MOST_PARTITIONS]
+    found = [_partition(member.experiment, member.path, member.summary)["partition"] for member in own]
+    return [each for each in found if each]
 
 
 def _main(member: Member, measure: str | None) -> str:

@@ -104,8 +104,13 @@ class Progress:
 
     @property
     def spent_so_far(self) -> dict[str, float]:
-        """What the run has cost up to now, as its metrics keep it: images that went through a model by its spec."""
-        found = {what: cost for what, cost in self.counted_costs.items() if what != "seconds"}
+        """What the run has cost up to now, as its metrics keep it: the same whatever it was interrupted by.
+
+        So bytes are those of tensors alone, for framing has the run's and the attempt's names in it; and images that
+        went through a model stand there by its spec.
+        """
+        found = {what: self.cost(what) for what in ("steps", "examples")}
+        found["bytes"] = self.bytes_down["tensors"] + self.bytes_up["tensors"]
         for side in self.passes.values():
             for spec, counts in side.items():
                 for way, number in counts.items():

@@ -60,6 +60,6 @@ COST_AXES = {
     "steps": ("steps of training", 1.0),
     "examples": ("examples trained on", 1.0),
     "flops": ("GFLOP", 1e9),
-    "bytes": ("MB moved", 1e6),
+    "bytes": ("MB of tensors moved", 1e6),
     "seconds": ("seconds", 1.0),
 }

@@ -111,6 +111,7 @@ def test_without_personal_heads_clients_are_evaluated_with_the_generic_model(of)
 def test_measuring_collapse_adds_rows_and_changes_none(of):
     def rows(result: RunResult) -> Counter[tuple[str, ...]]:
         kept = result.metrics[["round", "side", "client", "split", "metric", "value"]]
+        kept = kept[kept["split"] != "costs"]  # to look is work, too
         return Counter(tuple(map(str, row)) for row in kept.itertuples(index=False))
 
     plain, measured = rows(of()), rows(of("collapse=1"))

@@ -190,8 +190,11 @@ def list_(kind: str, part: str, as_json: bool) -> None:
 @main.command(short_help="Make an HTML report of runs or of a comparison.")
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @click.option("--output", "-o", type=click.Path(dir_okay=False, path_type=Path), help="The HTML file to write.")
+@click.option(
+    "--figures", type=click.Path(file_okay=False, path_type=Path), help="A folder for SVG and PDF of each picture."
+)
 @guarded
-def report(paths: tuple[str, ...], output: Path | None) -> None:
+def report(paths: tuple[str, ...], output: Path | None, figures: Path | None) -> None:
     """Make one self-contained HTML file of the runs or the comparison at PATH.
 
     It holds summary, curves, accuracy by class and by client, the partition, times, bytes, failures, the hash
@@ -200,12 +203,12 @@ def report(paths: tuple[str, ...], output: Path | None) -> None:
     \b
     Examples:
       umbel report results/digits-fedavg-s0-20260105-101500
-      umbel report results/compare-digits
+      umbel report results/compare-digits --figures paper/figures
       umbel report results/a results/b --output both.html
     """  # noqa: D301 - click reads the backspace as "keep these lines"
     from umbel.simulations.report.page import report as write
 
-    click.echo(str(write(paths, output)))
+    click.echo(str(write(paths, output, figures)))
 
 
 main.add_command(bench)

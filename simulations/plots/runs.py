@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib import colormaps
 from matplotlib.axes import Axes
@@ -55,20 +56,40 @@ def new_figure(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def png(figure: Figure) -> bytes:
-    """Return a figure as PNG; equal figures give equal bytes."""
+# What of a file would differ from one time to the next, by kind of file.
+_UNSAID: dict[str, dict[str, None]] = {
+    "png": {"Software": None},
+    "svg": {"Date": None},
+    "pdf": {"CreationDate": None},
+}
+
+
+def drawn(figure: Figure, kind: str, transparent: bool = False) -> bytes:
+    """Return a figure as a file; equal figures give equal bytes.
+
+    Args:
+        figure: The figure.
+        kind: `png`, `svg` or `pdf`; text stays text in the last two.
+        transparent: Leave out what is behind.
+    """
     buffer = io.BytesIO()
-    with warnings.catch_warnings():
+    as_text = mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "umbel", "pdf.fonttype": 42})
+    with warnings.catch_warnings(), as_text:
         # Names and texts in scripts that the font lacks are drawn as boxes; the picture is worth having.
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure.savefig(buffer, format="png", dpi=DPI, metadata={"Software": None})
+        figure.savefig(buffer, format=kind, dpi=DPI, transparent=transparent, metadata=_UNSAID[kind])
     return buffer.getvalue()
 
 
+def png(figure: Figure) -> bytes:
+    """Return a figure as PNG; equal figures give equal bytes."""
+    return drawn(figure, "png")
+
+
 def save(figure: Figure, path: Path) -> Path:
-    """Write a figure as PNG."""
+    """Write a figure as PNG, SVG or PDF, by the file's suffix."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(path, png(figure))
+    write_bytes(path, drawn(figure, path.suffix.removeprefix(".")))
     return path
 
 

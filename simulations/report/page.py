@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import math
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from umbel.simulations.compare.comparison import Comparison, Member, read_compar
 from umbel.simulations.compare.matrix import Matrix, is_matrix, read_matrix
 from umbel.simulations.compare.tables import footnote, table
 from umbel.simulations.compare.verdict import question, verdict
+from umbel.simulations.plots import inline
 from umbel.simulations.plots import runs as plots
 from umbel.simulations.report import matrix as report_matrix
 from umbel.simulations.report import pictures
@@ -34,15 +36,17 @@ from umbel.simulations.report.measures import COLUMNS
 from umbel.simulations.tune.results import table as tuning_table
 
 _TEMPLATES = Path(__file__).parent / "templates"
+_LONGEST_NAME = 60  # letters
 _MOST_PARTITIONS = 9  # of seeds beside the first
 
 
-def report(paths: Sequence[str | Path], output: Path | None = None) -> Path:
+def report(paths: Sequence[str | Path], output: Path | None = None, figures: Path | None = None) -> Path:
     """Write the report of runs or of comparisons.
 
     Args:
         paths: Folders of runs, or of comparisons, in one setting or several.
         output: The file; None is report.html in the folder, or in the folder that holds all of several.
+        figures: A folder to write each picture to as well, as SVG and PDF, in the order of the report.
 
     Raises:
         ExperimentError: A path is neither a finished run nor a comparison.
@@ -66,7 +70,24 @@ def report(paths: Sequence[str | Path], output: Path | None = None) -> Path:
     template = environment.get_template("report.html.jinja")
     name = sections[0]["title"] if len(sections) == 1 else f"{len(sections)} results"
     write_text(target, template.render(title=name, sections=sections))
+    if figures is not None:
+        _write_figures(sections, figures.expanduser())
     return target
+
+
+def _write_figures(sections: Sequence[Mapping[str, Any]], folder: Path) -> None:
+    """Write the pictures of sections, numbered and named by their titles; what umbel explain drew has files already."""
+    shown = [each for s in sections for each in (*s["pictures"], s.get("partition"), *s["partitions"]) if each]
+    for number, picture in enumerate(shown, start=1):
+        for suffix in ("svg", "pdf"):
+            plots.save(picture["figure"], folder / f"{number:02d}-{_stem(picture['figure'])}.{suffix}")
+
+
+def _stem(figure: Figure) -> str:
+    """Return a figure's title as a file's name."""
+    titles = [figure.get_suptitle(), *(axes.get_title(loc="left") for axes in figure.axes)]
+    text = next((title for title in titles if title), "picture")
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:_LONGEST_NAME].rstrip("-") or "picture"
 
 
 def write_pictures(comparison: Comparison) -> None:
@@ -166,8 +187,11 @@ def _embedded(content: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
-def _picture(figure: Figure, alternative: str) -> dict[str, str]:
-    return {"source": _embedded(plots.png(figure)), "alternative": alternative}
+def _picture(figure: Figure, alternative: str) -> dict[str, Any]:
+    """Return a figure as SVG in the page's colours where that can be, else as PNG."""
+    if (drawn := inline.svg(figure, alternative)) is not None:
+        return {"svg": drawn, "alternative": alternative, "figure": figure}
+    return {"source": _embedded(plots.png(figure)), "alternative": alternative, "figure": figure}
 
 
 def _run_command(folder: Path, experiment: Experiment) -> str:
@@ -212,7 +236,7 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
     }
 
 
-def _other_partitions(comparison: Comparison) -> list[dict[str, str]]:
+def _other_partitions(comparison: Comparison) -> list[dict[str, Any]]:
     """Return heat maps of the partitions of the seeds after the first, some of them where there are many."""
     if comparison.members[0].experiment.data.seed is not None:
         return []  # all seeds share one
@@ -251,6 +275,7 @@ def _matrix(matrix: Matrix) -> dict[str, Any]:
     heads, rows = matrix_tables.table(matrix)
     return {
         "kind": "matrix",
+        "partitions": [],
         "verdict": "",
         "title": report_matrix.title(matrix),
         "description": first.experiment.description if first else "",

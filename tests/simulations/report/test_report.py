@@ -40,9 +40,9 @@ def test_a_report_is_one_file_that_loads_nothing(folder: Path) -> None:
     assert "https:" not in page
     sources = re.findall(r"(?:src|href)=\"([^\"]{0,22})", page)
     assert len(sources) >= 3
-    assert set(sources) == {"data:image/png;base64,"}
+    assert {source for source in sources if not source.startswith("#")} == {"data:image/png;base64,"}
     assert "<script" not in page
-    assert "url(" not in page
+    assert "url(" not in page.replace("url(#", "")  # the last are parts of the page
 
 
 def test_a_report_says_what_reproduces_the_run(folder: Path) -> None:

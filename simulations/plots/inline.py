@@ -1,0 +1,51 @@
+"""Figures as SVG within a page, drawn in the page's own colours, so that they are read in light and in dark.
+
+What is black becomes the page's text colour, and each colour of `charts.COLOURS` a variable of the page's styles
+(`--c0`, `--c1`, ...). Text stays text. A figure with an image in it, such as a heat map, has its colours from a scale
+that means something on white only: it stays a PNG, and so does one that would be too long as SVG.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from html import escape
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from umbel.simulations.plots.runs import COLOURS, drawn
+
+LONGEST = 400_000  # letters
+_BLACK = "#000000"
+_HEAD = re.compile(r"^.*?(?=<svg)|<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", re.DOTALL)
+_OPENS = re.compile(r"<svg\b[^>]*?viewBox=\"([^\"]*)\"[^>]*>", re.DOTALL)
+_NAMES = re.compile(r"(\bid=\"|\bxlink:href=\"#|url\(#)")
+
+
+def svg(figure: Figure, alternative: str) -> str | None:
+    """Return a figure as an element for a page; None if it is better shown as PNG. Equal figures give equal elements.
+
+    Args:
+        figure: The figure.
+        alternative: What it shows, for those who cannot see it.
+    """
+    if any(map(_needs_its_scale, figure.axes)):
+        return None
+    text = drawn(figure, "svg", transparent=True).decode()
+    if len(text) > LONGEST:
+        return None
+    name = f"f{hashlib.sha256(text.encode()).hexdigest()[:8]}"  # before the names within it, which pages share
+    text = _HEAD.sub("", text)
+    text = _NAMES.sub(lambda found: f"{found[1]}{name}-", text).replace("xlink:href", "href")
+    opened = f'<svg class="plot" role="img" viewBox="\\1" aria-label="{escape(alternative)}">'
+    text = _OPENS.sub(lambda found: found.expand(opened.replace("\\1", found[1])), text, count=1)
+    for number, colour in enumerate(COLOURS):
+        if colour != _BLACK:
+            text = text.replace(colour.lower(), f"var(--c{number})")
+    return text.replace(_BLACK, "currentColor").strip()
+
+
+def _needs_its_scale(axes: Axes) -> bool:
+    """Say whether axes have something whose colours stand for values."""
+    return bool(axes.images) or any(each.get_array() is not None for each in axes.collections)

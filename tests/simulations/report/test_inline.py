@@ -1,0 +1,72 @@
+"""Figures as a part of a page, in its colours."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+from matplotlib.figure import Figure
+
+from tests.helpers import small_run
+from umbel.simulations.plots import inline
+from umbel.simulations.plots.runs import COLOURS, curves, heat_map, save
+from umbel.simulations.report.page import report
+
+NASTY = '<b onload="x">&amp; "q"'
+
+
+def lines(number: int = 2, title: str = "title") -> Figure:
+    return curves({f"line {n}": [{1: 0.1 * n, 2: 0.2}] for n in range(number)}, title, "accuracy")
+
+
+def test_it_has_the_colours_of_the_page_and_none_of_its_own() -> None:
+    drawn = inline.svg(lines(6), "six lines")
+    assert drawn is not None and drawn.startswith("<svg ") and drawn.endswith("</svg>")
+    for number in range(6):
+        assert f"var(--c{number})" in drawn and COLOURS[number].lower() not in drawn
+    assert "currentColor" in drawn and "#000000" not in drawn and "#ffffff" not in drawn
+    assert "http" not in drawn and "<metadata" not in drawn and "<style" not in drawn
+
+
+def test_names_within_it_are_nobody_elses_and_all_there() -> None:
+    first, second = inline.svg(lines(2), "a"), inline.svg(lines(3), "a")
+    assert first is not None and second is not None
+    own, other = (set(re.findall(r"\bid=\"([^\"]*)", text)) for text in (first, second))
+    assert own and not own & other
+    assert set(re.findall(r"(?:href=\"|url\()#([^\")]*)", first)) <= own
+    assert inline.svg(lines(2), "a") == first
+
+
+def test_texts_are_texts_and_harmless() -> None:
+    drawn = inline.svg(curves({NASTY: [{1: 0.1}], "b": [{1: 0.2}]}, NASTY, "y"), NASTY)
+    assert drawn is not None
+    parsed = ElementTree.fromstring(drawn)
+    assert parsed.get("aria-label") == NASTY and parsed.get("role") == "img"
+    assert [text.text for text in parsed.iter("text")].count(NASTY) == 2
+    assert not list(parsed.iter("b")) and {element.tag for element in parsed.iter()} <= {
+        "svg", "g", "path", "defs", "use", "text", "clipPath", "rect"
+    }  # fmt: skip
+
+
+def test_what_needs_its_scale_and_what_is_too_long_stays_a_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert inline.svg(heat_map(np.ones((3, 2), dtype=np.int64), ["a", "b"], "t"), "a map") is None
+    monkeypatch.setattr(inline, "LONGEST", 100)
+    assert inline.svg(lines(), "lines") is None
+
+
+@pytest.mark.parametrize(("suffix", "start"), [("svg", b"<?xml"), ("pdf", b"%PDF"), ("png", b"\x89PNG")])
+def test_equal_figures_are_equal_files(tmp_path: Path, suffix: str, start: bytes) -> None:
+    first, second = (save(lines(), tmp_path / f"{name}.{suffix}").read_bytes() for name in "ab")
+    assert first == second and first.startswith(start)
+
+
+def test_all_pictures_of_a_report_are_files_when_asked_for(tmp_path: Path) -> None:
+    folder = small_run(tmp_path).path
+    page = report([folder], figures=tmp_path / "figures").read_text(encoding="utf-8")
+    names = sorted(path.name for path in (tmp_path / "figures").iterdir())
+    shown = page.count('<svg class="plot"') + page.count("<img ")
+    assert len(names) == 2 * shown and names[0] == "01-accuracy-by-round.pdf" and names[1].endswith(".svg")
+    assert 'class="plot"' in page and "data:image/png" in page  # curves, and who has which classes

@@ -33,5 +33,8 @@ def assemble(
     Raises:
         Refusal: As `umbel.models.build`, or an operator does not fit.
     """
-    model = operators.apply(registry.build(name, num_classes, image_size, in_channels, **sizes), operators_)
+    model = registry.build(name, num_classes, image_size, in_channels, **sizes)
+    if operators_:
+        said = [name, num_classes, image_size, in_channels, dict(sizes), dict(operators_)]
+        model = registry.specified(operators.apply(model, operators_), said)
     return norm.replace_batch_norm(model, norm.GROUPS[norm_rule]) if norm_rule in norm.GROUPS else model

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from umbel.models import registry
+from umbel.models.assemble import assemble
 from umbel.models.base import Model
 from umbel.models.weights import shared_state
 
@@ -105,8 +106,10 @@ def macs_of(spec: str) -> tuple[int, int]:
     Raises:
         ValueError: It is none, or of a model that cannot be built here.
     """
-    name, num_classes, image_size, in_channels, sizes = json.loads(spec)
-    model = _build(name, num_classes, image_size, in_channels, sizes)
+    name, num_classes, image_size, in_channels, sizes, *operators = json.loads(spec)
+    with torch.device("meta"):
+        put_in = operators[0] if operators else {}
+        model = assemble(name, num_classes, image_size, in_channels, sizes=sizes, operators_=put_in, norm_rule="")
     return macs(model), model.head.weight.numel()
 
 
@@ -125,8 +128,9 @@ def flops(passes: Mapping[str, Mapping[str, int]]) -> float:
     try:
         for spec, counts in passes.items():
             whole, head = macs_of(spec)
-            total += 2 * (whole * (counts["forward"] + 2 * counts["backward"]) + head * counts["head"])
-    except (ValueError, TypeError, RuntimeError):
+            through = counts.get("forward", 0) + 2 * counts.get("backward", 0)
+            total += 2 * (whole * through + head * counts.get("head", 0))
+    except Exception:  # noqa: BLE001 - a model of somebody's own may raise anything, and is then not known here
         return math.nan
     return float(total)
 

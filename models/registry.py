@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -136,7 +136,20 @@ def build(name: str, num_classes: int, image_size: int | None = None, in_channel
         model = own.build(name, factory, num_classes, size, in_channels, **sizes)
     else:
         model = _build(name, factory, num_classes, size, in_channels, sizes, known)
-    model.spec = json.dumps([name, num_classes, size, in_channels, sizes], sort_keys=True, default=str)
+    return specified(model, [name, num_classes, size, in_channels, sizes])
+
+
+# The specs of all models that this process has built.
+built: dict[str, None] = {}
+
+
+def specified(model: Model, said: Sequence[object]) -> Model:
+    """Return a model whose spec says what it was built by; models within it, which it has gone through, have none."""
+    for module in model.modules():
+        if isinstance(module, Model):
+            module.spec = ""
+    model.spec = json.dumps(said, sort_keys=True, default=str)
+    built[model.spec] = None
     return model
 
 

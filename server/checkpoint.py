@@ -37,7 +37,6 @@ from umbel.strategies.base import ServerContext, Strategy
 
 _NAME = re.compile(r"round-(\d{6,})")
 _KEEP = 2
-_MOST_MODELS = 16  # that a run tells apart; nodes may name any
 _CONTENT, _STATE, _BEST, _METRICS = "checkpoint.json", "state.safetensors", "best.safetensors", "metrics.parquet"
 
 
@@ -59,6 +58,7 @@ class Progress:
         bytes_up: The same that they sent.
         spent: What training cost so far, `clients` and `server`: `steps` and `examples` (`umbel.core.spent`).
         passes: Images that went through models, on both sides: by the model's `spec` (`umbel.core.spent.Passes`).
+        models: Specs of the models that the server has built: those that nodes may say that images went through.
         num_failures: Replies that were left out.
         coverage: Selected clients and good replies by phase and round (`umbel.server.coverage.Row`).
         turns: Of each client that was asked, when it took part last (`umbel.server.coverage.Turn`).
@@ -84,6 +84,7 @@ class Progress:
         default_factory=lambda: {side: {"steps": 0, "examples": 0} for side in ("clients", "server")}
     )
     passes: dict[str, dict[str, dict[str, int]]] = field(default_factory=lambda: {"clients": {}, "server": {}})
+    models: list[str] = field(default_factory=list)
     num_failures: int = 0
     coverage: list[Row] = field(default_factory=list)
     turns: dict[str, Turn] = field(default_factory=dict)
@@ -98,9 +99,8 @@ class Progress:
         self.spent[side]["examples"] += spent.examples
         passes = self.passes[side]
         for spec, more in spent.passes.items():
-            if spec in passes or len(passes) < _MOST_MODELS:
-                before = passes.get(spec, {})
-                passes[spec] = {way: before.get(way, 0) + number for way, number in asdict(more).items()}
+            before = passes.get(spec, {})
+            passes[spec] = {way: before.get(way, 0) + number for way, number in asdict(more).items()}
 
     @property
     def spent_so_far(self) -> dict[str, float]:

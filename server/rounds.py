@@ -18,8 +18,9 @@ from umbel.core.records import BadReplyError, has_diverged
 from umbel.core.refusal import Refusal
 from umbel.core.schedule import parse_until
 from umbel.core.settled import settled
-from umbel.core.spent import counted
+from umbel.core.spent import Spent, counted
 from umbel.core.wire.work import ClientTime, Work
+from umbel.models import registry
 from umbel.server import checkpoint, endings, evaluation
 from umbel.server.checkpoint import Checkpoint, Progress
 from umbel.server.coverage import RoundCoverage, lost
@@ -168,12 +169,13 @@ class FederatedRun:
                 self.folder.add(round_, "server", "train", values, seconds, phase=phase.name)
         progress.round, progress.num_rounds = round_, total
         progress.seconds["total"] = time.monotonic() - self._began
-        self.folder.add(round_, "server", "costs", progress.spent_so_far, progress.seconds["total"])
         progress.ended = endings.over_budget(self.session.experiment.run, progress)
         is_last = round_ == total or bool(progress.ended)
         if is_last:
             with self._stage("server", progress):
                 state = self._finite(strategy.finish(state, context), round_, "finish")
+        progress.seconds["total"] = time.monotonic() - self._began
+        self.folder.add(round_, "server", "costs", progress.spent_so_far, progress.seconds["total"])
         try:
             if metrics := self._evaluate(exchange, state, round_, is_last, progress, coverage):
                 self._judge(metrics, state, progress)
@@ -271,19 +273,33 @@ class FederatedRun:
         self.folder.add(work.round, "clients", "train", values, seconds, phase=work.phase)
         return folded
 
+    def _known(self, spent: Spent, progress: Progress) -> Spent:
+        """Return what nodes say that training cost, without models that nobody here has built: a name is free text."""
+        progress.models = sorted(registry.built.keys() | set(progress.models))
+        known = {spec: each for spec, each in spent.passes.items() if spec in progress.models}
+        if len(known) < len(spent.passes):
+            self._notice_once(
+                "A node counts images that went through a model which the server has not built; its operations are "
+                "not counted."
+            )
+        return replace(spent, passes=known)
+
+    def _notice_once(self, text: str) -> None:
+        if text not in self._noticed:
+            self._noticed.add(text)
+            self.listener.notice(text)
+
     def _account(self, report: Report, work: Work, progress: Progress) -> None:
         progress.bytes_down["tensors"] += report.bytes_down
         progress.bytes_down["framing"] += report.framing_down
         progress.bytes_up["tensors"] += report.bytes_up
         progress.bytes_up["framing"] += report.framing_up
         if work.phase != EVALUATE:  # to fine-tune for an evaluation is no part of training
-            progress.spend("clients", report.spent)
+            progress.spend("clients", self._known(report.spent, progress))
         progress.num_failures += len(report.failures)
         self._times[work.phase] = report.times
         for text in dict.fromkeys(report.notices):
-            if text not in self._noticed:
-                self._noticed.add(text)
-                self.listener.notice(text)
+            self._notice_once(text)
         for client in report.remembered:
             progress.memories[str(client)] = (work.round, work.step, work.attempt)
         for client, (node, reason) in sorted(report.failures.items()):

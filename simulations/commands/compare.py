@@ -132,7 +132,7 @@ def compare(
             click.echo(str(prepared.path))
             return
         where = ["--output", str(output)] if output else []
-        where += ["--budget", asked_for.budget] if asked_for.budget != "rounds" else []
+        where += ["--budget", asked_for.budget]
         where += [word for each in sweep for word in ("--sweep", each)]
         where += ["--target", f"{target:g}"] if target is not None else []
         where += ["--tuned", str(tuned)] if tuned else []
@@ -169,7 +169,7 @@ def _print(console: Console, comparison: Comparison) -> None:
     console.print(_upright(comparison) if needed > console.width else table)
     console.print(Text(verdict(comparison), style="bold"))
     console.print(Text(footnote(comparison), style="dim"))
-    if comparison.target is not None:
+    if targets.is_asked(comparison):
         console.print(f"\n{targets.title(comparison)}", style="bold", highlight=False)
         console.print(_drawn(*targets.table(comparison)))
     console.print()

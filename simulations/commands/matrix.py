@@ -89,7 +89,10 @@ def leave_with(console: Console, matrix: Matrix, again: str) -> None:
     for name, what in (
         ("table.md", "this table"),
         ("report.html", "all of it; open it in a browser"),
-        ("*/report.html", "that of each setting"),
+        (
+            "*/report.html",
+            "that of each setting" if matrix.target is None else "that of each setting, with what the target took",
+        ),
     ):
         console.print(f"{matrix.path}/{name}", style="cyan", end="  ", soft_wrap=True)
         console.print(what, style="dim", soft_wrap=True)

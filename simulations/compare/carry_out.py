@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from umbel.conf.errors import ExperimentError
 from umbel.core.files import plain, write_sealed, write_text
 from umbel.server import reading
 from umbel.server.listener import Both, Listener
@@ -23,8 +24,7 @@ from umbel.simulations import api
 from umbel.simulations.commands.watcher import Watcher
 from umbel.simulations.compare import target as targets
 from umbel.simulations.compare.comparison import Comparison, Member
-from umbel.simulations.compare.prepare import prepare
-from umbel.simulations.compare.settings import check_one_setting
+from umbel.simulations.compare.settings import prepare_matrix, wanted
 from umbel.simulations.compare.tables import frame, latex, markdown
 from umbel.simulations.compare.verdict import question, verdict
 
@@ -34,12 +34,12 @@ _ASIDE = "earlier"  # the folder of runs that other code made
 def compare(
     experiment: str,
     *overrides: str,
-    strategies: str | Sequence[str],
-    seeds: int | Sequence[int] = 3,
+    strategies: str | Sequence[str] = "",
+    seeds: int | Sequence[int] | None = None,
     output: str | Path | None = None,
     listener: Watcher | None = None,
     fresh: bool = False,
-    budget: str = "rounds",
+    budget: str | None = None,
     keep: bool = False,
     tuned: str | Path | None = None,
     untuned: str | Sequence[str] = "",
@@ -47,16 +47,18 @@ def compare(
 ) -> Comparison:
     """Run an experiment with several strategies and seeds; the command line does the same.
 
+    What is not given is what the experiment's block `compare` says.
+
     Args:
         experiment: Name of a shipped experiment, or path of a YAML file.
         overrides: `key=value` each, for all runs.
         strategies: Such as `fedavg,fedprox(mu=0.1),scaffold`, or a sequence of such names; the first is the reference.
-        seeds: How many, counted from `run.seed`, or the seeds themselves.
+        seeds: How many, counted from `run.seed`, or the seeds themselves; 3 where nobody says.
         output: The comparison's folder; None is `compare-<experiment>` in `run.results`.
         listener: Told of everything that happens.
         fresh: Run everything anew.
         budget: What all strategies have equally much of: `rounds`, `steps`, `examples`, `flops`, `bytes` or
-            `seconds`.
+            `seconds`; rounds where nobody says.
         keep: Use runs again that other code has made; else they are run anew, and what there was is put aside.
         tuned: Folder of `umbel.tune`, whose values each strategy has.
         untuned: Strategies that were not tuned and have the experiment's own values; the table says so.
@@ -67,12 +69,21 @@ def compare(
         ExperimentError: Something is refused; nothing has started.
         RunStoppedError: A run could not go on; the same call goes on with it.
     """
-    check_one_setting(experiment, overrides)
     names = strategies if isinstance(strategies, str) else ",".join(strategies)
-    numbers = str(seeds) if isinstance(seeds, int) else "".join(f"{seed}," for seed in seeds)
+    numbers = str(seeds) if isinstance(seeds, int) else "".join(f"{seed}," for seed in seeds or ())
     others = untuned if isinstance(untuned, str) else ",".join(untuned)
-    prepared = prepare(experiment, names, numbers, overrides, output, budget, tuned, others)
-    return carry_out(dataclasses.replace(prepared, target=target), listener, fresh, keep)
+    asked_for = wanted(experiment, overrides, names, numbers, budget)
+    if asked_for.settings:
+        raise ExperimentError(
+            f"{experiment} has a block `sweep` of {len(asked_for.settings)} settings, and `umbel.compare` takes one.",
+            key="sweep",
+            remedy="Use umbel.compare_settings, or set the keys of one of them.",
+        )
+    told = listener or Watcher()
+    for notice in asked_for.notices:
+        told.notice(notice)
+    prepared = prepare_matrix(experiment, asked_for, overrides, output, tuned, others).aiming(target)
+    return carry_out(prepared.cells[0].comparison, told, fresh, keep)
 
 
 def carry_out(
@@ -219,7 +230,7 @@ def write(comparison: Comparison) -> None:
         "failed": list(comparison.failed),
         "target": comparison.target,
     }
-    if comparison.target is not None:
+    if targets.is_asked(comparison):
         content["reached"] = targets.as_dict(comparison)
     write_sealed(comparison.path / "comparison.json", plain(content))
     write_text(comparison.path / "table.md", markdown(comparison) + targets.markdown(comparison))

@@ -45,6 +45,7 @@ def compare_settings(
     keep: bool = False,
     tuned: str | Path | None = None,
     untuned: str | Sequence[str] = "",
+    target: float | None = None,
 ) -> Matrix:
     """Run an experiment in several settings, in each with several strategies and seeds; `umbel compare` does the same.
 
@@ -61,6 +62,7 @@ def compare_settings(
         keep: Use runs again that other code has made.
         tuned: Folder of `umbel.tune`, whose values each strategy has in all settings.
         untuned: Strategies that were not tuned and have the experiment's own values; the tables say so.
+        target: A value of what they are judged by; each setting's table says what it took to come to it.
 
     Returns:
         The comparison of all settings; its `failures` are the runs that failed.
@@ -78,7 +80,8 @@ def compare_settings(
     for notice in asked_for.notices:
         told.notice(notice)
     others = untuned if isinstance(untuned, str) else ",".join(untuned)
-    return go_through(prepare_matrix(experiment, asked_for, overrides, output, tuned, others), told, fresh, keep)
+    prepared = prepare_matrix(experiment, asked_for, overrides, output, tuned, others).aiming(target)
+    return go_through(prepared, told, fresh, keep)
 
 
 def go_through(matrix: Matrix, listener: Watcher, fresh: bool = False, keep: bool = False) -> Matrix:
@@ -176,6 +179,7 @@ def write_matrix(matrix: Matrix) -> None:
         "seeds": list(matrix.seeds),
         "main": matrix.main,
         "tuned": matrix.tuned and matrix.tuned.said(matrix.untuned),
+        "target": matrix.target,
         "settings": settings,
         "ranking": None
         if ranking is None
@@ -216,6 +220,7 @@ def _is_written(comparison: Comparison) -> bool:
             each.budget,
             each.failed,
             each.target,
+            each.tuned,
         )
         for each in (comparison, there)
     )

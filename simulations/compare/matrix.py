@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from umbel.conf.errors import ExperimentError
 from umbel.conf.schema import Experiment
 from umbel.conf.sweep import Setting
 from umbel.core.files import DamagedError, read_sealed
@@ -110,8 +111,19 @@ class Matrix:
     source: str
     overrides: tuple[str, ...] = ()
 
+    @property
+    def target(self) -> float | None:
+        """A value of what the strategies are judged by, of which the settings' tables say what it took to reach it."""
+        return self.cells[0].comparison.target
+
     def aiming(self, target: float | None) -> Matrix:
-        """Return the same, whose settings' tables say what it took to come to a target."""
+        """Return the same, whose settings' tables say what it took to come to a target.
+
+        Raises:
+            ExperimentError: It is no number.
+        """
+        if target is not None and not math.isfinite(target):
+            raise ExperimentError(f"--target {target} is no number.", key="--target", remedy="Such as 0.8.")
         cells = (replace(cell, comparison=replace(cell.comparison, target=target)) for cell in self.cells)
         return replace(self, cells=tuple(cells))
 
@@ -252,6 +264,7 @@ def read_matrix(folder: Path) -> Matrix:
         items = tuple(Item(item["label"], item["name"], tuple(item["options"])) for item in content["strategies"])
         seeds, overrides, source = tuple(content["seeds"]), tuple(content["overrides"]), str(content["source"])
         by_label, tuned = {item.label: item for item in items}, Tuned.from_said(content.get("tuned"))
+        target = content.get("target")
         cells = []
         for each in content["settings"]:
             setting, place = Setting(each["label"], tuple(each["overrides"])), folder / each["folder"]
@@ -267,7 +280,9 @@ def read_matrix(folder: Path) -> Matrix:
                 for item, seed, path, run in runs
             )
             own = (*overrides, *setting.overrides)
-            comparison = Comparison(place, items, seeds, members, source, own, content["budget"], tuned=tuned)
+            comparison = Comparison(
+                place, items, seeds, members, source, own, content["budget"], tuned=tuned, target=target
+            )
             cells.append(Cell(setting, comparison, failures))
     except (KeyError, TypeError) as error:
         raise _damaged(folder, error) from error

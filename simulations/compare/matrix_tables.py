@@ -99,8 +99,9 @@ def footnote(matrix: Matrix) -> str:
     if same := [cell.setting.label for cell in matrix.cells if cell not in matrix.distinct]:
         parts.append(f"All runs of {'; '.join(same)} came to what those of a setting above came to: not counted below.")
     parts.append(ranks_told(matrix))
-    if matrix.tuned and (first := next((cell.whole for cell in matrix.cells if cell.whole), None)):
-        parts += [*tuning(first), "In all settings they have the same values."]
+    whole = {cell.setting.label: cell.whole for cell in matrix.cells if cell.whole}
+    if matrix.tuned and whole:
+        parts += [*tuning(next(iter(whole.values())), whole), "In all settings they have the same values."]
     if matrix.failures:
         parts.append("A strategy with a run that failed has no mean in that setting, and its last rank.")
     return " ".join([part for part in [*parts, *matrix.incomplete] if part])

@@ -31,7 +31,10 @@ def states(comparison: Comparison, fresh: bool = False, keep: bool = False) -> l
     for member in comparison.members:
         reference = next(each for each in comparison.members if each.seed == member.seed)
         known = comparison.budget == "rounds" or (reference.path / reading.SUMMARY).is_file()
-        found.append(look(comparison.budgeted(member) if known else member, keep, known)[0])
+        try:
+            found.append(look(comparison.budgeted(member) if known else member, keep, known)[0])
+        except Refusal:  # what it would go by cannot be read: said in its turn, and the others go on
+            found.append("new")
     return found
 
 

@@ -31,7 +31,7 @@ class Wanted:
         strategies: Such as `fedavg,fedprox(mu=0.1)`.
         seeds: Such as `3` or `1,5,7`.
         budget: Such as `steps`.
-        settings: None where there is one, as the overrides have it.
+        settings: Empty where there is one, as the overrides have it.
         notices: Where the command line has won over the file, a sentence each.
     """
 
@@ -81,21 +81,6 @@ def wanted(
         )
     settings, said = _settings(file.settings, sweeps.parse(sweep), overrides)
     return Wanted(chosen, seeds or file.seeds or _SEEDS, budget or file.budget or _BUDGET, settings, (*notices, *said))
-
-
-def check_one_setting(experiment: str, overrides: Sequence[str]) -> None:
-    """Refuse an experiment of several settings where one is asked for; its other mistakes are found later.
-
-    Raises:
-        ExperimentError: It has several.
-    """
-    settings, _ = _settings(asked(experiment).settings, (), overrides)
-    if settings:
-        raise ExperimentError(
-            f"{experiment} has a block `sweep` of {len(settings)} settings, and `umbel.compare` takes one.",
-            key="sweep",
-            remedy="Use umbel.compare_settings, or set the keys of one of them.",
-        )
 
 
 def prepare_matrix(

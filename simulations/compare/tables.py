@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import pandas as pd
 
@@ -142,9 +143,9 @@ def unequal(comparison: Comparison) -> list[str]:
         ratios = []
         for cost in ("steps", "examples", "flops", "bytes"):
             ours, theirs = (sum(each.costs[cost] for each in comparison.of(label)) for label in (item.label, reference))
-            ratio = ours / theirs if theirs else math.nan
+            ratio = ours / theirs if theirs else math.inf if ours > 0 else math.nan
             if abs(ratio - 1) > _TENTH:
-                ratios.append(f"{ratio:.2g} times the {cost}")
+                ratios.append(f"{ratio:.2g} times the {cost}" if math.isfinite(ratio) else f"{cost} where it has none")
         if ratios:
             parts.append(f"{item.label} has {' and '.join(ratios)}")
     if not parts:
@@ -152,8 +153,13 @@ def unequal(comparison: Comparison) -> list[str]:
     return [f"Budgets are not equal: beside {reference}, {'; '.join(parts)} (--budget makes one of them so)."]
 
 
-def tuning(comparison: Comparison) -> list[str]:
-    """Say which values each strategy was given by tuning, what the search took, and what is not fair about it."""
+def tuning(comparison: Comparison, settings: Mapping[str, Comparison] | None = None) -> list[str]:
+    """Say which values each strategy was given by tuning, what the search took, and what is not fair about it.
+
+    Args:
+        comparison: Whose strategies were tuned.
+        settings: Comparisons of the same strategies in several settings, by label; None is this one alone.
+    """
     tuned = comparison.tuned
     if tuned is None:
         return []
@@ -174,10 +180,12 @@ def tuning(comparison: Comparison) -> list[str]:
         for each in chosen
         for text in each.edges.values()
     ]
-    experiments = {item.label: comparison.of(item.label)[0].experiment for item in comparison.items}
-    if moved := tuned.elsewhere(experiments):
-        texts = [f"{key}={was}, here {now}" for key, (was, now) in moved.items()]
-        parts.append(f"Tuned under other settings: {'; '.join(texts)}.")
+    for name, own in ({"here": comparison} if settings is None else settings).items():
+        experiments = {item.label: own.of(item.label)[0].experiment for item in own.items}
+        if moved := tuned.elsewhere(experiments):
+            texts = [f"{key}={was}, {'here' if settings is None else 'now'} {now}" for key, (was, now) in moved.items()]
+            where = "" if settings is None else f" than {name}"
+            parts.append(f"Tuned under other settings{where}: {'; '.join(texts)}.")
     return parts
 
 

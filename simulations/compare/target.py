@@ -44,10 +44,16 @@ def reached(member: Member, measure: str, target: float) -> Reached:
     return Reached(first, {cost: spent[first] for cost, spent in member.costs_by_round.items() if first in spent})
 
 
+def is_asked(comparison: Comparison) -> bool:
+    """Say whether there is a target, and something by which it is reached."""
+    return comparison.target is not None and comparison.main is not None
+
+
 def title(comparison: Comparison) -> str:
     """Say what the table of a target shows."""
-    what, target = MEASURES[_measure(comparison)].title, comparison.target
-    return f"To a {what} of {target:g} in an evaluated round: mean ± deviation over the runs that came there"
+    measure, target = MEASURES[comparison.main or "test_last"], comparison.target
+    most = " (which is a fraction, of at most 1)" if target and measure.unit.whole and target > 1 else ""
+    return f"To a {measure.title} of {target:g}{most} in an evaluated round: mean ± deviation over runs that came there"
 
 
 def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
@@ -66,8 +72,8 @@ def table(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 
 
 def markdown(comparison: Comparison) -> str:
-    """Return the table in Markdown, under its title; empty where there is no target."""
-    if comparison.target is None:
+    """Return the table in Markdown, under its title; empty where there is no target, or nothing to measure it by."""
+    if not is_asked(comparison):
         return ""
     heads, rows = table(comparison)
     lines = [f"{title(comparison)}.", "", "| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
@@ -81,14 +87,11 @@ def as_dict(comparison: Comparison) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def _measure(comparison: Comparison) -> str:
-    return comparison.main or "test_last"
-
-
 def _found(comparison: Comparison) -> dict[str, list[Reached]]:
-    target = comparison.target if comparison.target is not None else math.inf
+    if comparison.target is None or comparison.main is None:
+        return {}
     return {
-        item.label: [reached(member, _measure(comparison), target) for member in comparison.of(item.label)]
+        item.label: [reached(member, comparison.main, comparison.target) for member in comparison.of(item.label)]
         for item in comparison.items
     }
 

@@ -37,11 +37,20 @@ def verdict(comparison: Comparison) -> str:
         return f"{told[ordered[0]]}; there is nobody to compare it with."
     first, second = ordered[:2]
     if len(comparison.seeds) < 2:
-        return f"{first} has {told[first]}, {second} {told[second]}: one seed says nothing of what seeds alone change."
+        text = f"{first} has {told[first]}, {second} {told[second]}: one seed says nothing of what seeds alone change."
+        return " ".join([text, *_with_care(comparison)])
     parts = [_best(comparison, first, second, told) or _against_reference(comparison, main)]
+    return " ".join([*parts, *_with_care(comparison)])
+
+
+def _with_care(comparison: Comparison) -> list[str]:
+    """Return what else is to be known, which the table's note has in full."""
+    said = []
+    if comparison.failed:
+        said.append("Of strategies with runs that failed nothing is said.")
     if unequal(comparison):
-        parts.append("They did not cost the same, as the table's note says.")
-    return " ".join(parts)
+        said.append("They did not cost the same, as the table's note says.")
+    return said
 
 
 def _best(comparison: Comparison, first: str, second: str, told: dict[str, str]) -> str:
@@ -67,7 +76,7 @@ def _against_reference(comparison: Comparison, main: str) -> str:
         ]
         rest = [label for label in differences if label not in apart]
         left = f"; of {_and(rest)} no difference to it can be told" if rest else ""
-        return f"{_and(texts)}{left}. Nobody is told from every other."
+        return f"{_and(texts)}{left}. Corrected over all pairs, nobody is told from every other."
     label, largest = max(differences.items(), key=lambda each: abs(each[1].mean))
     text = (
         f"No difference to {reference} can be told from chance. The largest is {label}'s, "

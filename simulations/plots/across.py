@@ -44,7 +44,7 @@ def means(
         axes.plot(mean_N, shifted_N, mark, markersize=5, label=label, color=colour)
         axes.hlines(shifted_N, low_N, high_N, linewidth=1.5, color=colour)
     for row in rows_N[:-1]:
-        axes.axhline(row + 0.5, color="0.9", linewidth=0.6)
+        axes.axhline(row + 0.5, color="black", alpha=0.1, linewidth=0.6)
     axes.set_ylim(len(settings) - 0.5, -0.5)
     axes.set_yticks(rows_N, [_shortened(each) for each in settings], fontsize=8)
     axes.tick_params(axis="y", length=0)
@@ -88,7 +88,7 @@ def critical_difference(
         depth = top + 0.45 * (place if on_left else count - 1 - place)
         end = 1.0 if on_left else float(count)
         outwards = min(end, mean_ranks[label]) - 0.05 if on_left else max(end, mean_ranks[label]) + 0.05
-        axes.plot([mean_ranks[label]] * 2 + [outwards], [0, depth, depth], color="0.35", linewidth=1)
+        axes.plot([mean_ranks[label]] * 2 + [outwards], [0, depth, depth], color="black", alpha=0.65, linewidth=1)
         words = f"{label}  {mean_ranks[label]:.2f}" if on_left else f"{mean_ranks[label]:.2f}  {label}"
         shift = -0.05 if on_left else 0.05
         axes.text(outwards + shift, depth, words, ha="right" if on_left else "left", va="center", fontsize=9)

@@ -38,8 +38,10 @@ def svg(figure: Figure, alternative: str) -> str | None:
     name = f"f{hashlib.sha256(text.encode()).hexdigest()[:8]}"  # before the names within it, which pages share
     text = _HEAD.sub("", text)
     text = _NAMES.sub(lambda found: f"{found[1]}{name}-", text).replace("xlink:href", "href")
-    opened = f'<svg class="plot" role="img" viewBox="\\1" aria-label="{escape(alternative)}">'
-    text = _OPENS.sub(lambda found: found.expand(opened.replace("\\1", found[1])), text, count=1)
+    said = escape(alternative)
+    text = _OPENS.sub(
+        lambda found: f'<svg class="plot" role="img" viewBox="{found[1]}" aria-label="{said}">', text, count=1
+    )
     for number, colour in enumerate(COLOURS):
         if colour != _BLACK:
             text = text.replace(colour.lower(), f"var(--c{number})")

@@ -152,7 +152,8 @@ def curves(
         low, high = axes.get_ylim()
         axes.set_ylim(max(low, 0.0) if lowest == 0 else low, min(high, 1.0) if high <= 1.0 else 1.005)
     axes.grid(axis="y", alpha=0.3, linewidth=0.6)
-    if len(drawn) > _LINES_BESIDE or any(len(str(line.get_label())) > _LONGEST_LABEL for line in drawn):
+    longest = max((len(str(line.get_label())) for line in drawn), default=0)
+    if len(drawn) > min(_LINES_BESIDE, num_colours) or longest > _LONGEST_LABEL:
         _legend_below(figure, axes)
     elif len(series) > 1 and drawn:
         _label_ends(axes, drawn)

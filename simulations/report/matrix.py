@@ -98,8 +98,8 @@ def command(matrix: Matrix) -> str:
                 values_by_key.setdefault(key, {})[value] = None
     for key, values in values_by_key.items():
         words += ["--sweep", f"{key}={','.join(values)}"]
-    is_file = matrix.source.endswith((".yaml", ".yml"))  # which may say another one
-    words += ["--budget", matrix.budget] if is_file or matrix.budget != "rounds" else []
+    words += ["--budget", matrix.budget]  # the experiment may say another one
+    words += ["--target", f"{matrix.target:g}"] if matrix.target is not None else []
     words += tuned_words(matrix.tuned, matrix.untuned)
     return shlex.join([*words, "--fresh", "--output", str(matrix.path)])
 

@@ -226,7 +226,7 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
         "partitions": _other_partitions(comparison),
         "tuned": tuning_table(comparison.tuned, labels) if comparison.tuned else None,
         "target": None
-        if comparison.target is None
+        if not targets.is_asked(comparison)
         else {"title": targets.title(comparison), "rows": targets.table(comparison)},
         "main": COLUMNS[main].heading if main else "",
         "runs": [(m.item.label, m.seed, _main(m, main), m.path.name, _sha(m)) for m in comparison.members],
@@ -259,9 +259,7 @@ def _compare_command(comparison: Comparison) -> str:
     labels = ",".join(item.label.replace(", ", ",") for item in comparison.items)
     seeds = ",".join(map(str, comparison.seeds)) + ("," if len(comparison.seeds) == 1 else "")
     words = ["umbel", "compare", comparison.source, *comparison.overrides, "--strategies", labels]
-    # A file may say another one.
-    is_file = comparison.source.endswith((".yaml", ".yml"))
-    words += ["--budget", comparison.budget] if is_file or comparison.budget != "rounds" else []
+    words += ["--budget", comparison.budget]  # the experiment may say another one
     words += ["--target", f"{comparison.target:g}"] if comparison.target is not None else []
     words += report_matrix.tuned_words(comparison.tuned, comparison.untuned)
     return shlex.join([*words, "--seeds", seeds, "--fresh", "--output", str(comparison.path)])

@@ -40,7 +40,7 @@ class Chosen:
         diverged: How many trials came to no number: their models diverged, or nothing was measured of them.
         fixed: The keys of `client` and of the strategy that were not searched.
         edges: For each key whose value lies at an end of its range, what to know of it.
-        costs: What all trials took: steps, examples, bytes, seconds.
+        costs: What all trials took, by `umbel.core.schedule.COSTS`.
     """
 
     label: str

@@ -9,13 +9,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.helpers import small_run
-from umbel.core.spent import Passes, Spent, count_trained, counted
+from tests.helpers import Notices, small_run
+from umbel.core import spent
+from umbel.core.records import Payload, Reply
+from umbel.core.spent import Passes, count_trained, counted
 from umbel.models import registry
-from umbel.models.facts import flops, macs_of
-from umbel.server.checkpoint import Progress
+from umbel.models.assemble import assemble
+from umbel.models.base import Model
+from umbel.models.facts import flops, macs, macs_of
 from umbel.server.errors import RunStoppedError
 from umbel.simulations.compare.comparison import costs
+from umbel.strategies.base import ClientContext, Phase, train_and_subtract
+from umbel.strategies.fedavg import FedAvg, State
 
 ROUNDS = 2
 CNN = ("model.name=cnn", "model.sizes={width: 4}", f"run.rounds={ROUNDS}")
@@ -74,9 +79,9 @@ def test_what_is_not_seen_to_be_called_is_counted_alike(name: str) -> None:
 
 def test_nothing_is_counted_where_nothing_learns() -> None:
     model = registry.build("cnn", 3, 8, 1)
-    with counted() as spent, torch.no_grad():
+    with counted() as found, torch.no_grad():
         model(torch.zeros(5, 1, 8, 8))
-    assert spent.passes == {model.spec: Passes(5, 0, 0)}
+    assert found.passes == {model.spec: Passes(5, 0, 0)}
 
 
 def test_a_class_that_asks_its_base_counts_once() -> None:
@@ -86,9 +91,9 @@ def test_a_class_that_asks_its_base_counts_once() -> None:
 
     model = registry.build("cnn", 3, 8, 1)
     model.__class__ = Twice
-    with counted() as spent:
+    with counted() as found:
         model(torch.zeros(5, 1, 8, 8))
-    assert spent.passes[model.spec].forward == 5
+    assert found.passes[model.spec].forward == 5
 
 
 def test_operations_by_hand() -> None:
@@ -112,11 +117,43 @@ def test_a_run_whose_models_are_not_known_has_no_operations_rather_than_none() -
     assert math.isnan(costs({**known, "spent": trained})["flops"]) and costs({**known, "spent": idle})["flops"] == 0
 
 
-def test_a_node_cannot_fill_the_server_with_names() -> None:
-    progress = Progress()
-    for number in range(100):
-        progress.spend("clients", Spent(passes={f"model {number}": Passes(1, 1, 0)}))
-    assert len(progress.passes["clients"]) == 16
+class Liar(FedAvg):
+    """Its clients count models that nobody has built, one of which would import a module."""
+
+    def every_phase(self) -> tuple[Phase[State], ...]:
+        return (Phase("train", self.send_model, self.local, self.fold, self.update),)
+
+    def local(self, payload: Payload, client: ClientContext) -> Reply:
+        for name in (f"model {client.id}", json.dumps(["tests.server.no_such:module", 3, 8, 1, {}])):
+            spent._scopes[-1].passes[name] = Passes(10**9, 10**9, 0)
+        return train_and_subtract(payload, client)
+
+
+def test_what_a_node_counts_of_other_models_is_left_out_and_said(tmp_path: Path) -> None:
+    told = Notices()
+    honest = small_run(tmp_path, *CNN, "run.name=honest")
+    result = small_run(tmp_path, *CNN, "strategy.name=tests.server.test_passes:Liar", "run.name=liar", listener=told)
+    assert passes(result) == passes(honest)
+    assert [text for text in told.texts if "which the server has not built" in text] == [
+        "A node counts images that went through a model which the server has not built; its operations are not counted."
+    ]
+
+
+def test_operators_are_a_part_of_what_a_model_costs() -> None:
+    """As `models.facts.macs` counts them on the model itself."""
+    with torch.device("meta"):
+        models = [assembled({}), assembled({"dcls": {}}), assembled({"dolg": {}})]
+    assert len({model.spec for model in models}) == 3
+    assert [macs_of(model.spec)[0] for model in models] == [macs(model) for model in models]
+    for model in models:
+        assert [module.spec for module in model.modules() if isinstance(module, Model) and module is not model] in (
+            [],
+            [""],
+        )
+
+
+def assembled(operators: dict[str, dict[str, int]]) -> Model:
+    return assemble("cnn", 10, 8, 1, sizes={}, operators_=operators, norm_rule="")
 
 
 def test_a_budget_of_operations_ends_a_run(tmp_path: Path) -> None:

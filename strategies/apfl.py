@@ -46,7 +46,7 @@ from umbel.models.base import Model
 from umbel.strategies.base import ClientContext, Phase, Predictor, Setting
 from umbel.strategies.fedavg import Config as FedAvgConfig
 from umbel.strategies.fedavg import FedAvg, State
-from umbel.strategies.steps import frozen
+from umbel.strategies.steps import frozen, split_buffers
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ def mixture(local: Tree, common: Tree, alpha: float) -> dict[str, Tensor]:
 
     Args:
         local: v; any names and shapes.
-        common: w, same names and shapes.
+        common: w, by name; may have more.
         alpha: Share of v, in [0, 1].
     """
-    return {name: alpha * local[name] + (1 - alpha) * tensor for name, tensor in common.items()}
+    return {name: alpha * tensor + (1 - alpha) * common[name] for name, tensor in local.items()}
 
 
 def alpha_gradient(local: Tree, common: Tree, gradient: Tree) -> float:
@@ -160,9 +160,22 @@ class APFL(FedAvg):
             alpha: alpha_i before.
             client: The client.
         """
-        gradient = client.full_gradient(client.model(mixture(own, received, alpha)))
+        gradient = client.full_gradient(self.mixed(own, received, alpha, client))
         step = learning_rate(client.local, client.round) * alpha_gradient(own, received, gradient)
         return min(max(alpha - step, 0.0), 1.0)
+
+    def mixed(self, own: Tree, common: Tree, alpha: float, client: ClientContext) -> Model:
+        """Return v bar; its batch norm's running statistics are v's, which v bar's passes moved, and at 0 those of w.
+
+        Args:
+            own: v.
+            common: w.
+            alpha: Share of v.
+            client: The client.
+        """
+        model = client.model(common)
+        parameters, buffers = split_buffers(model, own)
+        return client.model({**(buffers if alpha else common), **mixture(parameters, common, alpha)})
 
     def remembered(self, payload: Payload, client: ClientContext) -> tuple[Tree, float]:
         """Return v_i, which begins as the model that came, and alpha_i."""
@@ -173,4 +186,4 @@ class APFL(FedAvg):
     def personal(self, payload: Payload, client: ClientContext) -> Mapping[str, Predictor]:
         """Evaluate v bar_i with the global model as it is; that one's accuracy is what the server evaluates."""
         own, alpha = self.remembered(payload, client)
-        return {"model": Predictor(client.model(mixture(own, payload.trees["model"], alpha)).eval())}
+        return {"model": Predictor(self.mixed(own, payload.trees["model"], alpha, client).eval())}

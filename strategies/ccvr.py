@@ -186,6 +186,13 @@ class CCVR(Strategy[State]):
                 key="data.rounds_per_task" if setting.schedule.is_sequence else "data.heads",
                 remedy="Set data.rounds_per_task=0 and data.heads=shared.",
             )
+        if setting.model.norm == "local":
+            raise Refusal(
+                "strategy.name=ccvr calibrates one head on the features of all clients, and with model.norm=local each "
+                "has features of its own.",
+                key="model.norm",
+                remedy="Leave model.norm as it is.",
+            )
         ends = {"until": setting.run.until, "patience": setting.run.patience, "budget": setting.run.budget}
         for key, value in ends.items():
             if value and self.config.every != 1:

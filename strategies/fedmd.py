@@ -39,6 +39,7 @@ from torch import Tensor
 from umbel.core import training
 from umbel.core.device import parameter_dtype
 from umbel.core.folds import Folded, Product, product
+from umbel.core.losses import CrossEntropy
 from umbel.core.memory import MemoryRecord
 from umbel.core.ranges import OneOf
 from umbel.core.records import Payload, Reply
@@ -242,9 +243,12 @@ class FedMD(Strategy[State]):
 
     def digest(self, payload: Payload, client: ClientContext) -> Reply:
         model, rows = self.party(client), payload.trees["index"]["rows"].long()
-        public = _numbered(_public(client), rows)
+        images = client.prepare(_public(client))[0][rows.to(client.device)]
+        numbers = torch.arange(len(rows), device=client.device)
+        # As they were when the consensus was taken: not varied, whatever data.augment says.
+        plain = replace(client, prepare=lambda examples: (images, numbers), augment=None)
         to = digest_objective(payload.trees["consensus"]["scores"].to(client.device), self.config.loss)
-        _train(client, "digest", model, public, self.config.digest_epochs, to)
+        _train(plain, "digest", model, _public(client), self.config.digest_epochs, to)
         loss = _train(client, "revisit", model, client.train_data)
         client.remember(MemoryRecord({"party": _state(model)}))
         return Reply({}, {"loss": loss}, client.num_examples)
@@ -286,11 +290,6 @@ def _public(context: ServerContext | ClientContext) -> Examples:
     return context.public
 
 
-def _numbered(public: Examples, rows: Tensor) -> Examples:
-    """Return the public examples of a round, each with its place among them for a label."""
-    return Examples(public.images[rows], torch.arange(len(rows)))
-
-
 def _epochs(local: LocalConfig, epochs: int | None) -> LocalConfig:
     return local if epochs is None else replace(local, epochs=epochs, max_steps=0)
 
@@ -325,11 +324,22 @@ def _learn(
     epochs: int,
     objective: Objective | None = None,
 ) -> None:
-    """Train the server's model in place."""
+    """Train the server's model in place, by the loss of the section `client` without an objective."""
     if epochs == 0:
         return
     local, batches, noise = _epochs(server.local, epochs), server.rng(what), server.rng(f"{what} noise")
-    training.train(model, images, labels, local, batches=batches, noise=noise, round_=server.round, objective=objective)
+    loss = CrossEntropy(local.label_smoothing, local.class_weights)
+    training.train(
+        model,
+        images,
+        labels,
+        local,
+        batches=batches,
+        noise=noise,
+        round_=server.round,
+        loss=loss if objective else loss.of(labels, len(model.head.weight)),
+        objective=objective,
+    )
 
 
 def _state(model: Model) -> dict[str, Tensor]:

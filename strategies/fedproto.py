@@ -6,7 +6,7 @@ Tan, Long, Liu, Zhou, Lu, Jiang, Zhang. AAAI 2022, arXiv:2105.00243, algorithm 1
 |---|---|---|
 | omega_i = (phi_i, nu_i) | memory of client i | its own model, all of it |
 | f_i(phi_i; x) | `features` | embedding of an image |
-| C_i^(j) | `class_statistics` (equation 3) | local prototype: mean embedding of its examples of class j |
+| C_i^(j) | `class_sums` (equation 3) | local prototype: mean embedding of its examples of class j |
 | C bar^(j) | `State.prototypes` (equation 6) | global prototype |
 | lambda | `Config.strength` | weight of the distance to the global prototypes |
 | L_S, L_R | the client's loss, `distance` | supervised loss, distance |
@@ -29,7 +29,8 @@ Legend: N examples, B batch, D features, C classes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -40,16 +41,17 @@ from torch import Tensor
 
 from umbel.core.folds import Folded, Product, Sum, product
 from umbel.core.ranges import OneOf
-from umbel.core.records import Payload, Reply
+from umbel.core.records import BadReplyError, Payload, Reply
 from umbel.core.training import LocalConfig, Objective, num_processed
+from umbel.core.tree import Tree
 from umbel.models.base import Model
 from umbel.strategies.base import ClientContext, Phase, Predictor, ServerContext, Setting, Strategy
 from umbel.strategies.fedavg import WEIGHTINGS
-from umbel.strategies.ggeur.pooling import class_statistics
 from umbel.strategies.neural_collapse import features_of
 from umbel.strategies.setting import refuse_collapse_of_own_parts
 
 DISTANCES = ("examples", "prototypes")
+_ROUNDED = 1 + 1e-6  # counts travel in the model's dtype
 _UNLIKELY = 30.0  # how far below all others the logit of a class without a prototype is
 
 
@@ -110,6 +112,50 @@ def nearness(z_BD: Tensor, mean_CD: Tensor, present_C: Tensor) -> Tensor:
     return torch.where(present_C > 0, logits, logits.min(1, keepdim=True).values - _UNLIKELY)
 
 
+def class_sums(z_ND: Tensor, labels_N: Tensor, num_classes: int) -> tuple[Tensor, Tensor]:
+    """Return how many examples each class has, [C], and the sums of their embeddings, [C, D], in float64."""
+    counts = torch.bincount(labels_N, minlength=num_classes).double()
+    return counts, torch.zeros(num_classes, z_ND.shape[1]).double().index_add_(0, labels_N, z_ND.double())
+
+
+class _PrototypeSums(Sum):
+    """Sums of prototypes, `mean`, and of what they count, `present`: of nobody below 0 or more than its examples.
+
+    Args:
+        weighting: `examples`: `present` are a client's examples of each class; `uniform`: 1 for each that it has.
+    """
+
+    def __init__(self, weighting: str) -> None:
+        super().__init__("prototypes")
+        self.weighting = weighting
+
+    def check(self, what: str, tree: Tree, payload: Payload) -> None:
+        super().check(what, tree, payload)
+        self._check_present(what, tree, 1)
+
+    def check_accumulator(self, what: str, accumulator: Tree, payload: Payload, clients: Sequence[int]) -> None:
+        super().check_accumulator(what, accumulator, payload, clients)
+        self._check_present(what, accumulator, len(clients))
+
+    def _check_present(self, what: str, tree: Tree, num_clients: int) -> None:
+        most = num_clients if self.weighting == "uniform" else math.inf
+        present = tree["present"]
+        if bool(((present < 0) | (present > most * _ROUNDED)).any()):
+            raise BadReplyError(
+                f"{what}: 'present' should be from 0 to {most:g} of a class, found {float(present.min()):g} to "
+                f"{float(present.max()):g}"
+            )
+
+    def check_examples(self, what: str, tree: Tree, most: float) -> None:
+        count = float(tree["present"].sum(dtype=torch.float64))
+        if count > most * _ROUNDED:  # uniform too: who has a class has an example of it
+            raise BadReplyError(f"{what}: 'present' comes to {count:g} examples, at most {most:g} can be")
+
+    def check_weights(self, what: str, accumulator: Tree, num_examples: int, most: Mapping[int, float]) -> None:
+        super().check_weights(what, accumulator, num_examples, most)
+        self.check_examples(what, accumulator, min(num_examples, sum(most.values())))
+
+
 class FedProto(Strategy[State]):
     """Models of clients' own, whose features agree on where each class lies."""
 
@@ -141,10 +187,11 @@ class FedProto(Strategy[State]):
     def local(self, payload: Payload, client: ClientContext) -> Reply:
         model = client.model({})
         report = client.train(model, objective=self.objective(payload, client))
-        found = class_statistics(*features_of(model, client), client.num_classes)
-        counts = found.count_C if self.config.weighting == "examples" else (found.count_C > 0).double()
+        counts, sums = class_sums(*features_of(model, client), client.num_classes)
+        if self.config.weighting == "uniform":
+            counts, sums = (counts > 0).double(), sums / counts.clamp(min=1)[:, None]
         dtype = payload.trees["prototypes"]["mean"].dtype
-        own = {"mean": (counts[:, None] * found.mean_CD).to(dtype), "present": counts.to(dtype)}
+        own = {"mean": sums.to(dtype), "present": counts.to(dtype)}
         return Reply({"prototypes": own}, {"loss": report.loss}, client.num_examples)
 
     def objective(self, payload: Payload, client: ClientContext) -> Objective | None:
@@ -161,7 +208,7 @@ class FedProto(Strategy[State]):
         return objective
 
     def fold(self) -> Product:
-        return product({"prototypes": Sum("prototypes")}, numbers=["loss"])
+        return product({"prototypes": _PrototypeSums(self.config.weighting)}, numbers=["loss"])
 
     def update(self, state: State, folded: Folded, server: ServerContext) -> State:
         before, summed = state.prototypes, folded.trees["prototypes"]

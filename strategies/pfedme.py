@@ -96,10 +96,12 @@ class PFedMe(FedAvg):
                 remedy="Leave model.norm as it is.",
             )
         local, pull = setting.client, self.config.pull
-        if local.optimizer == "sgd" and local.lr * pull >= 2 * (1 + local.momentum):
+        m = local.momentum
+        bound = 2 * (1 + m) / (1 + 2 * m if local.nesterov else 1)
+        if local.optimizer == "sgd" and local.lr * pull >= bound:
             raise Refusal(
-                f"client.lr={local.lr:g} times strategy.pull={pull:g} is 2 or more, with which the pull alone makes "
-                "personal models diverge.",
+                f"client.lr={local.lr:g} times strategy.pull={pull:g} is {bound:.4g} or more, with which the pull "
+                "alone makes personal models diverge.",
                 key="strategy.pull",
                 remedy="Lower one of them.",
             )

@@ -146,3 +146,25 @@ def refuse_other_losses(setting: Setting, strategy: str) -> None:
                 key=f"client.{key}",
                 remedy=f"Set client.{key}={off:g}." if isinstance(off, float) else f"Set client.{key}={off}.",
             )
+
+
+def refuse_without_sequence(setting: Setting, strategy: str, key: str, off: str) -> None:
+    """Refuse a method for sequences of tasks where there is none: it would be FedAvg under another name.
+
+    Args:
+        setting: The experiment.
+        strategy: The strategy's name, for the message.
+        key: Its option that does what it does.
+        off: The option's value with which it is meant to be FedAvg.
+
+    Raises:
+        Refusal: No task follows another.
+    """
+    if not setting.schedule.is_sequence:
+        raise Refusal(
+            f"strategy.name={strategy} is about what earlier tasks leave, and data.rounds_per_task="
+            f"{setting.data.rounds_per_task} makes no sequence of tasks.",
+            key="data.rounds_per_task",
+            remedy="Set data.partition to one with tasks, such as split_tasks, and data.rounds_per_task to the rounds "
+            f"of a task; or set {key}={off}, which is FedAvg.",
+        )

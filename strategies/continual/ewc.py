@@ -51,6 +51,7 @@ from umbel.strategies.base import (
     ClientContext,
     Phase,
     ServerContext,
+    Setting,
     Strategy,
     initial_model,
     server_step,
@@ -59,6 +60,7 @@ from umbel.strategies.base import (
 )
 from umbel.strategies.fedavg import Config as FedAvgConfig
 from umbel.strategies.fedavg import mean_fold
+from umbel.strategies.setting import refuse_without_sequence
 
 _PARAMETER = "parameter/"  # before the names of the parameters whose F is asked for
 
@@ -216,6 +218,10 @@ class EWC(Strategy[State]):
                 key="strategy.decay",
                 remedy="Set strategy.form=online, or strategy.decay=1.",
             )
+
+    def check(self, setting: Setting) -> None:
+        if self.config.strength:
+            refuse_without_sequence(setting, "ewc", "strategy.strength", "0")
 
     def initial(self, server: ServerContext) -> State:
         return State(initial_model(server), {}, {}, self._ends(server, 1))

@@ -38,11 +38,13 @@ from torch import Tensor
 from umbel.core.folds import Folded, Product, product
 from umbel.core.losses import CrossEntropy
 from umbel.core.records import Payload, Reply
+from umbel.core.refusal import Refusal
 from umbel.models.base import Model
 from umbel.strategies.base import (
     ClientContext,
     Phase,
     ServerContext,
+    Setting,
     Strategy,
     initial_model,
     server_step,
@@ -50,6 +52,7 @@ from umbel.strategies.base import (
 )
 from umbel.strategies.fedavg import Config as FedAvgConfig
 from umbel.strategies.fedavg import mean_fold
+from umbel.strategies.setting import refuse_without_sequence
 from umbel.strategies.steps import frozen
 
 
@@ -114,6 +117,18 @@ class LwF(Strategy[State]):
 
     config_class = Config
     config: Config
+
+    def check(self, setting: Setting) -> None:
+        if not self.config.strength:
+            return
+        refuse_without_sequence(setting, "lwf", "strategy.strength", "0")
+        if setting.model.norm == "local":
+            raise Refusal(
+                "strategy.name=lwf has the model of the task before beside the one that learns, and model.norm=local "
+                "would give both the client's batch norm as it is now.",
+                key="model.norm",
+                remedy="Leave model.norm as it is.",
+            )
 
     def initial(self, server: ServerContext) -> State:
         return State(initial_model(server), {})

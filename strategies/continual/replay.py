@@ -27,7 +27,6 @@ Legend: K kept examples, B batch.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -57,6 +56,7 @@ from umbel.strategies.base import (
 from umbel.strategies.fedavg import Config as FedAvgConfig
 from umbel.strategies.fedavg import mean_fold
 from umbel.strategies.phase import no_pass
+from umbel.strategies.setting import refuse_without_sequence
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,9 @@ class Replay(Strategy[State]):
     config: Config
 
     def check(self, setting: Setting) -> None:
-        if self.config.memory and setting.client.class_weights != "none":
+        if not self.config.memory:
+            return
+        if setting.client.class_weights != "none":
             raise Refusal(
                 "strategy.name=replay trains on batches of a client's examples and of its memory, and "
                 f"client.class_weights={setting.client.class_weights} weighs classes by how many of its examples they "
@@ -127,6 +129,7 @@ class Replay(Strategy[State]):
                 key="client.class_weights",
                 remedy="Set client.class_weights=none.",
             )
+        refuse_without_sequence(setting, "replay", "strategy.memory", "0")
 
     def initial(self, server: ServerContext) -> State:
         return State(initial_model(server), self._ends(server, 1), replays=False)
@@ -161,12 +164,17 @@ class Replay(Strategy[State]):
         return 2 * num_processed(local, own)
 
     def local(self, payload: Payload, client: ClientContext) -> Reply:
-        kept = client.memory.trees.get("kept") if client.memory else None
-        return train_and_subtract(payload, client, objective=None if kept is None else self._both(kept, client))
+        memory = client.memory
+        if memory is None or "kept" not in memory.trees:
+            return train_and_subtract(payload, client)
+        return train_and_subtract(payload, client, objective=self._both(memory, client))
 
-    def _both(self, kept: Mapping[str, Tensor], client: ClientContext) -> Objective:
+    def _both(self, memory: MemoryRecord, client: ClientContext) -> Objective:
         """Return the mean loss over a batch and as many kept examples."""
-        images, labels = client.prepare(Examples(kept["images"], kept["labels"]))
+        kept = memory.trees["kept"]
+        # The same ones for all rounds of a task, so that they are prepared once.
+        old = client.keep("kept", memory.numbers["seen"], lambda: Examples(kept["images"], kept["labels"]))
+        images, labels = client.prepare(old)
         loss, drawn, augment = client.training_loss(), client.rng("replay"), client.augment
         varied = augmentation_source(client.rng("replayed augmentation"))
 

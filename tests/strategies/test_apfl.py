@@ -149,6 +149,29 @@ def test_batch_norm_is_each_models_own(tmp_path):
     assert bits(average) == bits(apfl) and apfl.summary["num_failures"] == 0
 
 
+@pytest.mark.parametrize("alpha", [0.0, 0.25, 1.0])
+def test_the_mixture_has_the_statistics_that_its_own_passes_moved(alpha):
+    """v's, which are those of v bar's passes; without a share of v it is w."""
+
+    def network(seed: int) -> Model:
+        model = build_seeded(lambda: build("cnn", 4, 8, 1, width=2, hidden=3, norm="batch"), seed, torch.float64)
+        for number, buffer in enumerate(model.buffers(), 1):
+            buffer.fill_(seed + number)
+        return model
+
+    v, w = shared_state(network(1)), shared_state(network(5))
+    client = client_context(
+        Examples(IMAGES, LABELS), 4, network(9), memory=MemoryRecord({"model": v}, {"alpha": alpha})
+    )
+    evaluated = client.load_model(w)
+    APFL(Config()).personal(Payload({"model": w}), client)  # loads it into that model
+    found, names = shared_state(evaluated), {name for name, _ in evaluated.named_parameters()}
+    assert found.keys() - names  # there are statistics
+    for name, tensor in found.items():
+        expected = alpha * v[name] + (1 - alpha) * w[name] if name in names else (v if alpha else w)[name]
+        assert torch.equal(tensor, expected)
+
+
 @pytest.mark.parametrize("key", ["client.clip_norm=1", "model.norm=local"])
 def test_what_would_tie_two_models_together_is_refused(key, tmp_path):
     with pytest.raises(Refusal) as refused:

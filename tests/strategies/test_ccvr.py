@@ -153,6 +153,7 @@ def test_bases_without_one_model_for_all_are_refused(base):
     [
         (("data.partition=split_tasks", "data.rounds_per_task=2", "run.rounds=10"), "data.rounds_per_task"),
         (("run.patience=2",), "run.patience"),
+        (("model.name=cnn", "model.norm=local"), "model.norm"),
         (("run.budget=steps=100", "strategy.every=3"), "run.budget"),
         (("strategy.num_virtual=0",), "strategy.num_virtual"),
         (("strategy.base_options={mu: 1}",), "strategy.base_options.mu"),

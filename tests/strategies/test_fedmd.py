@@ -12,6 +12,7 @@ from tests.contexts import client_context
 from tests.helpers import bits, small_run
 from umbel import models
 from umbel.core.fold_tree import FoldTree
+from umbel.core.losses import CrossEntropy
 from umbel.core.memory import MemoryRecord
 from umbel.core.names import UnknownNameError
 from umbel.core.records import BadReplyError, Reply
@@ -185,3 +186,42 @@ def test_what_no_party_can_have_is_refused():
         FedMD(Config(models=["cnn"], sizes={"cnn": 3}))
     with pytest.raises(Refusal, match="needs public examples"):
         FedMD(LINEAR).ask(None, replace(server_of(), public=None))
+
+
+def test_the_digest_is_of_the_images_that_the_consensus_is_about():
+    """Not varied, where the private data are; nor are public examples prepared anew for it."""
+    strategy, server, varied, prepared = FedMD(LINEAR), server_of(), [], []
+
+    def augment(images, source):
+        varied.append(images)
+        return images
+
+    def prepare(examples):
+        prepared.append(examples)
+        return examples.images, examples.labels
+
+    state = replace(strategy.initial(server), consensus={"scores": torch.zeros(5, CLASSES)})
+    client = client_of(augment=augment, prepare=prepare)
+    strategy.digest(strategy.tell(state, server), client)
+    assert [len(images) for images in varied] == [len(PRIVATE)]
+    assert all(examples is PUBLIC or examples is PRIVATE for examples in prepared)
+
+
+@pytest.mark.parametrize("how", [{"label_smoothing": 0.3}, {"class_weights": "balanced"}])
+def test_the_server_transfers_by_the_loss_that_parties_have(how):
+    """A full-batch step of lr .25 down the gradient of that loss, on D_0."""
+    local = replace(LOCAL, **how)
+    strategy, server = FedMD(replace(LINEAR, transfer_epochs=1, digest_epochs=1)), replace(server_of(), local=local)
+    said: list[torch.Tensor] = []
+    model = server.build_model()
+    loss = CrossEntropy(local.label_smoothing, local.class_weights).of(PUBLIC.labels, CLASSES)
+    loss(model(PUBLIC.images), PUBLIC.labels).backward()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter -= 0.25 * parameter.grad
+        said.append(model(PUBLIC.images).float())
+    # The consensus is what the model then says, so that the digest's squared distance leaves it where it is.
+    strategy = FedMD(replace(strategy.config, loss="squared"))
+    state = replace(strategy.initial(server), consensus={"scores": said[0]})
+    after = strategy.after_digest(state, None, server).model
+    torch.testing.assert_close(after["head.weight"], model.head.weight.detach(), rtol=0, atol=1e-6)

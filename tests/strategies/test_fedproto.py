@@ -12,13 +12,13 @@ from torch import Tensor
 from tests.contexts import client_context
 from tests.helpers import bits, small_run, unequal
 from umbel.core.fold_tree import FoldTree
-from umbel.core.records import Payload, Reply
+from umbel.core.records import BadReplyError, Payload, Reply
 from umbel.core.rng import build_seeded, generator
 from umbel.core.training import LocalConfig, num_processed
 from umbel.data.types import Examples
 from umbel.models import build
 from umbel.models.base import Model
-from umbel.strategies.fedproto import Config, FedProto, State, distance, nearness
+from umbel.strategies.fedproto import Config, FedProto, State, class_sums, distance, nearness
 
 IMAGES = torch.rand(6, 1, 3, 3, generator=generator(1), dtype=torch.float64)
 LABELS = torch.tensor([0, 1, 3, 0, 2, 3])
@@ -122,6 +122,45 @@ def test_weights_of_clients():
         empty = {"mean": torch.zeros(1, 2).double(), "present": torch.zeros(1).double()}
         after = strategy.update(State(empty), strategy.fold().finish(tree.root()), unequal().server())
         assert after.prototypes["mean"].tolist() == [[expected, expected]]
+
+
+def test_sums_are_exact_and_of_each_class():
+    counts, sums = class_sums(torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), torch.tensor([2, 0, 2]), 4)
+    assert counts.tolist() == [1, 0, 2, 0] and sums.tolist() == [[3, 4], [0, 0], [6, 8], [0, 0]]
+    assert counts.dtype == sums.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("weighting", "present", "flaw"),
+    [
+        ("examples", [5.0, 0.0, 1.0, 0.0], None),
+        ("examples", [5.0, 0.0, 1.5, 0.0], "comes to 6.5 examples, at most 6"),
+        ("examples", [5.0, -1.0, 1.0, 0.0], "from 0 to inf"),
+        ("uniform", [1.0, 1.0, 0.0, 1.0], None),
+        ("uniform", [1.0, 2.0, 0.0, 1.0], "from 0 to 1"),
+        ("uniform", [1.0, -1.0, 0.0, 1.0], "from 0 to 1"),
+    ],
+)
+def test_a_client_counts_no_more_than_it_has(weighting, present, flaw):
+    """A liar's reply, and a node's partial sum of two of which one is a liar's: 6 examples at most, or 7 of both."""
+    strategy = FedProto(Config(weighting=weighting))
+    payload, fold = Payload({"prototypes": known(1, 1, 1, 1)}), strategy.fold()
+
+    def reply(of: list[float], num_examples: int) -> Reply:
+        flags = torch.tensor(of, dtype=torch.float64)
+        return Reply({"prototypes": {"mean": torch.ones(4, 5).double(), "present": flags}}, {"loss": 0.0}, num_examples)
+
+    partial = fold.add(fold.lift(0, reply([1.0, 0.0, 0.0, 0.0], 1)), 1, reply(present, 6))
+    most = {0: 1, 1: 6}
+    if flaw is None:
+        fold.check(reply(present, 6), payload, 6)
+        fold.check_partial(partial, payload, (0, 1), most.__getitem__)
+        return
+    with pytest.raises(BadReplyError, match=flaw):
+        fold.check(reply(present, 6), payload, 6)
+    partial.trees["prototypes"]["present"] += 2.0 * torch.tensor(present).sign()  # beyond what both may have
+    with pytest.raises(BadReplyError, match="'present'"):
+        fold.check_partial(partial, payload, (0, 1), most.__getitem__)
 
 
 def test_without_strength_clients_are_as_good_as_alone(tmp_path):

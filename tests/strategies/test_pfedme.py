@@ -7,6 +7,7 @@ c = a lambda / (a + lambda).
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 
 import pytest
@@ -130,6 +131,7 @@ def test_batch_norm_and_weighted_classes_go_with_it(tmp_path):
     ("more", "key"),
     [
         (("client.lr=0.2",), "strategy.pull"),
+        (("client.lr=0.095", "client.momentum=0.9", "client.nesterov=true"), "strategy.pull"),
         (("strategy.eta=0.2",), "strategy.eta"),
         (("strategy.pull=0",), "strategy.pull"),
         (("strategy.inner_steps=0",), "strategy.inner_steps"),
@@ -139,6 +141,24 @@ def test_what_would_diverge_is_refused(more, key):
     with pytest.raises(ExperimentError) as refused:
         load("digits", ["strategy.name=pfedme", *more])
     assert refused.value.key == key
+
+
+def test_the_bound_is_where_the_pull_alone_diverges():
+    """By torch's own SGD on lambda / 2 theta^2, a hundredth below and above; without Nesterov's form it is further."""
+    for m, nesterov in ((0.0, False), (0.9, False), (0.9, True), (0.5, True)):
+        bound = 2 * (1 + m) / (1 + 2 * m if nesterov else 1)
+        for share, diverges in ((0.99, False), (1.01, True)):
+            lr = share * bound / 15
+            theta = torch.ones(1, dtype=torch.float64, requires_grad=True)
+            sgd = torch.optim.SGD([theta], lr=lr, momentum=m, nesterov=nesterov)
+            for _ in range(300):
+                sgd.zero_grad()
+                (7.5 * theta.square()).sum().backward()
+                sgd.step()
+            assert (abs(theta.item()) > 1) is diverges
+            asked = ["strategy.name=pfedme", f"client.lr={lr!r}", f"client.momentum={m}", f"client.nesterov={nesterov}"]
+            with pytest.raises(ExperimentError) if diverges else nullcontext():
+                load("digits", asked)
 
 
 def test_one_batch_norm_for_two_models_is_refused(tmp_path):

@@ -18,6 +18,8 @@ from tests.strategies.continual.sequences import (
     sequence_run,
     server_of,
 )
+from umbel.conf.errors import ExperimentError
+from umbel.conf.load import load
 from umbel.core.folds import Folded
 from umbel.core.records import BadReplyError, Payload, Reply
 from umbel.core.refusal import Refusal
@@ -175,3 +177,10 @@ def test_a_decay_without_the_online_form_is_refused():
         EWC(Config(decay=0.5))
     assert refused.value.key == "strategy.decay"
     EWC(Config(decay=0.5, form="online"))
+
+
+def test_without_a_sequence_it_is_refused():
+    with pytest.raises(ExperimentError, match="makes no sequence of tasks") as refused:
+        load("digits", ["strategy.name=ewc"])
+    assert refused.value.key == "data.rounds_per_task"
+    load("digits", ["strategy.name=ewc", "strategy.strength=0"])

@@ -12,6 +12,7 @@ from tests.helpers import bits
 from tests.strategies.continual.sequences import (
     CLASSES,
     TASK_OF_CLASS,
+    THREE_TASKS,
     client_of,
     model_bytes,
     network,
@@ -19,6 +20,8 @@ from tests.strategies.continual.sequences import (
     sequence_run,
     server_of,
 )
+from umbel.conf.errors import ExperimentError
+from umbel.conf.load import load
 from umbel.core.folds import Folded
 from umbel.core.records import Payload
 from umbel.strategies.continual.lwf import Config, LwF, distillation, old_heads
@@ -103,3 +106,15 @@ def test_strength_0_is_fedavg_bit_for_bit(tmp_path):
     assert taught.summary["num_failures"] == 0 and taught.summary["bytes_up"]["tensors"] == 3 * 3 * size
     assert taught.summary["bytes_down"]["tensors"] == 3 * size * (1 + 2 + 2)
     assert without.summary["bytes_down"]["tensors"] == 3 * 3 * size
+
+
+def test_without_a_sequence_and_with_batch_norm_of_clients_own_it_is_refused():
+    with pytest.raises(ExperimentError, match="makes no sequence of tasks") as refused:
+        load("digits", ["strategy.name=lwf"])
+    assert refused.value.key == "data.rounds_per_task"
+    local = (*THREE_TASKS, "model.sizes={}", "model.name=cnn", "strategy.name=lwf", "model.norm=local")
+    with pytest.raises(ExperimentError, match="model of the task before") as refused:
+        load("digits", list(local))
+    assert refused.value.key == "model.norm"
+    load("digits", [*local, "strategy.strength=0"])
+    load("digits", ["strategy.name=lwf", "strategy.strength=0"])

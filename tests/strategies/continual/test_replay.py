@@ -164,3 +164,30 @@ def test_weighing_classes_is_refused():
         load("digits", ["strategy.name=replay", "client.class_weights=balanced"])
     assert refused.value.key == "client.class_weights"
     load("digits", ["strategy.name=replay", "client.class_weights=balanced", "strategy.memory=0"])
+
+
+def test_without_a_sequence_it_is_refused():
+    with pytest.raises(ExperimentError, match="makes no sequence of tasks") as refused:
+        load("digits", ["strategy.name=replay"])
+    assert refused.value.key == "data.rounds_per_task"
+
+
+def test_what_is_kept_is_prepared_once_in_a_task():
+    model, old, made, prepared = network(), images_of(0, 5), {}, []
+    memory = MemoryRecord({"kept": {"images": old.images, "labels": old.labels}}, {"seen": 5.0})
+
+    def keep(name, version, make):
+        return made.setdefault((name, version), make())
+
+    def prepare(examples):
+        prepared.append(examples)
+        return examples.images, examples.labels
+
+    received = {name: w.clone() for name, w in model.state_dict().items()}
+    for round_ in (3, 4):
+        client = client_of(model, memory=memory, round=round_, keep=keep, prepare=prepare)
+        own = client.train_data
+        Replay(Config()).local(Payload({"model": received}), client)
+        assert [each for each in prepared if each is not own] == [made["kept", 5.0]]
+        prepared.clear()
+    assert list(made) == [("kept", 5.0)]

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import os
+import shlex
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from umbel.core.names import shown
@@ -48,6 +51,7 @@ def detail(run: Followed, row: Mapping[str, Any], after: int, generation: int) -
         **row,
         **_what(run),
         "path": shown(run.path),
+        "again": again(run.path),
         "generation": tale.generation,
         "after": after,
         "told": [_round(each) for each in tale.rounds if each.number > after],
@@ -60,6 +64,14 @@ def detail(run: Followed, row: Mapping[str, Any], after: int, generation: int) -
         "trouble": flaw or tale.flaw,
         **_ended(run),
     }
+
+
+def again(path: Path) -> str:
+    """Return the command by which a run goes on, as a shell takes it; empty where the path cannot be shown as it is."""
+    text = shown(path)
+    if text != os.fspath(path) or not text.isprintable():
+        return ""
+    return f"umbel resume {shlex.quote(f'./{text}' if text.startswith('-') else text)}"
 
 
 def _what(run: Followed) -> dict[str, str]:

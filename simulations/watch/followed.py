@@ -33,6 +33,7 @@ class Followed:
         seen: As it was when it was looked at last.
         tale: What it has told.
         ended: What a page shows of one that has ended, once it was asked for.
+        is_held: Whether somebody was at work on it when it was looked at last.
     """
 
     def __init__(self, path: Path, top: Path) -> None:
@@ -43,6 +44,9 @@ class Followed:
         self.seen = Seen(path, "damaged")
         self.tale = Tale(path)
         self.ended: dict[str, Any] | None = None
+        self.is_held = False
+        self._has_read = False
+        self._rested: tuple[tuple[int, ...], ...] = ()  # its files, as they were when it was seen to rest
         self._summary: tuple[int, ...] = ()
         self._config: tuple[tuple[int, ...], ...] = ()
         self._experiment: Experiment | None = None
@@ -53,11 +57,11 @@ class Followed:
         summary = stamp(self.path / reading.SUMMARY)
         if summary and summary == self._summary:
             return False
-        before, self._summary, self.ended = self._row, summary, None
+        before, self._summary, self.ended, self.is_held = self._row, summary, None, False
         if flaw := unreadable(self.path, self._top):
-            self.seen = Seen(self.path, "damaged", flaw=flaw)
+            self.seen, self._rested = Seen(self.path, "damaged", flaw=flaw), ()
         elif summary:
-            self.seen = overview.look(self.path)
+            self.seen, self._rested = overview.look(self.path), ()
         else:
             self.seen = self._look()
         self._row = self._made()
@@ -65,11 +69,19 @@ class Followed:
 
     def _look(self) -> Seen:
         try:
-            began, is_held = overview.began_at(self.path), lock.is_held(self.path)
+            began, self.is_held = overview.began_at(self.path), lock.is_held(self.path)
+            files = tuple(stamp(self.path / name) for name in ("config.yaml", "run.json", "memory.json", PROGRESS_FILE))
+            rested, self._rested = self._rested, ()
             if (self.path / reading.SUMMARY).is_file():  # it ended in this moment
                 return overview.look(self.path)
-            self.tale.read_on()
-            return overview.unfinished(self.path, self.experiment(), self.tale, began, is_held)
+            if not self.is_held and files == rested:  # what it told may be forgotten: do not read it all again
+                self._rested = files
+                return self.seen
+            experiment = self.experiment()
+            self._read_on()
+            seen = overview.unfinished(self.path, experiment, self.tale, began, self.is_held)
+            self._rested = () if self.is_held else files
+            return seen
         except overview.FLAWS as error:
             return overview.damaged(self.path, error)
 
@@ -87,13 +99,19 @@ class Followed:
     def told(self) -> Tale:
         """Return what it has told, read up to now also where it has ended."""
         if not unreadable(self.path, self._top):
-            self.tale.read_on()
+            self._read_on()
         return self.tale
 
+    def _read_on(self) -> None:
+        self._has_read = True
+        self.tale.read_on()
+
     def forget(self) -> None:
-        """Let go of what an ended run has told; it is read again when it is asked for."""
-        generation, self.tale = self.tale.generation, Tale(self.path)
-        self.tale.generation = generation + 1
+        """Let go of what a run that does not run has told; it is read again when it is asked for."""
+        self.ended, self._experiment = None, None
+        if self._has_read:
+            generation, self.tale, self._has_read = self.tale.generation, Tale(self.path), False
+            self.tale.generation = generation + 1
 
     @property
     def row(self) -> dict[str, Any]:

@@ -22,13 +22,14 @@ class Page:
 
     Args:
         root: The folder.
+        is_open: Whether other machines read it: it names the folder then, and not where it lies.
 
     Attributes:
         html: The document.
         policy: Its content security policy: the script and the style that it holds, by their hashes, and no others.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, is_open: bool = False) -> None:
         style = (_FOLDER / "watch.css").read_text(encoding="utf-8") + _colours()
         parts = [(_FOLDER / name).read_text(encoding="utf-8") for name in _SCRIPTS]
         script = '"use strict";\n' + "\n".join(parts)
@@ -36,7 +37,7 @@ class Page:
             loader=FileSystemLoader(_FOLDER), autoescape=True, undefined=StrictUndefined, trim_blocks=True
         )
         self.html = environment.get_template("watch.html.jinja").render(
-            folder=shown(root.resolve()),
+            folder=shown(root.resolve().name if is_open else root.resolve()),
             facts={"colours": COLOURS, "accuracies": ACCURACIES, "losses": LOSSES},
             style=Markup(style),  # noqa: S704 - ours
             script=Markup(script),  # noqa: S704 - ours

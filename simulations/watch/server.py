@@ -9,7 +9,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from typing import Any
 
@@ -23,8 +23,10 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from umbel.core.files import plain
+from umbel.core.names import shortened
 from umbel.core.refusal import Refusal
 from umbel.simulations.watch.page import Page
+from umbel.simulations.watch.paths import Shortener
 from umbel.simulations.watch.shelf import Shelf
 
 LOOK_SECONDS = 1.0  # between two looks at the folder, while somebody watches
@@ -71,12 +73,15 @@ class Looker(threading.Thread):
         while not self._ends:
             self._wake.clear()
             began = time.monotonic()
-            with suppress(OSError):  # the folder's file system is away: it may come back
+            try:
                 if began >= due:
                     has_read = self._shelf.look()  # that took longer than the next will
                     due = 0.0 if has_read else began + _LESS_OFTEN * (time.monotonic() - began)
                 else:
                     self._shelf.look_at_running()
+                self._shelf.flaw = ""
+            except Exception as error:  # noqa: BLE001 - the page says it, and the file system may come back
+                self._shelf.flaw = shortened(f"{type(error).__name__}: {error}")
             idle = time.monotonic() - self._asked > _IDLE_SECONDS
             self._wake.wait(None if idle else self._every)
 
@@ -131,7 +136,7 @@ class Guard:
 
 
 def application(shelf: Shelf, looker: Looker, page: Page, host: str) -> ASGIApp:
-    """Return what answers requests.
+    """Return what answers requests; where other machines may ask, without the paths of this one.
 
     Args:
         shelf: The runs.
@@ -139,24 +144,25 @@ def application(shelf: Shelf, looker: Looker, page: Page, host: str) -> ASGIApp:
         page: The page.
         host: The address that the server is bound to.
     """
+    everywhere = not is_loopback(host)
+    said: Callable[[dict[str, Any]], dict[str, Any]] = Shortener(shelf.root) if everywhere else dict
 
     def runs(request: Request) -> Response:
         looker.asked()
-        return _json(shelf.rows(_number(request, "since"), _text(request, "epoch")))
+        return _json(said(shelf.rows(_number(request, "since"), _text(request, "epoch"))))
 
     def run(request: Request) -> Response:
         looker.asked()
         found = shelf.detail(_text(request, "id"), _number(request, "after"), _number(request, "generation", -1))
         if found is None:
             return _json({"error": "There is no such run."}, 404)
-        return _json(found)
+        return _json(said(found | {"again": ""} if everywhere else found))  # there it would be no path to go by
 
     def index(request: Request) -> Response:
         return Response(page.html, media_type="text/html")
 
     routes = [Route("/", index), Route("/api/runs", runs), Route("/api/run", run)]
     app = GZipMiddleware(Starlette(routes=routes), minimum_size=2000, compresslevel=5)
-    everywhere = not is_loopback(host)
     names = {"localhost", host.lower()}
     if everywhere:
         names |= {socket.gethostname().lower(), socket.getfqdn().lower()}
@@ -246,7 +252,7 @@ class Server:
         self._looker = Looker(shelf, every_seconds)
         self._opened = opened
         config = uvicorn.Config(
-            application(shelf, self._looker, Page(shelf.root), host),
+            application(shelf, self._looker, Page(shelf.root, not is_loopback(host)), host),
             log_level="critical",
             access_log=False,
             lifespan="off",

@@ -17,7 +17,7 @@ from umbel.simulations.watch.detail import detail
 from umbel.simulations.watch.followed import Followed, unreadable
 
 COMPARISON = "comparison.json"
-_MOST_TALES = 50  # of ended runs whose course is kept in memory
+_MOST_TALES = 50  # of runs that do not run: those asked for last, whose course is kept in memory
 
 
 class Shelf:
@@ -28,6 +28,7 @@ class Shelf:
 
     Attributes:
         epoch: Another one for each shelf: what a browser knows of another server's does not count.
+        flaw: Why the last look failed; empty where it did not.
 
     Raises:
         Refusal: There is no such folder.
@@ -38,6 +39,7 @@ class Shelf:
             raise Refusal(f"{root} is no folder.", remedy="Give the folder of runs, such as results.")
         self.root = root
         self.epoch = uuid.uuid4().hex[:12]
+        self.flaw = ""
         self._top = root.resolve()
         self._lock = threading.RLock()
         self._version = 0
@@ -84,6 +86,8 @@ class Shelf:
         if run.look():
             self._version += 1
             self._changed[run.id] = self._version
+        if not run.is_held and run.id not in self._tales:
+            run.forget()
 
     def _drop(self, there: set[Path]) -> None:
         with self._lock:
@@ -121,6 +125,7 @@ class Shelf:
                 "whole": not since,
                 "now": time.time(),
                 "waiting": self._waiting,
+                "flaw": self.flaw,
                 "runs": rows,
                 "gone": [id_ for id_, version in self._gone.items() if version > since] if since else [],
             }
@@ -149,7 +154,7 @@ class Shelf:
         self._tales.move_to_end(run.id)
         while len(self._tales) > _MOST_TALES:
             oldest, _ = self._tales.popitem(last=False)
-            if oldest in self._by_id and self._by_id[oldest].seen.state != "running":
+            if oldest in self._by_id and not self._by_id[oldest].is_held:
                 self._by_id[oldest].forget()
 
 

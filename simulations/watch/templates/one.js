@@ -11,7 +11,7 @@ function showOne() {
   setText(byId("one-title"), `One run: ${row.name}`);
   setText(byId("one-line"), run.line);
   show("one-path", run.path, (path) => h("code", { class: "long" }, path));
-  const again = ["stopped", "died", "failed"].includes(row.state) ? `umbel resume ${run.path}` : "";
+  const again = ["stopped", "died", "failed"].includes(row.state) ? run.again : "";
   show("one-again", again, (text) => (text ? ["To go on: ", h("code", { class: "long" }, text)] : []));
   const troubles = [...new Set([row.flaw, run.trouble, run.lost].filter(Boolean))];
   show("one-trouble", troubles, (texts) => texts.map((text) => h("p", { class: "flaw" }, text)));

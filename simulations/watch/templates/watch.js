@@ -2,6 +2,7 @@
 
 const EVERY = 1500; // milliseconds
 let [epoch, version, skew, waiting] = ["", 0, 0, 0];
+let flaw = ""; // why the server could not look at the folder
 let isFirst = true;
 const stale = new Set(); // ids of runs whose details have changed
 
@@ -27,7 +28,7 @@ async function askForRuns() {
     stale.add(row.id);
   }
   told.gone.forEach(gone);
-  [epoch, version, skew, waiting] = [told.epoch, told.version, told.now - Date.now() / 1000, told.waiting];
+  [epoch, version, skew, waiting, flaw] = [told.epoch, told.version, told.now - Date.now() / 1000, told.waiting, told.flaw];
   return told.runs.length || told.gone.length;
 }
 
@@ -88,13 +89,14 @@ async function turn() {
   if (!document.hidden) {
     try {
       const changed = await askForRuns();
-      if (isFirst && runs.size && !waiting) begin();
+      if (isFirst && runs.size && (!waiting || flaw)) begin();
       const more = await askForDetails();
       if (changed || more) showRest();
       showRuns(waiting);
       if (current && runs.has(current) && runs.get(current).state === "running") showOne();
-      if (isLost || byId("status").textContent.startsWith("Reading")) say("Follows what is written to this folder.");
-      isLost = false;
+      if (flaw) say(`Looking at the folder failed (${flaw}); what is shown may be old. Trying again.`);
+      else if (isLost || byId("status").textContent.startsWith("Reading")) say("Follows what is written to this folder.");
+      isLost = Boolean(flaw);
     } catch (error) {
       isLost = true;
       lost();

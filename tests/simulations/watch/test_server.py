@@ -20,6 +20,7 @@ import pytest
 from tests.helpers import small_run
 from tests.simulations.commands.command_line import start, umbel
 from umbel.core.refusal import Refusal
+from umbel.simulations.watch.paths import Shortener
 from umbel.simulations.watch.server import LOOK_SECONDS, Server, address_of, bind, is_loopback
 from umbel.simulations.watch.shelf import Shelf
 
@@ -166,6 +167,59 @@ def test_on_all_addresses_any_address_and_the_own_name_will_do(root: Path) -> No
         for host in ("10.1.2.3:80", socket.gethostname(), "localhost"):
             assert get(port, "/", Host=host)[0] == 200, host
         assert get(port, "/", Host="evil.example")[0] == 421
+
+
+def test_other_machines_are_not_shown_where_the_folder_lies(root: Path) -> None:
+    bad = root.parent / "open"
+    shutil.copytree(root / "run", bad / "run")
+    (bad / "run" / "summary.json").unlink()
+    (bad / "run" / "config.yaml").write_text("{")
+    answers = []
+    for host in ("127.0.0.1", "0.0.0.0"):
+        with served(bad, host) as port:
+            row = until(lambda port=port: json.loads(get(port, "/api/runs")[2])["runs"])[0]
+            one = get(port, f"/api/run?id={row['id']}")[2].decode()
+            answers.append((get(port, "/")[2].decode() + get(port, "/api/runs")[2].decode() + one, json.loads(one)))
+    (alone, told), (opened, shown) = answers
+    assert str(bad) in alone and told["path"] == str(bad / "run") and told["again"] == f"umbel resume {bad / 'run'}"
+    assert str(root.parent) not in opened and shown["path"] == "run" and shown["again"] == ""
+    assert shown["flaw"] and shown["state"] == "damaged"
+    shutil.rmtree(bad)
+
+
+def test_paths_in_texts_are_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    top = tmp_path / "my results"
+    top.mkdir()
+    short = Shortener(top).text
+    assert short(f"[Errno 13] denied: '{top}/a/run.json'") == "[Errno 13] denied: 'a/run.json'"
+    assert short(f"{top} is away") == ". is away" and str(tmp_path) not in short(f"{top}-2/x")
+    assert short("No /home/ann/data/x.npz, see https://a.org/b/c") == "No .../x.npz, see https://a.org/b/c"
+    assert short("test/accuracy of 1/2") == "test/accuracy of 1/2"
+    monkeypatch.chdir(tmp_path)
+    related = Shortener(Path("my results"))
+    assert related.text("no 'my results/a/b': my results") == "no 'a/b': my results"
+    assert related({"group": "my results/x", "runs": [{"path": "my results/x"}]}) == {
+        "group": "my results/x",
+        "runs": [{"path": "x"}],
+    }
+    assert Shortener(Path("/")).text("/home/ann/x") == ".../x"
+
+
+@pytest.mark.parametrize("error", [OSError("away"), RecursionError("too deep"), ArithmeticError("odd")])
+def test_looking_goes_on_after_any_error_and_the_page_is_told(
+    root: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def fail(self: Shelf) -> bool:
+        raise error
+
+    before = Shelf.look
+    monkeypatch.setattr(Shelf, "look", fail)
+    with served(root) as port:
+        flaw = until(lambda: json.loads(get(port, "/api/runs")[2])["flaw"])
+        assert flaw == f"{type(error).__name__}: {error}"
+        monkeypatch.setattr(Shelf, "look", before)
+        until(lambda: len(json.loads(get(port, "/api/runs")[2])["runs"]) == 2)
+        until(lambda: not json.loads(get(port, "/api/runs")[2])["flaw"])
 
 
 def test_large_answers_travel_compressed(port: int) -> None:

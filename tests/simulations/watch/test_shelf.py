@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -18,6 +19,8 @@ from umbel.core.refusal import Refusal
 from umbel.server.lock import exclusive, is_held
 from umbel.simulations.runs.overview import find
 from umbel.simulations.runs.tale import Tale
+from umbel.simulations.watch.detail import again
+from umbel.simulations.watch.followed import Followed
 from umbel.simulations.watch.shelf import Shelf
 
 
@@ -248,6 +251,48 @@ def test_what_ended_is_not_read_again(done: Path, root: Path, monkeypatch: pytes
     monkeypatch.setattr(Path, "open", lambda self, *rest, **named: read.append(self) or before(self, *rest, **named))
     shelf.look()
     assert not read
+
+
+def kept(shelf: Shelf) -> list[str]:
+    """The runs whose tales are in memory."""
+    return sorted(run.name for run in shelf._runs.values() if run.tale.rounds)
+
+
+def test_of_runs_that_do_not_run_only_those_asked_for_are_kept_in_memory(
+    done: Path, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = lines(done)
+    for name in ("died0", "died1", "died2", "stops", "ends"):
+        append(begun(done, root / name), *told[:-1])
+    with exclusive(root / "stops"), exclusive(root / "ends"):
+        shelf = Shelf(root)
+        found = rows(shelf)
+        assert {row["state"] for name, row in found.items() if name.startswith("died")} == {"died"}
+        assert kept(shelf) == ["ends", "stops"]
+        read: list[str] = []
+        before = Followed._read_on
+        monkeypatch.setattr(Followed, "_read_on", lambda self: read.append(self.name) or before(self))
+        shelf.look()
+        assert sorted(read) == ["ends", "stops"]  # what rests is not read again
+    append(root / "stops", told[-1])
+    shutil.copy(done / "summary.json", root / "ends" / "summary.json")
+    found = rows(shelf)
+    assert (found["stops"]["state"], found["ends"]["state"]) == ("stopped", "done") and kept(shelf) == []
+    monkeypatch.setattr("umbel.simulations.watch.shelf._MOST_TALES", 2)
+    for name in ("ends", "died0", "died1"):
+        one = shelf.detail(found[name]["id"])
+        assert one is not None and len(one["told"]) == 3 and one["measures"]
+    assert kept(shelf) == ["died0", "died1"]
+    assert next(run.ended for run in shelf._runs.values() if run.name == "ends") is None
+    append(root / "died2", told[-1])
+    assert rows(shelf)["died2"]["state"] == "stopped" and kept(shelf) == ["died0", "died1"]
+
+
+def test_the_command_to_go_on_is_one_that_a_shell_takes() -> None:
+    for path in ("results/run", "results/a b; $(rm -rf x)", "it's", "-x"):
+        words = shlex.split(again(Path(path)))
+        assert words[:2] == ["umbel", "resume"] and Path(words[2]) == Path(path) and not words[2].startswith("-")
+    assert again(Path(os.fsdecode(b"results/caf\xe9"))) == "" == again(Path("a\nb"))
 
 
 def test_only_what_was_appended_is_read(root: Path) -> None:

@@ -46,6 +46,7 @@ from umbel.models.base import Model
 from umbel.strategies.base import ClientContext, Phase, Predictor, Setting
 from umbel.strategies.fedavg import Config as FedAvgConfig
 from umbel.strategies.fedavg import FedAvg, State
+from umbel.strategies.setting import refuse_norm_of_own
 from umbel.strategies.steps import frozen, split_buffers
 
 
@@ -118,13 +119,11 @@ class APFL(FedAvg):
                 key="client.clip_norm",
                 remedy="Set client.clip_norm=0.",
             )
-        if setting.model.norm == "local":
-            raise Refusal(
-                "strategy.name=apfl has two models on each client, and model.norm=local would have both change one "
-                "batch norm.",
-                key="model.norm",
-                remedy="Leave model.norm as it is.",
-            )
+        refuse_norm_of_own(
+            setting,
+            "apfl",
+            "has two models on each client, and model.norm=local would have both change one batch norm",
+        )
 
     def every_phase(self) -> tuple[Phase[State], ...]:
         processed = self.num_processed

@@ -49,6 +49,7 @@ from umbel.strategies.ggeur.pooling import ClassStatistics, class_statistics, st
 from umbel.strategies.ggeur.shapes import geometry
 from umbel.strategies.neural_collapse import features_of
 from umbel.strategies.phase import one_pass
+from umbel.strategies.setting import refuse_norm_of_own
 
 
 @dataclass(frozen=True)
@@ -186,13 +187,12 @@ class CCVR(Strategy[State]):
                 key="data.rounds_per_task" if setting.schedule.is_sequence else "data.heads",
                 remedy="Set data.rounds_per_task=0 and data.heads=shared.",
             )
-        if setting.model.norm == "local":
-            raise Refusal(
-                "strategy.name=ccvr calibrates one head on the features of all clients, and with model.norm=local each "
-                "has features of its own.",
-                key="model.norm",
-                remedy="Leave model.norm as it is.",
-            )
+        refuse_norm_of_own(
+            setting,
+            "ccvr",
+            "calibrates one head on the features of all clients, and with model.norm=local each "
+            "has features of its own",
+        )
         ends = {"until": setting.run.until, "patience": setting.run.patience, "budget": setting.run.budget}
         for key, value in ends.items():
             if value and self.config.every != 1:

@@ -31,12 +31,12 @@ from annotated_types import Ge
 
 from umbel.core.memory import MemoryRecord
 from umbel.core.records import Payload, Reply
-from umbel.core.refusal import Refusal
 from umbel.core.training import AffineCorrection, LocalConfig, num_processed
 from umbel.core.tree import Tree, subtract
 from umbel.strategies.base import ClientContext, Phase, Predictor, Setting
 from umbel.strategies.fedavg import Config as FedAvgConfig
 from umbel.strategies.fedavg import FedAvg, State
+from umbel.strategies.setting import refuse_norm_of_own
 
 
 @dataclass(frozen=True)
@@ -57,13 +57,11 @@ class Ditto(FedAvg):
     config: Config
 
     def check(self, setting: Setting) -> None:
-        if setting.model.norm == "local":
-            raise Refusal(
-                "strategy.name=ditto trains two models on each client, and model.norm=local would have both change one "
-                "batch norm.",
-                key="model.norm",
-                remedy="Leave model.norm as it is.",
-            )
+        refuse_norm_of_own(
+            setting,
+            "ditto",
+            "trains two models on each client, and model.norm=local would have both change one batch norm",
+        )
 
     def every_phase(self) -> tuple[Phase[State], ...]:
         processed = self.num_processed

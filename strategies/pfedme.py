@@ -48,6 +48,7 @@ from umbel.strategies.base import ClientContext, Phase, Predictor, Setting
 from umbel.strategies.ditto import personal_weights
 from umbel.strategies.fedavg import WEIGHTINGS, FedAvg, State
 from umbel.strategies.fedavg import Config as FedAvgConfig
+from umbel.strategies.setting import refuse_norm_of_own
 
 
 @dataclass(frozen=True)
@@ -88,13 +89,11 @@ class PFedMe(FedAvg):
     config: Config
 
     def check(self, setting: Setting) -> None:
-        if setting.model.norm == "local":
-            raise Refusal(
-                "strategy.name=pfedme has two models on each client, and model.norm=local would have both change one "
-                "batch norm.",
-                key="model.norm",
-                remedy="Leave model.norm as it is.",
-            )
+        refuse_norm_of_own(
+            setting,
+            "pfedme",
+            "has two models on each client, and model.norm=local would have both change one batch norm",
+        )
         local, pull = setting.client, self.config.pull
         m = local.momentum
         bound = 2 * (1 + m) / (1 + 2 * m if local.nesterov else 1)

@@ -125,6 +125,21 @@ def refuse_collapse_of_own_parts(setting: Setting, strategy: str) -> None:
         )
 
 
+def refuse_norm_of_own(setting: Setting, strategy: str, why: str) -> None:
+    """Refuse batch norm that stays with each client (`model.norm=local`), under which a method would be another.
+
+    Args:
+        setting: The experiment.
+        strategy: The strategy's name, for the message.
+        why: What is wrong with it there, after the strategy's name; no full stop.
+
+    Raises:
+        Refusal: It is to stay with each client.
+    """
+    if setting.model.norm == "local":
+        raise Refusal(f"strategy.name={strategy} {why}.", key="model.norm", remedy="Leave model.norm as it is.")
+
+
 def refuse_other_losses(setting: Setting, strategy: str) -> None:
     """Refuse what would change a loss that the strategy does not train with.
 

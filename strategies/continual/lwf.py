@@ -38,7 +38,6 @@ from torch import Tensor
 from umbel.core.folds import Folded, Product, product
 from umbel.core.losses import CrossEntropy
 from umbel.core.records import Payload, Reply
-from umbel.core.refusal import Refusal
 from umbel.models.base import Model
 from umbel.strategies.base import (
     ClientContext,
@@ -52,7 +51,7 @@ from umbel.strategies.base import (
 )
 from umbel.strategies.fedavg import Config as FedAvgConfig
 from umbel.strategies.fedavg import mean_fold
-from umbel.strategies.setting import refuse_without_sequence
+from umbel.strategies.setting import refuse_norm_of_own, refuse_without_sequence
 from umbel.strategies.steps import frozen
 
 
@@ -122,13 +121,12 @@ class LwF(Strategy[State]):
         if not self.config.strength:
             return
         refuse_without_sequence(setting, "lwf", "strategy.strength", "0")
-        if setting.model.norm == "local":
-            raise Refusal(
-                "strategy.name=lwf has the model of the task before beside the one that learns, and model.norm=local "
-                "would give both the client's batch norm as it is now.",
-                key="model.norm",
-                remedy="Leave model.norm as it is.",
-            )
+        refuse_norm_of_own(
+            setting,
+            "lwf",
+            "has the model of the task before beside the one that learns, and model.norm=local "
+            "would give both the client's batch norm as it is now",
+        )
 
     def initial(self, server: ServerContext) -> State:
         return State(initial_model(server), {})

@@ -4,8 +4,8 @@
 that most of it is beginning and ending). Memory is that of the process and all that it started, by their shares of
 what several map. Growth is the last look beside the first that counts.
 
-    python benchmarks/growth.py rounds [--rounds 1000] [--engines inline,ray-2]
-    python benchmarks/growth.py sweep [--runs 50] [--engines inline,ray-2]
+    python benchmarks/growth.py rounds [--rounds 1000] [--engines inline,processes-2,ray-2]
+    python benchmarks/growth.py sweep [--runs 50] [--engines inline,processes-2,ray-2]
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def main() -> None:
     parser.add_argument("study", choices=("rounds", "sweep"))
     parser.add_argument("--rounds", type=int, default=1000)
     parser.add_argument("--runs", type=int, default=50)
-    parser.add_argument("--engines", default="inline,ray-2")
+    parser.add_argument("--engines", default="inline,processes-2,ray-2")
     parser.add_argument("--engine", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     number, first = (asked.rounds, FIRST_ROUND) if asked.study == "rounds" else (asked.runs, FIRST_RUN)

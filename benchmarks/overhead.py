@@ -101,7 +101,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", default="100,10000,100000")
-    parser.add_argument("--engines", default="inline,ray-2")
+    parser.add_argument("--engines", default="inline,processes-2,ray-2")
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--cohort", type=int, default=10)

@@ -123,11 +123,11 @@ class EngineConfig:
     """Where clients run.
 
     Attributes:
-        name: inline (one process), ray, or grpc.
-        workers: Ray workers; 0 takes one for each CPU, or each share of a GPU; auto as many as a measurement says:
-            those that memory holds, and that together train a tenth faster than half as many. Their number
-            changes no result.
-        gpus_per_worker: Share of a GPU for each Ray worker, such as 0.25.
+        name: inline (one process), processes (several of this machine), ray (of one machine or many), or grpc.
+        workers: Of processes and ray; 0 takes one for each CPU, or each share of a GPU; auto as many as a
+            measurement says: those that memory holds, and that together train a tenth faster than half as many. Their
+            number changes no result.
+        gpus_per_worker: Share of a GPU for each worker, such as 0.25.
         ray_address: A running Ray cluster (`auto` finds it); empty starts Ray on this machine.
         nodes: SuperNodes to start for grpc when no federation is up.
         node_timeout_seconds: How long to wait for nodes that together hold every client.
@@ -137,7 +137,7 @@ class EngineConfig:
         memory_bytes: Memory for partial sums that wait for their turn; beyond it they wait on disk.
     """
 
-    name: Annotated[str, OneOf("inline", "ray", "grpc")] = "inline"
+    name: Annotated[str, OneOf("inline", "processes", "ray", "grpc")] = "inline"
     workers: Annotated[int | Literal["auto"], Interval(ge=0, le=4096), OrWord("auto")] = 0
     gpus_per_worker: Annotated[float, Interval(ge=0, le=1)] = 0.0
     ray_address: str = ""

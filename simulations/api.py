@@ -212,6 +212,10 @@ def _port(experiment: Experiment, listener: Listener, folder: Path) -> AbstractC
     config, memory = run_config(experiment), folder / "memory"
     if experiment.engine.name == "inline":
         return InlinePort(config, {"state-folder": str(memory)}, listener.clients_done)
+    if experiment.engine.name == "processes":
+        from umbel.simulations.engines.processes_engine import ProcessesPort
+
+        return ProcessesPort(experiment, config, memory)
     from umbel.simulations.engines.ray_engine import RayPort
 
     return RayPort(experiment, config, memory)

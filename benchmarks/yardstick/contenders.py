@@ -53,8 +53,8 @@ def _umbel(name: str, *overrides: str) -> list[Contender]:
     return [plain, Contender(f"umbel-{name}-channels-last", "umbel_simulation", faster)]
 
 
-def _ray(workers: int) -> list[Contender]:
-    return _umbel(f"ray-{workers}", "engine.name=ray", f"engine.workers={workers}")
+def _on(engine: str, workers: int) -> list[Contender]:
+    return _umbel(f"{engine}-{workers}", f"engine.name={engine}", f"engine.workers={workers}")
 
 
 ALL = {
@@ -69,12 +69,10 @@ ALL = {
         Contender("pfl-2-channels-last", "pfl_simulation", {"processes": 2, "channels_last": True}, needs_pfl=True),
         Contender("flower-2", "flower_simulation", {"workers": 2}),
         *_umbel("inline", "engine.name=inline"),
-        *_ray(1),
-        *_ray(2),
-        *_ray(3),
+        *(each for engine in ("processes", "ray") for workers in (1, 2, 3) for each in _on(engine, workers)),
     )
 }
-PROFILED = ("umbel-inline", "umbel-ray-2")
+PROFILED = ("umbel-inline", "umbel-processes-2", "umbel-ray-2")
 
 
 def chosen(names: str) -> list[Contender]:

@@ -38,17 +38,17 @@ def advice(rows: Sequence[Row], batch_size: int) -> list[str]:
 
 
 def _workers(inline: Row, done: Mapping[str, Row]) -> list[str]:
-    on_ray = [row for name, row in done.items() if name.startswith("ray")]
-    if not on_ray:
+    on_workers = [row for name, row in done.items() if name.endswith(" workers")]
+    if not on_workers:
         return []
-    best = min(on_ray, key=lambda row: row.round)
+    best = min(on_workers, key=lambda row: row.round)
     ratio, lines = best.round / inline.round, []
     number = len({c.process for each in best.times for phase in each.values() for c in phase})
     if ratio < _WORTH:
         lines.append(f"{_asked(best)} takes {ratio:.2f} of a round in one process.")
     else:
         why = " (rounds are so short that handing out and back is most of one)" if inline.round < 1 else ""
-        lines.append(f"Ray does not pay here: {ratio:.2f} of a round in one process{why}. engine.name=inline")
+        lines.append(f"Workers do not pay here: {ratio:.2f} of a round in one process{why}. engine.name=inline")
     if best.longest > _LONG:
         lines.append(f"One client takes {best.longest:.0%} of a round, and no number of workers makes it shorter.")
     elif best.busy < _BUSY and number > 1:

@@ -91,12 +91,15 @@ class Row:
         return median(self.rounds)
 
 
-def contenders(experiment: Experiment, workers: Sequence[int], modes: Sequence[str], has_loop: bool) -> list[Contender]:
+def contenders(
+    experiment: Experiment, engines: Sequence[str], workers: Sequence[int], modes: Sequence[str], has_loop: bool
+) -> list[Contender]:
     """Return who is to be measured.
 
     Args:
         experiment: The experiment.
-        workers: Numbers of Ray workers.
+        engines: Those with workers, of processes and ray.
+        workers: Numbers of workers.
         modes: Names of `MODES`.
         has_loop: A plain loop can do the same training.
     """
@@ -104,7 +107,11 @@ def contenders(experiment: Experiment, workers: Sequence[int], modes: Sequence[s
     found = [Contender(LOOP, inline, LOOP)] if has_loop else []
     found.append(Contender("inline", inline))
     found += [Contender(f"inline, {mode}", (*inline, *MODES[mode])) for mode in modes]
-    return [*found, *(Contender(f"ray, {n} workers", ("engine.name=ray", f"engine.workers={n}")) for n in workers)]
+    for engine in engines:
+        found += [
+            Contender(f"{engine}, {n} workers", (f"engine.name={engine}", f"engine.workers={n}")) for n in workers
+        ]
+    return found
 
 
 def measure(

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from umbel.conf.schema import Experiment
     from umbel.simulations.bench.measure import Contender, Row
 
+_ENGINES = ("processes", "ray")
 _SHOWN_ROUNDS = 2  # on the timeline
 
 
@@ -27,7 +28,8 @@ _SHOWN_ROUNDS = 2  # on the timeline
 @click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
 @click.option("--rounds", default=5, show_default=True, type=click.IntRange(1), help="Rounds that count.")
 @click.option("--warm", default=2, show_default=True, type=click.IntRange(1), help="Rounds before them that do not.")
-@click.option("--workers", default="2", show_default=True, help="Numbers of Ray workers, such as 1,2,4; none: no Ray.")
+@click.option("--workers", default="2", show_default=True, help="Numbers of workers, such as 1,2,4; none: no workers.")
+@click.option("--engines", default="processes", show_default=True, help="What they are of: processes, ray, or both.")
 @click.option(
     "--modes", default="", help="Fast modes as well: channels-last, step, together-4, or all; step compiles first."
 )
@@ -47,6 +49,7 @@ def bench(
     rounds: int,
     warm: int,
     workers: str,
+    engines: str,
     modes: str,
     output: Path,
     quiet: bool,
@@ -57,7 +60,7 @@ def bench(
     Beside each other, each in processes of its own, one after the other:
       loop       the same training of as many clients in plain PyTorch, in one process
       inline     umbel in one process; with --modes also in its fast modes
-      ray        umbel on so many workers
+      processes  umbel on so many workers; or ray
 
     A round counts without evaluations and checkpoints, which are told of apart. Nothing of the runs is kept. The
     folder gets bench.json, a row for each contender, and pictures of when which process was at which client. Other work
@@ -66,7 +69,7 @@ def bench(
     \b
     Examples:
       umbel bench digits
-      umbel bench my.yaml client.batch_size=64 --workers 1,2,4 --modes channels-last
+      umbel bench my.yaml client.batch_size=64 --workers 1,2,4 --engines processes,ray
     """  # noqa: D301 - click reads the backspace as "keep these lines"
     from rich.console import Console
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -81,7 +84,7 @@ def bench(
     check(composed.data)
     if is_own(composed):
         fail("The data of this experiment are with its sites: there is nothing to simulate here.", REFUSED)
-    asked = _contenders(composed, workers, modes)
+    asked = _contenders(composed, workers, engines, modes)
     console = Console(stderr=True, highlight=False)
     columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
     rows: list[Row] = []
@@ -105,7 +108,7 @@ def bench(
         fail("No contender came to its end.", FAILED)
 
 
-def _contenders(composed: Experiment, workers: str, modes: str) -> list[Contender]:
+def _contenders(composed: Experiment, workers: str, engines: str, modes: str) -> list[Contender]:
     from umbel.conf.load import build_strategy
     from umbel.core.names import unknown
     from umbel.simulations.bench import measure
@@ -114,13 +117,17 @@ def _contenders(composed: Experiment, workers: str, modes: str) -> list[Contende
     for mode in chosen:
         if mode not in measure.MODES:
             raise unknown("mode", mode, measure.MODES)
+    named = [each.strip() for each in engines.split(",") if each.strip()]
+    for engine in named:
+        if engine not in _ENGINES:
+            raise unknown("engine", engine, _ENGINES)
     try:
         numbers = [int(each) for each in workers.split(",") if each.strip() and workers != "none"]
     except ValueError:
         fail(f"--workers {workers}: expected numbers such as 1,2,4, or none.", REFUSED)
     if any(number < 1 for number in numbers):
         fail(f"--workers {workers}: at least one each.", REFUSED)
-    return measure.contenders(composed, numbers, chosen, has_loop=not build_strategy(composed).own_model)
+    return measure.contenders(composed, named, numbers, chosen, has_loop=not build_strategy(composed).own_model)
 
 
 def _write(folder: Path, rows: Sequence[Row], sentences: Sequence[str]) -> None:

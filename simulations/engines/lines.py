@@ -1,7 +1,8 @@
-"""Ray's workers on the driver's machine, reached over lines.
+"""Workers on the driver's machine, reached over lines.
 
 A call of Ray's passes through other processes, which waits where all cores are at work. A worker that is on the
-driver's machine is called once, and goes on over a line of its own (`umbel.simulations.engines.line`).
+driver's machine is called once, and goes on over a line of its own (`umbel.simulations.engines.line`), as do those that
+this machine's own processes are.
 """
 
 from __future__ import annotations
@@ -13,15 +14,14 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from flwr.app import RecordDict
 
 from umbel.core import leftovers
 from umbel.core.flat import Outline
@@ -29,7 +29,7 @@ from umbel.core.records import reason
 from umbel.core.wire.packed import Packed
 from umbel.server.port import Task
 from umbel.simulations.engines.line import Line, LineError, Memory
-from umbel.simulations.engines.ray_worker import Opening, RayWorker
+from umbel.simulations.engines.worker import Opening, WorkerProcess
 from umbel.simulations.engines.workers import WorkerDiedError, WorkerFailedError
 
 _LOOK_SECONDS = 0.5
@@ -43,10 +43,10 @@ def is_possible() -> bool:
 
 @dataclass(frozen=True)
 class _Asked:
-    """A message that is no part of a phase."""
+    """A method of the worker's to call, which is no part of a phase."""
 
-    content: RecordDict
-    kind: str
+    method: str
+    arguments: tuple[Any, ...]
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class _Said:
     Attributes:
         opening: Bytes of the phase at the beginning of its memory: of the payload, and of what it is; None goes on.
         clients: Who runs.
-        closes: See `RayWorker.run`.
+        closes: See `WorkerProcess.run`.
     """
 
     opening: tuple[int, int] | None
@@ -74,7 +74,7 @@ class _Said:
     closes: bool
 
 
-def serve(worker: RayWorker, address: str, number: int) -> None:
+def serve(worker: WorkerProcess, address: str, number: int) -> None:
     """Run what a driver says over a line, until it hangs up.
 
     Args:
@@ -98,12 +98,12 @@ def serve(worker: RayWorker, address: str, number: int) -> None:
             memory.close()
 
 
-def _answered(worker: RayWorker, line: Line, memory: Memory) -> tuple[Any, Memory | None]:
+def _answered(worker: WorkerProcess, line: Line, memory: Memory) -> tuple[Any, Memory | None]:
     """Do what the driver says next; return what to answer, with memory where there are tensors."""
     said = line.receive()
     try:
         if isinstance(said, _Asked):
-            return worker.answer(said.content, said.kind), None
+            return getattr(worker, said.method)(*said.arguments), None
         packed = worker.run(_opening(line, said), said.clients, said.closes, memory.of)
     except Exception as error:  # noqa: BLE001 - an answer, too
         return _Failed(reason(error)), None
@@ -137,12 +137,12 @@ class _Worker:
     """A worker as the driver sees it.
 
     Attributes:
-        task: Reference to the call of Ray's that serves the line; it ends with the worker.
+        task: What serves the line, as its `Starter` calls it; it ends with the worker.
         line: The line, once the worker has come.
         waiting: What it is to be told when it comes.
         given: What it was given, in order.
         is_gone: It has hung up, or never come.
-        last_words: What Ray says of its end.
+        last_words: What is said of its end.
     """
 
     task: Any
@@ -153,15 +153,30 @@ class _Worker:
     last_words: str = ""
 
 
+class Starter(Protocol):
+    """Has workers come to the driver's door."""
+
+    def begin(self, worker: Any, address: str, number: int) -> Any:
+        """Have a worker come there under a number; return what stands for it while it serves."""
+
+    def last_words(self, task: Any, has_hung_up: bool) -> str:
+        """Return why what stands for a worker has ended; "" while it goes on, or where nobody knows.
+
+        Args:
+            task: What `begin` returned.
+            has_hung_up: The worker had come, and is gone.
+        """
+
+
 class Lines:
     """The driver's ends of all lines.
 
     Args:
-        last_words: Returns what Ray says of a call that has ended with its worker; "" while it goes on.
+        starter: Has workers come.
     """
 
-    def __init__(self, last_words: Callable[[Any], str]) -> None:
-        self._last_words = last_words
+    def __init__(self, starter: Starter) -> None:
+        self._starter = starter
         usual = tempfile.gettempdir()
         place = usual if len(os.fsencode(usual)) <= _LONGEST_FOLDER else "/tmp"  # noqa: S108 - mode 700, as any
         self._folder = tempfile.TemporaryDirectory(prefix=leftovers.prefix("lines"), dir=place)
@@ -176,15 +191,15 @@ class Lines:
         self._memory = Memory()
 
     def open(self, worker: Any) -> None:
-        """Have a worker, a handle of Ray's, come as soon as it is ready."""
+        """Have a worker come as soon as it is ready."""
         number = len(self._numbers)
         self._numbers[worker] = number
-        self._workers[number] = _Worker(worker.serve.remote(self.address, number))
+        self._workers[number] = _Worker(self._starter.begin(worker, self.address, number))
 
     def is_there(self, worker: Any) -> bool:
         """Say whether a worker has come."""
         there = self._workers[self._numbers[worker]]
-        if there.line is None and (words := there.last_words or self._last_words(there.task)):
+        if there.line is None and (words := there.last_words or self._starter.last_words(there.task, False)):
             raise WorkerDiedError(words)
         return there.line is not None
 
@@ -224,9 +239,9 @@ class Lines:
         """Give a worker clients to run, after all that it was given before."""
         return self._given(worker, _Said(opening, clients, closes))
 
-    def ask(self, worker: Any, content: RecordDict, kind: str) -> _Given:
-        """Ask a worker something, likewise."""
-        return self._given(worker, _Asked(content, kind))
+    def ask(self, worker: Any, method: str, *arguments: Any) -> _Given:
+        """Call a method of a worker's, likewise."""
+        return self._given(worker, _Asked(method, arguments))
 
     def _given(self, worker: Any, said: _Said | _Asked) -> _Given:
         there = self._workers[self._numbers[worker]]
@@ -262,7 +277,7 @@ class Lines:
             if left <= 0:
                 return None
             for worker in {each.worker for each in given if each.worker.line is None}:
-                worker.last_words = self._last_words(worker.task)
+                worker.last_words = self._starter.last_words(worker.task, False)
                 worker.is_gone = worker.is_gone or bool(worker.last_words)
 
     def take(self, given: _Given) -> Any:
@@ -298,7 +313,7 @@ class Lines:
             answer = worker.line.receive()
         except LineError:
             self._hang_up(worker)
-            worker.last_words = self._last_words(worker.task)
+            worker.last_words = self._starter.last_words(worker.task, True)
             return
         given = worker.given.pop(0)
         if isinstance(answer, Packed):

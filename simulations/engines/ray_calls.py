@@ -7,13 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import ray
-from flwr.app import RecordDict
 
 from umbel.core.flat import flattened
 from umbel.core.records import reason
 from umbel.core.wire.packed import Packed
 from umbel.server.port import Task
-from umbel.simulations.engines.ray_worker import Opening
+from umbel.simulations.engines.worker import Opening
 from umbel.simulations.engines.workers import WorkerDiedError, WorkerFailedError
 
 _LOOK_SECONDS = 0.1  # for workers that have not come, while there is no other
@@ -64,9 +63,9 @@ class RayCalls:
         """Call a worker."""
         return self._noted(worker, worker.run.remote(opening, clients, closes))
 
-    def ask(self, worker: Any, content: RecordDict, kind: str) -> Any:
-        """Call a worker with a message that is no part of a phase."""
-        return self._noted(worker, worker.answer.remote(content, kind))
+    def ask(self, worker: Any, method: str, *arguments: Any) -> Any:
+        """Call a method of a worker's that is no part of a phase."""
+        return self._noted(worker, getattr(worker, method).remote(*arguments))
 
     def _noted(self, worker: Any, given: Any) -> Any:
         self._given[given] = worker

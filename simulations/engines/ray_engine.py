@@ -2,7 +2,7 @@
 
 Each worker is an actor that runs the same `umbel.client` as every other engine and keeps model, optimiser buffers and
 data between phases. The data set is put in the object store once and read there by all workers of a machine without a
-copy, and so is a phase's payload. Who runs which clients is the business of `umbel.simulations.engines.ray_phase`.
+copy, and so is a phase's payload. Who runs which clients is the business of `umbel.simulations.engines.phase`.
 
 Workers of other machines need the project installed and the run's folder on a shared file system.
 """
@@ -11,41 +11,29 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
-
-from flwr.app import Message
+from typing import Any
 
 import umbel
 from umbel.conf.errors import ExperimentError
-from umbel.conf.federation import held
 from umbel.conf.schema import Experiment
 from umbel.core import device as devices
-from umbel.core.records import reason
 from umbel.core.training.modes import num_together
-from umbel.core.wire.work import Outcome
 from umbel.server.errors import RunStoppedError, raise_again
-from umbel.server.port import Answer, OnWait, Task
-from umbel.simulations.engines.flower_internals import failed_reply
-from umbel.simulations.engines.how_many import ProbeError, choose
-from umbel.simulations.engines.local import LocalPort
+from umbel.simulations.engines.how_many import choose
 from umbel.simulations.engines.ray_start import own_signals, without_extras
 from umbel.simulations.engines.ray_worker import RayWorker
-from umbel.simulations.engines.raylet import LOOK_SECONDS, Raylet, check_answers, check_temporary_folder
-
-if TYPE_CHECKING:
-    from umbel.simulations.engines.how_many import Probed
-    from umbel.simulations.engines.ray_phase import Pace
+from umbel.simulations.engines.raylet import Raylet, check_answers, check_temporary_folder
+from umbel.simulations.engines.workers_port import WorkersPort
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no telemetry: this runs in hospitals
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray would run its workers at niceness 15
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
-class RayPort(LocalPort):
+class RayPort(WorkersPort):
     """A port to Ray workers; a context manager.
 
     Args:
@@ -55,13 +43,9 @@ class RayPort(LocalPort):
     """
 
     def __init__(self, experiment: Experiment, run_config: dict[str, Any], memory: Path) -> None:
-        super().__init__()
-        self._experiment = experiment
+        super().__init__(experiment)
         self._run_config = run_config
         self._node_config = {"state-folder": str(memory)}
-        self._workers: list[Any] = []
-        self._reach: Any = None
-        self._pace: Pace | None = None
         self._started_ray = self._on_gpu = False
         self._raylet: Raylet | None = None
         self._neutral = memory.parent / "ray"
@@ -113,18 +97,15 @@ class RayPort(LocalPort):
         import ray
 
         config = self._experiment.engine
-        data = held(self._experiment)
-        self._sizes = [float(number) for number in data.num_train.tolist()]
+        data = self._load()
         self._arrays = ray.put(data.arrays())
         self._meta = dict(data.meta)
+        self._reach = self._how_to_reach()
         if config.workers == "auto":
             self._workers, found = choose(self, **self._room())
             self.notices = (found,)
         else:
             self._start(self._num_workers(), config.gpus_per_worker)
-        self._reach = self._how_to_reach()
-        for worker in self._workers:
-            self._reach.open(worker)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -177,6 +158,8 @@ class RayPort(LocalPort):
         for _, end, _ in answers:
             if end is not None:
                 raise_again(end | {"text": f"A Ray worker cannot start: {end.get('text')}"})
+        for worker in workers:
+            self._reach.open(worker)
         return workers
 
     def _room(self) -> dict[str, int]:
@@ -203,31 +186,9 @@ class RayPort(LocalPort):
         import ray
 
         for worker in workers:
+            self._reach.forget(worker)
             ray.kill(worker)
             self._workers.remove(worker)
-
-    def probe(self, workers: Sequence[Any]) -> list[Probed]:
-        """Have workers probe, all at once."""
-        import ray
-
-        from umbel.simulations.engines.ray_calls import first_line
-
-        def all_of(calls: list[Any]) -> list[Any]:
-            ends = time.monotonic() + self._experiment.engine.node_timeout_seconds
-            while len(ray.wait(calls, num_returns=len(calls), timeout=LOOK_SECONDS)[0]) < len(calls):
-                self.look()
-                if time.monotonic() > ends:
-                    raise ProbeError("it took longer than engine.node_timeout_seconds")
-            return list(ray.get(calls))
-
-        try:
-            all_of([worker.warm_up.remote() for worker in workers])
-            found: list[Probed] = all_of([worker.probe.remote() for worker in workers])
-        except ray.exceptions.RayTaskError as error:
-            raise ProbeError(reason(error.cause or error)) from error
-        except ray.exceptions.RayError as error:
-            raise ProbeError(first_line(error)) from error
-        return found
 
     def _num_workers(self) -> int:
         import ray
@@ -246,32 +207,17 @@ class RayPort(LocalPort):
 
     def _how_to_reach(self) -> Any:
         """Return lines to workers of this machine, or calls of Ray's to workers anywhere."""
-        import ray
-
         from umbel.simulations.engines.lines import Lines, is_possible
-        from umbel.simulations.engines.ray_calls import RayCalls, first_line
+        from umbel.simulations.engines.ray_calls import RayCalls
 
         if self._experiment.engine.ray_address or not is_possible():
             return RayCalls()
 
-        def last_words(call: Any) -> str:
-            if not ray.wait([call], timeout=0)[0]:
-                return ""
-            try:
-                ray.get(call)
-            except ray.exceptions.RayError as error:
-                return first_line(error)
-            return "it has hung up"
-
-        return Lines(last_words)
+        return Lines(_Called())
 
     def _start_worker(self) -> Any:
         umbel_file = str(Path(umbel.__file__).resolve())
         return self._actor.remote(self._run_config, self._node_config, umbel_file, self._arrays, self._meta)
-
-    def all(self) -> list[Any]:
-        """Return the workers."""
-        return list(self._workers)
 
     def replace(self, worker: Any) -> Any:
         """Put a new worker in the place of one that died, or that must: half alive, it would keep its CPU."""
@@ -281,67 +227,33 @@ class RayPort(LocalPort):
             ray.kill(worker)
         place = self._workers.index(worker)
         self._workers[place] = self._start_worker()
-        if self._reach is not None:
-            self._reach.forget(worker)
-            self._reach.open(self._workers[place])
+        self._reach.forget(worker)
+        self._reach.open(self._workers[place])
         return self._workers[place]
-
-    def is_there(self, worker: Any) -> bool:
-        """Say whether a worker has come; raise `WorkerDiedError` where it never will."""
-        there: bool = self._reach.is_there(worker)
-        return there
 
     def look(self) -> None:
         """Raise `RunStoppedError` where Ray's process of this machine has ended."""
         if self._raylet is not None:
             self._raylet.check()
 
-    def lay(self, task: Task) -> Any:
-        """Put a phase where all workers find it."""
-        return self._reach.lay(task)
 
-    def give(self, worker: Any, opening: Any, clients: tuple[int, ...], closes: bool) -> Any:
-        """Give a worker clients to run."""
-        return self._reach.give(worker, opening, clients, closes)
+class _Called:
+    """Has actors come by a call of Ray's, which lasts as long as they serve."""
 
-    def wait(self, given: Sequence[Any], seconds: float) -> Any:
-        """Return one of what was given that is done; None when there is none in time."""
-        return self._reach.wait(given, seconds)
+    def begin(self, worker: Any, address: str, number: int) -> Any:
+        """Call an actor."""
+        return worker.serve.remote(address, number)
 
-    def take(self, given: Any) -> Outcome | None:
-        """Return what came of something that is done."""
-        outcome: Outcome | None = self._reach.take(given)
-        return outcome
+    def last_words(self, task: Any, has_hung_up: bool) -> str:
+        """Return what Ray says of a call that has ended with its worker; "" while it goes on."""
+        import ray
 
-    def exchange(self, tasks: Sequence[Task], deadline: float, on_wait: OnWait | None = None) -> Iterator[Answer]:
-        """Spread the clients over the workers and yield what these hand over."""
-        from umbel.simulations.engines.ray_phase import Pace, RayPhase
-        from umbel.simulations.engines.workers import Limits
+        from umbel.simulations.engines.ray_calls import first_line
 
-        self._pace = self._pace or Pace()
-        config = self._experiment.engine
-        limits = Limits(config.client_seconds, config.node_timeout_seconds)
-        for task in tasks:
-            self.look()
-            phase = RayPhase(task, self, self._cost, self._pace, limits)
-            yield from phase.answers(deadline, on_wait)
-            phase.abandon()
-
-    def _cost(self, client: int) -> float:
-        """Estimate a client's time: its training examples."""
-        return self._sizes[client]
-
-    def stream(
-        self, messages: Collection[Message], deadline: float, on_wait: OnWait | None = None
-    ) -> Iterator[Message]:
-        """Have a worker answer messages that are no part of a phase."""
-        from umbel.simulations.engines.workers import WorkerDiedError, WorkerFailedError
-
-        for message in messages:
-            given = self._reach.ask(self._workers[0], message.content, message.metadata.message_type)
-            while self._reach.wait([given], LOOK_SECONDS) is None:
-                self.look()
-            try:
-                yield Message(self._reach.take(given), reply_to=message)
-            except (WorkerFailedError, WorkerDiedError) as error:
-                yield failed_reply(message, str(error))
+        if not ray.wait([task], timeout=0)[0]:
+            return ""
+        try:
+            ray.get(task)
+        except ray.exceptions.RayError as error:
+            return first_line(error)
+        return "it has hung up"

@@ -1,182 +1,23 @@
-"""The actor of the Ray engine: a process that keeps model and data, and runs the clients that it is given."""
+"""The actor of the Ray engine."""
 
 from __future__ import annotations
 
-import gc
-import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-from flwr.app import Message, RecordDict
-from numpy.typing import NDArray
-
-import umbel
-from umbel.server.errors import ending
-from umbel.simulations.engines.flower_internals import identify, make_context
-
-if TYPE_CHECKING:  # a worker that imported another umbel says so before it loads more of it
-    from umbel.client.share import Share
-    from umbel.core.flat import Outline
-    from umbel.core.wire.packed import Packed
-    from umbel.core.wire.work import Work
-    from umbel.simulations.engines.how_many import Probed, Training
+from umbel.simulations.engines.worker import WorkerProcess
 
 
-@dataclass
-class Opening:
-    """What all workers are told of a phase.
-
-    Attributes:
-        work: All clients of the phase.
-        outline: What lies where in the payload.
-        numbers: The payload's numbers.
-        memory: Its tensors, [B] uint8, mapped from where all workers have them.
-    """
-
-    work: Work
-    outline: Outline
-    numbers: dict[str, float]
-    memory: Any = None
-
-
-class RayWorker:
-    """The actor: a process that runs clients.
-
-    Args:
-        run_config: The run configuration, as Flower would give it.
-        node_config: The node's configuration.
-        umbel_file: Where the driver's `umbel` is; a worker that imported another one refuses.
-        arrays: The federation's arrays, out of the object store.
-        meta: The rest of the federation.
-    """
-
-    def __init__(
-        self,
-        run_config: dict[str, Any],
-        node_config: dict[str, Any],
-        umbel_file: str,
-        arrays: dict[str, Any],
-        meta: dict[str, Any],
-    ) -> None:
-        self._error: Exception | None = None
-        self._share: Share | None = None
-        self._training: Training | None = None
-        try:
-            self._begin(run_config, node_config, umbel_file, arrays, meta)
-        except Exception as error:  # noqa: BLE001 - an actor that raises here is a stack of Ray's; `ready` says it
-            self._error = error
-
-    def _begin(
-        self,
-        run_config: dict[str, Any],
-        node_config: dict[str, Any],
-        umbel_file: str,
-        arrays: dict[str, Any],
-        meta: dict[str, Any],
-    ) -> None:
-        if str(Path(umbel.__file__).resolve()) != umbel_file:
-            raise ImportError(
-                f"This worker imported {umbel.__file__}, the driver {umbel_file}: another `umbel` comes first "
-                "on the worker's path. Start from another folder, or install the project on this machine."
-            )
-        from umbel.conf.federation import adopt
-        from umbel.conf.load import load
-        from umbel.data.federation import Federation
-
-        identify()
-        self._context = make_context(run_config, node_config)
-        experiment = load(str(run_config["experiment"]), (), str(run_config["experiment-yaml"]))
-        adopt(experiment, Federation.from_arrays(arrays, meta))
-        from umbel.client.handlers import process
-
-        process.worker(self._context)  # model and device are ready before the first clients come
-
-    def run(
-        self,
-        opening: Opening | None,
-        clients: Sequence[int],
-        closes: bool,
-        memory: Callable[[int], NDArray[np.uint8]] | None = None,
-    ) -> Packed | None:
-        """Run clients of a phase, in their order.
-
-        Args:
-            opening: The phase, with the first clients of it that come here; then None.
-            clients: Their numbers.
-            closes: No more of them come.
-            memory: Returns memory for so many bytes of an answer; None takes new one.
-
-        Returns:
-            What came of all clients since the opening, with the last ones; until then None.
-        """
-        if self._error is not None:
-            raise self._error
-        self._training = None  # what was measured with it is known
-        from umbel.client.handlers import process
-        from umbel.client.lending import LentPayload
-        from umbel.core.training.compiled import take_told
-        from umbel.core.wire.packed import Packed
-
-        if opening is not None:
-            lent = LentPayload(opening.outline, opening.memory, opening.numbers)
-            self._share = process.worker(self._context).share(opening.work, lent)
-        assert self._share is not None, "clients come after a phase was opened"
-        self._share.run(clients)
-        if not closes:
-            return None
-        share, self._share = self._share, None
-        outcome = share.outcome()
-        outcome.notices = take_told()  # nobody reads a worker's log
-        return Packed.of(outcome, memory)
-
-    def warm_up(self) -> None:
-        """Make ready for `probe`, if it is not."""
-        if self._error is not None:
-            raise self._error
-        if self._training is None:
-            from umbel.client.handlers import process
-            from umbel.simulations.engines.how_many import Training
-
-            self._training = Training(process.worker(self._context).host)
-
-    def probe(self) -> Probed:
-        """Say how fast this worker trains, and how many such memory holds."""
-        import ray
-
-        self.warm_up()
-        assert self._training is not None
-        gpus = ",".join(map(str, ray.get_gpu_ids()))
-        return self._training.probe(f"{ray.get_runtime_context().get_node_id()}/{gpus}" if gpus else "")
-
-    def serve(self, address: str, number: int) -> None:
-        """Run what the driver says over a line (`umbel.simulations.engines.lines`), until it hangs up."""
-        if self._error is not None:
-            raise self._error
-        from umbel.simulations.engines.lines import serve
-
-        serve(self, address, number)
-
-    def answer(self, content: RecordDict, kind: str) -> RecordDict:
-        """Answer a message that is no part of a phase.
-
-        Args:
-            content: Its content.
-            kind: Flower's message type.
-        """
-        if self._error is not None:
-            raise self._error
-        from umbel.client.app import app
-
-        return app(Message(content, 1, kind), self._context).content
+class RayWorker(WorkerProcess):
+    """A worker that Ray has started, and that knows where."""
 
     def ready(self) -> tuple[int, dict[str, Any] | None, str]:
-        """Return the worker's process id, once it is ready, what kept it from that, and Ray's name of its machine."""
+        """Return the process id, once it is ready, what kept it from that, and Ray's name of its machine."""
         import ray
 
-        gc.collect()
-        gc.freeze()  # what it holds stays: the collector need not go through it again and again
-        machine = ray.get_runtime_context().get_node_id()
-        return os.getpid(), None if self._error is None else ending(self._error), machine
+        return (*super().ready()[:2], ray.get_runtime_context().get_node_id())
+
+    def _gpu(self) -> str:
+        import ray
+
+        gpus = ",".join(map(str, ray.get_gpu_ids()))
+        return f"{ray.get_runtime_context().get_node_id()}/{gpus}" if gpus else ""

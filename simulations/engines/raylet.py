@@ -14,9 +14,9 @@ import psutil
 from umbel.core.refusal import Refusal
 from umbel.server.errors import RunStoppedError
 from umbel.simulations.engines.processes import alive, birth, descendants, terminate
+from umbel.simulations.engines.workers import LOOK_SECONDS
 
 _NAME = "raylet"
-LOOK_SECONDS = 1.0
 _ANSWER_SECONDS = 5.0
 _LONGEST_SOCKET = 107  # bytes of a socket's path, on Linux
 _SOCKET_BYTES = len("/ray/session_2026-01-01_00-00-00_000000_0000000/sockets/plasma_store")

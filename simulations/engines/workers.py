@@ -9,6 +9,8 @@ from typing import Any, Protocol
 from umbel.core.wire.work import Outcome
 from umbel.server.port import Task
 
+LOOK_SECONDS = 1.0  # between looks at what starts workers
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -31,7 +33,7 @@ class WorkerDiedError(RuntimeError):
     """A worker died.
 
     Args:
-        text: Why, as far as Ray says.
+        text: Why, as far as is known.
         by_machine: Its whole machine is gone, which is no client's doing.
     """
 
@@ -57,7 +59,7 @@ class Workers(Protocol):
         """
 
     def look(self) -> None:
-        """Raise where Ray itself has ended."""
+        """Raise where what starts workers has ended."""
 
     def lay(self, task: Task) -> Any:
         """Put a phase where all workers find it, and return the opening that says so."""

@@ -12,8 +12,9 @@ from tests.helpers import COMPILES, bits
 from umbel import run
 from umbel.server.errors import RunStoppedError
 from umbel.server.listener import Listener
-from umbel.simulations.engines import federate
-from umbel.simulations.engines.ray_engine import RayWorker
+from umbel.simulations.engines import federate, processes_engine
+from umbel.simulations.engines.ray_worker import RayWorker
+from umbel.simulations.engines.worker import WorkerProcess
 
 # Ray and processes that outlive the call that started them leave open files to the garbage collector.
 pytestmark = [pytest.mark.slow, pytest.mark.processes, pytest.mark.filterwarnings("ignore")]
@@ -94,8 +95,8 @@ COVERED = ("scaffold", "fedloge", "fot", "ggeur", "fedbuff", "creamfl", "togethe
 COVERED_GRPC = ("ggeur", "creamfl")
 
 
-def covering(strategy: str, *values: object, covered: bool) -> object:
-    return pytest.param(strategy, *values, marks=() if covered else pytest.mark.exhaustive)
+def covering(name: str, *values: object, covered: bool) -> object:
+    return pytest.param(name, *values, marks=() if covered else pytest.mark.exhaustive)
 
 
 class Inline(dict[str, str]):
@@ -136,6 +137,23 @@ def test_ray_gives_the_same_bits(strategy: str, workers: int, inline: Inline, tm
     engine = ("engine.name=ray", f"engine.workers={workers}", f"run.results={tmp_path}")
     result = run("digits", *SMALL, *STRATEGIES[strategy], *engine)
     assert bits(result) == inline[strategy]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "workers"),
+    [covering(name, 1 + i % 3, covered=name in COVERED) for i, name in enumerate(STRATEGIES)],
+)
+def test_processes_give_the_same_bits(strategy: str, workers: int, inline: Inline, tmp_path: Path) -> None:
+    engine = ("engine.name=processes", f"engine.workers={workers}", f"run.results={tmp_path}")
+    result = run("digits", *SMALL, *STRATEGIES[strategy], *engine)
+    assert bits(result) == inline[strategy]
+
+
+def test_processes_that_begin_anew_give_the_same_bits(inline: Inline, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(processes_engine, "may_copy", lambda experiment: False)
+    heard, options = Notices(), ("engine.name=processes", "engine.workers=auto", f"run.results={tmp_path}")
+    assert bits(run("digits", *SMALL, *STRATEGIES["scaffold"], *options, listener=heard)) == inline["scaffold"]
+    assert any(text.startswith("engine.workers=auto: ") for text in heard.texts)
 
 
 class Notices(Listener):
@@ -201,11 +219,15 @@ def test_stock_supernodes_give_the_same_bits(inline: Inline, tmp_path: Path, mon
         federate.stop(home)
 
 
+ENGINES = {"ray": RayWorker, "processes": WorkerProcess}
+
+
 @pytest.mark.usefixtures("cluster")
-def test_a_worker_that_dies_is_replaced(inline: Inline, tmp_path: Path, monkeypatch) -> None:
+@pytest.mark.parametrize("engine", list(ENGINES))
+def test_a_worker_that_dies_is_replaced(engine: str, inline: Inline, tmp_path: Path, monkeypatch) -> None:
     """Its clients run again, from the same memory and the same random numbers, also those that it was done with."""
     marker = tmp_path / "died"
-    original = RayWorker.run
+    original = ENGINES[engine].run
 
     def dying(self, opening, clients, closes, memory):
         self.round = self.round if opening is None else opening.work.round
@@ -214,17 +236,17 @@ def test_a_worker_that_dies_is_replaced(inline: Inline, tmp_path: Path, monkeypa
             os.kill(os.getpid(), signal.SIGKILL)
         return original(self, opening, clients, closes, memory)
 
-    monkeypatch.setattr(RayWorker, "run", dying)
-    engine = ("engine.name=ray", "engine.workers=2", f"run.results={tmp_path}")
-    result = run("digits", *SMALL, *STRATEGIES["scaffold"], *engine)
+    monkeypatch.setattr(ENGINES[engine], "run", dying)
+    options = (f"engine.name={engine}", "engine.workers=2", f"run.results={tmp_path}")
+    result = run("digits", *SMALL, *STRATEGIES["scaffold"], *options)
     assert marker.exists()
     assert result.summary["weights_sha256"] == inline["scaffold"]
 
 
-@pytest.mark.exhaustive
 @pytest.mark.usefixtures("cluster")
-def test_clients_that_kill_every_worker_are_given_up(tmp_path: Path, monkeypatch) -> None:
-    original = RayWorker.run
+@pytest.mark.parametrize(("engine", "word"), [covering("ray", "", covered=False), ("processes", "SIGKILL")])
+def test_clients_that_kill_every_worker_are_given_up(engine: str, word: str, tmp_path: Path, monkeypatch) -> None:
+    original = ENGINES[engine].run
 
     def dying(self, opening, clients, closes, memory):
         if {4, 5} & set(clients):
@@ -238,12 +260,12 @@ def test_clients_that_kill_every_worker_are_given_up(tmp_path: Path, monkeypatch
         def failure(self, round_: int, phase: str, client: int, node: int, reason: str) -> None:
             self.reasons[client] = reason
 
-    monkeypatch.setattr(RayWorker, "run", dying)
+    monkeypatch.setattr(ENGINES[engine], "run", dying)
     heard = Failures()
-    engine = ("engine.name=ray", "engine.workers=1", f"run.results={tmp_path}", "run.rounds=1", "evaluate.every=0")
-    result = run("digits", *SMALL, *engine, listener=heard)
+    options = (f"engine.name={engine}", "engine.workers=1", f"run.results={tmp_path}", "run.rounds=1")
+    result = run("digits", *SMALL, *options, "evaluate.every=0", listener=heard)
     assert heard.reasons.keys() == {4, 5}
-    assert all("died 3 times" in reason for reason in heard.reasons.values())
+    assert all("died 3 times" in reason and word in reason for reason in heard.reasons.values())
     assert result.summary["num_failures"] == 2
 
 

@@ -53,7 +53,7 @@ def test_figures_are_taken_from_what_processes_say():
 
 def row(name: str, round_: float, **more: object) -> Row:
     stages = {"clients": round_ * 0.9, "exchange": round_ * 0.95, "server": round_ * 0.05}
-    times = [{"train": [ClientTime(0, 7, 0.0, 0.1), ClientTime(1, 8, 0.0, 0.1)]}] if name.startswith("ray") else []
+    times = [{"train": [ClientTime(0, 7, 0.0, 0.1), ClientTime(1, 8, 0.0, 0.1)]}] if name.endswith(" workers") else []
     words = {"stages": stages, "times": times, "busy": 0.95, "memory_bytes": 1 << 40} | more
     return Row(name, more.pop("overrides", ()), "", 1.0, (round_,), **words)  # type: ignore[arg-type]
 
@@ -85,7 +85,7 @@ def test_advice_says_what_keeps_it_from_being_faster():
         "up (850.0 ms a round)."
     )
     short = advice([row("inline", 0.01), row("ray, 2 workers", 0.02)], 16)
-    assert short[0].startswith("Ray does not pay here: 2.00 of a round in one process (rounds are so short")
+    assert short[0].startswith("Workers do not pay here: 2.00 of a round in one process (rounds are so short")
     uneven = advice([row("inline", 2.0), row("ray, 2 workers", 1.5, longest=0.9)], 16)
     assert uneven[1] == "One client takes 90% of a round, and no number of workers makes it shorter."
     waits = advice([row("inline", 2.0), row("ray, 2 workers", 1.5, busy=0.6)], 16)
@@ -95,9 +95,10 @@ def test_advice_says_what_keeps_it_from_being_faster():
 
 def test_who_is_measured():
     experiment = load("digits", FEW)
-    names = [each.name for each in contenders(experiment, [1, 4], ["step"], has_loop=True)]
-    assert names == [LOOP, "inline", "inline, step", "ray, 1 workers", "ray, 4 workers"]
-    assert contenders(experiment, [], [], has_loop=False) == [Contender("inline", ("engine.name=inline",))]
+    names = [each.name for each in contenders(experiment, ["processes", "ray"], [1, 4], ["step"], True)]
+    workers = [f"{engine}, {number} workers" for engine in ("processes", "ray") for number in (1, 4)]
+    assert names == [LOOP, "inline", "inline, step", *workers]
+    assert contenders(experiment, ["ray"], [], [], has_loop=False) == [Contender("inline", ("engine.name=inline",))]
 
 
 @pytest.mark.parametrize("options", [("client.epochs=2",), ("client.epochs=0", "client.max_steps=3"), ()])
@@ -156,8 +157,9 @@ def test_a_listener_is_told_when_which_process_was_at_which_client(tmp_path):
 @pytest.mark.processes
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("cluster")
-def test_likewise_on_ray(tmp_path):
-    check_times(told("engine.name=ray", "engine.workers=2", f"run.results={tmp_path}"), 2)
+@pytest.mark.parametrize("engine", ["processes", "ray"])
+def test_likewise_on_workers(engine, tmp_path):
+    check_times(told(f"engine.name={engine}", "engine.workers=2", f"run.results={tmp_path}"), 2)
 
 
 def test_the_timeline_has_a_bar_for_each_client():

@@ -81,7 +81,7 @@ class OddError(Exception):
 
 
 class Worker:
-    """What `RayWorker` does with what comes, in a thread of this process."""
+    """What `WorkerProcess` does with what comes, in a thread of this process."""
 
     def __init__(self):
         self.openings, self.ran = [], []
@@ -105,13 +105,23 @@ class Worker:
 threads: list[threading.Thread] = []
 
 
+class Threads:
+    """Starts workers that are threads here."""
+
+    def begin(self, handle, address, number):
+        return handle.begin(address, number)
+
+    def last_words(self, thread, has_hung_up):
+        return "" if thread.is_alive() else "its thread has ended"
+
+
 class Handle:
-    """A handle of an actor, which is a thread here; it takes as long to come as a test wants."""
+    """What stands for a worker; it takes as long to come as a test wants."""
 
     def __init__(self, after=0.0):
-        self.worker, self.serve, self._after = Worker(), self, after
+        self.worker, self._after = Worker(), after
 
-    def remote(self, address, number):
+    def begin(self, address, number):
         def come():
             time.sleep(self._after)
             with suppress(SystemExit):  # its process would end
@@ -132,7 +142,7 @@ def no_thread_outlives_a_test():
 
 @pytest.fixture
 def door(no_thread_outlives_a_test):
-    lines_ = Lines(lambda thread: "" if thread.is_alive() else "its thread has ended")
+    lines_ = Lines(Threads())
     yield lines_
     lines_.close()
 
@@ -155,7 +165,7 @@ def test_a_worker_runs_what_it_is_given_in_order(door, after):
     outcome = taken(door, given[1])
     assert outcome.nodes[0][2].trees["delta"]["w"].tolist() == [8.0]
     assert handle.worker.openings == [(TASK.work, [0.0, 1.0, 2.0, 3.0, 4.0], 2, {"rate": 0.5})]
-    assert taken(door, door.ask(handle, "hello", "query")) == {"said": ("hello", "query")}
+    assert taken(door, door.ask(handle, "answer", "hello", "query")) == {"said": ("hello", "query")}
 
 
 def test_answers_do_not_change_when_the_next_comes(door):
@@ -191,7 +201,7 @@ def test_a_worker_that_is_gone_has_died_with_all_that_it_was_given(door):
 
 def test_one_that_never_comes_has_died_with_its_last_words(door):
     class Absent(Handle):
-        def remote(self, address, number):
+        def begin(self, address, number):
             thread = threading.Thread(target=lambda: None)
             thread.start()
             thread.join()
@@ -243,7 +253,7 @@ def test_who_has_come_is_known(door):
 
 def test_a_worker_that_died_before_it_came_never_will(door):
     class Broken(Handle):
-        def remote(self, address, number):
+        def begin(self, address, number):
             thread = threading.Thread(target=lambda: None)
             thread.start()
             thread.join()
@@ -271,7 +281,7 @@ def test_a_long_path_of_temporary_files_is_no_hindrance(tmp_path, monkeypatch):
     deep = tmp_path / ("x" * 100)
     deep.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(deep))
-    door, handle = Lines(lambda thread: ""), Handle()
+    door, handle = Lines(Threads()), Handle()
     door.open(handle)
     assert taken(door, door.give(handle, door.lay(TASK), (3,), True)).nodes
     door.close()

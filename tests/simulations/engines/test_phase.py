@@ -1,4 +1,4 @@
-"""Who runs which clients on Ray: each once and in the order of the tree, however workers differ, and whichever die."""
+"""Who runs which clients: each once and in the order of the tree, however workers differ, and whichever die."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from umbel.core.records import Payload, Reply
 from umbel.core.wire.work import Outcome, Work, share, squads
 from umbel.server.errors import RunStoppedError
 from umbel.server.port import Task
-from umbel.simulations.engines.ray_phase import Pace, RayPhase
+from umbel.simulations.engines.phase import Pace, WorkersPhase
 from umbel.simulations.engines.workers import Limits, WorkerDiedError, WorkerFailedError
 
 FOLD = product({"delta": WeightedMean()}, ["loss"])
@@ -119,7 +119,7 @@ def spread(cluster, cohort, pace=None, seconds=60.0, together=1, limits=Limits(1
     who = squads(cohort, together, lambda client: client % 2)
     work = share(Work("run", "a", 1, 0, "train", "hash", 0, len(cohort), squads=who), cohort, set(cohort))
     counts = []
-    phase = RayPhase(
+    phase = WorkersPhase(
         Task(1, work, Payload({"model": {"w": torch.zeros(2)}})),
         cluster,
         lambda client: client % 4 + 1,
@@ -233,7 +233,7 @@ def test_a_run_stops_when_no_worker_comes_any_more():
     cluster = Cluster(2, random.Random(0))
     cluster.is_there = lambda worker: False
     cluster.wait = lambda references, seconds: time.sleep(seconds)
-    with pytest.raises(RunStoppedError, match=r"No Ray worker has come within 0\.05 s"):
+    with pytest.raises(RunStoppedError, match=r"No worker has come within 0\.05 s"):
         spread(cluster, [1, 2, 3], limits=Limits(10.0, 0.05))
 
 

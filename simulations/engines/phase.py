@@ -1,4 +1,4 @@
-"""A phase on Ray's workers.
+"""A phase on workers.
 
 Each worker begins with a run of consecutive clients, and is given them in spans that get shorter towards the end; the
 next one waits at the worker before it is done with the last. Whoever has none left takes over the rear half of what the
@@ -23,8 +23,7 @@ from typing import Any
 from umbel.core.wire.work import Outcome
 from umbel.server.errors import RunStoppedError
 from umbel.server.port import Answer, OnWait, Task
-from umbel.simulations.engines.raylet import LOOK_SECONDS
-from umbel.simulations.engines.workers import Limits, WorkerDiedError, WorkerFailedError, Workers
+from umbel.simulations.engines.workers import LOOK_SECONDS, Limits, WorkerDiedError, WorkerFailedError, Workers
 
 _TRIES = 3  # how often a client may be the one whose worker dies
 _AHEAD = 2  # spans that a worker has, with the one that it runs
@@ -90,7 +89,7 @@ class Pace:
             self._seconds[phase] = seconds / cost
 
 
-class RayPhase:
+class WorkersPhase:
     """One exchange with all workers.
 
     Args:
@@ -155,7 +154,7 @@ class RayPhase:
                 return
             if not busy and time.monotonic() > patience_ends:
                 raise RunStoppedError(
-                    f"No Ray worker has come within {self._limits.node:g} s (engine.node_timeout_seconds)"
+                    f"No worker has come within {self._limits.node:g} s (engine.node_timeout_seconds)"
                     f"{self._last_words and f'; the last that died while it started: {self._last_words}'}."
                 )
             until = min([deadline, patience_ends, *(seat.due for seat in busy)])

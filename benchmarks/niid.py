@@ -58,7 +58,9 @@ def cell(ours: float, deviation: float, theirs: float, num_seeds: int) -> str:
 def main() -> None:
     """Run what is asked for, row by row, and write the page after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("overrides", nargs="*", metavar="key=value", help="where and how, such as engine.name=ray")
+    parser.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="where and how, such as engine.name=processes"
+    )
     parser.add_argument("--data", default="fashion,mnist")
     parser.add_argument("--partitions", default=",".join(PARTITIONS))
     parser.add_argument("--strategies", default=",".join(STRATEGIES))

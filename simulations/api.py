@@ -200,7 +200,7 @@ def _check_memory_place(experiment: Experiment, folder: Path) -> None:
     remedy = (
         "Bring that federation up again (umbel federate up) and say engine.name=grpc."
         if before == "nodes"
-        else "Take the federation down first (umbel federate down), or resume on inline or ray."
+        else "Take the federation down first (umbel federate down), or resume on inline, processes or ray."
     )
     raise ExperimentError(
         f"The clients of {folder} keep their memory elsewhere ({before}), not here ({place}).", remedy=remedy

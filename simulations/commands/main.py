@@ -68,7 +68,7 @@ def run(experiment: str, overrides: tuple[str, ...], quiet: bool, as_json: bool)
       umbel run digits
       umbel run digits strategy.name=fedprox strategy.mu=0.1 run.seed=1
       umbel run digits data.partition=dirichlet data.alpha=0.1 data.num_clients=50
-      umbel run my.yaml engine.name=ray engine.workers=2 run.results=/data/runs
+      umbel run my.yaml engine.name=processes engine.workers=2 run.results=/data/runs
       folder=$(umbel run digits | tail -n 1) && umbel report "$folder"
 
     \b

@@ -72,6 +72,7 @@ REFUSED = [
     ("data.augment=flips", "data.augment.*Did you mean 'flip'"),
     ("model.norm=batch", "model.norm"),
     ("engine.name=rey", "engine.name.*Did you mean 'ray'"),
+    ("engine.name=process", "engine.name.*Did you mean 'processes'"),
     ("client.optimizer=sgdm", "client.optimizer.*Did you mean 'sgd'"),
     ("client.precision=fp8", "client.precision"),
     ("client.device=gpu", "client.device"),

@@ -264,8 +264,9 @@ def test_a_damaged_agreement_is_named(inline: Path, tmp_path: Path) -> None:
 @pytest.mark.processes
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.usefixtures("cluster")
-def test_ray_gives_the_same_bits(place: Path, inline: Path, tmp_path: Path) -> None:
-    result = run(*options(place, tmp_path), "engine.name=ray", "engine.workers=2")
+@pytest.mark.parametrize("engine", ["processes", "ray"])
+def test_workers_give_the_same_bits(engine: str, place: Path, inline: Path, tmp_path: Path) -> None:
+    result = run(*options(place, tmp_path), f"engine.name={engine}", "engine.workers=2")
     assert bits(result) == reading.summary(inline)["weights_sha256"]
 
 

@@ -108,8 +108,9 @@ def test_kill_before_the_first_checkpoint(uninterrupted: dict[str, str], tmp_pat
     assert json.loads((folder / "summary.json").read_text())["weights_sha256"] == uninterrupted["scaffold"]
 
 
-@pytest.mark.exhaustive
-@pytest.mark.parametrize("engine", ["ray", "grpc"])
+@pytest.mark.parametrize(
+    "engine", ["processes", *(pytest.param(name, marks=pytest.mark.exhaustive) for name in ("ray", "grpc"))]
+)
 def test_kill_on_other_engines(engine: str, uninterrupted: dict[str, str], tmp_path: Path) -> None:
     """Workers and nodes end with the process that started them; memory is where the resume looks for it."""
     folder = tmp_path / "run"

@@ -89,7 +89,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-@pytest.mark.parametrize("engine", ["inline", "ray", "grpc"])
+@pytest.mark.parametrize("engine", ["inline", "processes", "ray", "grpc"])
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_it_is_refused_before_anything_starts(mistake: str, engine: str, folder: Path) -> None:
     text, overrides, reason = MISTAKES[mistake]

@@ -77,15 +77,22 @@ class Nursery:
     Args:
         arguments: Of `umbel.simulations.engines.worker.WorkerProcess`.
         copies: It may be a copy of this process.
+
+    Raises:
+        RunStoppedError: The system has no room for it.
     """
 
     def __init__(self, arguments: tuple[Any, ...], copies: bool) -> None:
         mine, other = socket.socketpair(socket.AF_UNIX)
-        with other:
-            self._process = _Copy(mine, other, arguments) if copies else _Anew(other)
         self._line = Line(mine)
+        try:
+            with other:
+                self._process = _Copy(mine, other, arguments) if copies else _Anew(other)
+        except OSError as error:
+            self._line.close()
+            raise RunStoppedError(f"No worker can be started: {reason(error)}") from error
         if not copies:
-            self._line.send(arguments)
+            self._say(arguments)
 
     def begin(self, number: int, address: str, environment: Mapping[str, str]) -> None:
         """Start a worker.
@@ -128,13 +135,23 @@ class Nursery:
         self._process.end(_PATIENCE_SECONDS)
 
     def _ask(self, what: Any) -> Any:
+        self._say(what)
         try:
-            self._line.send(what)
             return self._line.receive()
         except LineError:
-            self._process.has_ended(_MOMENT)
-            self.check()
+            self._told_of_its_end()
             raise
+
+    def _say(self, what: Any) -> None:
+        try:
+            self._line.send(what)
+        except LineError:
+            self._told_of_its_end()
+            raise
+
+    def _told_of_its_end(self) -> None:
+        self._process.has_ended(_MOMENT)
+        self.check()
 
 
 class _Copy:
@@ -202,8 +219,9 @@ def _forked(work: Callable[[], None]) -> int:
     Raises:
         OSError: The system has no room for it.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # nobody listens any more
+            stream.flush()
     mine = os.getpid()
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:

@@ -46,7 +46,7 @@ class Echo(WorkerProcess):
         sys.exit(code)
 
     def crash(self):
-        os.kill(os.getpid(), signal.SIGSEGV)
+        os.kill(os.getpid(), signal.SIGUSR2)
 
     def print_much(self):
         print("x" * 100_000, file=sys.stderr, flush=True)
@@ -122,9 +122,34 @@ def test_threads_of_the_driver_are_no_hindrance(monkeypatch):
         thread.join()
 
 
+def test_a_thread_may_start_them(monkeypatch):
+    """Its copy is a process whose one thread answers signals."""
+    monkeypatch.setattr(nursery, "WorkerProcess", Echo)
+    said = []
+
+    def start():
+        home = Nursery(("hello",), copies=True)
+        door, worker = Lines(_Born(home)), _Worker()
+        door.open(worker)
+        said.append(asked(door, worker, "handlers"))
+        door.close()
+        home.close()
+
+    thread = threading.Thread(target=start)
+    thread.start()
+    thread.join()
+    assert said == [[signal.SIG_IGN, signal.SIG_DFL, signal.SIG_IGN]]
+
+
+def test_a_system_without_room_for_the_first_is_told(monkeypatch):
+    monkeypatch.setattr(nursery.os, "fork", lambda: (_ for _ in ()).throw(OSError(11, "no more processes")))
+    with pytest.raises(RunStoppedError, match=r"No worker can be started: .*no more processes"):
+        Nursery(("hello",), copies=True)
+
+
 @pytest.mark.parametrize(
     ("method", "arguments", "words"),
-    [("leave", (3,), "it ended with status 1"), ("crash", (), "it was ended by SIGSEGV")],
+    [("leave", (3,), "it ended with status 1"), ("crash", (), "it was ended by SIGUSR2")],
 )
 def test_why_a_worker_has_ended_is_known_and_another_comes(born, method, arguments, words):
     door, home = born

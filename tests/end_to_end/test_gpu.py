@@ -35,8 +35,9 @@ def test_the_gpu_agrees_with_the_cpu(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ray_workers_share_a_gpu(tmp_path: Path) -> None:
-    options = (*SMALL, "model.name=cnn", "engine.name=ray", "engine.workers=2", "engine.gpus_per_worker=0.5")
+@pytest.mark.parametrize("engine", ["processes", "ray"])
+def test_workers_share_a_gpu(engine: str, tmp_path: Path) -> None:
+    options = (*SMALL, "model.name=cnn", f"engine.name={engine}", "engine.workers=2", "engine.gpus_per_worker=0.5")
     assert run("digits", *options, f"run.results={tmp_path}").summary["num_failures"] == 0
 
 

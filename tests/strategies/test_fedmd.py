@@ -23,7 +23,8 @@ from umbel.data.types import Examples
 from umbel.models.base import Model
 from umbel.strategies.base import ClientContext, ServerContext
 from umbel.strategies.creamfl.public import fingerprint
-from umbel.strategies.fedmd import Config, FedMD, digest_objective, rows_of, scores_of
+from umbel.strategies.fedmd import Config, FedMD, digest_objective
+from umbel.strategies.parties import rows_of, scores_of
 
 F64 = torch.float64
 CLASSES, SIDE = 3, 2
@@ -71,7 +72,7 @@ def test_the_consensus_is_the_plain_mean_of_what_parties_say():
     said, fold = [], phase.fold()
     folded = FoldTree(fold, 3)
     for k in range(3):
-        model = strategy.party(client_of(k))
+        model = strategy.parties.remembered(client_of(k))
         said.append(model(PUBLIC.images[rows]).detach())
         reply = replace(phase.local(payload, client_of(k)), num_examples=k + 1)  # sizes do not count
         fold.check(reply, payload)
@@ -85,7 +86,7 @@ def test_the_consensus_is_the_plain_mean_of_what_parties_say():
 def test_a_step_of_the_digest_and_of_the_revisit_by_hand(loss):
     """A full-batch step of each, lr .25: on mean |f - f~| (or its square), then on the cross-entropy."""
     strategy, remembered, server = FedMD(replace(LINEAR, loss=loss)), [], server_of()
-    model = strategy.party(client_of())
+    model = strategy.parties.remembered(client_of())
     consensus = torch.randn(5, CLASSES, generator=generator(3))
     weight, bias = (p.detach().clone() for p in (model.head.weight, model.head.bias))
     x, gap = PUBLIC.images.flatten(1), model(PUBLIC.images).detach() - consensus
@@ -132,7 +133,7 @@ def test_a_party_transfers_once_and_goes_on_from_what_it_remembers():
     payload = strategy.ask(strategy.initial(server), server)
     strategy.score(payload, client_of(remembered=remembered))
     first = remembered[-1]
-    untrained = FedMD(LINEAR).party(client_of())
+    untrained = FedMD(LINEAR).parties.remembered(client_of())
     assert not torch.equal(first.trees["party"]["head.weight"], untrained.head.weight)
     strategy.score(payload, client_of(remembered=remembered, memory=first))
     assert torch.equal(remembered[-1].trees["party"]["head.weight"], first.trees["party"]["head.weight"])

@@ -177,12 +177,12 @@ def objective(agreed_PC: Tensor, diverse_PC: Tensor, disputed_P: Tensor, diversi
 
 def mean_of(trees: Sequence[Tree], weights: Sequence[float]) -> dict[str, Tensor]:
     """Return the weighted mean of trees of the same names and shapes, taken in float64 and cast once."""
-    total, like = sum(weights), trees[0]
+    shares = (torch.tensor(weights, dtype=torch.float64) / sum(weights)).tolist()
     return {
-        name: (sum(w * tree[name].double() for w, tree in zip(weights, trees, strict=True)) / total).to(
-            like[name].dtype
-        )
-        for name in like
+        name: torch.stack([w * tree[name].double() for w, tree in zip(shares, trees, strict=True)])
+        .sum(0)
+        .to(like.dtype)
+        for name, like in trees[0].items()
     }
 
 

@@ -39,6 +39,7 @@ from torch import Tensor
 from umbel.core.collecting import Collect
 from umbel.core.folds import Folded, Product, product
 from umbel.core.memory import MemoryRecord
+from umbel.core.ranges import OneOf
 from umbel.core.records import Payload, Reply
 from umbel.core.training import Objective
 from umbel.core.tree import Tree
@@ -59,6 +60,7 @@ from umbel.strategies.parties import (
     train_on_numbers,
 )
 
+_ENSEMBLES = ("entropy", "mean")
 _LEAST_ENTROPY = 1e-6  # nats; who is surer than that is as sure as all who are
 
 
@@ -69,6 +71,7 @@ class Config:
     Attributes:
         models: Architectures of the clients' models; client k has number k modulo their number.
         sizes: Sizes of a model, by its name in `models`.
+        ensemble: Of the clients that are right, each weighs by its `entropy`, as in the paper, or all alike: `mean`.
         epsilon: Share of the labels' cross-entropy where something is distilled; the rest is of the distillation.
         digest_epochs: A client's passes over the public set, towards what the server says.
         server_epochs: The server's passes over the public set.
@@ -76,6 +79,7 @@ class Config:
 
     models: Annotated[list[str], MinLen(1)] = field(default_factory=lambda: ["cnn", "mlp"])
     sizes: dict[str, Any] = field(default_factory=dict)
+    ensemble: Annotated[str, OneOf(*_ENSEMBLES)] = "entropy"
     epsilon: Annotated[float, Interval(ge=0, le=1)] = 0.75
     digest_epochs: Annotated[int, Ge(0)] = 1
     server_epochs: Annotated[int, Ge(1)] = 5
@@ -116,19 +120,20 @@ def entropy(scores: Tensor) -> Tensor:
     return -(log_p.exp() * log_p).sum(-1)
 
 
-def weights_of(scores_KWC: Tensor, labels_W: Tensor) -> Tensor:
+def weights_of(scores_KWC: Tensor, labels_W: Tensor, ensemble: str = "entropy") -> Tensor:
     """Return alpha [K, W]: a softmax of 1 / H over the clients that are right, 0 for the others, float64.
 
-    Where no client is right, all of them have 0.
+    Where no client is right, all of them have 0. Those that are right weigh the same under `ensemble` `mean`.
     """
     right_KW = scores_KWC.argmax(-1) == labels_W
-    sure_KW = (1 / entropy(scores_KWC).clamp_min(_LEAST_ENTROPY)).masked_fill(~right_KW, -torch.inf)
+    sure_KW = 1 / entropy(scores_KWC).clamp_min(_LEAST_ENTROPY)
+    sure_KW = (sure_KW if ensemble == "entropy" else torch.zeros_like(sure_KW)).masked_fill(~right_KW, -torch.inf)
     return sure_KW.softmax(0).masked_fill(~right_KW, 0.0)
 
 
-def fuse(scores_KWC: Tensor, labels_W: Tensor) -> tuple[Tensor, Tensor]:
+def fuse(scores_KWC: Tensor, labels_W: Tensor, ensemble: str = "entropy") -> tuple[Tensor, Tensor]:
     """Return what clients together say, sum_k alpha_k f_k [W, C] float32, and whether anybody is right, [W] bool."""
-    alpha_KW = weights_of(scores_KWC, labels_W)
+    alpha_KW = weights_of(scores_KWC, labels_W, ensemble)
     fused_WC = torch.einsum("kw,kwc->wc", alpha_KW, scores_KWC.double()).float()
     return fused_WC, alpha_KW.sum(0) > 0
 
@@ -247,7 +252,8 @@ class FedGEMS(Strategy[State]):
         _, taught, _ = select(knowledge["says"], labels, knowledge["known"].bool())
         targets, rows = knowledge["pool"].clone(), self._asked(state, server)
         if len(rows):
-            targets[rows], taught[rows] = fuse(folded.trees["scores"]["scores"].float(), labels[rows])
+            said = folded.trees["scores"]["scores"].float()
+            targets[rows], taught[rows] = fuse(said, labels[rows], self.config.ensemble)
         return targets, taught
 
     # ---- what is evaluated ----------------------------------------------------------------------------------------

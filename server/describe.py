@@ -58,7 +58,7 @@ def _unusable(session: Session, state: Any, whole: Mapping[str, Tensor]) -> str:
     """Return why the saved weights alone predict nothing, or not what was evaluated; empty where they do."""
     strategy, name = session.strategy, session.experiment.strategy.name
     if strategy.own_model:
-        return f"Under strategy.name={name} the server's model is not model.name and has no classifier of the classes."
+        return f"Under strategy.name={name} the server's model is one of the strategy's own, not model.name."
     first = session.build_model().state_dict()
     if not session.experiment.model.init and all(torch.equal(whole[key], first[key]) for key in whole):
         return f"These weights were never trained: under strategy.name={name} the server's model stays as it began."

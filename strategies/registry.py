@@ -69,6 +69,14 @@ _TABLE: dict[str, tuple[str, str]] = {
     "lwf": ("umbel.strategies.continual.lwf:LwF", "Distillation of what old heads said (Li and Hoiem 2016)"),
     "replay": ("umbel.strategies.continual.replay:Replay", "A small memory of old examples (Chaudhry et al. 2019)"),
     "fedmd": ("umbel.strategies.fedmd:FedMD", "Models of any kind, by a consensus on public data (Li and Wang 2019)"),
+    "fedgems": (
+        "umbel.strategies.fedgems:FedGEMS",
+        "A larger server model that learns from itself and, where it is wrong, from clients (Cheng et al. 2021)",
+    ),
+    "fedet": (
+        "umbel.strategies.fedet:FedET",
+        "A larger server model, by a weighted consensus of clients' small ones (Cho et al. 2022)",
+    ),
     "fedopt": ("umbel.strategies.fedopt:FedOpt", "Server optimisers: momentum, Adam, Yogi (Reddi et al. 2021)"),
 }
 

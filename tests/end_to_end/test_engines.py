@@ -84,6 +84,14 @@ STRATEGIES = {
             "strategy.public_per_round=20",
         ),
     ),
+    "fedgems": (
+        *("strategy.name=fedgems", "data.public=0.2", "strategy.models=[cnn, mlp]", "strategy.server_epochs=2"),
+        "strategy.sizes={cnn: {width: 2, hidden: 8}, mlp: {hidden: 8}}",
+    ),
+    "fedet": (
+        *("strategy.name=fedet", "data.public=0.2", "strategy.models=[cnn, mlp]", "strategy.server_epochs=2"),
+        *("strategy.sizes={cnn: {width: 2, hidden: 8}, mlp: {hidden: 8, dropout: 0.2}}", "strategy.width=8"),
+    ),
     # Six of eight clients, each with a fifth of the examples of an eighth left out: squads of four and of two.
     "together": ("strategy.name=scaffold", "data.partition=iid", "client.together=4", "client.channels_last=true"),
 }

@@ -70,6 +70,14 @@ METHODS = {
         *("strategy.name=fedmd", "data.public=0.2", "strategy.models=[cnn, mlp]", "strategy.transfer_epochs=1"),
         *("strategy.sizes={cnn: {width: 2, hidden: 8}, mlp: {hidden: 8}}", "strategy.public_per_round=10"),
     ),
+    "fedgems": (
+        *("strategy.name=fedgems", "data.public=0.2", "strategy.models=[cnn, mlp]", "strategy.server_epochs=2"),
+        "strategy.sizes={cnn: {width: 2, hidden: 8}, mlp: {hidden: 8}}",
+    ),
+    "fedet": (
+        *("strategy.name=fedet", "data.public=0.2", "strategy.models=[cnn, mlp]", "strategy.server_epochs=2"),
+        *("strategy.sizes={cnn: {width: 2, hidden: 8}, mlp: {hidden: 8}}", "strategy.width=8"),
+    ),
     "feddyn": ("strategy.name=feddyn", "strategy.alpha=0.1"),
     "moon": ("strategy.name=moon",),
     "ditto": ("strategy.name=ditto",),

@@ -53,6 +53,8 @@ OPTIONS = {
     "lwf": TWO_TASKS,
     "replay": TWO_TASKS,
     "fedmd": ("data.public=0.3", "strategy.transfer_epochs=1"),
+    "fedgems": ("data.public=0.3", "strategy.server_epochs=1"),
+    "fedet": ("data.public=0.3", "strategy.server_epochs=1", "strategy.width=8"),
     "umbel.strategies.local:Local": (),
     "flwr:FedTrimmedAvg": ("strategy.beta=0.2",),
 }
@@ -63,7 +65,7 @@ def test_the_list_of_strategies_is_whole():
 
 
 def go(tmp_path: Path, strategy: str, model: str, *options: str):
-    parties = {"creamfl": "strategy.image_models", "fedmd": "strategy.models"}
+    parties = {"creamfl": "strategy.image_models", **dict.fromkeys(("fedmd", "fedgems", "fedet"), "strategy.models")}
     own = (f"{parties[strategy]}=[{model}]",) if strategy in parties else ()
     chosen = (f"model.name={model}", f"strategy={{name: {strategy}}}", *OPTIONS[strategy], *own, *options)
     return run("digits", *SMALL, *chosen, f"run.results={tmp_path}")

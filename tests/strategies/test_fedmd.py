@@ -8,57 +8,20 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.contexts import client_context
 from tests.helpers import bits, small_run
+from tests.strategies.a_party import CLASSES, F64, LOCAL, PRIVATE, PUBLIC, client_of, linear, server_of
 from umbel import models
 from umbel.core.fold_tree import FoldTree
 from umbel.core.losses import CrossEntropy
-from umbel.core.memory import MemoryRecord
 from umbel.core.names import UnknownNameError
 from umbel.core.records import BadReplyError, Reply
 from umbel.core.refusal import Refusal
-from umbel.core.rng import build_seeded, generator
-from umbel.core.training import LocalConfig
-from umbel.data.types import Examples
-from umbel.models.base import Model
-from umbel.strategies.base import ClientContext, ServerContext
+from umbel.core.rng import generator
 from umbel.strategies.creamfl.public import fingerprint
-from umbel.strategies.fedmd import Config, FedMD, digest_objective, rows_of, scores_of
+from umbel.strategies.fedmd import Config, FedMD, digest_objective
+from umbel.strategies.parties import rows_of, scores_of
 
-F64 = torch.float64
-CLASSES, SIDE = 3, 2
-LOCAL = LocalConfig(epochs=1, batch_size=0, lr=0.25, device="cpu", precision="fp64")
-PUBLIC = Examples(torch.randn(5, 1, SIDE, SIDE, generator=generator(1), dtype=F64), torch.tensor([0, 1, 2, 0, 1]))
-PRIVATE = Examples(torch.randn(4, 1, SIDE, SIDE, generator=generator(2), dtype=F64), torch.tensor([2, 2, 1, 0]))
 LINEAR = Config(models=["linear"], transfer_epochs=0)
-
-
-def linear() -> Model:
-    return models.build("linear", CLASSES, SIDE, 1).double()
-
-
-def server_of(round_: int = 1) -> ServerContext:
-    def build() -> Model:
-        return build_seeded(linear, 0, F64)
-
-    return ServerContext(
-        seed=0,
-        round=round_,
-        num_rounds=3,
-        num_clients=3,
-        local=LOCAL,
-        build_model=build,
-        shared_names=frozenset(build().state_dict()),
-        validation=None,
-        device=torch.device("cpu"),
-        prepare=lambda examples: (examples.images, examples.labels),
-        public=PUBLIC,
-    )
-
-
-def client_of(number: int = 0, remembered: list[MemoryRecord] | None = None, **changes: object) -> ClientContext:
-    remember = [].append if remembered is None else remembered.append
-    return client_context(PRIVATE, CLASSES, id=number, local=LOCAL, public=PUBLIC, remember=remember, **changes)
 
 
 def test_the_consensus_is_the_plain_mean_of_what_parties_say():
@@ -71,7 +34,7 @@ def test_the_consensus_is_the_plain_mean_of_what_parties_say():
     said, fold = [], phase.fold()
     folded = FoldTree(fold, 3)
     for k in range(3):
-        model = strategy.party(client_of(k))
+        model = strategy.parties.remembered(client_of(k))
         said.append(model(PUBLIC.images[rows]).detach())
         reply = replace(phase.local(payload, client_of(k)), num_examples=k + 1)  # sizes do not count
         fold.check(reply, payload)
@@ -85,7 +48,7 @@ def test_the_consensus_is_the_plain_mean_of_what_parties_say():
 def test_a_step_of_the_digest_and_of_the_revisit_by_hand(loss):
     """A full-batch step of each, lr .25: on mean |f - f~| (or its square), then on the cross-entropy."""
     strategy, remembered, server = FedMD(replace(LINEAR, loss=loss)), [], server_of()
-    model = strategy.party(client_of())
+    model = strategy.parties.remembered(client_of())
     consensus = torch.randn(5, CLASSES, generator=generator(3))
     weight, bias = (p.detach().clone() for p in (model.head.weight, model.head.bias))
     x, gap = PUBLIC.images.flatten(1), model(PUBLIC.images).detach() - consensus
@@ -132,7 +95,7 @@ def test_a_party_transfers_once_and_goes_on_from_what_it_remembers():
     payload = strategy.ask(strategy.initial(server), server)
     strategy.score(payload, client_of(remembered=remembered))
     first = remembered[-1]
-    untrained = FedMD(LINEAR).party(client_of())
+    untrained = FedMD(LINEAR).parties.remembered(client_of())
     assert not torch.equal(first.trees["party"]["head.weight"], untrained.head.weight)
     strategy.score(payload, client_of(remembered=remembered, memory=first))
     assert torch.equal(remembered[-1].trees["party"]["head.weight"], first.trees["party"]["head.weight"])

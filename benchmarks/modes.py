@@ -23,7 +23,7 @@ import os
 import re
 import resource
 import time
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from statistics import median
 
@@ -124,7 +124,7 @@ class Bench:
             raise SystemExit(f"step-{number}: --steps is {self.steps}, which is no multiple of {number}")
         make_ready(model, len(images), self.config)
         step = Several(model, self.config, F.cross_entropy, number=number)
-        form: Hashable = (compiled.form_of(step), number)
+        graphs = compiled.Graphs(step, (compiled.form_of(step), number))
         state = state_of(model)
         held = [state[name].detach() for names in step.names for name in names]
 
@@ -135,7 +135,7 @@ class Bench:
                 index, first = index.to(self.where), call * number + 1
                 rates = [rates_of(self.config, self.config.lr, first + i, self.where) for i in range(number)]
                 tensors = [*held, torch.stack(rates), images[index], self.labels[index]]
-                graph = compiled.graph_of(step, form, tensors)
+                graph = graphs.of(tensors)
                 if graph is None:
                     raise RuntimeError(f"{number} steps cannot be one graph")
                 with torch.no_grad():

@@ -72,25 +72,47 @@ class Steps:
         if correct is not None and not isinstance(correct, AffineCorrection):
             raise UnfitError("its gradients are corrected by a function that may read anything")
         self._step = Step(model, config, loss, correct)
-        self._form = form_of(self._step)
+        form = form_of(self._step)
         state, (trained, others) = state_of(model), self._step.names
         parameters = [state[name].detach() for name in trained]
         moments = [torch.zeros_like(parameter) for _ in self._step.kinds for parameter in parameters]
         reads = [] if correct is None else correct.tensors
         self._held = [*parameters, *(state[name].detach() for name in others), *moments, *reads, *tensors_of_loss(loss)]
-        self._lr, self._backend, self._num_steps, self._device = lr, backend, 0, device
+        self._lr, self._num_steps, self._device = lr, 0, device
+        self._graphs = Graphs(self._step, form, backend)
 
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
         """Do a step on a batch [B, ...] with labels [B]; return the loss before it."""
         self._num_steps += 1
         rates = rates_of(self._step.config, self._lr, self._num_steps, self._device)
         tensors = [*self._held, rates, x, y]
-        graph = graph_of(self._step, self._form, tensors, self._backend) if self._is_full(y) else None
+        graph = self._graphs.of(tensors) if self._is_full(y) else None
         with torch.no_grad():
             return self._step(*tensors) if graph is None else graph(*tensors)
 
     def _is_full(self, labels: Tensor) -> bool:
         return len(labels) == self._step.config.batch_size
+
+
+class Graphs:
+    """The graphs of a local run: of what they are called with only the batch changes its shape, and is looked at.
+
+    Args:
+        step: The step.
+        form: From `form_of`.
+        backend: Of `torch.compile`.
+    """
+
+    def __init__(self, step: Step, form: Hashable, backend: str = "inductor") -> None:
+        self._step, self._form, self._backend = step, form, backend
+        self._found: dict[Hashable, Graph | None] = {}
+
+    def of(self, tensors: Sequence[Tensor]) -> Graph | None:
+        """Return the graph for tensors like these, or None where there is none (`graph_of`)."""
+        batch = _shapes(tensors[-2:])
+        if batch not in self._found:
+            self._found[batch] = graph_of(self._step, self._form, tensors, self._backend)
+        return self._found[batch]
 
 
 def form_of(step: Step) -> Hashable:
@@ -114,7 +136,7 @@ def graph_of(step: Step, form: Hashable, tensors: Sequence[Tensor], backend: str
         tensors: What it will be called with; they stay as they are.
         backend: Of `torch.compile`.
     """
-    key = (form, backend, tuple((t.shape, t.stride(), t.dtype, t.device) for t in tensors))
+    key = (form, backend, _shapes(tensors))
     if key not in _graphs:
         try:
             _graphs[key] = _compile(step, tensors, backend)
@@ -123,6 +145,10 @@ def graph_of(step: Step, form: Hashable, tensors: Sequence[Tensor], backend: str
             name, first = type(step.model).__name__, str(error).strip().partition("\n")[0]
             tell_once(f"client.compile=step: {name} trains without, for it cannot be compiled ({first}).")
     return _graphs[key]
+
+
+def _shapes(tensors: Sequence[Tensor]) -> Hashable:
+    return tuple((t.shape, t.stride(), t.dtype, t.device) for t in tensors)
 
 
 def _compile(step: Step, tensors: Sequence[Tensor], backend: str) -> Graph:

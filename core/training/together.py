@@ -176,7 +176,8 @@ class _Stacked:
         reads = [correction.tensors if (correction := _affine(job)) else [] for job in jobs]
         of_loss = [tensors_of_loss(job.loss) for job in jobs]
         self._held = [*self._state.values(), *moments, *_stacked(reads), *_stacked(of_loss)]
-        self._graphs = compiled.form_of(self._step) if self._config.compile == "step" else None
+        compiles = self._config.compile == "step"
+        self._graphs = compiled.Graphs(self._step, compiled.form_of(self._step)) if compiles else None
 
     def train(self) -> list[Done]:
         """Do all steps."""
@@ -213,7 +214,7 @@ class _Stacked:
         """Do a step; return the losses [K] before it."""
         tensors = [*self._held, rates, x, y]
         is_full = y.shape[1] == self._config.batch_size
-        graph = compiled.graph_of(self._step, self._graphs, tensors) if self._graphs and is_full else None
+        graph = self._graphs.of(tensors) if self._graphs and is_full else None
         try:
             with torch.no_grad():
                 return self._step(*tensors) if graph is None else graph(*tensors)

@@ -114,6 +114,32 @@ def test_a_graph_reads_the_numbers_of_whoever_comes_next():
     assert_close(by_graphs(changed, FP64), ordinarily(other, FP64))
 
 
+@pytest.mark.slow
+def test_a_local_run_looks_a_graph_up_once_for_each_form_of_batch(monkeypatch):
+    """What a step is takes as long to compare as small steps take."""
+    sought, graph_of = [], compiled.graph_of
+
+    def noted(step, form, tensors, backend):
+        sought.append(tensors[-2].stride())
+        return graph_of(step, form, tensors, backend)
+
+    monkeypatch.setattr(compiled, "graph_of", noted)
+    model, (x, y) = Scaled(1.0).double(), examples(8)
+    other = copy.deepcopy(model)
+    across = x.T.contiguous().T  # the same numbers in another order of memory
+    batches = [(images[i : i + 4], y[i : i + 4]) for images in (x, across) for i in (0, 4)]
+    steps = compiled.Steps(model, FP64, FP64.lr, None, CrossEntropy(), torch.device("cpu"), "eager")
+    optimizer = torch.optim.SGD(other.parameters(), lr=FP64.lr)
+    for batch, labels in batches:
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(other(batch), labels)
+        loss.backward()
+        optimizer.step()
+        torch.testing.assert_close(steps(batch, labels), loss.detach(), rtol=0, atol=1e-12)
+    assert sought == [(4, 1), (1, 8)]
+    assert_close(model, other)
+
+
 def test_parameters_that_a_pass_does_not_use_stay():
     model = Scaled(1.0).double()
     model.idle = nn.Parameter(torch.ones(2, dtype=torch.float64))

@@ -149,7 +149,10 @@ class SideBySide(Runs):
                 self._gone(worker)
 
     def _hear(self, worker: _Worker, line: str) -> None:
-        entry = json.loads(line)
+        try:
+            entry = json.loads(line)
+        except ValueError:  # half a line, in the middle of which the run was told to stop
+            return
         if entry["event"] == OVER:
             self._over_with(worker, _error(entry["end"]))
         elif worker.job is not None and not self._is_stopping:
@@ -277,4 +280,5 @@ def _death(status: int | None, log: Path) -> Exception:
             "short, fewer runs at once take less."
         )
     how = f"ended with status {status}" if status is None or status >= 0 else f"died of signal {-status}"
-    return ElsewhereError(f"its process {how}; what it printed: {log}")
+    printed = f"; what it printed: {log}" if log.is_file() and log.stat().st_size else ""
+    return ElsewhereError(f"its process {how}{printed}.")

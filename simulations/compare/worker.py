@@ -39,8 +39,9 @@ class _Line(FileListener):
         self._file = file
 
     def put(self, line: str) -> None:
-        self._file.write(line + "\n")
-        self._file.flush()
+        with contextlib.suppress(BrokenPipeError):  # who listened has died, and a signal says so in order
+            self._file.write(line + "\n")
+            self._file.flush()
 
     def time_spent(self, round_: int, stages: Mapping[str, float], clients: Mapping[str, Sequence[ClientTime]]) -> None:
         """Nobody asks for it there."""
@@ -57,7 +58,7 @@ def main() -> None:
     parent, descriptor = map(int, sys.argv[1:])
     os.set_inheritable(descriptor, False)
     end_with_parent(signal.SIGTERM)
-    with os.fdopen(descriptor, "w", encoding="utf-8") as pipe:
+    with contextlib.suppress(BrokenPipeError), os.fdopen(descriptor, "w", encoding="utf-8") as pipe:
         for line in sys.stdin:
             if os.getppid() != parent:  # it was gone before this process asked to be told of it
                 return
@@ -66,9 +67,9 @@ def main() -> None:
             end = _carry_out(order, pipe)
             sys.stdout.flush()
             sys.stderr.flush()
-            with contextlib.suppress(BrokenPipeError):
-                pipe.write(json.dumps({"event": OVER, "end": end}) + "\n")
-                pipe.flush()
+            # On a line of its own, also where a signal came in the middle of the one before.
+            pipe.write("\n" + json.dumps({"event": OVER, "end": end}) + "\n")
+            pipe.flush()
 
 
 def _print_to(log: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from umbel.core.refusal import Refusal
 from umbel.simulations.commands.main import main
 from umbel.simulations.commands.watcher import Watcher
 from umbel.simulations.compare.comparison import Comparison, Item, Member, read_comparison
-from umbel.simulations.compare.go_through import go_through
+from umbel.simulations.compare.go_through import go_through, write_so_far
 from umbel.simulations.compare.matrix import Cell, Failure, Matrix, read_matrix
 from umbel.simulations.compare.matrix_tables import frame, latex, markdown, table
 from umbel.simulations.compare.plan import Estimate, measured
@@ -228,7 +230,17 @@ def test_what_was_stopped_in_the_middle_goes_on_to_the_same_bits(whole: tuple[Pa
     prepared = prepare_matrix(str(folder / "mine.yaml"), wanted(str(folder / "mine.yaml")), (), tmp_path / "m")
     with pytest.raises(KeyboardInterrupt):
         go_through(prepared, Killed(2))
-    assert not (tmp_path / "m" / "comparison.json").exists()
+    # What has ended is told of, and what is still to come.
+    there = read_matrix(tmp_path / "m")
+    assert (there.num_missing, there.num_runs) == (3, 4) and there.ranking is None
+    assert [len(cell.missing) for cell in there.cells] == [1, 2]
+    text = (tmp_path / "m" / "table.md").read_text()
+    assert "with 1 of 4 runs there" in text and "| 1 of 1 so far" not in text and "0 of 1 so far" in text
+    assert "data.alpha=0.5: still to come: fedprox(mu=1.0), seed 0" in text
+    assert "data.alpha=5: all 2 runs are still to come" in text
+    page = (tmp_path / "m" / "report.html").read_text()
+    assert "<h2>Still to come</h2>" in page and "2 runs, 1 still to come" in page
+    assert not (tmp_path / "m" / "data.alpha=5" / "report.html").exists()
     again = umbel("compare", folder / "mine.yaml", "--output", tmp_path / "m")
     assert again.exit_code == 0, again.output
     assert hows(again) == ["reused", "resumed", "resumed", "new"]  # no first rounds: they were measured
@@ -237,6 +249,70 @@ def test_what_was_stopped_in_the_middle_goes_on_to_the_same_bits(whole: tuple[Pa
     changed.write_text(changed.read_text().replace("data.alpha", "data.alfa"))
     with pytest.raises(DamagedError):
         read_matrix(tmp_path / "m")
+
+
+def test_several_at_once_come_to_the_same_bits_and_tables(whole: tuple[Path, Result], tmp_path: Path) -> None:
+    folder, _ = whole
+    path, output = folder / "mine.yaml", tmp_path / "m"
+    arguments = ("compare", path, "--output", output)
+    result = umbel(*arguments, "--at-once", "2")
+    assert result.exit_code == 0, result.output
+    mine, one_by_one = read_matrix(output), read_matrix(folder / "m")
+    assert hashes(mine) == hashes(one_by_one)
+    assert markdown(mine) == markdown(one_by_one) == (output / "table.md").read_text()
+    assert not list(output.glob("*/logs"))  # nobody printed anything
+    told = events(result)
+    members = [each for each in told if each["event"] == "member"]
+    # Lines of a run have its number: those of each, taken alone, are those of an ordinary run.
+    assert [each["index"] for each in members] == [1, 2, 1, 2, 3, 4] and all("run" in each for each in members)
+    for run in (2, 4):
+        rounds = [each["round"] for each in told[told.index(members[2]) :] if each["event"] == "round"
+                  and each["run"] == run]  # fmt: skip
+        assert rounds == [1, 2, 3, 4]
+    left = [each for each in told if each["event"] == "left"]
+    assert [each["runs"] for each in left] == [4, 3, 2, 1, 0] and left[0]["seconds"] > 0 == left[-1]["seconds"]
+    (plan,) = (each for each in told if each["event"] == "plan")
+    assert plan["at_once"] == 2
+    again = umbel(*arguments, "--at-once", "2")
+    assert hows(again) == ["reused"] * 4 and again.exit_code == 0
+
+
+def test_a_report_can_be_had_at_any_time(whole: tuple[Path, Result], tmp_path: Path) -> None:
+    folder, _ = whole
+    output, two_seeds = tmp_path / "m", ("--seeds", "2", "--only-report")
+    nothing = umbel("compare", folder / "mine.yaml", "--output", output, *two_seeds)
+    assert nothing.exit_code == 2 and "--only-report" in nothing.stderr and not output.exists()
+    shutil.copytree(folder / "m", output)
+    shutil.rmtree(next((output / "data.alpha=5").glob("fedprox*")))
+    result = umbel("compare", folder / "mine.yaml", "--output", output, *two_seeds)
+    assert result.exit_code == 0, result.output
+    assert (
+        not hows(result) and "data.alpha=0.5: still to come: fedavg, seed 1; fedprox(mu=1.0), seed 1" in result.stderr
+    )
+    there = read_matrix(output)
+    assert [len(cell.missing) for cell in there.cells] == [2, 3]
+    # A setting's own tables are of the seeds that are complete, and say which are not.
+    own = read_comparison(output / "data.alpha=0.5")
+    assert own.seeds == (0,) and own.open_seeds == (1,)
+    assert "Not in the table yet: seed 1" in (own.path / "table.md").read_text()
+    one = umbel("compare", folder / "mine.yaml", "data.alpha=0.5", "-o", output / "data.alpha=0.5", *two_seeds)
+    assert one.exit_code == 0 and "2 of 4 runs are in the table" in one.stderr
+
+
+def test_a_run_that_failed_stays_failed_until_it_is_carried_out(whole: tuple[Path, Result], tmp_path: Path) -> None:
+    folder, _ = whole
+    output = tmp_path / "m"
+    shutil.copytree(folder / "m", output)
+    prepared = prepare_matrix(str(folder / "mine.yaml"), wanted(str(folder / "mine.yaml")), (), output)
+    first = prepared.cells[0]
+    (first.comparison.members[1].path / "summary.json").unlink()
+    (prepared.cells[1].comparison.members[0].path / "summary.json").unlink()
+    failed = Cell(first.setting, first.comparison, (Failure("fedprox(mu=1.0)", 0, "no reason"),))
+    there = write_so_far(replace(prepared, cells=(failed, prepared.cells[1])))
+    assert (len(there.failures), there.num_missing) == (1, 1)
+    later = write_so_far(prepared)  # asked by another process, which knows the folder alone
+    assert [each.sentence for _, each in later.failures] == ["fedprox(mu=1.0), seed 0, failed: no reason"]
+    assert table(later)[1][0][2] == "failed 1 of 1" and table(later)[1][1][1] == "0 of 1 so far"
 
 
 def test_a_report_of_all_settings_is_one_file(whole: tuple[Path, Result]) -> None:

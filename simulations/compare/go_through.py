@@ -33,6 +33,7 @@ from umbel.simulations.compare.side_by_side import ElsewhereError
 _WRITTEN = ("table.md", "table.tex", "table.csv", "curves.png", "partition.png", "report.html")
 _PROBED_ROUNDS = 2  # in the first everything is new
 _LEAST_ROUNDS = 2 * _PROBED_ROUNDS  # of a run that is worth it
+_PAGES_AFTER_SECONDS = 30.0  # sooner nobody looks for pages that are about to change
 _SHARE = 20.0  # times what they take, for which the pages of all settings are left as they are
 
 
@@ -185,7 +186,7 @@ class _Course(Course):
         self._settled: set[Path] = set()
         self._failures: list[list[Failure]] = [[] for _ in matrix.cells]
         self._before = _failed_before(matrix.path)
-        self._next_pages = 0.0
+        self._next_pages = time.monotonic() + _PAGES_AFTER_SECONDS
 
     def jobs(self) -> list[Job]:
         """Return all runs, and say how many are to come."""

@@ -20,8 +20,10 @@ from umbel.conf.schema import Experiment
 from umbel.conf.sweep import Setting
 from umbel.core.files import DamagedError, read_json
 from umbel.core.refusal import Refusal
+from umbel.server.errors import RunStoppedError
 from umbel.simulations.commands.main import main
 from umbel.simulations.commands.watcher import Watcher
+from umbel.simulations.compare import go_through as through
 from umbel.simulations.compare.comparison import Comparison, Item, Member, read_comparison
 from umbel.simulations.compare.go_through import go_through, write_so_far
 from umbel.simulations.compare.matrix import Cell, Failure, Matrix, read_matrix
@@ -29,6 +31,7 @@ from umbel.simulations.compare.matrix_tables import frame, latex, markdown, tabl
 from umbel.simulations.compare.plan import Estimate, measured
 from umbel.simulations.compare.settings import folder_of, prepare_matrix, wanted
 from umbel.simulations.report import matrix as report_matrix
+from umbel.simulations.report import page
 
 TINY = """\
 data: {name: digits, num_clients: 2, max_train: 60, partition: dirichlet}
@@ -238,8 +241,8 @@ def test_what_was_stopped_in_the_middle_goes_on_to_the_same_bits(whole: tuple[Pa
     assert "with 1 of 4 runs there" in text and "| 1 of 1 so far" not in text and "0 of 1 so far" in text
     assert "data.alpha=0.5: still to come: fedprox(mu=1.0), seed 0" in text
     assert "data.alpha=5: all 2 runs are still to come" in text
-    page = (tmp_path / "m" / "report.html").read_text()
-    assert "<h2>Still to come</h2>" in page and "2 runs, 1 still to come" in page
+    html = (tmp_path / "m" / "report.html").read_text()
+    assert "<h2>Still to come</h2>" in html and "2 runs, 1 still to come" in html
     assert not (tmp_path / "m" / "data.alpha=5" / "report.html").exists()
     again = umbel("compare", folder / "mine.yaml", "--output", tmp_path / "m")
     assert again.exit_code == 0, again.output
@@ -277,6 +280,15 @@ def test_several_at_once_come_to_the_same_bits_and_tables(whole: tuple[Path, Res
     assert hows(again) == ["reused"] * 4 and again.exit_code == 0
 
 
+@pytest.fixture
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables are written, and what takes seconds is not drawn."""
+    for place in (report_matrix, page):
+        monkeypatch.setattr(place, "write_pictures", lambda _: None)
+    monkeypatch.setattr(page, "report", lambda _: None)
+
+
+@pytest.mark.usefixtures("without_pictures")
 def test_a_report_can_be_had_at_any_time(whole: tuple[Path, Result], tmp_path: Path) -> None:
     folder, _ = whole
     output, two_seeds = tmp_path / "m", ("--seeds", "2", "--only-report")
@@ -299,6 +311,7 @@ def test_a_report_can_be_had_at_any_time(whole: tuple[Path, Result], tmp_path: P
     assert one.exit_code == 0 and "2 of 4 runs are in the table" in one.stderr
 
 
+@pytest.mark.usefixtures("without_pictures")
 def test_a_run_that_failed_stays_failed_until_it_is_carried_out(whole: tuple[Path, Result], tmp_path: Path) -> None:
     folder, _ = whole
     output = tmp_path / "m"
@@ -315,17 +328,41 @@ def test_a_run_that_failed_stays_failed_until_it_is_carried_out(whole: tuple[Pat
     assert table(later)[1][0][2] == "failed 1 of 1" and table(later)[1][1][1] == "0 of 1 so far"
 
 
+def test_pages_of_all_settings_come_with_each_that_is_complete(
+    whole: tuple[Path, Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = whole
+    prepared = prepare_matrix(str(folder / "mine.yaml"), wanted(str(folder / "mine.yaml")), (), folder / "m")
+    monkeypatch.setattr(through, "_PAGES_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(through, "write", lambda comparison: written.append(comparison.path.name))
+    monkeypatch.setattr(through, "write_matrix", lambda matrix: written.append(str(matrix.num_missing)))
+    written: list[str] = []
+    plans = [["new"] * 2] * 2
+    course = through._Course(prepared, plans, Estimate(prepared), Watcher(), 2)
+    for job in course.jobs()[1::-1]:  # the second is the first to end
+        course.meanwhile()
+        assert not written
+        course.ended(job, RunStoppedError("no reason") if job.index == 2 else None)
+    course.meanwhile()
+    assert written == ["data.alpha=0.5", "2"]  # of the other setting both runs are to come
+    assert [each.sentence for _, each in course.matrix().failures] == ["fedprox(mu=1.0), seed 0, failed: no reason"]
+    for job in course.jobs()[2:]:
+        course.ended(job, None)
+    course.meanwhile()
+    assert written == ["data.alpha=0.5", "2", "data.alpha=5"]  # those of all are written when it is over
+
+
 def test_a_report_of_all_settings_is_one_file(whole: tuple[Path, Result]) -> None:
     folder, _ = whole
-    page = (folder / "m" / "report.html").read_text()
-    assert "<script" not in page and "http:" not in page and "https:" not in page
-    assert set(re.findall(r"href=\"([^\"#][^\"]*)", page)) == {
+    html = (folder / "m" / "report.html").read_text()
+    assert "<script" not in html and "http:" not in html and "https:" not in html
+    assert set(re.findall(r"href=\"([^\"#][^\"]*)", html)) == {
         f"data.alpha%3D{alpha}/report.html" for alpha in ("0.5", "5")
     }
-    alternatives = re.findall(r"role=\"img\"[^>]* aria-label=\"([^\"]*)", page)
-    assert len(alternatives) == 3 and "data:image/png" not in page
+    alternatives = re.findall(r"role=\"img\"[^>]* aria-label=\"([^\"]*)", html)
+    assert len(alternatives) == 3 and "data:image/png" not in html
     assert "data.alpha=0.5, " in alternatives[0] and "Of 2 settings ranks can tell nothing" in alternatives[1]
-    assert f"umbel compare {folder / 'mine.yaml'}" in page and "--sweep data.alpha=0.5,5" in page
+    assert f"umbel compare {folder / 'mine.yaml'}" in html and "--sweep data.alpha=0.5,5" in html
     own = (folder / "m" / "data.alpha=5" / "report.html").read_text()
     assert f"umbel compare {folder / 'mine.yaml'} data.alpha=5 " in own and "--budget rounds" in own
     assert umbel("report", folder / "m", "--output", folder / "again.html").exit_code == 0
@@ -349,8 +386,8 @@ def test_runs_that_fail_stand_in_the_tables_and_the_others_go_on(tmp_path: Path)
     own = read_comparison(tmp_path / "m" / "data.alpha=0.5")
     assert [item.label for item in own.items] == ["fedprox"]
     assert "Not in the table: fedavg(server_lr=1e30)" in (own.path / "table.md").read_text()
-    page = (tmp_path / "m" / "report.html").read_text()
-    assert "<h2>Failed</h2>" in page and "2 runs, 1 failed" in page
+    html = (tmp_path / "m" / "report.html").read_text()
+    assert "<h2>Failed</h2>" in html and "2 runs, 1 failed" in html
 
 
 # ---- numbers and words -----------------------------------------------------------------------------------------

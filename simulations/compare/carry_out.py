@@ -7,6 +7,7 @@ again.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from typing import Any
 from umbel.conf.errors import ExperimentError
 from umbel.conf.sweep import Setting
 from umbel.core.files import plain, write_sealed, write_text
+from umbel.core.refusal import Refusal
 from umbel.server.errors import StopRequested
 from umbel.simulations.commands.watcher import Watcher
 from umbel.simulations.compare import target as targets
@@ -123,7 +125,8 @@ def carry_out(
         with carrying_out(at_once, listener or Watcher(), keep) as runs:
             runs.go(jobs, course)
     except (KeyboardInterrupt, StopRequested):
-        write_so_far(comparison, keep)
+        with contextlib.suppress(Refusal, OSError):  # a damaged run, a full disk: all stops in any case
+            write_so_far(comparison, keep)
         raise
     write(comparison)
     return comparison

@@ -7,6 +7,7 @@ complete, and when all is stopped; it says what is still to come.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import shutil
@@ -122,7 +123,8 @@ def go_through(matrix: Matrix, listener: Watcher, fresh: bool = False, keep: boo
             _probe(matrix, plans, estimate, listener, runs, at_once)
             runs.go(course.jobs(), course)
     except (KeyboardInterrupt, StopRequested):
-        write_so_far(course.matrix(), keep)
+        with contextlib.suppress(Refusal, OSError):  # a damaged run, a full disk: all stops in any case
+            write_so_far(course.matrix(), keep)
         raise
     done = course.matrix()
     write_matrix(done)
@@ -466,6 +468,7 @@ class _Probes(Course):
     def ended(self, job: Job, error: Exception | None) -> None:
         if isinstance(error, StopRequested) and not (isinstance(job.beside, _FirstRounds) and job.beside.asked):
             raise error
+        (job.member.path / "stop").unlink(missing_ok=True)  # it may have ended before it saw that
         if error is None or isinstance(error, StopRequested):
             self._estimate.learn(job.number, job.member)
         # What failed is tried again in its turn, and written down then.

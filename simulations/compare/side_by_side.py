@@ -117,6 +117,7 @@ class SideBySide(Runs):
             if how == "reused":
                 self._over.append((job, None))
                 return
+            _log(job).parent.mkdir(parents=True, exist_ok=True)
             worker = next((each for each in self._workers if each.job is None), None) or self._hire(_log(job))
             order = {
                 "do": "resume" if how == "resumed" else "run",
@@ -187,7 +188,6 @@ class _Worker:
         self.told: Listener = Listener()
         self._row: Watcher | None = None
         self._rest = b""
-        log.parent.mkdir(parents=True, exist_ok=True)
         self.said, theirs = os.pipe()
         try:
             with log.open("wb") as output:
@@ -213,6 +213,7 @@ class _Worker:
         """
         self.job, self._row = job, row
         self.told = row if job.beside is None else Both(row, job.beside)
+        Path(order["log"]).touch()  # so that its folder stays, whatever else in it is tidied up
         self._put(order)
 
     def lines(self) -> tuple[list[str], bool]:

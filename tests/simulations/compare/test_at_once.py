@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from rich.console import Console
 
 from tests.places import ROOT
 from umbel import load
@@ -23,6 +24,7 @@ from umbel.conf.load import as_yaml
 from umbel.core.refusal import Refusal
 from umbel.server.errors import RunFailedError, RunStoppedError, StopRequested
 from umbel.server.lock import is_held
+from umbel.simulations.commands.display import Display
 from umbel.simulations.commands.main import main
 from umbel.simulations.commands.watcher import JsonLines, Watcher
 from umbel.simulations.compare import at_once, side_by_side, worker
@@ -257,6 +259,36 @@ def test_one_at_a_time_makes_tables_while_nothing_runs(tmp_path: Path, monkeypat
 
     InTurn(Watcher()).go(jobs(tmp_path, "a", "b"), Told())
     assert order == ["-", "a", "-", "b", "-"]
+
+
+def test_a_terminal_shows_every_run_under_way_until_it_ends(tmp_path: Path) -> None:
+    screen = io.StringIO()
+    shown = Display(Console(file=screen, width=80, force_terminal=True, color_system=None))
+    experiment, rows = load("digits", TINY), {}
+    for run, seed in ((3, 0), (4, 1)):
+        rows[run] = shown.beside(run, 6, "fedavg", seed, "new", "data.alpha=1")
+    for row in rows.values():
+        row.begin(experiment, str(tmp_path))
+        row.phase(1, "train", 2)
+    rows[4].round(1, 2, {"test/accuracy": 0.25}, 1.0)
+
+    def drawn() -> str:
+        console = Console(file=io.StringIO(), width=80)
+        with console.capture() as caught:
+            console.print(shown._render())
+        return caught.get()
+
+    both = drawn()
+    assert "Run 3 of 6: data.alpha=1, fedavg, seed 0" in both and "Run 4 of 6: data.alpha=1, fedavg, seed 1" in both
+    assert "0.2500" in both and both.count("Round 1/2") == 2
+    shown.run_failed("fedavg", 0, "no reason")  # is printed above, and ends nothing
+    rows[3].close()
+    assert "Run 3 of 6" not in drawn() and "Run 4 of 6" in drawn()
+    rows[4].round(2, 2, {"test/accuracy": 0.5}, 2.0)
+    rows[4].close()
+    shown.close()
+    assert "Run 4 of 6: data.alpha=1, fedavg, seed 1: test accuracy 0.5000, 0:02" in screen.getvalue()
+    assert "fedavg, seed 0, failed: no reason" in screen.getvalue()
 
 
 # ---- what a process does ---------------------------------------------------------------------------------------

@@ -99,8 +99,8 @@ def compare(
     run that fails stands in the tables, the others go on, and the exit status is 3, or 1 where nobody foresaw it. What
     the command line says takes the place of what the file says.
 
-    With `--at-once 4` four runs go on beside each other, each in a process of its own, with the same bits: on a machine
-    of four cores and the engine inline the quickest way through many runs. What they print is in logs/.
+    With `--at-once 4` four runs go on beside each other on the engine inline, each in a process of its own, with the
+    same bits, so that four cores have work. What they print is in logs/.
 
     With `--tuned` each has the values that `umbel tune` has found for it, which the table states with the number of
     trials and what they took. A strategy that was not tuned is refused unless --untuned names it.

@@ -1,4 +1,4 @@
-"""What a file says of comparisons: its block `compare` (strategies, seeds, budget) and its block `sweep` (settings).
+"""What a file says of comparisons: its block `compare` (strategies, seeds, budget, at_once) and its settings, `sweep`.
 
 A setting is some overrides that have a label. A sweep is the product of the values of some keys, or a list of settings
 that have names. All of it is kept as text, as on the command line, which may say each of it too.
@@ -10,7 +10,7 @@ import itertools
 import json
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NoReturn
 
 from umbel.conf.errors import ExperimentError
@@ -19,7 +19,8 @@ from umbel.core.names import nearest
 
 BLOCKS = ("compare", "sweep")
 MOST_SETTINGS = 200
-_KEYS = ("strategies", "seeds", "budget")
+_KEYS = ("strategies", "seeds", "budget", "at_once")
+_SINGLE = ("budget", "at_once")  # of these there is one
 # What a comparison sets itself, and what to use in its place.
 _NOT_VARIED = {
     "run.seed": "Use --seeds, or `compare: {seeds: 5}`.",
@@ -56,12 +57,14 @@ class Asked:
         seeds: Such as `3` or `1,5,7,`.
         budget: Such as `steps`.
         settings: Of its sweep.
+        at_once: Such as `2` or `auto`.
     """
 
     strategies: str = ""
     seeds: str = ""
     budget: str = ""
     settings: tuple[Setting, ...] = ()
+    at_once: str = ""
 
 
 def key_of(override: str) -> str:
@@ -123,7 +126,7 @@ def read(given: Mapping[str, Tree], name: str) -> Asked:
     """
     asked = _compare(given["compare"], name) if _is_there(given, "compare") else Asked()
     settings = _settings(given["sweep"], name) if _is_there(given, "sweep") else ()
-    return Asked(asked.strategies, asked.seeds, asked.budget, settings)
+    return replace(asked, settings=settings)
 
 
 def without(given: Mapping[str, Tree]) -> dict[str, Tree]:
@@ -166,13 +169,18 @@ def _compare(block: Tree, name: str) -> Asked:
     texts: dict[str, str] = {}
     for key, value in block.items():
         many = value if isinstance(value, list) else [value]
-        if not many or not all(isinstance(each, Scalar) for each in many) or (len(many) > 1 and key == "budget"):
+        if not many or not all(isinstance(each, Scalar) for each in many) or (len(many) > 1 and key in _SINGLE):
             remedy = f"Write it as in `{'compare: {strategies: [fedavg, scaffold], seeds: [1, 5, 7], budget: steps}'}`."
             _refuse(name, f"`compare.{key}` cannot be read", f"compare.{key}", remedy)
         words = [each.text for each in many if isinstance(each, Scalar)]
         is_list = isinstance(value, list) and key == "seeds"  # [4] is the seed 4, and 4 is four seeds
         texts[key] = ",".join(words) + ("," if is_list else "")
-    return Asked(texts.get("strategies", ""), texts.get("seeds", ""), texts.get("budget", ""))
+    return Asked(
+        strategies=texts.get("strategies", ""),
+        seeds=texts.get("seeds", ""),
+        budget=texts.get("budget", ""),
+        at_once=texts.get("at_once", ""),
+    )
 
 
 def _settings(block: Tree, name: str) -> tuple[Setting, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from umbel.core.refusal import Refusal
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("fp64", "fp32", "bf16", "fp16")
+_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # what a container has of the machine's CPUs
 _LARGEST_KEPT = (32 << 20) - (64 << 10)  # bytes; of larger blocks glibc learns nothing
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -56,6 +58,16 @@ def autocast(device: torch.device, precision: str, kept: bool = True) -> Abstrac
     if kept:
         torch.clear_autocast_cache()
     return torch.autocast(device.type, dtype=dtype, cache_enabled=kept)
+
+
+def num_cpus() -> int:
+    """Return the CPUs that this process may use, by its affinity and a container's limit; at least one."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        most, period = _QUOTA.read_text(encoding="ascii").split()
+        return max(min(there, int(most) // int(period)), 1)
+    except (OSError, ValueError):  # no such group, or "max"
+        return there
 
 
 def set_threads(threads: int) -> None:

@@ -20,15 +20,19 @@ def signalled(number: signal.Signals) -> bool:
     return True
 
 
-def end_with_parent() -> None:
-    """End this process when its parent ends, whatever it is doing then."""
-    if signalled(signal.SIGKILL):
+def end_with_parent(number: signal.Signals = signal.SIGKILL) -> None:
+    """End this process when its parent ends.
+
+    Args:
+        number: By which signal; by default whatever it is doing then.
+    """
+    if signalled(number):
         return
     parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(1.0)
-        os._exit(1)
+        os.kill(os.getpid(), number)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 
 import psutil
 
+from umbel.core.device import num_cpus
 from umbel.simulations.bench.measure import LOOP, Row
 
 _WORTH = 0.9  # a gain of a tenth is worth a word
@@ -55,7 +55,7 @@ def _workers(inline: Row, done: Mapping[str, Row]) -> list[str]:
         lines.append(f"Its workers are at clients {best.busy:.0%} of the time that a phase takes.")
     own = best.memory_bytes / max(number, 1)
     fit = int(psutil.virtual_memory().available / own) if own else 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = num_cpus()
     if number and number < cores and fit > number:
         lines.append(f"There are {cores} cores, and memory for {fit} workers: try more of them (--workers).")
     return lines

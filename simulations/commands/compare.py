@@ -42,7 +42,11 @@ OTHERS = {"acc": "fot,fedavg", "test_last": "fedavg,fedopt(optimizer=adam,lr=0.0
     help="What all strategies have equally much of.  [default: rounds]",
 )
 @click.option("--target", type=float, help="Say what it took to come to this value, accuracies as fractions.")
+@click.option(
+    "--at-once", metavar="N|auto", help="Runs at once, each in a process of its own; auto goes by cores.  [default: 1]"
+)
 @click.option("--dry-run", is_flag=True, help="Say what would run, and how long by what is there; run nothing.")
+@click.option("--only-report", is_flag=True, help="Run nothing; write tables and reports of what is there.")
 @click.option("--tuned", type=click.Path(path_type=Path), help="Folder of umbel tune, whose values they have.")
 @click.option("--untuned", default="", help="Those that were not tuned and have the experiment's own values.")
 @click.option("--fresh", is_flag=True, help="Run everything anew, also what is there.")
@@ -61,7 +65,9 @@ def compare(
     tuned: Path | None,
     untuned: str,
     target: float | None,
+    at_once: str | None,
     dry_run: bool,
+    only_report: bool,
     fresh: bool,
     keep: bool,
     quiet: bool,
@@ -93,14 +99,18 @@ def compare(
     run that fails stands in the tables, the others go on, and the exit status is 3, or 1 where nobody foresaw it. What
     the command line says takes the place of what the file says.
 
+    With `--at-once 4` four runs go on beside each other on the engine inline, each in a process of its own, with the
+    same bits, so that four cores have work. What they print is in logs/.
+
     With `--tuned` each has the values that `umbel tune` has found for it, which the table states with the number of
     trials and what they took. A strategy that was not tuned is refused unless --untuned names it.
 
     Runs that are there with the same configuration are used again, and stopped ones are gone on with: give
-    the same command once more. What began with other code than there is now (of its strategy, model or data, of
-    umbel, or another torch; comments do not count) is run anew, and put aside in earlier/. The folder then holds
-    table.md, table.tex, table.csv, comparison.json, curves.png, partition.png and report.html, and is the last line of
-    standard output.
+    the same command once more. After a stop, or with --only-report at any time, tables and reports are of what has
+    ended, and say what is still to come. What began with other code than there is now (of its strategy, model or
+    data, of umbel, or another torch; comments do not count) is run anew, and put aside in earlier/. The folder then
+    holds table.md, table.tex, table.csv, comparison.json, curves.png, partition.png and report.html, and is the last
+    line of standard output.
     """  # noqa: D301 - click reads the backspace as "keep these lines"
     with Stopper() as stopper:
         from rich.console import Console
@@ -108,14 +118,17 @@ def compare(
         from umbel.conf.own_data import is_own
         from umbel.simulations.commands import matrix as several
         from umbel.simulations.commands.display import watcher
-        from umbel.simulations.compare.carry_out import carry_out
+        from umbel.simulations.compare.at_once import how_many
+        from umbel.simulations.compare.carry_out import carry_out, write_so_far
         from umbel.simulations.compare.go_through import go_through
         from umbel.simulations.compare.settings import prepare_matrix, wanted
         from umbel.simulations.plots.runs import class_counts
 
-        asked_for = wanted(experiment, overrides, strategies, seeds, budget, sweep)
+        asked_for = wanted(experiment, overrides, strategies, seeds, budget, sweep, at_once)
         prepared = prepare_matrix(experiment, asked_for, overrides, output, tuned, untuned)
         prepared = prepared.aiming(target)
+        members = [member for cell in prepared.cells for member in cell.comparison.members]
+        number, said = how_many(asked_for.at_once, members, asked_for.budget)
         for cell in prepared.cells:
             first = cell.comparison.members[0].experiment
             if (
@@ -124,10 +137,11 @@ def compare(
                 class_counts(first)  # refuses what cannot be cut, before anything starts
         console = Console(stderr=True, highlight=False)
         shown = watcher(console, quiet, as_json, transient=True)
-        for notice in asked_for.notices:
+        for notice in (*asked_for.notices, *([said] if said else [])):
             say(notice)
-        if dry_run or (asked_for.settings and not quiet):
-            several.show_plan(console, prepared, fresh, keep, not quiet and (as_json or not console.is_terminal))
+        if dry_run or (asked_for.settings and not quiet and not only_report):
+            to_machine = not quiet and (as_json or not console.is_terminal)
+            several.show_plan(console, prepared, fresh, keep, to_machine, number)
         if dry_run:
             click.echo(str(prepared.path))
             return
@@ -137,14 +151,20 @@ def compare(
         where += ["--target", f"{target:g}"] if target is not None else []
         where += ["--tuned", str(tuned)] if tuned else []
         where += ["--untuned", untuned] if untuned else []
+        where += ["--at-once", at_once] if at_once else []
         where += ["--keep"] if keep else []
         words = ["umbel", "compare", experiment, *overrides, "--strategies", asked_for.strategies]
         again = shlex.join([*words, "--seeds", asked_for.seeds, *where])
-        with supervised(shown, stopper, again=again):
+        one = prepared.cells[0].comparison
+        with supervised(shown, stopper, again=again, page=prepared.path / "report.html"):
             if asked_for.settings:
-                done = go_through(prepared, shown, fresh, keep)
+                done = (
+                    several.so_far(prepared, keep) if only_report else go_through(prepared, shown, fresh, keep, number)
+                )
+            elif only_report:
+                comparison = _so_far(one, write_so_far(one, keep))
             else:
-                comparison = carry_out(prepared.cells[0].comparison, shown, fresh, keep)
+                comparison = carry_out(one, shown, fresh, keep, number)
     wide = console if console.is_terminal else Console(stderr=True, highlight=False, width=160)
     if asked_for.settings:
         several.leave_with(wide, done, again)
@@ -154,6 +174,17 @@ def compare(
     if comparison.incomplete:
         say("\n".join(f"Incomplete: {text}" for text in comparison.incomplete))
         leave(INCOMPLETE)
+
+
+def _so_far(asked: Comparison, there: Comparison | None) -> Comparison:
+    """Return what there is to tell of a comparison; say where that is not all."""
+    from umbel.simulations.commands.matrix import nothing
+
+    if there is None:
+        raise nothing(asked.path)
+    if len(there.members) < len(asked.members):
+        say(f"{len(there.members)} of {len(asked.members)} runs are in the table.")
+    return there
 
 
 def _print(console: Console, comparison: Comparison) -> None:

@@ -23,6 +23,11 @@ from umbel.simulations.report.measures import AFTER_TASKS, MEASURES
 from umbel.strategies import registry
 
 _SHOWN_FAILURES = 3
+_NOTES = {
+    "changed": ": run anew, its code has changed",
+    "reused": ": reused, it is there already",
+    "resumed": ": goes on from its checkpoint",
+}
 _SHOWN_OPTIONS = 5
 _BARS = "▁▂▃▄▅▆▇█"
 _VIRTUAL = (MEASURES["virtual_seconds"].metric, "train/num_late")
@@ -42,6 +47,8 @@ class Display(Watcher):
         self._console = console
         self._transient = transient
         self._live: Live | None = None
+        self._rows_beside: list[_Row] = []
+        self._is_beside = False
         self._member = ""
         self._experiment = Experiment()
         self._reset()
@@ -61,32 +68,38 @@ class Display(Watcher):
 
     def member(self, index: int, total: int, label: str, seed: int, how: str) -> None:
         """Say which run of a comparison comes next."""
-        self._stop()
-        note = {
-            "changed": ": run anew, its code has changed",
-            "reused": ": reused, it is there already",
-            "resumed": ": goes on from its checkpoint",
-        }
-        self._member = f"Run {index} of {total}: {label}, seed {seed}{note.get(how, '')}"
+        self._pause()
+        self._member = f"Run {index} of {total}: {label}, seed {seed}{_NOTES.get(how, '')}"
         if how == "reused":
             self._console.print(Text(self._member, style="dim"))
 
+    def beside(self, index: int, total: int, label: str, seed: int, how: str, setting: str = "") -> Watcher:
+        """Show a run that goes on beside others, in a line or a few of its own, until it ends."""
+        where = f"{setting}, " if setting else ""
+        name = f"Run {index} of {total}: {where}{label}, seed {seed}{_NOTES.get(how, '')}"
+        row = _Row(self._console, name, self._rows_beside)
+        if not self._is_beside:
+            self._stop()
+            self._is_beside = self._transient = True
+            self._show()
+        return row
+
     def setting(self, index: int, total: int, label: str, probed: bool = False) -> None:
         """Say which setting comes next."""
-        self._stop()
+        self._pause()
         note = ": its first rounds, to tell the time" if probed else ""
         self._console.print(Text(f"Setting {index} of {total}, {label}{note}", style="bold"))
 
     def left(self, num_runs: int, seconds: float | None) -> None:
         """Say how long it may take."""
-        self._stop()
+        self._pause()
         if num_runs:
             about = "nothing is measured yet" if seconds is None else f"about {clock(seconds)} left"
             self._console.print(Text(f"{num_runs} run{'s' * (num_runs > 1)} to go, {about}", style="dim"))
 
     def run_failed(self, label: str, seed: int, reason: str) -> None:
         """Say it."""
-        self._stop()
+        self._pause()
         self._console.print(Text(f"{label}, seed {seed}, failed: {reason}", style="yellow"))
 
     def begin(self, experiment: Experiment, folder: str) -> None:
@@ -95,6 +108,9 @@ class Display(Watcher):
         self._stop()
         self._experiment = experiment
         self._reset()
+        self._show()
+
+    def _show(self) -> None:
         self._live = Live(
             get_renderable=self._render,
             console=self._console,
@@ -126,6 +142,8 @@ class Display(Watcher):
     def notice(self, text: str) -> None:
         """Show it until the run ends."""
         self._notices.append(text)
+        if self._is_beside:
+            self._console.print(Text(text, style="yellow"))
 
     def round(self, round_: int, num_rounds: int, metrics: Mapping[str, float], seconds: float) -> None:
         """Show a round's metrics."""
@@ -151,6 +169,11 @@ class Display(Watcher):
         """End the display; its last state stays unless it is transient."""
         self._stop()
 
+    def _pause(self) -> None:
+        """End what is shown of one run; what is shown of several stays below all that is printed."""
+        if not self._is_beside:
+            self._stop()
+
     def _stop(self) -> None:
         live, self._live = self._live, None
         if live is not None:
@@ -159,6 +182,8 @@ class Display(Watcher):
     # ---- what is drawn -------------------------------------------------------------------------------------
 
     def _render(self) -> Group:
+        if self._is_beside:
+            return Group(*(row.drawn() for row in self._rows_beside))
         parts: list[Any] = []
         if self._member:
             parts.append(Text(self._member, style="bold"))
@@ -224,6 +249,41 @@ class Display(Watcher):
             rows.append((f"failures {self._num_failures}", f"[yellow]{text}[/]"))
         rows += [("note", Text(text, style="yellow")) for text in self._notices]
         return rows
+
+
+class _Row(Display):
+    """What is shown of a run that goes on beside others: its name, round, bar, time, and what there is to note.
+
+    Args:
+        console: Of all of them.
+        name: Which run it is.
+        rows: Those that are shown, among which this one is until it ends.
+    """
+
+    def __init__(self, console: Console, name: str, rows: list[_Row]) -> None:
+        super().__init__(console, transient=True)
+        self._member, self._others = name, rows
+        rows.append(self)
+
+    def _show(self) -> None:
+        """All are shown together."""
+
+    def close(self) -> None:
+        """Leave the others alone."""
+        self._others[:] = [each for each in self._others if each is not self]
+
+    def drawn(self) -> Group:
+        """Return what is drawn of it."""
+        parts: list[Any] = [Text(self._member, style="bold", no_wrap=True, overflow="ellipsis")]
+        if self.folder is None:
+            return Group(*parts, Text("  begins", style="dim"))
+        parts.append(self._progress())
+        if headline := progress.headline(self._metrics):
+            parts[0].append(f"  {headline}", style="not bold cyan")
+        if self._num_failures:
+            parts.append(Text(f"  {self._num_failures} failures, the first: {self._failures[0]}", style="yellow"))
+        parts += [Text(f"  {text}", style="yellow") for text in self._notices]
+        return Group(*parts)
 
 
 def describe(experiment: Experiment, with_strategy: bool = True) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from umbel.core.refusal import Refusal
 from umbel.simulations.commands.supervision import FAILED, INCOMPLETE, leave, say
 
 if TYPE_CHECKING:
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 _HEADS = {"reused": "there", "resumed": "to go on", "changed": "changed", "new": "new"}
 
 
-def show_plan(console: Console, matrix: Matrix, fresh: bool, keep: bool, as_json: bool) -> None:
+def show_plan(console: Console, matrix: Matrix, fresh: bool, keep: bool, as_json: bool, at_once: int = 1) -> None:
     """Print a row for each setting: its runs, which of them are there, and how long the others may take.
 
     Args:
@@ -28,6 +30,7 @@ def show_plan(console: Console, matrix: Matrix, fresh: bool, keep: bool, as_json
         fresh: Everything is run anew.
         keep: What other code has made is used again.
         as_json: One JSON object on standard output, too.
+        at_once: How many runs go on at once.
     """
     from rich.table import Table
     from rich.text import Text
@@ -40,20 +43,23 @@ def show_plan(console: Console, matrix: Matrix, fresh: bool, keep: bool, as_json
     estimate = Estimate(matrix, unsettled(matrix, plans))
     rows, total = [], Counter[str]()
     seconds: list[float | None] = []
+    every: list[float | None] = []
     for number, (cell, plan) in enumerate(zip(matrix.cells, plans, strict=True)):
         counts = Counter(plan)
         pairs = zip(cell.comparison.members, plan, strict=True)
         times = [estimate.left(number, member) for member, how in pairs if how != "reused"]
-        seconds.append(_sum(times))
+        seconds.append(_sum(times, at_once))
+        every += times
         total += counts
         rows.append((cell.setting.label or cell.comparison.path.name, len(plan), counts))
-    left = _sum(seconds)
+    left = _sum(every, at_once)
     if as_json:
         plan_rows = [
             {"setting": label, "runs": runs, **{how: counts[how] for how in STATES}, "seconds": _rounded(time)}
             for (label, runs, counts), time in zip(rows, seconds, strict=True)
         ]
-        click.echo(json.dumps({"event": "plan", "settings": plan_rows, "seconds": _rounded(left)}))
+        beside = {"at_once": at_once} if at_once > 1 else {}
+        click.echo(json.dumps({"event": "plan", "settings": plan_rows, "seconds": _rounded(left), **beside}))
     shown = [how for how in STATES if total[how]]
     drawn = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     drawn.add_column("setting")
@@ -64,10 +70,34 @@ def show_plan(console: Console, matrix: Matrix, fresh: bool, keep: bool, as_json
         drawn.add_row(Text(label), str(runs), *(str(counts[how]) for how in shown), about)
     console.print(drawn)
     told = "; how long is not known before something has run" if left is None else f", about {clock(left)}"
+    told += f", {at_once} at once" if at_once > 1 else ""
     to_run = sum(total.values()) - total["reused"]
     settings = f"{len(matrix.cells)} settings × " if len(matrix.cells) > 1 else ""
     sizes = f"{settings}{len(matrix.items)} strategies × {len(matrix.seeds)} seed{'s' * (len(matrix.seeds) > 1)}"
     console.print(f"{sizes}: {sum(total.values())} runs, {to_run} to go{told if to_run else ''}", soft_wrap=True)
+
+
+def so_far(matrix: Matrix, keep: bool) -> Matrix:
+    """Write tables and reports of what is there, and return it.
+
+    Raises:
+        Refusal: Nothing is.
+    """
+    from umbel.simulations.compare.go_through import write_so_far
+
+    there = write_so_far(matrix, keep)
+    if there.num_missing == there.num_runs:
+        raise nothing(matrix.path)
+    return there
+
+
+def nothing(folder: Path) -> Refusal:
+    """Return the refusal of a report of a comparison none of whose runs has ended."""
+    return Refusal(
+        f"Nothing of this comparison in {folder} can be told yet.",
+        key="--only-report",
+        remedy="Leave it out, which carries out what is missing.",
+    )
 
 
 def leave_with(console: Console, matrix: Matrix, again: str) -> None:
@@ -80,7 +110,7 @@ def leave_with(console: Console, matrix: Matrix, again: str) -> None:
     """
     from rich.text import Text
 
-    from umbel.simulations.compare.matrix_tables import failures, footnote
+    from umbel.simulations.compare.matrix_tables import failures, footnote, missing
 
     console.print()
     console.print(_table(matrix))
@@ -100,7 +130,7 @@ def leave_with(console: Console, matrix: Matrix, again: str) -> None:
     for _, failure in matrix.failures:
         if failure.trace:
             say(failure.trace)
-    for line in [*failures(matrix), *(f"Incomplete: {text}" for text in matrix.incomplete)]:
+    for line in [*failures(matrix), *missing(matrix), *(f"Incomplete: {text}" for text in matrix.incomplete)]:
         say(line)
     if matrix.failures:
         say(f"{len(matrix.failures)} of {matrix.num_runs} runs failed. To try them again: {again}")
@@ -125,9 +155,11 @@ def _table(matrix: Matrix) -> Table:
     return drawn
 
 
-def _sum(seconds: list[float | None]) -> float | None:
+def _sum(seconds: list[float | None], at_once: int) -> float | None:
+    from umbel.simulations.compare.at_once import makespan
+
     known = [each for each in seconds if each is not None]
-    return sum(known) if len(known) == len(seconds) else None
+    return makespan(known, at_once) if len(known) == len(seconds) else None
 
 
 def _rounded(seconds: float | None) -> float | None:

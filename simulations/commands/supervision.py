@@ -156,13 +156,14 @@ def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
 
 
 @contextmanager
-def supervised(watcher: Watcher, stopper: Stopper, again: str = "") -> Iterator[None]:
+def supervised(watcher: Watcher, stopper: Stopper, again: str = "", page: Path | None = None) -> Iterator[None]:
     """Run what is inside; answer errors and signals with a message and an exit code.
 
     Args:
         watcher: Knows the run's folder and how far it has come.
         stopper: Its signals are ours from here.
         again: How to go on; empty is `umbel resume` with the run's folder.
+        page: Where what has ended is told of after a stop, if anything has.
     """
     from umbel.server.errors import DivergedError, RunStoppedError, StopRequested
 
@@ -172,6 +173,8 @@ def supervised(watcher: Watcher, stopper: Stopper, again: str = "") -> Iterator[
     except (KeyboardInterrupt, StopRequested):
         _close(watcher)
         say(_stopped(watcher, again))
+        if page is not None and page.is_file():
+            say(f"What has ended so far: {page}")
         leave(STOPPED)
     except DivergedError as error:  # to go on would come to the same
         _close(watcher)
@@ -218,6 +221,8 @@ def _stopped(watcher: Watcher, again: str) -> str:
     """Return the line that says how to go on; a run that has not begun leaves no folder to go on with."""
     from umbel.server.checkpoint import last_round
 
+    if watcher.at_once > 1 and watcher.started:
+        return f"Stopped; every run that was under way is saved as far as it came. Go on with: {again}"
     if watcher.folder is None or not (folder := Path(watcher.folder)).is_dir():
         return f"Stopped before anything began. Go on with: {again}" if again else "Stopped before anything began."
     round_ = last_round(folder / "checkpoints")

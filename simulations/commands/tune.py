@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     type=click.Path(file_okay=False, path_type=Path),
     help="The folder  [default: tune-EXPERIMENT in run.results]",
 )
+@click.option(
+    "--at-once", metavar="N|auto", help="Runs at once, each in a process of its own; auto goes by cores.  [default: 1]"
+)
 @click.option("--fresh", is_flag=True, help="Run everything anew, also what is there.")
 @click.option("--keep", is_flag=True, help="Use runs again that other code has made.")
 @click.option("--quiet", "-q", is_flag=True, help="Print the table and the folder only.")
@@ -42,6 +45,7 @@ def tune(
     seeds: str,
     metric: str,
     output: Path | None,
+    at_once: str | None,
     fresh: bool,
     keep: bool,
     quiet: bool,
@@ -62,9 +66,10 @@ def tune(
 
     The choice goes by validation data, never by a test set. Trials have seeds of their own, from run.seed + 1000000 on,
     which a comparison does not take. The first trial has the experiment's own values where they are in the
-    range. Runs that are there are used again, and the same command after a stop, or with more --trials, goes on with
-    the same trials. The folder, which is the last line of standard output, then holds tuned.yaml, trials.csv, tuning.md
-    and tuning.png.
+    range. With --at-once the trials that are proposed together, one of each strategy with all its seeds, go on beside
+    each other; the proposals are the same. Runs that are there are used again, and the same command after a stop, or
+    with more --trials, goes on with the same trials. The folder, which is the last line of standard output, then holds
+    tuned.yaml, trials.csv, tuning.md and tuning.png.
     """  # noqa: D301 - click reads the backspace as "keep these lines"
     with Stopper() as stopper:
         from rich.console import Console
@@ -72,23 +77,27 @@ def tune(
         from umbel.conf.own_data import is_own
         from umbel.simulations.commands.display import watcher
         from umbel.simulations.plots.runs import class_counts
-        from umbel.simulations.tune.carry_out import carry_out
+        from umbel.simulations.tune.carry_out import carry_out, places
         from umbel.simulations.tune.prepare import prepare, trial_experiment
 
         plan = prepare(experiment, arguments, strategies, trials or 0, seeds, metric, output)
         first = trial_experiment(plan, 0, plan.seeds[0], {})
         if not is_own(first) or first.data.sites:
             class_counts(first)  # refuses what cannot be cut, before anything starts
+        number, said = places(plan, at_once)
+        if said:
+            say(said)
         console = Console(stderr=True, highlight=False)
         shown = watcher(console, quiet, as_json, transient=True)
         where = [word for name, word in (("strategies", strategies), ("seeds", seeds), ("metric", metric)) if word
                  for word in (f"--{name}", word)]  # fmt: skip
         where += ["--trials", str(trials)] if trials else []
         where += ["--output", str(output)] if output else []
+        where += ["--at-once", at_once] if at_once else []
         where += ["--keep"] if keep else []
         again = shlex.join(["umbel", "tune", experiment, *arguments, *where])
         with supervised(shown, stopper, again=again):
-            tuning = carry_out(plan, shown, fresh, keep)
+            tuning = carry_out(plan, shown, fresh, keep, number)
     _print(console if console.is_terminal else Console(stderr=True, highlight=False, width=160), tuning)
     click.echo(str(tuning.path))
     if tuning.incomplete:

@@ -21,9 +21,11 @@ class Watcher(Listener):
         started: Whether a phase has begun; before that a run can still be refused.
         complete: Whether the last round is done.
         incomplete: Which clients the run lost for good, in words; empty when it lost none.
+        at_once: How many runs go on at once; each of several is told to what `beside` gives.
     """
 
     def __init__(self) -> None:
+        self.at_once = 1
         self.folder: str | None = None
         self.last_round = 0
         self.started = False
@@ -57,6 +59,19 @@ class Watcher(Listener):
     def member(self, index: int, total: int, label: str, seed: int, how: str) -> None:
         """Run `index` (from 1) of a comparison's `total` comes next; `how` is new, resumed, reused or changed."""
 
+    def beside(self, index: int, total: int, label: str, seed: int, how: str, setting: str = "") -> Watcher:
+        """Return who is told of a run that goes on beside others; by default nobody who cares.
+
+        Args:
+            index: Which run it is, as of `member`.
+            total: Of how many.
+            label: Its strategy.
+            seed: Its seed.
+            how: As of `member`.
+            setting: The label of its setting; empty of one setting.
+        """
+        return Watcher()
+
     def setting(self, index: int, total: int, label: str, probed: bool = False) -> None:
         """Setting `index` (from 1) of `total` comes next; `probed`: only the first rounds of one run."""
 
@@ -73,18 +88,28 @@ class Watcher(Listener):
 class JsonLines(Watcher):
     """One JSON object a line: `begin`, `round`, `failure`, `notice`, and `member` in a comparison.
 
-    In several settings also `setting`, `left` and `run_failed`.
+    In several settings also `setting`, `left` and `run_failed`. Where several runs go on at once, each line of one of
+    them has its number, the `index` of its `member`, as `run`.
 
     Args:
         stream: Where lines go; None is standard output.
+        run: The number of the run, where several go on at once.
     """
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, run: int | None = None) -> None:
         super().__init__()
         self._stream = stream or sys.stdout
+        self._run = {} if run is None else {"run": run}
+
+    def beside(self, index: int, total: int, label: str, seed: int, how: str, setting: str = "") -> JsonLines:
+        """Write the lines of a run that goes on beside others with its number."""
+        own = JsonLines(self._stream, index)
+        about = {"setting": setting} if setting else {}
+        own._write("member", index=index, total=total, strategy=label, seed=seed, how=how, **about)
+        return own
 
     def _write(self, event: str, **values: Any) -> None:
-        plain = {key: _finite(value) for key, value in values.items()}
+        plain = {key: _finite(value) for key, value in (self._run | values).items()}
         self._stream.write(json.dumps({"event": event, **plain}) + "\n")
         self._stream.flush()
 

@@ -7,28 +7,27 @@ again.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import itertools
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from umbel.conf.errors import ExperimentError
+from umbel.conf.sweep import Setting
 from umbel.core.files import plain, write_sealed, write_text
-from umbel.server import reading
-from umbel.server.listener import Both, Listener
-from umbel.server.lock import exclusive
-from umbel.server.sources import changed, sources
-from umbel.simulations import api
+from umbel.core.refusal import Refusal
+from umbel.server.errors import StopRequested
 from umbel.simulations.commands.watcher import Watcher
 from umbel.simulations.compare import target as targets
-from umbel.simulations.compare.comparison import Comparison, Member
+from umbel.simulations.compare.at_once import Course, Job, carrying_out, how_many
+from umbel.simulations.compare.comparison import Comparison
+from umbel.simulations.compare.matrix import Cell, so_far
+from umbel.simulations.compare.plan import states
 from umbel.simulations.compare.settings import prepare_matrix, wanted
 from umbel.simulations.compare.tables import frame, latex, markdown
 from umbel.simulations.compare.verdict import question, verdict
-
-_ASIDE = "earlier"  # the folder of runs that other code made
 
 
 def compare(
@@ -44,6 +43,7 @@ def compare(
     tuned: str | Path | None = None,
     untuned: str | Sequence[str] = "",
     target: float | None = None,
+    at_once: int | str | None = None,
 ) -> Comparison:
     """Run an experiment with several strategies and seeds; the command line does the same.
 
@@ -64,6 +64,7 @@ def compare(
         untuned: Strategies that were not tuned and have the experiment's own values; the table says so.
         target: Say as well in which round, and at what cost, runs first came to this value of what they are judged by,
             accuracies as fractions.
+        at_once: How many runs go on at once, each in a process of its own, or `auto`; one where nobody says.
 
     Raises:
         ExperimentError: Something is refused; nothing has started.
@@ -83,13 +84,21 @@ def compare(
     for notice in asked_for.notices:
         told.notice(notice)
     prepared = prepare_matrix(experiment, asked_for, overrides, output, tuned, others).aiming(target)
-    return carry_out(prepared.cells[0].comparison, told, fresh, keep)
+    comparison = prepared.cells[0].comparison
+    number, said = how_many(at_once or asked_for.at_once, comparison.members, asked_for.budget)
+    if said:
+        told.notice(said)
+    return carry_out(comparison, told, fresh, keep, number)
 
 
 def carry_out(
-    comparison: Comparison, listener: Watcher | None = None, fresh: bool = False, keep: bool = False
+    comparison: Comparison,
+    listener: Watcher | None = None,
+    fresh: bool = False,
+    keep: bool = False,
+    at_once: int = 1,
 ) -> Comparison:
-    """Run a comparison's runs, one after the other, and write its table, pictures and report.
+    """Run a comparison's runs and write its table, pictures and report; where that is stopped, those of what has ended.
 
     A run that is there with the same configuration is used again, or gone on with, unless other code made it.
 
@@ -98,97 +107,57 @@ def carry_out(
         listener: Told of everything that happens.
         fresh: Run everything anew.
         keep: Use runs again that other code has made.
+        at_once: How many go on at once.
 
     Raises:
-        RunStoppedError: A run could not go on; the same call goes on with it.
+        RunStoppedError: A run could not go on, and those beside it are stopped; the same call goes on with them.
     """
-    comparison.path.mkdir(parents=True, exist_ok=True)
-    for index, member in enumerate(comparison.members, start=1):
-        if fresh:
+    if fresh:
+        for member in comparison.members:
             shutil.rmtree(member.path, ignore_errors=True)
-        own = comparison.budgeted(member)
-        run_member(own, index, len(comparison.members), listener or Watcher(), keep)
+    comparison.path.mkdir(parents=True, exist_ok=True)
+    jobs = [
+        Job(member, index, len(comparison.members), comparison)
+        for index, member in enumerate(comparison.members, start=1)
+    ]
+    course = _All()
+    try:
+        with carrying_out(at_once, listener or Watcher(), keep) as runs:
+            runs.go(jobs, course)
+    except (KeyboardInterrupt, StopRequested):
+        with contextlib.suppress(Refusal, OSError):  # a damaged run, a full disk: all stops in any case
+            write_so_far(comparison, keep)
+        raise
     write(comparison)
     return comparison
 
 
-def look(member: Member, keep: bool = False, budgeted: bool = True) -> tuple[str, list[str]]:
-    """Say what becomes of a run, and what has changed since it began.
+def write_so_far(comparison: Comparison, keep: bool = False) -> Comparison | None:
+    """Write table, pictures and report of the seeds all of whose runs have ended; return them, None where none has.
 
     Args:
-        member: The run.
-        keep: What other code has made is used again.
-        budgeted: It has the budget that it runs with, which one that is there has to have had.
-
-    Returns:
-        `new`, `resumed`, `reused`, or `changed`, which is begun again; and the names of what has changed.
+        comparison: All runs.
+        keep: What other code has made counts.
     """
-    there = (member.path / "config.yaml").is_file()
-    finished = (member.path / reading.SUMMARY).is_file()
-    names = changed(_sources(member.path), sources(member.experiment)) if there else []
-    if budgeted and there and reading.experiment(member.path).run.budget != member.experiment.run.budget:
-        names.append("run.budget")  # what the first strategy's run costs is something else now
-    how = "changed" if names and not keep else "reused" if finished else "resumed" if there else "new"
-    return how, names
+    missing = so_far(comparison, states(comparison, keep=keep))
+    if (there := Cell(Setting("", ()), comparison, missing=missing).whole) is not None:
+        write(there)
+    return there
 
 
-def run_member(
-    member: Member, index: int, total: int, listener: Watcher, keep: bool = False, beside: Listener | None = None
-) -> str:
-    """Use the run that is there, go on with it, or start it; one that other code began is begun again.
+class _All(Course):
+    """All runs are to end well."""
 
-    Args:
-        member: The run, with its budget.
-        index: Which run it is, from 1.
-        total: Of how many.
-        listener: Told of everything that happens.
-        keep: What other code has made is used again.
-        beside: Told of the run as well.
+    def __init__(self) -> None:
+        self._ended: set[Path] = set()
 
-    Returns:
-        As `look`.
-    """
-    how, names = look(member, keep)
-    told = listener if beside is None else Both(listener, beside)
-    listener.member(index, total, member.item.label, member.seed, how)
-    if names:
-        listener.notice(_other_code(member.path, names, how))
-    if how == "changed":
-        _put_aside(member.path)
-    if how == "reused":
-        reading.metrics(member.path)  # refuses a damaged one before the others run
-    elif how == "resumed":
-        api.resume(member.path, listener=told)
-    else:
-        shutil.rmtree(member.path, ignore_errors=True)  # it was stopped before it wrote anything
-        api.run(member.experiment, listener=told)
-    return how
+    def is_ready(self, job: Job) -> bool:
+        return job.reference is None or job.reference.path in self._ended
 
-
-def _other_code(folder: Path, names: Sequence[str], how: str) -> str:
-    began = f"{folder.name} began with other code, or another budget, than there is now ({', '.join(names)})"
-    if how == "changed":
-        return f"{began}: it is run anew, and the one before is kept in {_ASIDE}/. To use it all the same: --keep"
-    return f"{began}, and is {how} all the same: its numbers may not be those of the others."
-
-
-def _put_aside(folder: Path) -> None:
-    """Move a run out of the way; nothing of it is lost.
-
-    Raises:
-        RunStoppedError: Another process is at work on it.
-    """
-    aside = folder.parent / _ASIDE
-    aside.mkdir(exist_ok=True)
-    names = (f"{folder.name}-{number}" for number in itertools.count(1))
-    with exclusive(folder, 1.0):
-        folder.rename(aside / next(name for name in names if not (aside / name).exists()))
-
-
-def _sources(folder: Path) -> dict[str, str]:
-    """Return the hashes of the code that a run began with; none where it did not say."""
-    hashes = reading.environment(folder).get("sources", {})
-    return hashes if isinstance(hashes, dict) else {}
+    def ended(self, job: Job, error: Exception | None) -> None:
+        if error is not None:
+            raise error
+        self._ended.add(job.member.path)
 
 
 def write(comparison: Comparison) -> None:
@@ -228,6 +197,7 @@ def write(comparison: Comparison) -> None:
         "table": table,
         "runs": runs,
         "failed": list(comparison.failed),
+        "open_seeds": list(comparison.open_seeds),
         "target": comparison.target,
     }
     if targets.is_asked(comparison):

@@ -101,6 +101,7 @@ class Comparison:
         failed: Runs that failed, a sentence each; their strategies are not among the items.
         tuned: What tuning chose for them; None where all have the experiment's own values.
         target: A value of what they are judged by, of which the tables say what it took to come there; None of none.
+        open_seeds: Seeds that were asked for and are left out, since not all their runs have ended.
     """
 
     path: Path
@@ -113,6 +114,7 @@ class Comparison:
     failed: tuple[str, ...] = ()
     tuned: Tuned | None = None
     target: float | None = None
+    open_seeds: tuple[int, ...] = ()
 
     @cached_property
     def shown(self) -> tuple[str, ...]:
@@ -135,6 +137,15 @@ class Comparison:
     def untuned(self) -> list[str]:
         """The strategies that have the experiment's own values where others have tuned ones."""
         return [item.label for item in self.items if self.tuned and not self.tuned.of(item.label)]
+
+    @property
+    def to_come(self) -> list[str]:
+        """What is left out since it has not ended, a sentence or none."""
+        if not self.open_seeds:
+            return []
+        numbers = ", ".join(map(str, self.open_seeds))
+        more = "s" * (len(self.open_seeds) > 1)
+        return [f"Not in the table yet: seed{more} {numbers}, whose runs have not all ended."]
 
     @property
     def incomplete(self) -> list[str]:
@@ -249,7 +260,8 @@ def read_comparison(folder: Path) -> Comparison:
         found = Tuned.from_said(content.get("tuned"))
         source, overrides, seeds = content["source"], tuple(content["overrides"]), tuple(content["seeds"])
         failed, target = tuple(content.get("failed", ())), content.get("target")
+        open_seeds = tuple(content.get("open_seeds", ()))
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise DamagedError.of(file, str(error), "Make it again by the command that made it.") from error
     members = tuple(Member(item, seed, reading.experiment(path), path) for item, seed, path in runs)
-    return Comparison(folder, items, seeds, members, source, overrides, budget, failed, found, target)
+    return Comparison(folder, items, seeds, members, source, overrides, budget, failed, found, target, open_seeds)

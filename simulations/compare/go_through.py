@@ -1,35 +1,41 @@
-"""Carry out a comparison in several settings: each is an ordinary one, and a table of all of them comes at the end.
+"""Carry out a comparison in several settings: each is an ordinary one, and above them is a table of all.
 
 First the first rounds of a run in each setting tell how long all of it may take; nothing of them is lost, the run goes
-on from there. A run that fails is written down and the others go on.
+on from there. A run that fails is written down and the others go on. The table of all comes with each setting that is
+complete, and when all is stopped; it says what is still to come.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import errno
 import shutil
+import time
 import traceback
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from umbel.conf.schema import Experiment
-from umbel.core.files import plain, write_sealed, write_text
+from umbel.core.files import plain, read_sealed, write_sealed, write_text
 from umbel.core.refusal import Refusal
-from umbel.server import reading
 from umbel.server.errors import RunFailedError, RunStoppedError, StopRequested
 from umbel.server.listener import Listener
 from umbel.simulations.commands.watcher import Watcher
-from umbel.simulations.compare.carry_out import run_member, write
+from umbel.simulations.compare.at_once import Course, Job, Runs, carrying_out, how_many, makespan
+from umbel.simulations.compare.carry_out import write
 from umbel.simulations.compare.comparison import Comparison, Member, read_comparison
-from umbel.simulations.compare.matrix import FILE, Cell, Failure, Matrix
+from umbel.simulations.compare.matrix import FILE, Cell, Failure, Matrix, so_far
 from umbel.simulations.compare.matrix_tables import frame, latex, markdown
 from umbel.simulations.compare.plan import Estimate, states
 from umbel.simulations.compare.settings import prepare_matrix, wanted
+from umbel.simulations.compare.side_by_side import ElsewhereError
 
 _WRITTEN = ("table.md", "table.tex", "table.csv", "curves.png", "partition.png", "report.html")
 _PROBED_ROUNDS = 2  # in the first everything is new
 _LEAST_ROUNDS = 2 * _PROBED_ROUNDS  # of a run that is worth it
+_PAGES_AFTER_SECONDS = 30.0  # sooner nobody looks for pages that are about to change
+_SHARE = 20.0  # times what they take, for which the pages of all settings are left as they are
 
 
 def compare_settings(
@@ -46,6 +52,7 @@ def compare_settings(
     tuned: str | Path | None = None,
     untuned: str | Sequence[str] = "",
     target: float | None = None,
+    at_once: int | str | None = None,
 ) -> Matrix:
     """Run an experiment in several settings, in each with several strategies and seeds; `umbel compare` does the same.
 
@@ -63,6 +70,8 @@ def compare_settings(
         tuned: Folder of `umbel.tune`, whose values each strategy has in all settings.
         untuned: Strategies that were not tuned and have the experiment's own values; the tables say so.
         target: A value of what they are judged by; each setting's table says what it took to come to it.
+        at_once: How many runs go on at once, each in a process of its own, or `auto`; None is what the file says, else
+            one.
 
     Returns:
         The comparison of all settings; its `failures` are the runs that failed.
@@ -81,17 +90,22 @@ def compare_settings(
         told.notice(notice)
     others = untuned if isinstance(untuned, str) else ",".join(untuned)
     prepared = prepare_matrix(experiment, asked_for, overrides, output, tuned, others).aiming(target)
-    return go_through(prepared, told, fresh, keep)
+    members = [member for cell in prepared.cells for member in cell.comparison.members]
+    number, said = how_many(at_once or asked_for.at_once, members, asked_for.budget)
+    if said:
+        told.notice(said)
+    return go_through(prepared, told, fresh, keep, number)
 
 
-def go_through(matrix: Matrix, listener: Watcher, fresh: bool = False, keep: bool = False) -> Matrix:
-    """Run all runs of all settings, one after the other, and write each setting's tables and those of all.
+def go_through(matrix: Matrix, listener: Watcher, fresh: bool = False, keep: bool = False, at_once: int = 1) -> Matrix:
+    """Run all runs of all settings, and write each setting's tables and those of all.
 
     Args:
         matrix: From `prepare_matrix`.
         listener: Told of everything that happens.
         fresh: Run everything anew.
         keep: Use runs again that other code has made.
+        at_once: How many go on at once.
 
     Returns:
         The same with the runs that failed.
@@ -103,34 +117,149 @@ def go_through(matrix: Matrix, listener: Watcher, fresh: bool = False, keep: boo
     plans = [states(cell.comparison, keep=keep) for cell in matrix.cells]
     matrix.path.mkdir(parents=True, exist_ok=True)
     estimate = Estimate(matrix, unsettled(matrix, plans))
-    _probe(matrix, plans, estimate, listener, keep)
-    ahead = {
-        member.path: (number, member)
-        for number, cell in enumerate(matrix.cells)
-        for member, how in zip(cell.comparison.members, plans[number], strict=True)
-        if how != "reused"
-    }
-    _tell(estimate, ahead.values(), listener)
-    cells, index = [], 0
-    for number, cell in enumerate(matrix.cells):
-        listener.setting(number + 1, len(matrix.cells), cell.setting.label)
-        cell.comparison.path.mkdir(parents=True, exist_ok=True)
-        failures, is_new = list[Failure](), False
-        for member in cell.comparison.members:
-            index += 1
-            if failure := _run(cell, member, index, matrix.num_runs, listener, keep):
-                failures.append(failure)
-                listener.run_failed(failure.label, failure.seed, failure.reason)
-            if ahead.pop(member.path, None):
-                is_new = True
-                estimate.learn(number, member)
-                _tell(estimate, ahead.values(), listener)
-        cells.append(Cell(cell.setting, cell.comparison, tuple(failures)))
-        if (whole := cells[-1].whole) is not None and (is_new or not _is_written(whole)):
-            write(whole)
-    done = dataclasses.replace(matrix, cells=tuple(cells))
+    course = _Course(matrix, plans, estimate, listener, at_once)
+    try:
+        with carrying_out(at_once, listener, keep) as runs:
+            _probe(matrix, plans, estimate, listener, runs, at_once)
+            runs.go(course.jobs(), course)
+    except (KeyboardInterrupt, StopRequested):
+        with contextlib.suppress(Refusal, OSError):  # a damaged run, a full disk: all stops in any case
+            write_so_far(course.matrix(), keep)
+        raise
+    done = course.matrix()
     write_matrix(done)
     return done
+
+
+def write_so_far(matrix: Matrix, keep: bool = False) -> Matrix:
+    """Write what there is to tell before all runs have ended: of each setting, and of all of them.
+
+    Args:
+        matrix: All runs, with those that failed; of others the folders are asked.
+        keep: What other code has made counts.
+
+    Returns:
+        The same with the runs that are still to come. Nothing is written where none has ended or failed.
+    """
+    before, cells = _failed_before(matrix.path), []
+    for cell in matrix.cells:
+        missing = so_far(cell.comparison, states(cell.comparison, keep=keep)) - cell.failed
+        failures = list(cell.failures)
+        for member in cell.comparison.members:
+            pair = (member.item.label, member.seed)
+            if pair in missing and (failure := before.get(member.path)):
+                failures.append(failure)
+                missing -= {pair}
+        cells.append(Cell(cell.setting, cell.comparison, _in_order(cell.comparison, failures), missing))
+    done = dataclasses.replace(matrix, cells=tuple(cells))
+    if done.num_missing < done.num_runs:
+        for cell in cells:
+            if (whole := cell.whole) is not None and not _is_written(whole):
+                write(whole)
+        write_matrix(done)
+    return done
+
+
+class _Course(Course):
+    """All runs of all settings: what becomes of each is written down.
+
+    Args:
+        matrix: All runs.
+        plans: What becomes of each, by setting.
+        estimate: Learns from each how long the others may take.
+        listener: Told of everything that happens.
+        at_once: How many go on at once.
+    """
+
+    def __init__(
+        self, matrix: Matrix, plans: Sequence[Sequence[str]], estimate: Estimate, listener: Watcher, at_once: int
+    ) -> None:
+        self._matrix, self._estimate, self._listener, self._at_once = matrix, estimate, listener, at_once
+        self._ahead = {
+            member.path: (number, member)
+            for number, cell in enumerate(matrix.cells)
+            for member, how in zip(cell.comparison.members, plans[number], strict=True)
+            if how != "reused"
+        }
+        self._told = -1  # the last setting that was told of
+        self._has_new = [False] * len(matrix.cells)
+        self._open = [len(cell.comparison.members) for cell in matrix.cells]
+        self._complete: list[int] = []  # settings whose tables are to be written
+        self._settled: set[Path] = set()
+        self._failures: list[list[Failure]] = [[] for _ in matrix.cells]
+        self._before = _failed_before(matrix.path)
+        self._next_pages = time.monotonic() + _PAGES_AFTER_SECONDS
+
+    def jobs(self) -> list[Job]:
+        """Return all runs, and say how many are to come."""
+        self._tell()
+        index, jobs, total = 0, list[Job](), self._matrix.num_runs
+        for number, cell in enumerate(self._matrix.cells):
+            for member in cell.comparison.members:
+                index += 1
+                spent = _Spent(self._estimate, member)
+                jobs.append(Job(member, index, total, cell.comparison, number, cell.setting.label, spent))
+        return jobs
+
+    def matrix(self) -> Matrix:
+        """Return all runs with those that failed so far."""
+        cells = [
+            Cell(cell.setting, cell.comparison, _in_order(cell.comparison, failures))
+            for cell, failures in zip(self._matrix.cells, self._failures, strict=True)
+        ]
+        return dataclasses.replace(self._matrix, cells=tuple(cells))
+
+    def is_ready(self, job: Job) -> bool:
+        return job.reference is None or job.reference.path in self._settled
+
+    def begins(self, job: Job) -> None:
+        if job.number != self._told and (self._at_once == 1 or job.number > self._told):
+            self._told = job.number
+            self._listener.setting(job.number + 1, len(self._matrix.cells), job.setting)
+        self._matrix.cells[job.number].comparison.path.mkdir(parents=True, exist_ok=True)
+
+    def ended(self, job: Job, error: Exception | None) -> None:
+        if failure := _failure(job.member, error):
+            self._failures[job.number].append(failure)
+            self._listener.run_failed(failure.label, failure.seed, failure.reason)
+        self._settled.add(job.member.path)
+        if self._ahead.pop(job.member.path, None):
+            self._has_new[job.number] = True
+            self._estimate.learn(job.number, job.member)
+            self._tell()
+        self._open[job.number] -= 1
+        if not self._open[job.number]:
+            self._complete.append(job.number)
+
+    def meanwhile(self) -> None:
+        """Write the tables of settings that are complete, and, not too often, those of all so far."""
+        complete, self._complete = self._complete, []
+        is_new, cells = False, self.matrix().cells
+        for number in complete:
+            whole = cells[number].whole
+            if whole is not None and (self._has_new[number] or not _is_written(whole)):
+                write(whole)
+                is_new = True
+        if is_new and any(self._open) and time.monotonic() >= self._next_pages:
+            began = time.monotonic()
+            write_matrix(self._so_far(cells))
+            self._next_pages = time.monotonic() + _SHARE * (time.monotonic() - began)
+
+    def _so_far(self, cells: Sequence[Cell]) -> Matrix:
+        found = []
+        for cell in cells:
+            members = [each for each in cell.comparison.members if each.path in self._ahead]
+            before = [self._before[each.path] for each in members if each.path in self._before]
+            missing = {(each.item.label, each.seed) for each in members if each.path not in self._before}
+            failures = _in_order(cell.comparison, [*cell.failures, *before])
+            found.append(Cell(cell.setting, cell.comparison, failures, frozenset(missing)))
+        return dataclasses.replace(self._matrix, cells=tuple(found))
+
+    def _tell(self) -> None:
+        """Say how many runs are still to come, and how long they may take."""
+        times = [self._estimate.left(number, member) for number, member in self._ahead.values()]
+        known = [each for each in times if each is not None]
+        self._listener.left(len(times), makespan(known, self._at_once) if len(known) == len(times) else None)
 
 
 def unsettled(matrix: Matrix, plans: Sequence[Sequence[str]]) -> frozenset[Path]:
@@ -141,13 +270,6 @@ def unsettled(matrix: Matrix, plans: Sequence[Sequence[str]]) -> frozenset[Path]
         for member, how in zip(cell.comparison.members, plan, strict=True)
         if how in ("changed", "new")
     )
-
-
-def _tell(estimate: Estimate, ahead: Collection[tuple[int, Member]], listener: Watcher) -> None:
-    """Say how many runs are still to come, and how long they may take."""
-    times = [estimate.left(number, member) for number, member in ahead]
-    known = [each for each in times if each is not None]
-    listener.left(len(ahead), sum(known) if len(known) == len(times) else None)
 
 
 def write_matrix(matrix: Matrix) -> None:
@@ -163,10 +285,15 @@ def write_matrix(matrix: Matrix) -> None:
             mean, deviation = matrix.mean_and_deviation(cell, label)
             spread = {"deviation": deviation, "interval": list(matrix.interval(cell, label))}
             table[label] = {"mean": mean, **spread, "num_failed": cell.num_failed(label)}
+            table[label]["num_missing"] = cell.num_missing(label)
         runs = []
         for member in cell.comparison.members:
             failure = reasons.get((member.item.label, member.seed))
-            said = {"failed": failure.reason if failure else "", "is_saved": failure.is_saved if failure else False}
+            said = {
+                "failed": failure.reason if failure else "",
+                "is_saved": failure.is_saved if failure else False,
+                "missing": (member.item.label, member.seed) in cell.missing,
+            }
             runs.append({"strategy": member.item.label, "seed": member.seed, "folder": member.path.name, **said})
         about = {"label": cell.setting.label, "folder": cell.comparison.path.name}
         settings.append({**about, "overrides": list(cell.setting.overrides), "table": table, "runs": runs})
@@ -221,44 +348,62 @@ def _is_written(comparison: Comparison) -> bool:
             each.failed,
             each.target,
             each.tuned,
+            each.open_seeds,
         )
         for each in (comparison, there)
     )
     return mine == theirs and all((comparison.path / name).is_file() for name in _WRITTEN)
 
 
+def _in_order(comparison: Comparison, failures: Sequence[Failure]) -> tuple[Failure, ...]:
+    """Return failures in the order of the runs, whichever came first."""
+    by_run = {(each.label, each.seed): each for each in failures}
+    pairs = ((member.item.label, member.seed) for member in comparison.members)
+    return tuple(by_run[pair] for pair in pairs if pair in by_run)
+
+
+def _failed_before(folder: Path) -> dict[Path, Failure]:
+    """Return the runs that had failed when the tables of all settings were last written, by folder."""
+    found = {}
+    try:
+        for setting in read_sealed(folder / FILE).get("settings", ()):
+            for run in setting["runs"]:
+                if run["failed"]:
+                    failure = Failure(run["strategy"], run["seed"], run["failed"], run["is_saved"])
+                    found[folder / setting["folder"] / run["folder"]] = failure
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # there is none, or it is written anew
+        return {}
+    return found
+
+
 # ---- one run -------------------------------------------------------------------------------------------------
 
 
-def _run(cell: Cell, member: Member, index: int, total: int, listener: Watcher, keep: bool) -> Failure | None:
-    """Carry a run out; return why it failed, if it did.
+def _failure(member: Member, error: Exception | None) -> Failure | None:
+    """Return how a run failed, by what it ended with.
 
     Raises:
-        KeyboardInterrupt, StopRequested: All is to stop.
+        StopRequested: All is to stop.
         OSError: The disk is full, and the next run would fare no better.
     """
     label, seed = member.item.label, member.seed
-    try:
-        reference = next(each for each in cell.comparison.members if each.seed == seed)
-        waits = cell.comparison.budget != "rounds" and reference is not member
-        if waits and not (reference.path / reading.SUMMARY).is_file():
-            reason = f"its {cell.comparison.budget} are to be those of {reference.path.name}, which has not ended."
-            return Failure(label, seed, reason, is_saved=True)
-        run_member(cell.comparison.budgeted(member), index, total, listener, keep)
-        member.measures  # noqa: B018 - a summary that is damaged is this run's failure, and not that of the table
-    except StopRequested:
-        raise
-    except RunStoppedError as error:
+    if error is None:
+        try:
+            member.measures  # noqa: B018 - a summary that is damaged is this run's failure, and not that of the table
+        except Exception as damage:  # noqa: BLE001 - as of the run itself
+            error = damage
+    if error is None:
+        return None
+    if isinstance(error, StopRequested) or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
+        raise error
+    if isinstance(error, RunStoppedError):
         return Failure(label, seed, _line(error), is_saved=True)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise
+    if isinstance(error, ElsewhereError):
+        return Failure(label, seed, _line(error), trace=error.trace)
+    if isinstance(error, Refusal | RunFailedError | OSError):
         return Failure(label, seed, _line(error))
-    except (Refusal, RunFailedError) as error:
-        return Failure(label, seed, _line(error))
-    except Exception as error:  # noqa: BLE001 - whatever it is, the other runs go on
-        return Failure(label, seed, f"{type(error).__name__}: {_line(error)}", trace=traceback.format_exc())
-    return None
+    trace = "".join(traceback.format_exception(error))
+    return Failure(label, seed, f"{type(error).__name__}: {_line(error)}", trace=trace)
 
 
 def _line(error: Exception) -> str:
@@ -267,6 +412,21 @@ def _line(error: Exception) -> str:
 
 
 # ---- how long a run takes ------------------------------------------------------------------------------------
+
+
+class _Spent(Listener):
+    """Tells the estimate what a run that goes on has taken so far.
+
+    Args:
+        estimate: Of all runs.
+        member: The run.
+    """
+
+    def __init__(self, estimate: Estimate, member: Member) -> None:
+        self._estimate, self._member = estimate, member
+
+    def round(self, round_: int, num_rounds: int, metrics: Mapping[str, float], seconds: float) -> None:
+        self._estimate.spend(self._member, seconds)
 
 
 class _FirstRounds(Listener):
@@ -284,29 +444,57 @@ class _FirstRounds(Listener):
     def round(self, round_: int, num_rounds: int, metrics: Mapping[str, float], seconds: float) -> None:
         """Count the round, and ask."""
         self._num_rounds += 1
-        if self._num_rounds >= _PROBED_ROUNDS and round_ < num_rounds:
+        if self._num_rounds == _PROBED_ROUNDS and round_ < num_rounds:
             self.asked = True
             (self._folder / "stop").touch()
 
 
-def _probe(matrix: Matrix, plans: list[list[str]], estimate: Estimate, listener: Watcher, keep: bool) -> None:
+class _Probes(Course):
+    """First rounds of a run in some settings.
+
+    Args:
+        matrix: All runs.
+        estimate: Learns from them.
+        listener: Told of everything that happens.
+    """
+
+    def __init__(self, matrix: Matrix, estimate: Estimate, listener: Watcher) -> None:
+        self._matrix, self._estimate, self._listener = matrix, estimate, listener
+
+    def begins(self, job: Job) -> None:
+        self._listener.setting(job.number + 1, len(self._matrix.cells), job.setting, probed=True)
+        self._matrix.cells[job.number].comparison.path.mkdir(parents=True, exist_ok=True)
+
+    def ended(self, job: Job, error: Exception | None) -> None:
+        if isinstance(error, StopRequested) and not (isinstance(job.beside, _FirstRounds) and job.beside.asked):
+            raise error
+        (job.member.path / "stop").unlink(missing_ok=True)  # it may have ended before it saw that
+        if error is None or isinstance(error, StopRequested):
+            self._estimate.learn(job.number, job.member)
+        # What failed is tried again in its turn, and written down then.
+
+
+def _probe(
+    matrix: Matrix,
+    plans: Sequence[Sequence[str]],
+    estimate: Estimate,
+    listener: Watcher,
+    runs: Runs,
+    at_once: int,
+) -> None:
     """Begin a run in each setting in which nothing was measured, and stop it after its first rounds.
 
     Of a budget of seconds nothing may be begun and stopped: what the run spends is what the others get.
     """
+    asked = []
     for number, cell in enumerate(matrix.cells):
         member, how = cell.comparison.members[0], plans[number][0]
         is_short = member.experiment.run.rounds < _LEAST_ROUNDS
         if estimate.is_known(number) or how == "reused" or is_short or matrix.budget == "seconds":
             continue
-        listener.setting(number + 1, len(matrix.cells), cell.setting.label, probed=True)
-        cell.comparison.path.mkdir(parents=True, exist_ok=True)
-        first = _FirstRounds()
-        try:
-            run_member(member, 1, 1, listener, keep, first)
-        except StopRequested:
-            if not first.asked:
-                raise
-        except (RunStoppedError, RunFailedError, Refusal, OSError):
-            continue  # it is tried again in its turn, and written down then
-        estimate.learn(number, member)
+        asked.append((number, cell, member))
+    jobs = []
+    for index, (number, cell, member) in enumerate(asked, start=1):
+        place = (index, len(asked)) if at_once > 1 else (1, 1)  # one after the other each is announced by its setting
+        jobs.append(Job(member, *place, cell.comparison, number, cell.setting.label, _FirstRounds()))
+    runs.go(jobs, _Probes(matrix, estimate, listener))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -56,43 +56,62 @@ class Cell:
         setting: Of all its runs.
         comparison: All runs that were asked for.
         failures: Those that failed.
+        missing: Strategy and seed of those that have not been carried out yet, or not to their end.
     """
 
     setting: Setting
     comparison: Comparison
     failures: tuple[Failure, ...] = ()
+    missing: frozenset[tuple[str, int]] = frozenset()
 
     @cached_property
     def failed(self) -> frozenset[tuple[str, int]]:
         """Strategy and seed of the runs that failed."""
         return frozenset((each.label, each.seed) for each in self.failures)
 
+    @cached_property
+    def absent(self) -> frozenset[tuple[str, int]]:
+        """Strategy and seed of the runs of which there is nothing to tell."""
+        return self.failed | self.missing
+
     @property
     def ended(self) -> list[Member]:
-        """The runs that did not fail."""
-        return [each for each in self.comparison.members if (each.item.label, each.seed) not in self.failed]
+        """The runs that have ended and did not fail."""
+        return [each for each in self.comparison.members if (each.item.label, each.seed) not in self.absent]
 
     @cached_property
     def whole(self) -> Comparison | None:
-        """The comparison of the strategies that have all their runs, which says who has not; None where nobody has."""
-        if not self.failures:
+        """The comparison of the strategies that have all their runs, which says who has not; None where nobody has.
+
+        Seeds are left out, and named, of which such a strategy's run is missing.
+        """
+        if not self.absent:
             return self.comparison
         lacking = {label for label, _ in self.failed}
         items = tuple(item for item in self.comparison.items if item.label not in lacking)
-        members = tuple(each for each in self.comparison.members if each.item in items)
+        labels = {item.label for item in items}
+        lacking_seeds = {seed for label, seed in self.missing if label in labels}
+        seeds = tuple(seed for seed in self.comparison.seeds if seed not in lacking_seeds)
+        open_seeds = tuple(seed for seed in self.comparison.seeds if seed in lacking_seeds)
+        members = tuple(each for each in self.comparison.members if each.item in items and each.seed in seeds)
         said = tuple(f"Not in the table: {each.sentence}" for each in self.failures)
-        return replace(self.comparison, items=items, members=members, failed=said) if items else None
+        found = replace(self.comparison, items=items, seeds=seeds, members=members, failed=said, open_seeds=open_seeds)
+        return found if items and seeds else None
 
     def values(self, label: str, measure: str) -> list[float]:
-        """Return a measure of a strategy, one value a seed; NaN of a run that failed or did not measure it."""
+        """Return a measure of a strategy, one value a seed; NaN of a run that is not there or did not measure it."""
         return [
-            math.nan if (label, each.seed) in self.failed else each.measures[measure]
+            math.nan if (label, each.seed) in self.absent else each.measures[measure]
             for each in self.comparison.of(label)
         ]
 
     def num_failed(self, label: str) -> int:
         """Return how many runs of a strategy failed."""
         return sum(each.label == label for each in self.failures)
+
+    def num_missing(self, label: str) -> int:
+        """Return how many runs of a strategy are still to come."""
+        return sum(each == label for each, _ in self.missing)
 
 
 @dataclass(frozen=True)
@@ -168,6 +187,11 @@ class Matrix:
         return [(cell, each) for cell in self.cells for each in cell.failures]
 
     @property
+    def num_missing(self) -> int:
+        """How many runs are still to come."""
+        return sum(len(cell.missing) for cell in self.cells)
+
+    @property
     def incomplete(self) -> list[str]:
         """The runs that lost clients for good, a sentence each."""
         return [
@@ -185,12 +209,14 @@ class Matrix:
 
     @cached_property
     def distinct(self) -> tuple[Cell, ...]:
-        """The settings that count in ranks and profiles: without those whose runs all came to what another's came to.
+        """The settings that count in ranks and profiles: those without a missing run, and only one of equal ones.
 
-        Such a setting varies what has no effect, and is no further evidence.
+        One whose runs all came to what another's came to varies what has no effect, and is no further evidence.
         """
         found: dict[object, Cell] = {}
         for cell in self.cells:
+            if cell.missing:
+                continue
             came_to = (
                 (each.item.label, each.seed, each.summary["weights_sha256"], each.measures[self.main or MAIN[0]])
                 for each in cell.comparison.members
@@ -210,7 +236,7 @@ class Matrix:
 
     def is_best(self, cell: Cell, label: str) -> bool:
         """Say whether a strategy is told to be better than every other in a setting, none of whose runs failed."""
-        return self.main is not None and not cell.failures and cell.comparison.best(self.main) == label
+        return self.main is not None and not cell.absent and cell.comparison.best(self.main) == label
 
     @property
     def scores(self) -> dict[str, list[float]]:
@@ -220,7 +246,7 @@ class Matrix:
     @cached_property
     def ranking(self) -> Ranking | None:
         """The strategies' ranks over settings; None of one strategy, or where they share no measure."""
-        if self.main is None or len(self.items) < 2:
+        if self.main is None or len(self.items) < 2 or not self.distinct:
             return None
         return ranking(self.scores, COLUMNS[self.main].aim)
 
@@ -242,6 +268,17 @@ class Matrix:
             for number in range(len(self.seeds)):
                 row = {label: aim * values[number] for label, values in columns.items()}
                 yield {label: value for label, value in row.items() if not math.isnan(value)}
+
+
+def so_far(comparison: Comparison, plan: Sequence[str]) -> frozenset[tuple[str, int]]:
+    """Return strategy and seed of the runs that are still to come.
+
+    Args:
+        comparison: All runs.
+        plan: What becomes of each, from `plan.states`.
+    """
+    pairs = zip(comparison.members, plan, strict=True)
+    return frozenset((member.item.label, member.seed) for member, how in pairs if how != "reused")
 
 
 def is_matrix(folder: Path) -> bool:
@@ -274,16 +311,19 @@ def read_matrix(folder: Path) -> Matrix:
                 for item, seed, _, run in runs
                 if run["failed"]
             )
-            # What has failed may have left no configuration, and nothing of it is read.
+            missing = frozenset((item.label, seed) for item, seed, _, run in runs if run.get("missing"))
+            # What has failed, or is still to come, may have left no configuration, and nothing of it is read.
             members = tuple(
-                Member(item, seed, Experiment() if run["failed"] else reading.experiment(path), path)
+                Member(
+                    item, seed, Experiment() if run["failed"] or run.get("missing") else reading.experiment(path), path
+                )
                 for item, seed, path, run in runs
             )
             own = (*overrides, *setting.overrides)
             comparison = Comparison(
                 place, items, seeds, members, source, own, content["budget"], tuned=tuned, target=target
             )
-            cells.append(Cell(setting, comparison, failures))
+            cells.append(Cell(setting, comparison, failures, missing))
     except (KeyError, TypeError) as error:
         raise _damaged(folder, error) from error
     return Matrix(folder, tuple(cells), source, overrides)

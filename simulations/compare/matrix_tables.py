@@ -28,6 +28,8 @@ def text(matrix: Matrix, cell: Cell, label: str) -> str:
     """Return `mean [interval]` of a strategy in a setting, `mean ± deviation` of few seeds; a star for a told best."""
     if failed := cell.num_failed(label):
         return f"failed {failed} of {len(matrix.seeds)}"
+    if missing := cell.num_missing(label):
+        return f"{len(matrix.seeds) - missing} of {len(matrix.seeds)} so far"
     mean, deviation = matrix.mean_and_deviation(cell, label)
     if matrix.main is None or math.isnan(mean):
         return "–"
@@ -43,7 +45,7 @@ def markdown(matrix: Matrix) -> str:
     heads, rows = table(matrix)
     lines = ["| " + " | ".join(heads) + " |", "|---" + "|---:" * (len(heads) - 1) + "|"]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
-    failed = [f"* {line}" for line in failures(matrix)]
+    failed = [f"* {line}" for line in [*failures(matrix), *missing(matrix)]]
     return "\n".join([*lines, "", footnote(matrix), *([""] if failed else []), *failed]) + "\n"
 
 
@@ -51,7 +53,7 @@ def latex(matrix: Matrix) -> str:
     """Return the table in LaTeX, for the package booktabs, with its footnote as the caption."""
     heads, rows = table(matrix)
     texts = pd.DataFrame([[in_latex(cell) for cell in row] for row in rows], columns=[in_latex(head) for head in heads])
-    caption = in_latex(" ".join([footnote(matrix), *failures(matrix)]))
+    caption = in_latex(" ".join([footnote(matrix), *failures(matrix), *(f"{line}." for line in missing(matrix))]))
     form = "l" + "r" * (len(heads) - 1)
     return str(texts.style.hide(axis="index").to_latex(hrules=True, column_format=form, caption=caption))
 
@@ -66,7 +68,7 @@ def frame(matrix: Matrix) -> pd.DataFrame:
             for measure in measures:
                 own: dict[str, float] = {"mean": math.nan, "deviation": math.nan, "interquartile_mean": math.nan}
                 low = high = math.nan
-                if not failed:
+                if not failed and not cell.num_missing(label):
                     numbers = cell.comparison.numbers(label, measure, None)
                     low, high = numbers.pop("interval", (low, high))
                     own |= numbers
@@ -81,9 +83,31 @@ def failures(matrix: Matrix) -> list[str]:
     return [f"{cell.setting.label}: {each.sentence}" for cell, each in matrix.failures]
 
 
+def missing(matrix: Matrix) -> list[str]:
+    """Return a line for each setting some of whose runs are still to come: which."""
+    lines = []
+    for cell in matrix.cells:
+        if len(cell.missing) == len(cell.comparison.members):
+            lines.append(f"{cell.setting.label}: all {len(cell.missing)} runs are still to come")
+        elif cell.missing:
+            by_label = {
+                label: [str(seed) for seed in matrix.seeds if (label, seed) in cell.missing] for label in matrix.labels
+            }
+            each = [
+                f"{label}, seed{'s' * (len(seeds) > 1)} {', '.join(seeds)}"
+                for label, seeds in by_label.items()
+                if seeds
+            ]
+            lines.append(f"{cell.setting.label}: still to come: {'; '.join(each)}")
+    return lines
+
+
 def footnote(matrix: Matrix) -> str:
     """Say how to read the table."""
     seeds, parts = matrix.seeds, list[str]()
+    if to_come := matrix.num_missing:
+        there = f"So far, with {matrix.num_runs - to_come} of {matrix.num_runs} runs there"
+        parts.append(f"{there}; only settings without a missing run have ranks.")
     if matrix.main is None:
         parts.append("The runs share no measure that they are judged by: nothing is ranked.")
     else:
@@ -96,7 +120,7 @@ def footnote(matrix: Matrix) -> str:
         parts.append(f"{COLUMNS[matrix.main].title.capitalize()}: mean over {numbers}, {spread}.")
     if any(matrix.is_best(cell, label) for cell in matrix.cells for label in matrix.labels):
         parts.append("* in a setting: p below .05 against every other there, as its own table has it.")
-    if same := [cell.setting.label for cell in matrix.cells if cell not in matrix.distinct]:
+    if same := [cell.setting.label for cell in matrix.cells if not cell.missing and cell not in matrix.distinct]:
         parts.append(f"All runs of {'; '.join(same)} came to what those of a setting above came to: not counted below.")
     parts.append(ranks_told(matrix))
     whole = {cell.setting.label: cell.whole for cell in matrix.cells if cell.whole}

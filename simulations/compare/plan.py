@@ -10,9 +10,9 @@ from statistics import fmean
 from umbel.core.refusal import Refusal
 from umbel.server import reading
 from umbel.server.listener import events
-from umbel.simulations.compare.carry_out import look
 from umbel.simulations.compare.comparison import Comparison, Member
 from umbel.simulations.compare.matrix import Matrix
+from umbel.simulations.compare.run_member import look
 
 STATES = ("reused", "resumed", "changed", "new")
 
@@ -72,6 +72,10 @@ class Estimate:
                     self._begun.setdefault(key, []).append(whole)
         except (Refusal, OSError, KeyError, TypeError, ValueError):
             return
+
+    def spend(self, member: Member, seconds: float) -> None:
+        """Count what a run that goes on has taken so far."""
+        self._spent[member.path] = seconds
 
     def is_known(self, number: int) -> bool:
         """Say whether anything was measured in a setting."""

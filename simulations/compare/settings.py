@@ -33,6 +33,7 @@ class Wanted:
         budget: Such as `steps`.
         settings: Empty where there is one, as the overrides have it.
         notices: Where the command line has won over the file, a sentence each.
+        at_once: Such as `2` or `auto`; empty is one.
     """
 
     strategies: str
@@ -40,6 +41,7 @@ class Wanted:
     budget: str
     settings: tuple[Setting, ...]
     notices: tuple[str, ...]
+    at_once: str = ""
 
 
 def wanted(
@@ -49,6 +51,7 @@ def wanted(
     seeds: str | None = None,
     budget: str | None = None,
     sweep: Sequence[str] = (),
+    at_once: str | None = None,
 ) -> Wanted:
     """Put what the command line says before what the file says.
 
@@ -59,6 +62,7 @@ def wanted(
         seeds: None for what the file says, else 3.
         budget: None for what the file says, else rounds.
         sweep: `data.alpha=0.1,1` each; none for what the file says.
+        at_once: None for what the file says, else one.
 
     Raises:
         ExperimentError: Nobody says which strategies, or what is said cannot be, or contradicts itself.
@@ -69,9 +73,11 @@ def wanted(
         ("strategies", strategies, file.strategies),
         ("seeds", seeds, file.seeds),
         ("budget", budget, file.budget),
+        ("at-once", at_once, file.at_once),
     ):
         if given and own and given != own:
-            notices.append(f"--{option} {given} takes the place of `compare.{option}` of the file, {own.rstrip(',')}.")
+            key = option.replace("-", "_")
+            notices.append(f"--{option} {given} takes the place of `compare.{key}` of the file, {own.rstrip(',')}.")
     chosen = strategies or file.strategies
     if not chosen:
         raise ExperimentError(
@@ -80,7 +86,8 @@ def wanted(
             remedy="Such as --strategies fedavg,scaffold, or `compare: {strategies: [fedavg, scaffold]}` in the file.",
         )
     settings, said = _settings(file.settings, sweeps.parse(sweep), overrides)
-    return Wanted(chosen, seeds or file.seeds or _SEEDS, budget or file.budget or _BUDGET, settings, (*notices, *said))
+    numbers, equal = seeds or file.seeds or _SEEDS, budget or file.budget or _BUDGET
+    return Wanted(chosen, numbers, equal, settings, (*notices, *said), at_once or file.at_once)
 
 
 def prepare_matrix(

@@ -99,7 +99,10 @@ def p_value(p: float) -> str:
 
 def footnote(comparison: Comparison) -> str:
     """Say how to read the table."""
-    seeds, missing = comparison.seeds, [*_missing(comparison), *comparison.incomplete, *comparison.failed]
+    seeds, missing = (
+        comparison.seeds,
+        [*_missing(comparison), *comparison.incomplete, *comparison.failed, *comparison.to_come],
+    )
     missing += tuning(comparison)
     if len(seeds) < 2:
         said = "One seed: no deviation and no ranking; add seeds, such as --seeds 3."

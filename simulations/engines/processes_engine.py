@@ -6,7 +6,6 @@ What the workers have in common (libraries, data, what the model was before the 
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,8 +25,6 @@ from umbel.simulations.engines.how_many import ProbeError, choose
 from umbel.simulations.engines.lines import Lines, is_possible
 from umbel.simulations.engines.nursery import Nursery
 from umbel.simulations.engines.workers_port import WorkersPort
-
-_CGROUP = Path("/sys/fs/cgroup/cpu.max")
 
 
 @dataclass(eq=False)
@@ -99,14 +96,14 @@ class ProcessesPort(WorkersPort):
         self._reach = Lines(_Born(self._nursery))
         if config.workers == "auto":
             cohort = -(-experiment.num_sampled // num_together(experiment.local, device))
-            room = {"num_cpus": num_cpus(), "threads": experiment.run.threads, "num_gpus": len(self._gpus)}
+            room = {"num_cpus": devices.num_cpus(), "threads": experiment.run.threads, "num_gpus": len(self._gpus)}
             _, found = choose(self, **room, num_machines=1, cohort=cohort)
             self.notices = (found,)
         elif self._gpus:
             on_each = int(1 / config.gpus_per_worker + 1e-9)
             self.more(config.workers or on_each * len(self._gpus), on_each)
         else:
-            self.more(config.workers or num_cpus(), 1)
+            self.more(config.workers or devices.num_cpus(), 1)
 
     def more(self, number: int, on_each_gpu: int) -> list[Any]:
         """Start workers, so many of which share a GPU where they have one, and wait until they are ready."""
@@ -177,16 +174,6 @@ def may_copy(experiment: Experiment) -> bool:
     It cannot wait for threads that it does not have, nor use a CUDA that this process has begun.
     """
     return experiment.run.threads == 1 and not torch.cuda.is_available()
-
-
-def num_cpus() -> int:
-    """Return the CPUs that this process may use, by its affinity and a container's limit; at least one."""
-    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with contextlib.suppress(OSError, ValueError):
-        most, period = _CGROUP.read_text().split()
-        if most != "max":
-            there = min(there, int(most) // int(period))
-    return max(there, 1)
 
 
 def _gpus(device: torch.device) -> tuple[str, ...]:

@@ -77,6 +77,7 @@ def settings(matrix: Matrix) -> list[tuple[str, str, str, str]]:
     for cell in matrix.cells:
         total, failed = len(cell.comparison.members), len(cell.failures)
         runs = f"{total} runs" if not failed else f"{total} runs, {failed} failed"
+        runs += f", {len(cell.missing)} still to come" if cell.missing else ""
         link = f"{quote(cell.comparison.path.name)}/report.html" if cell.whole is not None else ""
         rows.append((cell.setting.label, shlex.join(cell.setting.overrides), runs, link))
     return rows

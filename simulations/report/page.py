@@ -286,6 +286,7 @@ def _matrix(matrix: Matrix) -> dict[str, Any]:
         "tuned": tuning_table(matrix.tuned, matrix.labels) if matrix.tuned else None,
         "target": None,
         "failures": matrix_tables.failures(matrix),
+        "missing": matrix_tables.missing(matrix),
         "pairs": report_matrix.pairs(matrix),
         "settings": report_matrix.settings(matrix),
         "command": report_matrix.command(matrix),

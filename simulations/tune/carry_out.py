@@ -1,8 +1,8 @@
 """Tune strategies so that they can be compared: equally many trials for each, chosen by validation data.
 
-Trials go round: each contender has its first, then each its second. A trial is a run for every seed; runs that are
-there are used again, and since proposals are a function of what was told before, the same call after a kill -9 comes to
-the same trials in the same order.
+Trials go round: each contender has its first, then each its second; those of a round may go on at once. A trial is a
+run for every seed; runs that are there are used again, and since proposals are a function of what was told before, the
+same call after a kill -9 comes to the same trials in the same order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from umbel.server import checkpoint
 from umbel.server.errors import DivergedError, RunStoppedError
 from umbel.server.evaluation import SELECTION
 from umbel.simulations.commands.watcher import Watcher
-from umbel.simulations.compare.carry_out import run_member
+from umbel.simulations.compare.at_once import Course, Job, Runs, carrying_out, how_many
 from umbel.simulations.compare.comparison import Item, Member
 from umbel.simulations.compare.prepare import folder_name
 from umbel.simulations.tune.prepare import Plan, prepare, trial_experiment
@@ -103,6 +103,7 @@ def tune(
     listener: Watcher | None = None,
     fresh: bool = False,
     keep: bool = False,
+    at_once: int | str | None = None,
 ) -> Tuning:
     """Find values for each of several strategies by equally many trials; the command line does the same.
 
@@ -120,6 +121,7 @@ def tune(
         listener: Told of everything that happens.
         fresh: Run everything anew.
         keep: Use runs again that other code has made.
+        at_once: How many runs go on at once, each in a process of its own, or `auto`; one where nobody says.
 
     Raises:
         Refusal: Something is refused, or Optuna is not installed; nothing has started.
@@ -128,10 +130,25 @@ def tune(
     names = strategies if isinstance(strategies, str) else ",".join(strategies)
     numbers = str(seeds) if isinstance(seeds, int) else "".join(f"{seed}," for seed in seeds)
     plan = prepare(experiment, arguments, names, trials, numbers, metric, output)
-    return carry_out(plan, listener, fresh, keep)
+    number, said = places(plan, at_once)
+    if said and listener is not None:
+        listener.notice(said)
+    return carry_out(plan, listener, fresh, keep, number)
 
 
-def carry_out(plan: Plan, listener: Watcher | None = None, fresh: bool = False, keep: bool = False) -> Tuning:
+def places(plan: Plan, at_once: int | str | None) -> tuple[int, str]:
+    """Return how many runs go on at once, as `at_once.how_many`: at most those of a trial of each contender."""
+    members = [
+        Member(contender.item, seed, trial_experiment(plan, index, seed, {}), plan.path)
+        for index, contender in enumerate(plan.contenders)
+        for seed in plan.seeds
+    ]
+    return how_many(at_once, members)
+
+
+def carry_out(
+    plan: Plan, listener: Watcher | None = None, fresh: bool = False, keep: bool = False, at_once: int = 1
+) -> Tuning:
     """Run the trials, choose, and write what was chosen, the table of trials and the picture.
 
     Args:
@@ -139,6 +156,7 @@ def carry_out(plan: Plan, listener: Watcher | None = None, fresh: bool = False, 
         listener: Told of everything that happens.
         fresh: Run everything anew.
         keep: Use runs again that other code has made.
+        at_once: How many runs go on at once, of the trials that are proposed together.
 
     Raises:
         RunStoppedError: A run could not go on, or no trial of a contender came to a number; the same call goes on.
@@ -146,60 +164,76 @@ def carry_out(plan: Plan, listener: Watcher | None = None, fresh: bool = False, 
     from umbel.simulations.tune.results import write
 
     plan.path.mkdir(parents=True, exist_ok=True)
-    runner = _Runner(plan, listener or Watcher(), fresh, keep)
+    told = listener or Watcher()
     searches = [
         Search(each.dimensions, plan.seed, plan.is_more, first)
         for each, first in zip(plan.contenders, plan.firsts, strict=True)
     ]
     trials: dict[str, list[Trial]] = {each.item.label: [] for each in plan.contenders}
     metric = ""
-    for number in range(plan.trials):
-        for index, (contender, search) in enumerate(zip(plan.contenders, searches, strict=True)):
-            trials[contender.item.label].append(runner.trial(index, number, search.ask()))
-        metric = metric or common_metric(plan.metric, [each for own in trials.values() for each in own])
-        for contender, search in zip(plan.contenders, searches, strict=True):
-            search.tell(_value(trials[contender.item.label][-1], metric))
+    with carrying_out(at_once, told, keep) as runs:
+        runner = _Runner(plan, told, fresh, runs)
+        for number in range(plan.trials):
+            done = runner.trials(number, [search.ask() for search in searches])
+            for contender, trial in zip(plan.contenders, done, strict=True):
+                trials[contender.item.label].append(trial)
+            metric = metric or common_metric(plan.metric, [each for own in trials.values() for each in own])
+            for contender, search in zip(plan.contenders, searches, strict=True):
+                search.tell(_value(trials[contender.item.label][-1], metric))
     tuning = Tuning(plan, trials, _chosen(plan, trials, metric))
     write(tuning)
     return tuning
 
 
-class _Runner:
+class _Runner(Course):
     """Runs trials; a run that two trials share is run once."""
 
-    def __init__(self, plan: Plan, listener: Watcher, fresh: bool, keep: bool) -> None:
-        self._plan, self._listener, self._fresh, self._keep = plan, listener, fresh, keep
+    def __init__(self, plan: Plan, listener: Watcher, fresh: bool, runs: Runs) -> None:
+        self._plan, self._listener, self._fresh, self._runs = plan, listener, fresh, runs
         self._done: dict[Path, Run] = {}
         self._index = 0
 
-    def trial(self, index: int, number: int, values: dict[str, str]) -> Trial:
-        return Trial(number, values, tuple(self._run(index, number, seed, values) for seed in self._plan.seeds))
+    def trials(self, number: int, values: Sequence[dict[str, str]]) -> list[Trial]:
+        """Run a trial of each contender."""
+        own = [
+            [self._job(index, number, seed, tried) for seed in self._plan.seeds] for index, tried in enumerate(values)
+        ]
+        jobs: dict[Path, Job] = {}
+        for job in (each for trial in own for each in trial):
+            if job.member.path not in self._done:
+                jobs.setdefault(job.member.path, job)
+        if self._fresh:
+            for path in jobs:
+                shutil.rmtree(path, ignore_errors=True)
+        self._runs.go(list(jobs.values()), self)
+        return [
+            Trial(number, tried, tuple(self._done[job.member.path] for job in trial))
+            for tried, trial in zip(values, own, strict=True)
+        ]
 
-    def _run(self, index: int, number: int, seed: int, values: dict[str, str]) -> Run:
+    def _job(self, index: int, number: int, seed: int, values: dict[str, str]) -> Job:
         item, folder = self._plan.contenders[index].item, self._plan.path
         composed = trial_experiment(self._plan, index, seed, values)
         name = folder_name(item, composed)
-        path = folder / name
         composed = dataclasses.replace(composed, run=dataclasses.replace(composed.run, results=str(folder), name=name))
         shown = ", ".join(f"{key}={value}" for key, value in values.items())
-        member = Member(Item(f"{item.label}, trial {number} ({shown})", item.name), seed, composed, path)
+        member = Member(Item(f"{item.label}, trial {number} ({shown})", item.name), seed, composed, folder / name)
         self._index += 1
-        if path not in self._done:
-            if self._fresh:
-                shutil.rmtree(path, ignore_errors=True)
-            self._done[path] = self._made(member)
-        return self._done[path]
+        return Job(member, self._index, self._plan.num_runs)
 
-    def _made(self, member: Member) -> Run:
-        try:
-            run_member(member, self._index, self._plan.num_runs, self._listener, self._keep)
-        except DivergedError as error:
+    def ended(self, job: Job, error: Exception | None) -> None:
+        member = job.member
+        if isinstance(error, DivergedError):
             self._listener.notice(f"{member.item.label}: {error} The trial counts, and is worse than all others.")
             kept = checkpoint.latest(member.path / "checkpoints")
-            return Run(member.path, {}, {cost: kept.progress.cost(cost) if kept else 0.0 for cost in COSTS})
+            costs = {cost: kept.progress.cost(cost) if kept else 0.0 for cost in COSTS}
+            self._done[member.path] = Run(member.path, {}, costs)
+            return
+        if error is not None:
+            raise error
         # Nothing of a test set goes further than this line.
         metrics = {key: each for key, each in member.summary["metrics"].items() if key.startswith(_VALIDATION)}
-        return Run(member.path, plain_numbers(metrics), member.costs, member.lost)
+        self._done[member.path] = Run(member.path, plain_numbers(metrics), member.costs, member.lost)
 
 
 def plain_numbers(metrics: Mapping[str, float | None]) -> dict[str, float]:

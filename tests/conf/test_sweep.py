@@ -50,6 +50,7 @@ def test_values_that_are_no_words_come_through_as_they_are(tmp_path: Path) -> No
 def test_the_block_compare_is_read_as_the_command_line(tmp_path: Path) -> None:
     found = asked(file(tmp_path, "compare: {strategies: [fedavg, 'fedprox(mu=0.1)'], seeds: [1, 5], budget: steps}\n"))
     assert (found.strategies, found.seeds, found.budget) == ("fedavg,fedprox(mu=0.1)", "1,5,", "steps")
+    assert asked(file(tmp_path, "compare: {at_once: auto}\n")).at_once == "auto" and not found.at_once
     few = asked(file(tmp_path, "compare: {strategies: 'fedavg,scaffold', seeds: 4}\n"))
     assert (few.strategies, few.seeds, few.budget, few.settings) == ("fedavg,scaffold", "4", "", ())
     assert asked(file(tmp_path, "compare:\nsweep:\n")) == asked("digits")
@@ -83,6 +84,7 @@ def test_one_run_takes_no_sweep_unless_it_says_which_setting(tmp_path: Path) -> 
         ("compare: [fedavg]", "`compare` is a mapping"),
         ("compare: {strategis: [fedavg]}", "strategies"),
         ("compare: {budget: [steps, bytes]}", "compare.budget"),
+        ("compare: {at_once: [1, 2]}", "compare.at_once"),
         ("compare: {seeds: {}}", "compare.seeds"),
     ],
 )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +20,18 @@ from umbel.conf.schema import Experiment
 from umbel.conf.sweep import Setting
 from umbel.core.files import DamagedError, read_json
 from umbel.core.refusal import Refusal
+from umbel.server.errors import RunStoppedError
 from umbel.simulations.commands.main import main
 from umbel.simulations.commands.watcher import Watcher
+from umbel.simulations.compare import go_through as through
 from umbel.simulations.compare.comparison import Comparison, Item, Member, read_comparison
-from umbel.simulations.compare.go_through import go_through
+from umbel.simulations.compare.go_through import go_through, write_so_far
 from umbel.simulations.compare.matrix import Cell, Failure, Matrix, read_matrix
 from umbel.simulations.compare.matrix_tables import frame, latex, markdown, table
 from umbel.simulations.compare.plan import Estimate, measured
 from umbel.simulations.compare.settings import folder_of, prepare_matrix, wanted
 from umbel.simulations.report import matrix as report_matrix
+from umbel.simulations.report import page
 
 TINY = """\
 data: {name: digits, num_clients: 2, max_train: 60, partition: dirichlet}
@@ -228,7 +233,17 @@ def test_what_was_stopped_in_the_middle_goes_on_to_the_same_bits(whole: tuple[Pa
     prepared = prepare_matrix(str(folder / "mine.yaml"), wanted(str(folder / "mine.yaml")), (), tmp_path / "m")
     with pytest.raises(KeyboardInterrupt):
         go_through(prepared, Killed(2))
-    assert not (tmp_path / "m" / "comparison.json").exists()
+    # What has ended is told of, and what is still to come.
+    there = read_matrix(tmp_path / "m")
+    assert (there.num_missing, there.num_runs) == (3, 4) and there.ranking is None
+    assert [len(cell.missing) for cell in there.cells] == [1, 2]
+    text = (tmp_path / "m" / "table.md").read_text()
+    assert "with 1 of 4 runs there" in text and "| 1 of 1 so far" not in text and "0 of 1 so far" in text
+    assert "data.alpha=0.5: still to come: fedprox(mu=1.0), seed 0" in text
+    assert "data.alpha=5: all 2 runs are still to come" in text
+    html = (tmp_path / "m" / "report.html").read_text()
+    assert "<h2>Still to come</h2>" in html and "2 runs, 1 still to come" in html
+    assert not (tmp_path / "m" / "data.alpha=5" / "report.html").exists()
     again = umbel("compare", folder / "mine.yaml", "--output", tmp_path / "m")
     assert again.exit_code == 0, again.output
     assert hows(again) == ["reused", "resumed", "resumed", "new"]  # no first rounds: they were measured
@@ -239,17 +254,115 @@ def test_what_was_stopped_in_the_middle_goes_on_to_the_same_bits(whole: tuple[Pa
         read_matrix(tmp_path / "m")
 
 
+def test_several_at_once_come_to_the_same_bits_and_tables(whole: tuple[Path, Result], tmp_path: Path) -> None:
+    folder, _ = whole
+    path, output = folder / "mine.yaml", tmp_path / "m"
+    arguments = ("compare", path, "--output", output)
+    result = umbel(*arguments, "--at-once", "2")
+    assert result.exit_code == 0, result.output
+    mine, one_by_one = read_matrix(output), read_matrix(folder / "m")
+    assert hashes(mine) == hashes(one_by_one)
+    assert markdown(mine) == markdown(one_by_one) == (output / "table.md").read_text()
+    assert not list(output.glob("*/logs"))  # nobody printed anything
+    told = events(result)
+    members = [each for each in told if each["event"] == "member"]
+    # Lines of a run have its number: those of each, taken alone, are those of an ordinary run.
+    assert [each["index"] for each in members] == [1, 2, 1, 2, 3, 4] and all("run" in each for each in members)
+    for run in (2, 4):
+        rounds = [each["round"] for each in told[told.index(members[2]) :] if each["event"] == "round"
+                  and each["run"] == run]  # fmt: skip
+        assert rounds == [1, 2, 3, 4]
+    left = [each for each in told if each["event"] == "left"]
+    assert [each["runs"] for each in left] == [4, 3, 2, 1, 0] and left[0]["seconds"] > 0 == left[-1]["seconds"]
+    (plan,) = (each for each in told if each["event"] == "plan")
+    assert plan["at_once"] == 2
+    again = umbel(*arguments, "--at-once", "2")
+    assert hows(again) == ["reused"] * 4 and again.exit_code == 0
+
+
+@pytest.fixture
+def without_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables are written, and what takes seconds is not drawn."""
+    for place in (report_matrix, page):
+        monkeypatch.setattr(place, "write_pictures", lambda _: None)
+    monkeypatch.setattr(page, "report", lambda _: None)
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_a_report_can_be_had_at_any_time(whole: tuple[Path, Result], tmp_path: Path) -> None:
+    folder, _ = whole
+    output, two_seeds = tmp_path / "m", ("--seeds", "2", "--only-report")
+    nothing = umbel("compare", folder / "mine.yaml", "--output", output, *two_seeds)
+    assert nothing.exit_code == 2 and "--only-report" in nothing.stderr and not output.exists()
+    shutil.copytree(folder / "m", output)
+    shutil.rmtree(next((output / "data.alpha=5").glob("fedprox*")))
+    result = umbel("compare", folder / "mine.yaml", "--output", output, *two_seeds)
+    assert result.exit_code == 0, result.output
+    assert (
+        not hows(result) and "data.alpha=0.5: still to come: fedavg, seed 1; fedprox(mu=1.0), seed 1" in result.stderr
+    )
+    there = read_matrix(output)
+    assert [len(cell.missing) for cell in there.cells] == [2, 3]
+    # A setting's own tables are of the seeds that are complete, and say which are not.
+    own = read_comparison(output / "data.alpha=0.5")
+    assert own.seeds == (0,) and own.open_seeds == (1,)
+    assert "Not in the table yet: seed 1" in (own.path / "table.md").read_text()
+    one = umbel("compare", folder / "mine.yaml", "data.alpha=0.5", "-o", output / "data.alpha=0.5", *two_seeds)
+    assert one.exit_code == 0 and "2 of 4 runs are in the table" in one.stderr
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_a_run_that_failed_stays_failed_until_it_is_carried_out(whole: tuple[Path, Result], tmp_path: Path) -> None:
+    folder, _ = whole
+    output = tmp_path / "m"
+    shutil.copytree(folder / "m", output)
+    prepared = prepare_matrix(str(folder / "mine.yaml"), wanted(str(folder / "mine.yaml")), (), output)
+    first = prepared.cells[0]
+    (first.comparison.members[1].path / "summary.json").unlink()
+    (prepared.cells[1].comparison.members[0].path / "summary.json").unlink()
+    failed = Cell(first.setting, first.comparison, (Failure("fedprox(mu=1.0)", 0, "no reason"),))
+    there = write_so_far(replace(prepared, cells=(failed, prepared.cells[1])))
+    assert (len(there.failures), there.num_missing) == (1, 1)
+    later = write_so_far(prepared)  # asked by another process, which knows the folder alone
+    assert [each.sentence for _, each in later.failures] == ["fedprox(mu=1.0), seed 0, failed: no reason"]
+    assert table(later)[1][0][2] == "failed 1 of 1" and table(later)[1][1][1] == "0 of 1 so far"
+
+
+def test_pages_of_all_settings_come_with_each_that_is_complete(
+    whole: tuple[Path, Result], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = whole
+    prepared = prepare_matrix(str(folder / "mine.yaml"), wanted(str(folder / "mine.yaml")), (), folder / "m")
+    monkeypatch.setattr(through, "_PAGES_AFTER_SECONDS", 0.0)
+    monkeypatch.setattr(through, "write", lambda comparison: written.append(comparison.path.name))
+    monkeypatch.setattr(through, "write_matrix", lambda matrix: written.append(str(matrix.num_missing)))
+    written: list[str] = []
+    plans = [["new"] * 2] * 2
+    course = through._Course(prepared, plans, Estimate(prepared), Watcher(), 2)
+    for job in course.jobs()[1::-1]:  # the second is the first to end
+        course.meanwhile()
+        assert not written
+        course.ended(job, RunStoppedError("no reason") if job.index == 2 else None)
+    course.meanwhile()
+    assert written == ["data.alpha=0.5", "2"]  # of the other setting both runs are to come
+    assert [each.sentence for _, each in course.matrix().failures] == ["fedprox(mu=1.0), seed 0, failed: no reason"]
+    for job in course.jobs()[2:]:
+        course.ended(job, None)
+    course.meanwhile()
+    assert written == ["data.alpha=0.5", "2", "data.alpha=5"]  # those of all are written when it is over
+
+
 def test_a_report_of_all_settings_is_one_file(whole: tuple[Path, Result]) -> None:
     folder, _ = whole
-    page = (folder / "m" / "report.html").read_text()
-    assert "<script" not in page and "http:" not in page and "https:" not in page
-    assert set(re.findall(r"href=\"([^\"#][^\"]*)", page)) == {
+    html = (folder / "m" / "report.html").read_text()
+    assert "<script" not in html and "http:" not in html and "https:" not in html
+    assert set(re.findall(r"href=\"([^\"#][^\"]*)", html)) == {
         f"data.alpha%3D{alpha}/report.html" for alpha in ("0.5", "5")
     }
-    alternatives = re.findall(r"role=\"img\"[^>]* aria-label=\"([^\"]*)", page)
-    assert len(alternatives) == 3 and "data:image/png" not in page
+    alternatives = re.findall(r"role=\"img\"[^>]* aria-label=\"([^\"]*)", html)
+    assert len(alternatives) == 3 and "data:image/png" not in html
     assert "data.alpha=0.5, " in alternatives[0] and "Of 2 settings ranks can tell nothing" in alternatives[1]
-    assert f"umbel compare {folder / 'mine.yaml'}" in page and "--sweep data.alpha=0.5,5" in page
+    assert f"umbel compare {folder / 'mine.yaml'}" in html and "--sweep data.alpha=0.5,5" in html
     own = (folder / "m" / "data.alpha=5" / "report.html").read_text()
     assert f"umbel compare {folder / 'mine.yaml'} data.alpha=5 " in own and "--budget rounds" in own
     assert umbel("report", folder / "m", "--output", folder / "again.html").exit_code == 0
@@ -273,8 +386,8 @@ def test_runs_that_fail_stand_in_the_tables_and_the_others_go_on(tmp_path: Path)
     own = read_comparison(tmp_path / "m" / "data.alpha=0.5")
     assert [item.label for item in own.items] == ["fedprox"]
     assert "Not in the table: fedavg(server_lr=1e30)" in (own.path / "table.md").read_text()
-    page = (tmp_path / "m" / "report.html").read_text()
-    assert "<h2>Failed</h2>" in page and "2 runs, 1 failed" in page
+    html = (tmp_path / "m" / "report.html").read_text()
+    assert "<h2>Failed</h2>" in html and "2 runs, 1 failed" in html
 
 
 # ---- numbers and words -----------------------------------------------------------------------------------------

@@ -287,24 +287,6 @@ def test_what_a_copy_cannot_go_on_with_begins_anew(threads, cuda, copies, monkey
     assert processes_engine.may_copy(load("digits", [f"run.threads={threads}"])) is copies
 
 
-@pytest.mark.parametrize(
-    ("limit", "affinity", "number"),
-    [
-        ("max 100000", {0, 1, 2}, 3),
-        ("200000 100000", {0, 1, 2}, 2),
-        ("50000 100000", {0, 1, 2}, 1),
-        (None, {5}, 1),
-        ("nonsense", {0, 7}, 2),
-    ],
-)
-def test_as_many_cpus_as_a_process_may_use(limit, affinity, number, tmp_path, monkeypatch):
-    monkeypatch.setattr(processes_engine, "_CGROUP", tmp_path / "cpu.max")
-    monkeypatch.setattr(os, "sched_getaffinity", lambda _: affinity)
-    if limit:
-        (tmp_path / "cpu.max").write_text(limit + "\n")
-    assert processes_engine.num_cpus() == number
-
-
 def living(processes):
     """Return those of some processes that still run."""
     alive = []

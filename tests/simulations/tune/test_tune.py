@@ -107,6 +107,14 @@ def test_trials_are_equally_many_and_the_best_by_validation_is_chosen(made: Path
         assert (made / name).stat().st_size
 
 
+def test_trials_that_go_on_at_once_are_the_same(made: Path, tmp_path: Path) -> None:
+    assert tune(tmp_path / "t", "--at-once", "auto", trials=2) == ["new"] * 4
+    one_by_one = trials(made)
+    pd.testing.assert_frame_equal(
+        trials(tmp_path / "t").drop(columns="chosen"), one_by_one[one_by_one.trial < 2].drop(columns="chosen")
+    )
+
+
 def test_what_test_data_say_changes_nothing(made: Path, copy: Path) -> None:
     """Test metrics that speak for the worst trial, or that are not there, give the same choice."""
     table = trials(made)

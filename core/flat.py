@@ -31,6 +31,11 @@ class Place:
     dtype: str
     shape: tuple[int, ...]
 
+    @property
+    def num_values(self) -> int:
+        """How many values it has."""
+        return math.prod(self.shape)
+
     def view(self, memory: Tensor) -> Tensor:
         """Return the tensor that lies here.
 
@@ -38,7 +43,7 @@ class Place:
             memory: [B] uint8.
         """
         dtype: torch.dtype = getattr(torch, self.dtype)
-        num_bytes = math.prod(self.shape) * dtype.itemsize
+        num_bytes = self.num_values * dtype.itemsize
         return memory[self.start : self.start + num_bytes].view(dtype).view(self.shape)
 
 

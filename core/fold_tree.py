@@ -8,11 +8,13 @@ branches of it, merges them, and hands the few over that have no sibling there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
 
 from umbel.core.folds import Partial, Product
 from umbel.core.records import Reply
+from umbel.core.stored import Stored, pieces
+from umbel.core.tree import Tree
 
 Lift = Callable[[int, Reply], Partial]
 
@@ -52,10 +54,14 @@ class _Single:
 
 @dataclass(frozen=True)
 class _Spilled:
-    """An accumulator that waits elsewhere."""
+    """What waits on disk: a reply of a client, or an accumulator, without its trees, and these."""
 
-    fetch: Callable[[], Partial]
+    entry: _Single | Partial
+    trees: Stored
     num_bytes: int = 0
+
+
+_Entry = Partial | _Single | _Spilled
 
 
 class FoldTree:
@@ -63,14 +69,14 @@ class FoldTree:
 
     Node (level, index) covers the leaves index * 2^level up to (index + 1) * 2^level. Two siblings merge as soon
     as both are there, left before right; a node without a sibling moves up as it is. At most one accumulator a
-    level waits when replies come in order.
+    level waits when replies come in order. Where these are too many, those on the highest levels wait on disk, whose
+    siblings come last.
 
     Args:
         fold: Fold of the phase.
         num_leaves: Clients of the phase.
-        spill: Called with an accumulator that must wait when those that wait exceed `max_waiting_bytes`; returns
-            a function that brings it back. None keeps all in memory.
-        max_waiting_bytes: Memory for accumulators that wait.
+        spill: Puts trees on disk when what waits exceeds `max_waiting_bytes`. None keeps all in memory.
+        max_waiting_bytes: Memory for what waits.
         lift: Makes the accumulator of a reply that has waited; by default the fold's.
     """
 
@@ -78,7 +84,7 @@ class FoldTree:
         self,
         fold: Product,
         num_leaves: int,
-        spill: Callable[[Partial], Callable[[], Partial]] | None = None,
+        spill: Callable[[Mapping[str, Tree]], Stored] | None = None,
         max_waiting_bytes: int = 1 << 30,
         lift: Lift | None = None,
     ) -> None:
@@ -86,7 +92,7 @@ class FoldTree:
         self._widths = [num_leaves]
         while self._widths[-1] > 1:
             self._widths.append((self._widths[-1] + 1) // 2)
-        self._waiting: dict[tuple[int, int], Partial | _Single | _Spilled] = {}
+        self._waiting: dict[tuple[int, int], _Entry] = {}
         self._waiting_bytes = 0
         self._spill = spill
         self._max_waiting_bytes = max_waiting_bytes
@@ -111,50 +117,111 @@ class FoldTree:
             client: Its number.
             reply: Its reply, in memory of its own if `waits(place)`; None leaves a hole.
         """
-        if reply is not None and self.waits(place):
+        if reply is None:
+            self.add(0, place, self._fold.zero())
+        elif self.waits(place):
             self._store(self._lone(0, place), _Single(client, reply))
         else:
-            self.add(0, place, self._fold.zero() if reply is None else self._lift(client, reply))
+            self._put(0, place, _Single(client, reply) if self._fold.is_sum else self._lift(client, reply))
 
     def add(self, level: int, index: int, partial: Partial) -> None:
         """Put the accumulator of node (level, index) in; it is used up."""
+        self._put(level, index, partial)
+
+    def _put(self, level: int, index: int, entry: _Entry) -> None:
         while True:
             level, index = self._lone(level, index)
             if (level, index ^ 1) not in self._waiting:
                 break
-            sibling = self._fetch((level, index ^ 1))
-            partial = self._fold.merge(partial, sibling) if index % 2 == 0 else self._fold.merge(sibling, partial)
+            pair = [entry, self._take((level, index ^ 1))]
+            del entry  # it is held by nobody else while the two are combined
+            entry = self._combined(pair if index % 2 == 0 else pair[::-1])
             level, index = level + 1, index // 2
-        self._store((level, index), partial)
+        self._store((level, index), entry)
 
-    def _store(self, key: tuple[int, int], entry: Partial | _Single) -> None:
-        num_bytes = entry.num_bytes
-        if self._spill is not None and self._waiting_bytes + num_bytes > self._max_waiting_bytes:
-            self._waiting[key] = _Spilled(self._spill(self._lifted(entry)))
-        else:
-            self._waiting[key] = entry
-            self._waiting_bytes += num_bytes
+    def _combined(self, pair: list[_Entry]) -> _Entry:
+        """Combine two siblings, left before right; the list is emptied."""
+        for place, each in enumerate(pair):
+            if isinstance(each, Partial) and not each.num_replies:
+                other = pair[1 - place]
+                return self._lifted(other) if isinstance(other, _Single) else other
+        if not self._fold.is_sum:
+            left, right = (self._lifted(pair.pop(0)) for _ in range(2))
+            return self._fold.merge(left, right)
+        # The sum is the same to the bit either way round; what is in memory already need not be fetched.
+        pair.sort(key=lambda each: (Partial, _Single, _Spilled).index(type(each)))
+        accumulator = self._lifted(pair.pop(0))
+        return self._absorbed(accumulator, pair.pop())
 
-    def _lifted(self, entry: Partial | _Single) -> Partial:
-        return self._lift(entry.client, entry.reply) if isinstance(entry, _Single) else entry
+    def _absorbed(self, accumulator: Partial, other: _Entry) -> Partial:
+        """Add to an accumulator of a sum what need not be in memory as a whole."""
+        if not accumulator.num_replies:
+            return self._lifted(other)
+        if isinstance(other, Partial):
+            return self._fold.merge(accumulator, other)
+        if isinstance(other, _Single):
+            reply = other.reply
+            return self._fold.absorb(accumulator, reply, lambda tree, name: pieces(reply.trees[tree][name]))
+        head = other.entry.reply if isinstance(other.entry, _Single) else other.entry
+        accumulator = self._fold.absorb(accumulator, head, other.trees.pieces)
+        other.trees.forget()
+        return accumulator
 
-    def _fetch(self, key: tuple[int, int]) -> Partial:
+    def _store(self, key: tuple[int, int], entry: _Entry) -> None:
+        self._waiting[key] = entry
+        self._waiting_bytes += entry.num_bytes
+        top = (len(self._widths) - 1, 0)
+        while self._spill is not None and self._waiting_bytes > self._max_waiting_bytes:
+            held = [place for place, each in self._waiting.items() if each.num_bytes and place != top]
+            if not held:
+                return
+            place = max(held)
+            try:
+                spilled = self._spilled(self._waiting[place], self._spill)
+            except OSError:  # the disk is full, say: then what waits is in memory after all
+                self._spill = None
+                return
+            self._take(place)
+            self._waiting[place] = spilled
+
+    def _spilled(self, entry: _Entry, spill: Callable[[Mapping[str, Tree]], Stored]) -> _Spilled:
+        if isinstance(entry, _Single):
+            head = replace(entry, reply=replace(entry.reply, trees={}))
+            return _Spilled(head, spill(entry.reply.trees))
+        assert isinstance(entry, Partial)
+        return _Spilled(replace(entry, trees={}), spill(entry.trees))
+
+    def _take(self, key: tuple[int, int]) -> _Entry:
         entry = self._waiting.pop(key)
         self._waiting_bytes -= entry.num_bytes
-        return entry.fetch() if isinstance(entry, _Spilled) else self._lifted(entry)
+        return entry
+
+    def _back(self, entry: _Entry) -> Partial | _Single:
+        """Return what waited, its trees in memory."""
+        if not isinstance(entry, _Spilled):
+            return entry
+        trees, head = entry.trees.load(), entry.entry
+        if isinstance(head, _Single):
+            return replace(head, reply=replace(head.reply, trees=trees))
+        return replace(head, trees=trees)
+
+    def _lifted(self, entry: _Entry) -> Partial:
+        entry = self._back(entry)
+        return self._lift(entry.client, entry.reply) if isinstance(entry, _Single) else entry
 
     def replies(self) -> Iterator[tuple[int, Reply]]:
         """Yield the replies that have met no sibling, with their clients, and forget them."""
-        for key, entry in sorted(self._waiting.items(), key=lambda each: each[0][1] << each[0][0]):
-            if isinstance(entry, _Single):
-                del self._waiting[key]
-                self._waiting_bytes -= entry.num_bytes
-                yield entry.client, entry.reply
+        for key in sorted(self._waiting, key=lambda each: each[1] << each[0]):
+            entry = self._waiting[key]
+            if isinstance(entry.entry if isinstance(entry, _Spilled) else entry, _Single):
+                single = self._back(self._take(key))
+                assert isinstance(single, _Single)
+                yield single.client, single.reply
 
     def nodes(self) -> Iterator[tuple[int, int, Partial]]:
         """Yield what has been merged so far as (level, index, accumulator), and forget it."""
         for level, index in sorted(self._waiting):
-            yield level, index, self._fetch((level, index))
+            yield level, index, self._lifted(self._take((level, index)))
 
     def root(self) -> Partial:
         """Return the accumulator of all replies.
@@ -165,4 +232,4 @@ class FoldTree:
         top = (len(self._widths) - 1, 0)
         if list(self._waiting) != [top]:
             raise ValueError(f"Some of the {self._widths[0]} replies are missing.")
-        return self._fetch(top)
+        return self._lifted(self._take(top))

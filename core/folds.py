@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -25,8 +25,11 @@ from umbel.core.fold import Like as Like
 from umbel.core.fold import Shapes as Shapes
 from umbel.core.names import shortened
 from umbel.core.records import LARGEST, MOST_EXAMPLES, BadReplyError, NotFiniteError, Payload, Reply
+from umbel.core.stored import PIECE
 from umbel.core.tree import Tree, num_bytes
 from umbel.core.wire.limits import Size
+
+Pieces = Callable[[str, str], Iterable[Tensor]]
 
 
 def _sum_into(left: dict[str, Tensor], right: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -36,8 +39,15 @@ def _sum_into(left: dict[str, Tensor], right: dict[str, Tensor]) -> dict[str, Te
 
 
 def _weighted(tensor: Tensor, weight: float) -> Tensor:
-    """Return weight * tensor in float64, in memory of its own."""
+    """Return weight * tensor in float64, in memory of its own, in row-major order."""
+    tensor = tensor.contiguous()
     return tensor * weight if tensor.dtype == torch.float64 else tensor.to(torch.float64).mul_(weight)
+
+
+def _add_pieces(own: Tensor, pieces: Iterable[Tensor], weight: float | None) -> None:
+    """Add a tensor that comes piece by piece, each at most `PIECE` values, to one in row-major order."""
+    for place, piece in zip(own.view(-1).split(PIECE), pieces, strict=True):
+        place += piece if weight is None else _weighted(piece, weight)
 
 
 class _Linear(Fold):
@@ -61,6 +71,11 @@ class _Linear(Fold):
 
     def merge(self, left: dict[str, Tensor], right: dict[str, Tensor]) -> dict[str, Tensor]:
         return _sum_into(left, right)
+
+    @property
+    def is_sum(self) -> bool:
+        # A subclass may do anything; without names, replies may have different ones.
+        return type(self) in (WeightedMean, UniformMean, Sum) and bool(self.like is not None or self.keys)
 
     def shapes(self, tree: Tree, lifted: bool) -> dict[str, tuple[int, ...]]:
         return {name: tuple(tensor.shape) for name, tensor in tree.items() if name != WEIGHT}
@@ -92,7 +107,7 @@ class _Linear(Fold):
 
 def _mean(accumulator: dict[str, Tensor]) -> dict[str, Tensor]:
     total = accumulator[WEIGHT]
-    return {name: tensor / total for name, tensor in accumulator.items() if name != WEIGHT}
+    return {name: tensor.div_(total) for name, tensor in accumulator.items() if name != WEIGHT}
 
 
 class WeightedMean(_Linear):
@@ -306,8 +321,37 @@ class Product:
         numbers = {name: left.numbers[name] + right.numbers[name] for name in self.numbers}
         return Partial(trees, numbers, left.num_examples + right.num_examples, left.num_replies + right.num_replies)
 
+    @property
+    def is_sum(self) -> bool:
+        """Whether `absorb` does what `merge` does."""
+        return all(fold.is_sum for fold in self.folds.values())
+
+    def absorb(self, accumulator: Partial, other: Partial | Reply, pieces: Pieces) -> Partial:
+        """Add a reply, or another accumulator, whose tensors come piece by piece; `accumulator` is used up.
+
+        The bits are those of `merge`, of the one before the other or the other before the one.
+
+        Args:
+            accumulator: The accumulator.
+            other: What is added, whose trees need not be there.
+            pieces: Returns the values of a tensor by the names of its tree and its own, as `umbel.core.stored.pieces`.
+        """
+        is_reply, examples = isinstance(other, Reply), other.num_examples
+        for name, fold in self.folds.items():
+            assert isinstance(fold, _Linear), "only sums are absorbed"
+            weight = fold.weight(examples) if is_reply else None
+            for key, tensor in accumulator.trees[name].items():
+                if key == WEIGHT and weight is not None:
+                    tensor += weight
+                else:
+                    _add_pieces(tensor, pieces(name, key), weight)
+        times = examples if is_reply else 1
+        numbers = {name: total + other.numbers[name] * times for name, total in accumulator.numbers.items()}
+        num_replies = accumulator.num_replies + (1 if isinstance(other, Reply) else other.num_replies)
+        return Partial(accumulator.trees, numbers, accumulator.num_examples + examples, num_replies)
+
     def finish(self, accumulator: Partial) -> Folded:
-        """Turn the accumulator of all replies into the result."""
+        """Turn the accumulator of all replies into the result; it is used up."""
         if not accumulator.num_replies:
             raise ValueError("There is no reply to combine.")
         trees = {name: fold.finish(accumulator.trees[name]) for name, fold in self.folds.items()}

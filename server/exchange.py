@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 
-from umbel.core import leftovers
-from umbel.core.files import read_tensors, write_tensors
 from umbel.core.fold_tree import FoldTree
-from umbel.core.folds import Folded, Partial, Product
+from umbel.core.folds import Folded, Product
 from umbel.core.records import Payload
+from umbel.core.stored import Spill
 from umbel.core.wire.messages import work_framing
 from umbel.core.wire.work import Work, share
 from umbel.server.nodes import Directory
@@ -133,46 +129,3 @@ class Exchange:
             return math.inf if own is None else max(most_examples(client, own), 1)
 
         return most
-
-
-class Spill:
-    """Puts accumulators that must wait on disk, in a folder that is there from the first of them until it is left.
-
-    Args:
-        on_spill: Called with the folder each time.
-    """
-
-    def __init__(self, on_spill: Callable[[Path], None] = lambda folder: None) -> None:
-        self._on_spill = on_spill
-        self._count = 0
-        self._open = ExitStack()
-
-    def __enter__(self) -> Spill:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self._open.close()
-
-    @cached_property
-    def folder(self) -> Path:
-        """Where."""
-        return Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix=leftovers.prefix("fold"))))
-
-    def __call__(self, partial: Partial) -> Callable[[], Partial]:
-        """Write the accumulator and return a function that reads it back."""
-        self._count += 1
-        self._on_spill(self.folder)
-        path = self.folder / f"{self._count}.safetensors"
-        names = [(tree, key) for tree, tensors in partial.trees.items() for key in tensors]
-        write_tensors(path, {str(i): partial.trees[tree][key] for i, (tree, key) in enumerate(names)})
-        numbers, num_examples, num_replies = partial.numbers, partial.num_examples, partial.num_replies
-
-        def fetch() -> Partial:
-            tensors, _ = read_tensors(path)
-            path.unlink()
-            back = Partial({}, numbers, num_examples, num_replies)
-            for i, (tree, key) in enumerate(names):
-                back.trees.setdefault(tree, {})[key] = tensors[str(i)]
-            return back
-
-        return fetch

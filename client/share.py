@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 
 from umbel.client.ahead import Turn, at_once, do_at_once
 from umbel.client.deadline import attempt
@@ -19,10 +20,11 @@ from umbel.core.folds import Partial, Product, Shapes
 from umbel.core.memory import MemoryRecord, Version
 from umbel.core.records import BadReplyError, Payload, Reply, plain, reason
 from umbel.core.spent import Spent, counted
+from umbel.core.stored import Spill, waits_on_disk
 from umbel.core.training import Trainer, train
 from umbel.core.training.together import Done, Job
 from umbel.core.tree import clone
-from umbel.core.wire.messages import encode_reply, framing_bytes
+from umbel.core.wire.messages import reply_framing
 from umbel.core.wire.work import ClientTime, Outcome, Work
 from umbel.strategies.base import ClientContext
 
@@ -50,7 +52,7 @@ class _Answer:
 
     Attributes:
         reply: Its reply; in memory of its own where it waits.
-        lifted: Its accumulator where it does not, else None.
+        lifted: Its accumulator where it does not, and that is no plain sum; else None.
         record: Its memory from now on; None leaves it as it is.
         framing: Bytes of framing that the reply would have, sent singly.
         spent: What its training cost.
@@ -79,9 +81,11 @@ class Share:
         self._part, self._work, self._lent, self._framing = part, work, lent, framing
         self._seconds = self._host.experiment.engine.client_seconds
         self._outcome = Outcome()
-        # Not a method: tree and share would know each other, and keep the payload until garbage is collected.
+        # Not methods: tree and share would know each other, and keep the payload until garbage is collected.
         lift = partial(_lift, part.fold, self._seconds, self._outcome)
-        self._tree = FoldTree(part.fold, work.num_leaves, lift=lift)
+        memory_bytes = self._host.experiment.engine.memory_bytes
+        self._spill = Spill(partial(_tell_of_disk, memory_bytes, self._outcome))
+        self._tree = FoldTree(part.fold, work.num_leaves, self._spill, memory_bytes, lift)
         self._shapes: Shapes = {}  # of replies, as far as the payload leaves them open
         squads = work.squads if part.remembers else ()  # an evaluation trains nothing
         self._squad_of = {client: squad for squad in squads for client in squad}
@@ -134,6 +138,7 @@ class Share:
         """Return what came of the clients that ran; the share is at its end."""
         self._outcome.singles = dict(self._tree.replies())
         self._outcome.nodes = [node for node in self._tree.nodes() if node[0]]  # at the bottom are holes alone
+        self._spill.close()
         return self._outcome
 
     def _take(self, client: int, answer: _Answer) -> None:
@@ -216,10 +221,12 @@ class Share:
         fold, phase = self._part.fold, self._work.phase
         reply = plain(said)
         fold.check(reply, self._lent.payload, self._work.most_examples.get(client, math.inf))
-        framing = self._framing.get(phase) or framing_bytes(encode_reply(reply))
+        framing = self._framing.get(phase) or reply_framing(reply)
         record = self._record(before, remembered) if self._part.remembers else None
         if waits or self._tree.waits(self._work.leaves[client]):
             return _Answer(reply.owned(), None, record, framing, spent)
+        if fold.is_sum:  # is added at once, piece by piece, and no code of anybody's runs for it
+            return _Answer(reply, None, record, framing, spent)
         return _Answer(reply, fold.lift(client, reply), record, framing, spent)
 
     def _record(self, before: MemoryRecord | None, remembered: list[MemoryRecord]) -> MemoryRecord | None:
@@ -237,6 +244,11 @@ class Share:
         work = self._work
         version = Version(work.round, work.step, work.attempt)
         self._clients.memory.write(client, version, record, work.memories.get(client), work.checkpoint_round)
+
+
+def _tell_of_disk(memory_bytes: int, outcome: Outcome, folder: Path) -> None:
+    if (text := waits_on_disk(memory_bytes, folder)) not in outcome.notices:
+        outcome.notices.append(text)
 
 
 def _lift(fold: Product, seconds: float, outcome: Outcome, client: int, reply: Reply) -> Partial:

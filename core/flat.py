@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from umbel.core.tree import Tree
 
+PIECE = 1 << 18  # values: 2 MB of float64, which a core's cache holds
 ALIGNED = 64  # bytes, as torch's own memory: products may round otherwise elsewhere
 
 
@@ -103,3 +105,19 @@ def mapped(memory: NDArray[np.uint8]) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(memory)
+
+
+def pieces(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield a tensor's values in their order, [N] at most `PIECE`; they share its memory where that has this order."""
+    yield from tensor.reshape(-1).split(PIECE)
+
+
+def written(trees: Mapping[str, Tree], outline: Outline, file: BinaryIO) -> None:
+    """Write tensors into a file without a buffer, each where it was laid out."""
+    for tree, places in outline.trees.items():
+        for name, place in places.items():
+            file.seek(place.start)
+            for piece in pieces(trees[tree][name].detach()):
+                memory = memoryview(piece.contiguous().view(torch.uint8).numpy()) if piece.numel() else memoryview(b"")
+                while memory:
+                    memory = memory[file.write(memory) :]

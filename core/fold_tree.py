@@ -11,9 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from umbel.core.flat import pieces
 from umbel.core.folds import Partial, Product
 from umbel.core.records import Reply
-from umbel.core.stored import Stored, pieces
+from umbel.core.stored import Stored
 from umbel.core.tree import Tree
 
 Lift = Callable[[int, Reply], Partial]

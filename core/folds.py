@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from umbel.core.flat import PIECE
 from umbel.core.fold import ROUNDED
 from umbel.core.fold import WEIGHT as WEIGHT
 from umbel.core.fold import Fold as Fold
@@ -25,7 +26,6 @@ from umbel.core.fold import Like as Like
 from umbel.core.fold import Shapes as Shapes
 from umbel.core.names import shortened
 from umbel.core.records import LARGEST, MOST_EXAMPLES, BadReplyError, NotFiniteError, Payload, Reply
-from umbel.core.stored import PIECE
 from umbel.core.tree import Tree, num_bytes
 from umbel.core.wire.limits import Size
 
@@ -334,7 +334,7 @@ class Product:
         Args:
             accumulator: The accumulator.
             other: What is added, whose trees need not be there.
-            pieces: Returns the values of a tensor by the names of its tree and its own, as `umbel.core.stored.pieces`.
+            pieces: Returns the values of a tensor by the names of its tree and its own, as `umbel.core.flat.pieces`.
         """
         is_reply, examples = isinstance(other, Reply), other.num_examples
         for name, fold in self.folds.items():

@@ -18,16 +18,8 @@ import torch
 from torch import Tensor
 
 from umbel.core import leftovers
-from umbel.core.flat import Outline, Place
+from umbel.core.flat import PIECE, Outline, Place, written
 from umbel.core.tree import Tree
-
-PIECE = 1 << 18  # values: 2 MB of float64, which a core's cache holds
-
-
-def pieces(tensor: Tensor) -> Iterator[Tensor]:
-    """Yield a tensor's values in their order, [N] at most `PIECE`; they share its memory where that has this order."""
-    yield from tensor.reshape(-1).split(PIECE)
-
 
 class Stored:
     """Trees on disk.
@@ -52,7 +44,7 @@ class Stored:
         return trees
 
     def pieces(self, tree: str, name: str) -> Iterator[Tensor]:
-        """Yield a tensor's values as `umbel.core.stored.pieces`; each is gone when the next one comes."""
+        """Yield a tensor's values as `umbel.core.flat.pieces`; each is gone when the next one comes."""
         place = self._outline.trees[tree][name]
         dtype: torch.dtype = getattr(torch, place.dtype)
         left = place.num_values
@@ -126,18 +118,16 @@ class Spill:
         path, outline = self.folder / str(self._count), Outline.of(trees)
         try:
             with path.open("wb", buffering=0) as file:
-                for tree, places in outline.trees.items():
-                    for name, place in places.items():
-                        _write(file, place, trees[tree][name])
+                written(trees, outline, file)
         except BaseException:
             path.unlink(missing_ok=True)
             raise
         return Stored(path, outline)
 
 
-def _write(file: BinaryIO, place: Place, tensor: Tensor) -> None:
-    file.seek(place.start)
-    for piece in pieces(tensor.detach()):
-        memory = memoryview(piece.contiguous().view(torch.uint8).numpy()) if piece.numel() else memoryview(b"")
-        while memory:
-            memory = memory[file.write(memory) :]
+def waits_on_disk(memory_bytes: int, folder: Path) -> str:
+    """Return what is said when something waits on disk: the same for all processes of a machine."""
+    return (
+        f"Partial sums that wait have come to engine.memory_bytes={memory_bytes}: others wait on disk, in "
+        f"{folder.parent}. This changes no result."
+    )

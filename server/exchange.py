@@ -11,7 +11,7 @@ from pathlib import Path
 from umbel.core.fold_tree import FoldTree
 from umbel.core.folds import Folded, Product
 from umbel.core.records import Payload
-from umbel.core.stored import Spill
+from umbel.core.stored import Spill, waits_on_disk
 from umbel.core.wire.messages import work_framing
 from umbel.core.wire.work import Work, share
 from umbel.server.nodes import Directory
@@ -115,10 +115,7 @@ class Exchange:
     def _tell_of_disk(self, folder: Path) -> None:
         if not self._has_spilled:
             self._has_spilled = True
-            self._on_notice(
-                f"Partial sums that wait have come to engine.memory_bytes={self._memory_bytes}: others wait on "
-                f"disk, in {folder.parent}. This is slower, and changes no result."
-            )
+            self._on_notice(waits_on_disk(self._memory_bytes, folder))
 
     def _most(self, most_examples: MostExamples) -> Callable[[int], float]:
         """Return the most examples that a reply of a client may count; one at least, which says nothing of its data."""

@@ -109,6 +109,7 @@ class FederatedRun:
                 if waits:
                     directory.wait(self.folder.look_for_stop)
                 self.folder.go_on(self.progress.round)
+            self.session.forget_initial()
             with settled():
                 for round_ in range(self.progress.round + 1, total + 1):
                     if self.progress.ended:

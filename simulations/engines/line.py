@@ -59,6 +59,7 @@ class Line:
         self.socket = end
         self._told = 0  # the version of our memory that the other end has
         self._theirs: mmap.mmap | None = None
+        self.file = -1  # of the other end's memory, or none
 
     def send(self, content: Any, memory: Memory | None = None) -> None:
         """Say something; a memory that the other end does not have yet is handed over with it.
@@ -88,7 +89,8 @@ class Line:
             head += self._exactly(_LENGTH.size - len(head))
             for file in files:
                 self._theirs = mmap.mmap(file, 0, access=mmap.ACCESS_READ)
-                os.close(file)
+                self._close_file()
+                self.file = file
             return pickle.loads(self._exactly(_LENGTH.unpack(head)[0]))  # noqa: S301 - our own process
         except OSError as error:
             raise LineError(str(error)) from error
@@ -112,3 +114,9 @@ class Line:
     def close(self) -> None:
         """Hang up."""
         self.socket.close()
+        self._close_file()
+
+    def _close_file(self) -> None:
+        if self.file >= 0:
+            os.close(self.file)
+        self.file = -1

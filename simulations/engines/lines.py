@@ -116,7 +116,7 @@ def _opening(line: Line, said: _Said) -> Opening | None:
     payload, described = said.opening
     memory = line.memory(payload + described)
     opening: Opening = pickle.loads(memory[payload:].tobytes())  # noqa: S301 - our own process
-    opening.memory = memory[:payload]
+    opening.memory, opening.file = memory[:payload], line.file
     return opening
 
 

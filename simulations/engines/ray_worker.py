@@ -34,12 +34,14 @@ class Opening:
         outline: What lies where in the payload.
         numbers: The payload's numbers.
         memory: Its tensors, [B] uint8, mapped from where all workers have them.
+        file: The file in memory that begins with them, where it is one.
     """
 
     work: Work
     outline: Outline
     numbers: dict[str, float]
     memory: Any = None
+    file: int = -1
 
 
 class RayWorker:
@@ -121,7 +123,7 @@ class RayWorker:
         from umbel.core.wire.packed import Packed
 
         if opening is not None:
-            lent = LentPayload(opening.outline, opening.memory, opening.numbers)
+            lent = LentPayload(opening.outline, opening.memory, opening.numbers, opening.file)
             self._share = process.worker(self._context).share(opening.work, lent)
         assert self._share is not None, "clients come after a phase was opened"
         self._share.run(clients)
@@ -129,7 +131,7 @@ class RayWorker:
             return None
         share, self._share = self._share, None
         outcome = share.outcome()
-        outcome.notices = take_told()  # nobody reads a worker's log
+        outcome.notices += take_told()  # nobody reads a worker's log
         return Packed.of(outcome, memory)
 
     def warm_up(self) -> None:

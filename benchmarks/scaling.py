@@ -38,9 +38,12 @@ WARM_ROUNDS, ROUNDS = 2, 5
 NUMBERS = {"clients": "10,100,1000,10000", "parameters": "100000,1000000,10000000,100000000", "memory": "20000000"}
 
 
-def hidden(parameters: int) -> int:
-    """Return the width of a hidden layer with which an MLP of one has about so many parameters."""
-    return max(parameters // (PIXELS + CLASSES + 1), 1)
+def hidden(parameters: int, depth: int) -> int:
+    """Return the width of so many hidden layers with which an MLP has about so many parameters."""
+    ends = PIXELS + CLASSES + depth
+    if depth == 1:
+        return max(parameters // ends, 1)
+    return max(int((math.sqrt(ends**2 + 4 * (depth - 1) * parameters) - ends) / (2 * (depth - 1))), 1)
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,7 @@ class Asked:
         registered: Clients that there are.
         cohort: Clients of a round.
         parameters: Of the model, about.
+        depth: Its hidden layers; with one, nearly all of it is a single tensor.
         engine: As `inline` or `ray-2`.
         rounds: Rounds that count.
         warm: Rounds before them.
@@ -63,6 +67,7 @@ class Asked:
     engine: str
     rounds: int = ROUNDS
     warm: int = WARM_ROUNDS
+    depth: int = 1
     overrides: tuple[str, ...] = ()
 
 
@@ -72,7 +77,7 @@ def overrides(asked: Asked) -> list[str]:
     options = f"{{num_examples: {asked.registered}, num_test: 10, num_classes: {CLASSES}, image_size: 8, in_channels: 1}}"
     found = [f"data.num_clients={asked.registered}", f"data.options={options}"]
     found += [f"run.clients_per_round={asked.cohort}", f"engine.name={name}"]
-    found += ["model.name=mlp", f"model.sizes={{hidden: {hidden(asked.parameters)}, depth: 1}}"]
+    found += ["model.name=mlp", f"model.sizes={{hidden: {hidden(asked.parameters, asked.depth)}, depth: {asked.depth}}}"]
     found += [f"engine.workers={workers}"] if workers else []
     return [*found, f"strategy.name={STRATEGIES['nothing']}"]
 
@@ -150,6 +155,7 @@ def main() -> None:
     parser.add_argument("--engine", help="by default inline; for memory ray-2")
     parser.add_argument("--clients", type=int, default=50, help="of a round, of memory")
     parser.add_argument("--rounds", type=int, default=0, help=f"that count, by default {ROUNDS}; of memory 2")
+    parser.add_argument("--depth", type=int, default=0, help="hidden layers of the model, by default 1; of memory 9")
     parser.add_argument("--case", default="", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.study == "case":
@@ -161,13 +167,13 @@ def main() -> None:
     given = tuple(asked.overrides)
     if asked.study == "memory":
         (parameters,), count = numbers, asked.clients
-        print_copies(Asked(count, count, parameters, engine, asked.rounds or 2, 0, given))
+        print_copies(Asked(count, count, parameters, engine, asked.rounds or 2, 0, asked.depth or 9, given))
         return
-    begin, rounds = time.perf_counter(), asked.rounds or ROUNDS
+    begin, rounds, depth = time.perf_counter(), asked.rounds or ROUNDS, asked.depth or 1
     if asked.study == "clients":
-        cases = [Asked(max(numbers), number, 10_000, engine, rounds, overrides=given) for number in numbers]
+        cases = [Asked(max(numbers), number, 10_000, engine, rounds, depth=depth, overrides=given) for number in numbers]
     else:
-        cases = [Asked(100, 10, number, engine, rounds, overrides=given) for number in numbers]
+        cases = [Asked(100, 10, number, engine, rounds, depth=depth, overrides=given) for number in numbers]
     rows = [measured(each) for each in cases]
     print(f"\n| {asked.study} a round | {' | '.join(f'{number:,}' for number in numbers)} | exponent |")
     print(f"|---|{'---:|' * (len(numbers) + 1)}")

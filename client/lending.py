@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import weakref
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -18,8 +17,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from umbel.core.flat import ALIGNED, Outline, flattened, written
+from umbel.core.flat import ALIGNED, Outline, flattened
 from umbel.core.records import Payload
+from umbel.core.stored import File
 from umbel.data.types import Examples
 
 _LARGE = 1 << 22  # bytes, from which on a mapping costs less than a copy
@@ -40,12 +40,12 @@ class LentPayload:
     def __init__(
         self, outline: Outline, memory: NDArray[np.uint8], numbers: Mapping[str, float], file: int = -1
     ) -> None:
-        self._memory, self._file = memory, -1
+        self._memory = memory
+        self._file: File | None = None
         if file >= 0 and len(memory) >= _LARGE:
-            self._file = os.dup(file)
-            weakref.finalize(self, os.close, self._file)
+            self._file = File(os.dup(file))
             # Private: who writes gets pages of its own, and the file stays as it is.
-            self._own = np.frombuffer(mmap.mmap(self._file, len(memory), access=mmap.ACCESS_COPY), np.uint8)
+            self._own = np.frombuffer(mmap.mmap(file, len(memory), access=mmap.ACCESS_COPY), np.uint8)
         else:
             whole = np.empty(len(memory) + ALIGNED, np.uint8)
             place = -whole.ctypes.data % ALIGNED
@@ -59,11 +59,10 @@ class LentPayload:
         outline = Outline.of(payload.trees)
         if outline.num_bytes < _LARGE or not hasattr(os, "memfd_create"):
             return cls(*flattened(payload.trees), payload.numbers)
-        with os.fdopen(os.memfd_create("umbel"), "wb", buffering=0) as file:
-            written(payload.trees, outline, file)
-            os.ftruncate(file.fileno(), outline.num_bytes)
-            memory = np.frombuffer(mmap.mmap(file.fileno(), outline.num_bytes, access=mmap.ACCESS_READ), np.uint8)
-            return cls(outline, memory, payload.numbers, file.fileno())
+        file = File(os.memfd_create("umbel"))
+        os.ftruncate(file.descriptor, outline.num_bytes)
+        file.write(payload.trees, outline)
+        return cls(outline, file.map(0, outline.num_bytes), payload.numbers, file.descriptor)
 
     def lend(self) -> Payload:
         """Return the payload for one client: mappings and views of its own, of the same values."""
@@ -86,9 +85,9 @@ class LentPayload:
 
     def _before(self, begin: int, num_bytes: int) -> NDArray[np.uint8]:
         """Return a piece as it came; of a file it is read, for a second mapping would count as memory once more."""
-        if self._file < 0:
+        if self._file is None:
             return self._memory[begin : begin + num_bytes]
-        return np.frombuffer(os.pread(self._file, num_bytes, begin), np.uint8)
+        return np.frombuffer(os.pread(self._file.descriptor, num_bytes, begin), np.uint8)
 
 
 class LentData:

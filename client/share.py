@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from umbel.client.ahead import Turn, at_once, do_at_once
 from umbel.client.deadline import attempt
@@ -20,7 +19,7 @@ from umbel.core.folds import Partial, Product, Shapes
 from umbel.core.memory import MemoryRecord, Version
 from umbel.core.records import BadReplyError, Payload, Reply, plain, reason
 from umbel.core.spent import Spent, counted
-from umbel.core.stored import Spill, waits_on_disk
+from umbel.core.stored import Spill
 from umbel.core.training import Trainer, train
 from umbel.core.training.together import Done, Job
 from umbel.core.tree import clone
@@ -84,8 +83,8 @@ class Share:
         # Not methods: tree and share would know each other, and keep the payload until garbage is collected.
         lift = partial(_lift, part.fold, self._seconds, self._outcome)
         memory_bytes = self._host.experiment.engine.memory_bytes
-        self._spill = Spill(partial(_tell_of_disk, memory_bytes, self._outcome))
-        self._tree = FoldTree(part.fold, work.num_leaves, self._spill, memory_bytes, lift)
+        spill = Spill(memory_bytes, partial(_tell, self._outcome))
+        self._tree = FoldTree(part.fold, work.num_leaves, spill, memory_bytes, lift)
         self._shapes: Shapes = {}  # of replies, as far as the payload leaves them open
         squads = work.squads if part.remembers else ()  # an evaluation trains nothing
         self._squad_of = {client: squad for squad in squads for client in squad}
@@ -138,7 +137,6 @@ class Share:
         """Return what came of the clients that ran; the share is at its end."""
         self._outcome.singles = dict(self._tree.replies())
         self._outcome.nodes = [node for node in self._tree.nodes() if node[0]]  # at the bottom are holes alone
-        self._spill.close()
         return self._outcome
 
     def _take(self, client: int, answer: _Answer) -> None:
@@ -246,8 +244,8 @@ class Share:
         self._clients.memory.write(client, version, record, work.memories.get(client), work.checkpoint_round)
 
 
-def _tell_of_disk(memory_bytes: int, outcome: Outcome, folder: Path) -> None:
-    if (text := waits_on_disk(memory_bytes, folder)) not in outcome.notices:
+def _tell(outcome: Outcome, text: str) -> None:
+    if text not in outcome.notices:
         outcome.notices.append(text)
 
 

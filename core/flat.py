@@ -6,7 +6,6 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -38,6 +37,12 @@ class Place:
         """How many values it has."""
         return math.prod(self.shape)
 
+    @property
+    def num_bytes(self) -> int:
+        """How many bytes it has."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return self.num_values * dtype.itemsize
+
     def view(self, memory: Tensor) -> Tensor:
         """Return the tensor that lies here.
 
@@ -45,8 +50,7 @@ class Place:
             memory: [B] uint8.
         """
         dtype: torch.dtype = getattr(torch, self.dtype)
-        num_bytes = self.num_values * dtype.itemsize
-        return memory[self.start : self.start + num_bytes].view(dtype).view(self.shape)
+        return memory[self.start : self.start + self.num_bytes].view(dtype).view(self.shape)
 
 
 @dataclass(frozen=True)
@@ -112,12 +116,11 @@ def pieces(tensor: Tensor) -> Iterator[Tensor]:
     yield from tensor.reshape(-1).split(PIECE)
 
 
-def written(trees: Mapping[str, Tree], outline: Outline, file: BinaryIO) -> None:
-    """Write tensors into a file without a buffer, each where it was laid out."""
+def written(trees: Mapping[str, Tree], outline: Outline) -> Iterator[tuple[int, Tensor]]:
+    """Yield the values of tensors that were laid out, [N] at most `PIECE`, on the CPU, and each one's first byte."""
     for tree, places in outline.trees.items():
         for name, place in places.items():
-            file.seek(place.start)
+            start = place.start
             for piece in pieces(trees[tree][name].detach()):
-                memory = memoryview(piece.contiguous().view(torch.uint8).numpy()) if piece.numel() else memoryview(b"")
-                while memory:
-                    memory = memory[file.write(memory) :]
+                yield start, piece.cpu()
+                start += piece.nbytes

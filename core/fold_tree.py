@@ -10,11 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from umbel.core.flat import pieces
 from umbel.core.folds import Partial, Product
 from umbel.core.records import Reply
-from umbel.core.stored import Stored
+from umbel.core.stored import Stored, stored_of
 from umbel.core.tree import Tree
 
 Lift = Callable[[int, Reply], Partial]
@@ -63,6 +64,24 @@ class _Spilled:
 
 
 _Entry = Partial | _Single | _Spilled
+
+
+def _with(entry: _Single | Partial, trees: Mapping[str, Tree]) -> Any:
+    """Return a reply or an accumulator with other trees."""
+    if isinstance(entry, _Single):
+        return replace(entry, reply=replace(entry.reply, trees=trees))
+    return replace(entry, trees=trees)
+
+
+def _entry(entry: _Single | Partial) -> _Entry:
+    """Return what waits as it is, or as what is in a file already."""
+    stored = stored_of(entry.reply.trees if isinstance(entry, _Single) else entry.trees)
+    return entry if stored is None else _Spilled(_with(entry, {}), stored)
+
+
+def _shown(entry: _Entry) -> _Single | Partial:
+    """Return the other way round: what waits, with the trees where they are."""
+    return _with(entry.entry, entry.trees.trees()) if isinstance(entry, _Spilled) else entry
 
 
 class FoldTree:
@@ -121,13 +140,13 @@ class FoldTree:
         if reply is None:
             self.add(0, place, self._fold.zero())
         elif self.waits(place):
-            self._store(self._lone(0, place), _Single(client, reply))
+            self._store(self._lone(0, place), _entry(_Single(client, reply)))
         else:
-            self._put(0, place, _Single(client, reply) if self._fold.is_sum else self._lift(client, reply))
+            self._put(0, place, _entry(_Single(client, reply)) if self._fold.is_sum else self._lift(client, reply))
 
     def add(self, level: int, index: int, partial: Partial) -> None:
-        """Put the accumulator of node (level, index) in; it is used up."""
-        self._put(level, index, partial)
+        """Put the accumulator of node (level, index) in; it is used up. Its trees may lie in a file."""
+        self._put(level, index, _entry(partial))
 
     def _put(self, level: int, index: int, entry: _Entry) -> None:
         while True:
@@ -145,7 +164,7 @@ class FoldTree:
         for place, each in enumerate(pair):
             if isinstance(each, Partial) and not each.num_replies:
                 other = pair[1 - place]
-                return self._lifted(other) if isinstance(other, _Single) else other
+                return self._lifted(other) if isinstance(_shown(other), _Single) else other
         if not self._fold.is_sum:
             left, right = (self._lifted(pair.pop(0)) for _ in range(2))
             return self._fold.merge(left, right)
@@ -178,19 +197,16 @@ class FoldTree:
                 return
             place = max(held)
             try:
-                spilled = self._spilled(self._waiting[place], self._spill)
-            except OSError:  # the disk is full, say: then what waits is in memory after all
+                entry = self._waiting[place]
+                assert not isinstance(entry, _Spilled)
+                trees = entry.reply.trees if isinstance(entry, _Single) else entry.trees
+                spilled = _Spilled(_with(entry, {}), self._spill(trees))
+            except OSError:  # the disk is full, say, as somebody has been told: what waits is in memory after all
                 self._spill = None
                 return
             self._take(place)
             self._waiting[place] = spilled
-
-    def _spilled(self, entry: _Entry, spill: Callable[[Mapping[str, Tree]], Stored]) -> _Spilled:
-        if isinstance(entry, _Single):
-            head = replace(entry, reply=replace(entry.reply, trees={}))
-            return _Spilled(head, spill(entry.reply.trees))
-        assert isinstance(entry, Partial)
-        return _Spilled(replace(entry, trees={}), spill(entry.trees))
+            del entry, trees  # nobody else has them
 
     def _take(self, key: tuple[int, int]) -> _Entry:
         entry = self._waiting.pop(key)
@@ -201,28 +217,27 @@ class FoldTree:
         """Return what waited, its trees in memory."""
         if not isinstance(entry, _Spilled):
             return entry
-        trees, head = entry.trees.load(), entry.entry
-        if isinstance(head, _Single):
-            return replace(head, reply=replace(head.reply, trees=trees))
-        return replace(head, trees=trees)
+        back = _with(entry.entry, entry.trees.load())
+        entry.trees.forget()
+        return back
 
     def _lifted(self, entry: _Entry) -> Partial:
         entry = self._back(entry)
         return self._lift(entry.client, entry.reply) if isinstance(entry, _Single) else entry
 
     def replies(self) -> Iterator[tuple[int, Reply]]:
-        """Yield the replies that have met no sibling, with their clients, and forget them."""
+        """Yield the replies that have met no sibling, with their clients, and forget them; some lie in a file."""
         for key in sorted(self._waiting, key=lambda each: each[1] << each[0]):
-            entry = self._waiting[key]
-            if isinstance(entry.entry if isinstance(entry, _Spilled) else entry, _Single):
-                single = self._back(self._take(key))
-                assert isinstance(single, _Single)
-                yield single.client, single.reply
+            entry = _shown(self._waiting[key])
+            if isinstance(entry, _Single):
+                self._take(key)
+                yield entry.client, entry.reply
 
     def nodes(self) -> Iterator[tuple[int, int, Partial]]:
-        """Yield what has been merged so far as (level, index, accumulator), and forget it."""
+        """Yield what has been merged so far as (level, index, accumulator), and forget it; some lie in a file."""
         for level, index in sorted(self._waiting):
-            yield level, index, self._lifted(self._take((level, index)))
+            entry = _shown(self._take((level, index)))
+            yield level, index, entry if isinstance(entry, Partial) else self._lifted(entry)
 
     def root(self) -> Partial:
         """Return the accumulator of all replies.

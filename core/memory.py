@@ -7,7 +7,8 @@ twice, a client whose reply was late or refused forgets what it had written for 
 checkpoint knew. Processes that share a folder need no lock.
 
 Nothing is kept that no checkpoint needs, so 100,000 clients cost 100,000 files and no memory; a small cache keeps
-the most recent ones, as far as they are small. A file has a hash of all that is in it: a damaged one is refused, never read.
+the most recent ones, as far as they are small. A file has a hash of all that is in it: a damaged one is refused,
+never read.
 """
 
 from __future__ import annotations

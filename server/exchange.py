@@ -6,12 +6,11 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from umbel.core.fold_tree import FoldTree
 from umbel.core.folds import Folded, Product
 from umbel.core.records import Payload
-from umbel.core.stored import Spill, waits_on_disk
+from umbel.core.stored import Spill
 from umbel.core.wire.messages import work_framing
 from umbel.core.wire.work import Work, share
 from umbel.server.nodes import Directory
@@ -46,7 +45,7 @@ class Exchange:
         num_examples: Callable[[int], int] | None = None,
         on_notice: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self._on_notice, self._has_spilled = on_notice, False
+        self._on_notice, self._told = on_notice, set[str]()
         self._port = port
         self._directory = directory
         self._deadline_seconds = deadline_seconds
@@ -81,41 +80,40 @@ class Exchange:
         report = Report(tuple(cohort))
         self._directory.refresh()
         assigned, unheld = self._directory.split([client for client in cohort if client not in dropped_out])
-        with Spill(self._tell_of_disk) as spill:
-            tree = FoldTree(fold, len(cohort), spill, self._memory_bytes)
-            most = self._most(most_examples)
-            receiver = Receiver(tree, cohort, fold, payload, report, most)
-            for client in sorted(dropped_out):
-                receiver.fail(client, 0, "dropped out, as run.dropout has it")
-            for client in unheld:
-                receiver.fail(client, 0, "no connected node holds this client")
-            allowed = {client: most(client) for client in cohort if most(client) < math.inf}
-            shared = replace(work, num_leaves=len(cohort), most_examples=allowed)
-            tasks = [
-                Task(node, share(shared, cohort, clients), payload, receiver.limits(clients))
-                for node, clients in assigned.items()
-            ]
-            for task in tasks:
-                report.bytes_down += payload.num_bytes * len(task.work.leaves)
-                report.framing_down += work_framing(task.work, payload) * len(task.work.leaves)
-            deadline = time.monotonic() + self._deadline_seconds
-            for answer in self._port.exchange(tasks, deadline, self._on_wait):
-                if answer.outcome is not None or answer.error:
-                    receiver.take(answer, assigned.get(answer.node, frozenset()))
-                self._on_clients(receiver.num_done + answer.pending)
-            late = f"no answer within {self._deadline_seconds:g} s"
-            for node, clients in assigned.items():
-                reason = "its node's answer leaves it out" if node in receiver.answered else late
-                for client in sorted(clients):
-                    receiver.fail(client, node, reason)
-            partial = tree.root()
+        tree = FoldTree(fold, len(cohort), Spill(self._memory_bytes, self._tell), self._memory_bytes)
+        most = self._most(most_examples)
+        receiver = Receiver(tree, cohort, fold, payload, report, most)
+        for client in sorted(dropped_out):
+            receiver.fail(client, 0, "dropped out, as run.dropout has it")
+        for client in unheld:
+            receiver.fail(client, 0, "no connected node holds this client")
+        allowed = {client: most(client) for client in cohort if most(client) < math.inf}
+        shared = replace(work, num_leaves=len(cohort), most_examples=allowed)
+        tasks = [
+            Task(node, share(shared, cohort, clients), payload, receiver.limits(clients))
+            for node, clients in assigned.items()
+        ]
+        for task in tasks:
+            report.bytes_down += payload.num_bytes * len(task.work.leaves)
+            report.framing_down += work_framing(task.work, payload) * len(task.work.leaves)
+        deadline = time.monotonic() + self._deadline_seconds
+        for answer in self._port.exchange(tasks, deadline, self._on_wait):
+            if answer.outcome is not None or answer.error:
+                receiver.take(answer, assigned.get(answer.node, frozenset()))
+            self._on_clients(receiver.num_done + answer.pending)
+        late = f"no answer within {self._deadline_seconds:g} s"
+        for node, clients in assigned.items():
+            reason = "its node's answer leaves it out" if node in receiver.answered else late
+            for client in sorted(clients):
+                receiver.fail(client, node, reason)
+        partial = tree.root()
         report.remembered -= report.failures.keys()
         return (fold.finish(partial) if partial.num_replies else None), report
 
-    def _tell_of_disk(self, folder: Path) -> None:
-        if not self._has_spilled:
-            self._has_spilled = True
-            self._on_notice(waits_on_disk(self._memory_bytes, folder))
+    def _tell(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self._on_notice(text)
 
     def _most(self, most_examples: MostExamples) -> Callable[[int], float]:
         """Return the most examples that a reply of a client may count; one at least, which says nothing of its data."""

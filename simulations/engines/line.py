@@ -10,12 +10,19 @@ import os
 import pickle
 import socket
 import struct
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from umbel.core.flat import Outline
+from umbel.core.stored import File
+from umbel.core.tree import Tree
+
 _LENGTH = struct.Struct("<Q")
+_MOST_KEPT = 64 << 20  # bytes of an answer in memory
 _GROWN = 1.25  # memory that is too small is made so much larger than what is asked for
 
 
@@ -40,6 +47,21 @@ class Memory:
             self._map = mmap.mmap(self.file, 0)
             self.version += 1
         return np.frombuffer(self._map, np.uint8, num_bytes)
+
+    def lay(self, trees: Mapping[str, Tree], outline: Outline) -> bool:
+        """Lay trees down; say whether they are in a file on disk, of their own, which the other end keeps.
+
+        So a large answer is in no process's memory as a whole.
+        """
+        is_large = outline.num_bytes > _MOST_KEPT
+        if is_large:
+            self.close()
+            file = File.new()
+            file.write(trees, outline)
+            self.file, self.version = os.dup(file.descriptor), self.version + 1
+        else:
+            outline.write(trees, torch.from_numpy(self.of(outline.num_bytes)))
+        return is_large
 
     def close(self) -> None:
         """Give it back; who has mapped it keeps it."""

@@ -113,6 +113,7 @@ class Share:
                 self._tree.add_reply(self._work.leaves[client], client, None)
             else:
                 self._take(client, came.answer)
+            del came  # it is added up, or waits in the tree
             if on_client is not None:
                 on_client(client)
 

@@ -135,7 +135,7 @@ class FoldTree:
         Args:
             place: The client's, among the selected ones.
             client: Its number.
-            reply: Its reply, in memory of its own if `waits(place)`; None leaves a hole.
+            reply: Its reply, in memory of its own if `waits(place)`; a sum's fold uses it up. None leaves a hole.
         """
         if reply is None:
             self.add(0, place, self._fold.zero())
@@ -170,13 +170,12 @@ class FoldTree:
             return self._fold.merge(left, right)
         # The sum is the same to the bit either way round; what is in memory already need not be fetched.
         pair.sort(key=lambda each: (Partial, _Single, _Spilled).index(type(each)))
-        accumulator = self._lifted(pair.pop(0))
+        first = self._back(pair.pop(0))
+        accumulator = self._fold.lift_away(first.client, first.reply) if isinstance(first, _Single) else first
         return self._absorbed(accumulator, pair.pop())
 
     def _absorbed(self, accumulator: Partial, other: _Entry) -> Partial:
         """Add to an accumulator of a sum what need not be in memory as a whole."""
-        if not accumulator.num_replies:
-            return self._lifted(other)
         if isinstance(other, Partial):
             return self._fold.merge(accumulator, other)
         if isinstance(other, _Single):

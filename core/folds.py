@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -306,6 +306,19 @@ class Product:
         trees = {name: fold.lift(reply.trees[name], reply.num_examples, client) for name, fold in self.folds.items()}
         numbers = {name: reply.numbers[name] * reply.num_examples for name in self.numbers}
         return Partial(trees, numbers, reply.num_examples, 1)
+
+    def lift_away(self, client: int, reply: Reply) -> Partial:
+        """Return the accumulator of one reply of a sum, which is used up: its trees are emptied tensor by tensor."""
+        accumulator = self.lift(client, replace(reply, trees={name: {} for name in self.folds}))
+        for name, fold in self.folds.items():
+            tree, lifted = reply.trees[name], accumulator.trees[name]
+            weight = lifted.pop(WEIGHT)
+            for key in list(tree):
+                tensor = tree.pop(key) if isinstance(tree, dict) else tree[key]
+                lifted[key] = fold.lift({key: tensor}, reply.num_examples, client)[key]
+                del tensor  # so that all of them are never there twice
+            lifted[WEIGHT] = weight
+        return accumulator
 
     def add(self, accumulator: Partial, client: int, reply: Reply) -> Partial:
         """Add one reply; `accumulator` is used up."""

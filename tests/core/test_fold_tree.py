@@ -37,7 +37,7 @@ def bits(partial):
 
 def reply_for(fold, client, holes=()):
     reply = make_reply(client)
-    return None if client in holes else replace(reply, trees={name: reply.trees[name] for name in fold.folds})
+    return None if client in holes else replace(reply, trees={name: dict(reply.trees[name]) for name in fold.folds})
 
 
 def in_one_process(cohort, holes, fold=FOLD):

@@ -74,10 +74,15 @@ class Asked:
 def overrides(asked: Asked) -> list[str]:
     """Return the workload."""
     name, _, workers = asked.engine.partition("-")
-    options = f"{{num_examples: {asked.registered}, num_test: 10, num_classes: {CLASSES}, image_size: 8, in_channels: 1}}"
+    options = (
+        f"{{num_examples: {asked.registered}, num_test: 10, num_classes: {CLASSES}, image_size: 8, in_channels: 1}}"
+    )
     found = [f"data.num_clients={asked.registered}", f"data.options={options}"]
     found += [f"run.clients_per_round={asked.cohort}", f"engine.name={name}"]
-    found += ["model.name=mlp", f"model.sizes={{hidden: {hidden(asked.parameters, asked.depth)}, depth: {asked.depth}}}"]
+    found += [
+        "model.name=mlp",
+        f"model.sizes={{hidden: {hidden(asked.parameters, asked.depth)}, depth: {asked.depth}}}",
+    ]
     found += [f"engine.workers={workers}"] if workers else []
     return [*found, f"strategy.name={STRATEGIES['nothing']}"]
 
@@ -171,7 +176,9 @@ def main() -> None:
         return
     begin, rounds, depth = time.perf_counter(), asked.rounds or ROUNDS, asked.depth or 1
     if asked.study == "clients":
-        cases = [Asked(max(numbers), number, 10_000, engine, rounds, depth=depth, overrides=given) for number in numbers]
+        cases = [
+            Asked(max(numbers), number, 10_000, engine, rounds, depth=depth, overrides=given) for number in numbers
+        ]
     else:
         cases = [Asked(100, 10, number, engine, rounds, depth=depth, overrides=given) for number in numbers]
     rows = [measured(each) for each in cases]

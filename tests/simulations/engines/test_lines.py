@@ -144,9 +144,10 @@ def taken(door, given):
     return door.take(given)
 
 
-@pytest.mark.parametrize("after", [0.0, 0.2])
-def test_a_worker_runs_what_it_is_given_in_order(door, after):
-    """Also what it is given before it has come."""
+@pytest.mark.parametrize(("after", "most_kept"), [(0.0, 1 << 20), (0.2, 1 << 20), (0.0, 0)])
+def test_a_worker_runs_what_it_is_given_in_order(door, after, most_kept, monkeypatch):
+    """Also what it is given before it has come, and when answers are so large that they lie on disk."""
+    monkeypatch.setattr("umbel.simulations.engines.line._MOST_KEPT", most_kept)
     handle = Handle(after)
     door.open(handle)
     opening = door.lay(TASK)

@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.overrides import TorchFunctionMode
 
 from umbel.core.collecting import Collect
 from umbel.core.fold_tree import FoldTree, merged
@@ -200,14 +200,14 @@ def test_a_process_hands_over_one_accumulator_for_the_leaves_that_it_merges(num_
     assert sorted(merged(held, num_leaves)) == sorted(tuple(leaves) for leaves in sent)
 
 
-class Peak(TorchDispatchMode):
+class Peak(TorchFunctionMode):
     """Notes the most bytes that tensors made inside have had at once, small ones apart."""
 
     def __init__(self):
         super().__init__()
         self.live, self.most = {}, 0
 
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(self, function, types, args=(), kwargs=None):
         made = function(*args, **(kwargs or {}))
         for tensor in made if isinstance(made, (list, tuple)) else [made]:
             if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().nbytes() > 1 << 16:

@@ -113,7 +113,9 @@ def mapped(memory: NDArray[np.uint8]) -> Tensor:
 
 def pieces(tensor: Tensor) -> Iterator[Tensor]:
     """Yield a tensor's values in their order, [N] at most `PIECE`; they share its memory where that has this order."""
-    yield from tensor.reshape(-1).split(PIECE)
+    flat = tensor.reshape(-1)
+    for begin in range(0, len(flat), PIECE):
+        yield flat[begin : begin + PIECE]
 
 
 def written(trees: Mapping[str, Tree], outline: Outline) -> Iterator[tuple[int, Tensor]]:

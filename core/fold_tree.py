@@ -66,7 +66,7 @@ class _Spilled:
 _Entry = Partial | _Single | _Spilled
 
 
-def _with(entry: _Single | Partial, trees: Mapping[str, Tree]) -> Any:
+def _with(entry: _Single | Partial, trees: Any) -> _Single | Partial:
     """Return a reply or an accumulator with other trees."""
     if isinstance(entry, _Single):
         return replace(entry, reply=replace(entry.reply, trees=trees))

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from umbel.core.flat import PIECE
+from umbel.core.flat import pieces
 from umbel.core.fold import ROUNDED
 from umbel.core.fold import WEIGHT as WEIGHT
 from umbel.core.fold import Fold as Fold
@@ -44,9 +44,9 @@ def _weighted(tensor: Tensor, weight: float) -> Tensor:
     return tensor * weight if tensor.dtype == torch.float64 else tensor.to(torch.float64).mul_(weight)
 
 
-def _add_pieces(own: Tensor, pieces: Iterable[Tensor], weight: float | None) -> None:
-    """Add a tensor that comes piece by piece, each at most `PIECE` values, to one in row-major order."""
-    for place, piece in zip(own.view(-1).split(PIECE), pieces, strict=True):
+def _add_pieces(own: Tensor, others: Iterable[Tensor], weight: float | None) -> None:
+    """Add a tensor that comes as `umbel.core.flat.pieces`, to one in row-major order."""
+    for place, piece in zip(pieces(own), others, strict=True):
         place += piece if weight is None else _weighted(piece, weight)
 
 
@@ -339,7 +339,7 @@ class Product:
         """Whether `absorb` does what `merge` does."""
         return all(fold.is_sum for fold in self.folds.values())
 
-    def absorb(self, accumulator: Partial, other: Partial | Reply, pieces: Pieces) -> Partial:
+    def absorb(self, accumulator: Partial, other: Partial | Reply, values: Pieces) -> Partial:
         """Add a reply, or another accumulator, whose tensors come piece by piece; `accumulator` is used up.
 
         The bits are those of `merge`, of the one before the other or the other before the one.
@@ -347,7 +347,7 @@ class Product:
         Args:
             accumulator: The accumulator.
             other: What is added, whose trees need not be there.
-            pieces: Returns the values of a tensor by the names of its tree and its own, as `umbel.core.flat.pieces`.
+            values: Returns the values of a tensor by the names of its tree and its own, as `umbel.core.flat.pieces`.
         """
         is_reply, examples = isinstance(other, Reply), other.num_examples
         for name, fold in self.folds.items():
@@ -357,7 +357,7 @@ class Product:
                 if key == WEIGHT and weight is not None:
                     tensor += weight
                 else:
-                    _add_pieces(tensor, pieces(name, key), weight)
+                    _add_pieces(tensor, values(name, key), weight)
         times = examples if is_reply else 1
         numbers = {name: total + other.numbers[name] * times for name, total in accumulator.numbers.items()}
         num_replies = accumulator.num_replies + (1 if isinstance(other, Reply) else other.num_replies)

@@ -69,7 +69,7 @@ class File:
 
 
 def _bytes(values: Tensor) -> memoryview:
-    return memoryview(values.view(torch.uint8).numpy()) if values.numel() else memoryview(b"")
+    return values.view(torch.uint8).numpy().data if values.numel() else memoryview(b"")
 
 
 class Stored:

@@ -116,7 +116,7 @@ def raw_bytes(tensor: Tensor) -> bytes:
 def _bytes_of(tensor: Tensor) -> memoryview:
     """Return the same without a copy, where the tensor lies so in memory."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return memoryview(flat.view(torch.uint8).numpy()) if flat.numel() else memoryview(b"")
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def sha256(tree: Tree) -> str:

@@ -1,12 +1,13 @@
 """How do a round's time and memory grow with the clients of a round, with parameters, and with the clients there are?
 
 Clients do nothing (yardstick/idle.py), so that what is seen is umbel's own. `exponent` is the slope between the last
-two columns on logarithmic axes: 1 is linear, 0 does not grow. `copies` is the memory that a round adds to a process at
-its peak, over that of the process with a tiny model, in sizes of the model.
+two columns on logarithmic axes: 1 is linear, 0 does not grow. `copies` is the most memory that a process has had at any
+moment, by the kernel's own account (VmHWM), over that of the same process with a tiny model, in sizes of the model
+(four bytes a parameter). Memory that several processes map counts in each of them.
 
     python benchmarks/scaling.py clients [--numbers 10,100,1000,10000] [--engine inline]
     python benchmarks/scaling.py parameters [--numbers 100000,1000000,10000000,100000000] [--engine inline]
-    python benchmarks/scaling.py memory [--engine ray-2]          # 200 clients, a model of 20 M parameters
+    python benchmarks/scaling.py memory [--engine ray-2] [--clients 50] [--numbers 20000000] [--rounds 2] [key=value]
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import psutil
 from overhead import BENCHMARKS, STRATEGIES, Ends
@@ -35,60 +38,95 @@ WARM_ROUNDS, ROUNDS = 2, 5
 NUMBERS = {"clients": "10,100,1000,10000", "parameters": "100000,1000000,10000000,100000000", "memory": "20000000"}
 
 
-def hidden(parameters: int) -> int:
-    """Return the width of a hidden layer with which an MLP of one has about so many parameters."""
-    return max(parameters // (PIXELS + CLASSES + 1), 1)
+def hidden(parameters: int, depth: int) -> int:
+    """Return the width of so many hidden layers with which an MLP has about so many parameters."""
+    ends = PIXELS + CLASSES + depth
+    if depth == 1:
+        return max(parameters // ends, 1)
+    return max(int((math.sqrt(ends**2 + 4 * (depth - 1) * parameters) - ends) / (2 * (depth - 1))), 1)
 
 
-def overrides(registered: int, cohort: int, parameters: int, engine: str) -> list[str]:
+@dataclass(frozen=True)
+class Asked:
+    """A case.
+
+    Attributes:
+        registered: Clients that there are.
+        cohort: Clients of a round.
+        parameters: Of the model, about.
+        depth: Its hidden layers; with one, nearly all of it is a single tensor.
+        engine: As `inline` or `ray-2`.
+        rounds: Rounds that count.
+        warm: Rounds before them.
+        overrides: More of the experiment.
+    """
+
+    registered: int
+    cohort: int
+    parameters: int
+    engine: str
+    rounds: int = ROUNDS
+    warm: int = WARM_ROUNDS
+    depth: int = 1
+    overrides: tuple[str, ...] = ()
+
+
+def overrides(asked: Asked) -> list[str]:
     """Return the workload."""
-    name, _, workers = engine.partition("-")
-    options = f"{{num_examples: {registered}, num_test: 10, num_classes: {CLASSES}, image_size: 8, in_channels: 1}}"
-    found = [f"data.num_clients={registered}", f"data.options={options}", f"run.clients_per_round={cohort}"]
-    found += ["model.name=mlp", f"model.sizes={{hidden: {hidden(parameters)}, depth: 1}}", f"engine.name={name}"]
+    name, _, workers = asked.engine.partition("-")
+    options = (
+        f"{{num_examples: {asked.registered}, num_test: 10, num_classes: {CLASSES}, image_size: 8, in_channels: 1}}"
+    )
+    found = [f"data.num_clients={asked.registered}", f"data.options={options}"]
+    found += [f"run.clients_per_round={asked.cohort}", f"engine.name={name}"]
+    found += [
+        "model.name=mlp",
+        f"model.sizes={{hidden: {hidden(asked.parameters, asked.depth)}, depth: {asked.depth}}}",
+    ]
     found += [f"engine.workers={workers}"] if workers else []
     return [*found, f"strategy.name={STRATEGIES['nothing']}"]
 
 
-class Peaks(threading.Thread):
-    """Looks at the resident memory of this process and of those that it started, twenty times a second."""
+def peak_bytes(process: int) -> int:
+    """Return the most memory that a process has had at any moment so far, of which the kernel keeps account."""
+    status = Path(f"/proc/{process}/status").read_text(encoding="utf-8")
+    return next(1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+
+
+class Peaks(Ends):
+    """Notes when each round ended, and the peaks of this process's workers until then."""
 
     def __init__(self) -> None:
-        super().__init__(daemon=True)
-        self.driver = self.worker = 0
-        self.ended = threading.Event()
+        super().__init__()
+        self.workers: dict[int, int] = {}
 
-    def run(self) -> None:
-        """Look until it is told to end."""
-        own = psutil.Process()
-        while not self.ended.wait(0.05):
-            self.driver = max(self.driver, own.memory_info().rss)
-            for child in own.children(recursive=True):
-                try:
-                    if "RayWorker" in " ".join(child.cmdline()):
-                        self.worker = max(self.worker, child.memory_full_info().uss)
-                except psutil.Error:
-                    continue
+    def round(self, round_: int, num_rounds: int, metrics: Mapping[str, float], seconds: float) -> None:
+        super().round(round_, num_rounds, metrics, seconds)
+        for child in psutil.Process().children(recursive=True):
+            try:
+                if "RayWorker" in " ".join(child.cmdline()):
+                    self.workers[child.pid] = peak_bytes(child.pid)
+            except (psutil.Error, OSError):
+                continue
 
 
-def case(registered: int, cohort: int, parameters: int, engine: str) -> dict[str, float]:
+def case(asked: Asked) -> dict[str, Any]:
     """Carry a case out in this process; return the seconds of its median round and the peaks of memory in bytes."""
-    ends, peaks = Ends(), Peaks()
-    peaks.start()
+    peaks = Peaks()
     with tempfile.TemporaryDirectory() as results:
-        asked = overrides(registered, cohort, parameters, engine)
-        run("bench_cnn", *asked, f"run.rounds={WARM_ROUNDS + ROUNDS}", f"run.results={results}", listener=ends)
-    peaks.ended.set()
-    seconds = [after - before for before, after in itertools.pairwise(ends.times[WARM_ROUNDS - 1 :])]
-    return {"seconds": statistics.median(seconds), "driver": peaks.driver, "worker": peaks.worker}
+        given = [f"run.rounds={asked.warm + asked.rounds}", f"run.results={results}", *asked.overrides]
+        run("bench_cnn", *overrides(asked), *given, listener=peaks)
+    seconds = [after - before for before, after in itertools.pairwise(peaks.times[max(asked.warm - 1, 0) :])]
+    workers = sorted(peaks.workers.values(), reverse=True)
+    return {"seconds": statistics.median(seconds or [0.0]), "driver": peak_bytes(os.getpid()), "workers": workers}
 
 
-def measured(registered: int, cohort: int, parameters: int, engine: str) -> Mapping[str, float]:
+def measured(asked: Asked) -> Mapping[str, Any]:
     """The same in a process of its own."""
-    command = [sys.executable, __file__, "case", "--numbers", f"{registered},{cohort},{parameters}", "--engine", engine]
+    command = [sys.executable, __file__, "case", "--case", json.dumps(asdict(asked))]
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(BENCHMARKS), os.environ.get("PYTHONPATH", "")])}
     done = subprocess.run(command, env=env, stdout=subprocess.PIPE, text=True, check=True)
-    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found
 
 
@@ -97,30 +135,53 @@ def exponent(numbers: list[int], values: list[float]) -> float:
     return math.log(values[-1] / values[-2]) / math.log(numbers[-1] / numbers[-2])
 
 
+def print_copies(asked: Asked) -> None:
+    """Print how many copies of the model each process has had at once."""
+    begin = time.perf_counter()
+    tiny = measured(replace(asked, parameters=1000))
+    large = measured(asked)
+
+    def copies(most: float, least: float) -> str:
+        return f"{(most - least) / (4 * asked.parameters):.1f} copies of the model at its peak"
+
+    print(f"{asked.engine}, {asked.cohort} clients a round, {asked.parameters:,} parameters, {asked.rounds} rounds")
+    print(f"driver: {copies(large['driver'], tiny['driver'])}")
+    for number, most in enumerate(large["workers"], 1):
+        print(f"worker {number}: {copies(most, max(tiny['workers']))}")
+    print(f"\n{time.perf_counter() - begin:.0f} s in all")
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=(*NUMBERS, "case"))
-    parser.add_argument("--numbers", default="")
+    parser.add_argument("overrides", nargs="*", help="more of the experiment, as evaluate.every=1")
+    parser.add_argument("--numbers", default="", help="clients, or parameters; of memory one")
     parser.add_argument("--engine", help="by default inline; for memory ray-2")
+    parser.add_argument("--clients", type=int, default=50, help="of a round, of memory")
+    parser.add_argument("--rounds", type=int, default=0, help=f"that count, by default {ROUNDS}; of memory 2")
+    parser.add_argument("--depth", type=int, default=0, help="hidden layers of the model, by default 1; of memory 9")
+    parser.add_argument("--case", default="", help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    asked.engine = asked.engine or ("ray-2" if asked.study == "memory" else "inline")
-    numbers = [int(number) for number in (asked.numbers or NUMBERS[asked.study]).split(",")]
     if asked.study == "case":
-        print(json.dumps(case(*numbers, asked.engine)))
+        print(json.dumps(case(Asked(**json.loads(asked.case)))))
         return
+    engine = asked.engine or ("ray-2" if asked.study == "memory" else "inline")
+    numbers = [int(number) for number in (asked.numbers or NUMBERS[asked.study]).split(",")]
     print(machine(os.getloadavg()[0]))
+    given = tuple(asked.overrides)
     if asked.study == "memory":
-        (parameters,) = numbers
-        tiny, large = (measured(1000, 200, each, asked.engine) for each in (1000, parameters))
-        for who in ("driver", "worker"):
-            print(f"{who}: {(large[who] - tiny[who]) / (4 * parameters):.1f} copies of the model at its peak")
+        (parameters,), count = numbers, asked.clients
+        print_copies(Asked(count, count, parameters, engine, asked.rounds or 2, 0, asked.depth or 9, given))
         return
-    begin = time.perf_counter()
+    begin, rounds, depth = time.perf_counter(), asked.rounds or ROUNDS, asked.depth or 1
     if asked.study == "clients":
-        rows = [measured(max(numbers), number, 10_000, asked.engine) for number in numbers]
+        cases = [
+            Asked(max(numbers), number, 10_000, engine, rounds, depth=depth, overrides=given) for number in numbers
+        ]
     else:
-        rows = [measured(100, 10, number, asked.engine) for number in numbers]
+        cases = [Asked(100, 10, number, engine, rounds, depth=depth, overrides=given) for number in numbers]
+    rows = [measured(each) for each in cases]
     print(f"\n| {asked.study} a round | {' | '.join(f'{number:,}' for number in numbers)} | exponent |")
     print(f"|---|{'---:|' * (len(numbers) + 1)}")
     seconds, driver = [row["seconds"] for row in rows], [row["driver"] / 1e6 for row in rows]

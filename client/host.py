@@ -26,7 +26,7 @@ from umbel.data.federation import ClientData, Federation
 from umbel.data.sources.cache import folder
 from umbel.data.types import Examples
 from umbel.models.base import Model, compile_features
-from umbel.models.weights import shared_state
+from umbel.models.weights import names_of_shared, shared_state
 from umbel.strategies.base import ClientContext
 
 OWN = "#own"  # tree of a client's memory that holds the parts of the model that stay with it: batch norm, a head
@@ -99,7 +99,7 @@ class Host:
     @cached_property
     def _initial(self) -> tuple[frozenset[str], dict[str, Tensor]]:
         """Names of the shared state, and the rest of the state as initialised; taken before anything is loaded."""
-        shared = frozenset(shared_state(self.model, self.local_names))
+        shared = names_of_shared(self.model, self.local_names)
         state = self.model.state_dict()
         return shared, {name: t.detach().clone() for name, t in state.items() if name not in shared}
 

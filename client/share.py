@@ -19,10 +19,11 @@ from umbel.core.folds import Partial, Product, Shapes
 from umbel.core.memory import MemoryRecord, Version
 from umbel.core.records import BadReplyError, Payload, Reply, plain, reason
 from umbel.core.spent import Spent, counted
+from umbel.core.stored import Spill
 from umbel.core.training import Trainer, train
 from umbel.core.training.together import Done, Job
 from umbel.core.tree import clone
-from umbel.core.wire.messages import encode_reply, framing_bytes
+from umbel.core.wire.messages import reply_framing
 from umbel.core.wire.work import ClientTime, Outcome, Work
 from umbel.strategies.base import ClientContext
 
@@ -50,7 +51,7 @@ class _Answer:
 
     Attributes:
         reply: Its reply; in memory of its own where it waits.
-        lifted: Its accumulator where it does not, else None.
+        lifted: Its accumulator where it does not, and that is no plain sum; else None.
         record: Its memory from now on; None leaves it as it is.
         framing: Bytes of framing that the reply would have, sent singly.
         spent: What its training cost.
@@ -79,9 +80,11 @@ class Share:
         self._part, self._work, self._lent, self._framing = part, work, lent, framing
         self._seconds = self._host.experiment.engine.client_seconds
         self._outcome = Outcome()
-        # Not a method: tree and share would know each other, and keep the payload until garbage is collected.
+        # Not methods: tree and share would know each other, and keep the payload until garbage is collected.
         lift = partial(_lift, part.fold, self._seconds, self._outcome)
-        self._tree = FoldTree(part.fold, work.num_leaves, lift=lift)
+        memory_bytes = self._host.experiment.engine.memory_bytes
+        spill = Spill(memory_bytes, partial(_tell, self._outcome))
+        self._tree = FoldTree(part.fold, work.num_leaves, spill, memory_bytes, lift)
         self._shapes: Shapes = {}  # of replies, as far as the payload leaves them open
         squads = work.squads if part.remembers else ()  # an evaluation trains nothing
         self._squad_of = {client: squad for squad in squads for client in squad}
@@ -110,6 +113,7 @@ class Share:
                 self._tree.add_reply(self._work.leaves[client], client, None)
             else:
                 self._take(client, came.answer)
+            del came  # it is added up, or waits in the tree
             if on_client is not None:
                 on_client(client)
 
@@ -216,10 +220,12 @@ class Share:
         fold, phase = self._part.fold, self._work.phase
         reply = plain(said)
         fold.check(reply, self._lent.payload, self._work.most_examples.get(client, math.inf))
-        framing = self._framing.get(phase) or framing_bytes(encode_reply(reply))
+        framing = self._framing.get(phase) or reply_framing(reply)
         record = self._record(before, remembered) if self._part.remembers else None
         if waits or self._tree.waits(self._work.leaves[client]):
             return _Answer(reply.owned(), None, record, framing, spent)
+        if fold.is_sum:  # is added at once, piece by piece, and no code of anybody's runs for it
+            return _Answer(reply, None, record, framing, spent)
         return _Answer(reply, fold.lift(client, reply), record, framing, spent)
 
     def _record(self, before: MemoryRecord | None, remembered: list[MemoryRecord]) -> MemoryRecord | None:
@@ -237,6 +243,11 @@ class Share:
         work = self._work
         version = Version(work.round, work.step, work.attempt)
         self._clients.memory.write(client, version, record, work.memories.get(client), work.checkpoint_round)
+
+
+def _tell(outcome: Outcome, text: str) -> None:
+    if text not in outcome.notices:
+        outcome.notices.append(text)
 
 
 def _lift(fold: Product, seconds: float, outcome: Outcome, client: int, reply: Reply) -> Partial:

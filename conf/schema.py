@@ -134,7 +134,9 @@ class EngineConfig:
         deadline_seconds: How long a phase waits for replies; those that are late are left out.
         client_seconds: How long one client may take in a phase; it then fails and the others go on, on every engine
             (inline, a call that never comes back from C is waited for).
-        memory_bytes: Memory for partial sums that wait for their turn; beyond it they wait on disk.
+        memory_bytes: Memory of each process, server or client, for partial sums that wait for their turn; beyond it
+            they wait on disk, in the folder of temporary files. Sums are float64: of a model of a million parameters
+            8 MB each, and as many wait as the clients of a round can be halved.
     """
 
     name: Annotated[str, OneOf("inline", "processes", "ray", "grpc")] = "inline"
@@ -145,7 +147,7 @@ class EngineConfig:
     node_timeout_seconds: Annotated[float, Interval(gt=0, le=_YEAR)] = 120.0
     deadline_seconds: Annotated[float, Interval(gt=0, le=_YEAR)] = 3600.0
     client_seconds: Annotated[float, Interval(gt=0, le=_YEAR)] = 1800.0
-    memory_bytes: Annotated[int, Ge(0)] = 1 << 30
+    memory_bytes: Annotated[int, Ge(0)] = 64 << 20
 
 
 @dataclass(frozen=True)

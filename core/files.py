@@ -45,12 +45,20 @@ def _sync_folder(folder: Path) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file atomically: a reader sees the old content or the new one, also after a crash."""
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(content)
+
+    _write(path, write)
+
+
+def _write(path: Path, write: Callable[[Path], None]) -> None:
+    """Have a file written beside its place, and put it there once it is on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = beside(path)
     try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
+        write(temporary)
+        with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
         _sync_folder(path.parent)
@@ -120,14 +128,34 @@ def tensors_to_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] 
     """Serialise named tensors as safetensors; tensors that share storage are copied apart."""
     from safetensors.torch import save
 
-    apart = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    return save(_apart(tensors), metadata=_said(metadata))
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return tensors in row-major order on the CPU; those that share storage with one before are copied."""
+    apart: dict[str, Tensor] = {}
+    known: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        place = own.untyped_storage().data_ptr()
+        apart[name] = own.clone() if place in known else own
+        known.add(place)
+    return apart
+
+
+def _said(metadata: Mapping[str, str] | None) -> dict[str, str] | None:
     # An empty mapping in place of None, without a tensor, makes safetensors write what it cannot read.
-    return save(apart, metadata=dict(metadata) if metadata else None)
+    return dict(metadata) if metadata else None
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write named tensors atomically as safetensors."""
-    write_bytes(path, tensors_to_bytes(tensors, metadata))
+    """Write named tensors atomically as safetensors, without a copy of them in memory."""
+    from safetensors.torch import save_file
+
+    def write(temporary: Path) -> None:
+        save_file(_apart(tensors), temporary, _said(metadata))
+
+    _write(path, write)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from umbel.core.tree import Tree
 
+PIECE = 1 << 18  # values: 2 MB of float64, which a core's cache holds
 ALIGNED = 64  # bytes, as torch's own memory: products may round otherwise elsewhere
 
 
@@ -31,6 +32,17 @@ class Place:
     dtype: str
     shape: tuple[int, ...]
 
+    @property
+    def num_values(self) -> int:
+        """How many values it has."""
+        return math.prod(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        """How many bytes it has."""
+        dtype: torch.dtype = getattr(torch, self.dtype)
+        return self.num_values * dtype.itemsize
+
     def view(self, memory: Tensor) -> Tensor:
         """Return the tensor that lies here.
 
@@ -38,8 +50,7 @@ class Place:
             memory: [B] uint8.
         """
         dtype: torch.dtype = getattr(torch, self.dtype)
-        num_bytes = math.prod(self.shape) * dtype.itemsize
-        return memory[self.start : self.start + num_bytes].view(dtype).view(self.shape)
+        return memory[self.start : self.start + self.num_bytes].view(dtype).view(self.shape)
 
 
 @dataclass(frozen=True)
@@ -98,3 +109,20 @@ def mapped(memory: NDArray[np.uint8]) -> Tensor:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "The given NumPy array is not writable")
         return torch.from_numpy(memory)
+
+
+def pieces(tensor: Tensor) -> Iterator[Tensor]:
+    """Yield a tensor's values in their order, [N] at most `PIECE`; they share its memory where that has this order."""
+    flat = tensor.reshape(-1)
+    for begin in range(0, len(flat), PIECE):
+        yield flat[begin : begin + PIECE]
+
+
+def written(trees: Mapping[str, Tree], outline: Outline) -> Iterator[tuple[int, Tensor]]:
+    """Yield the values of tensors that were laid out, [N] at most `PIECE`, on the CPU, and each one's first byte."""
+    for tree, places in outline.trees.items():
+        for name, place in places.items():
+            start = place.start
+            for piece in pieces(trees[tree][name].detach()):
+                yield start, piece.cpu()
+                start += piece.nbytes

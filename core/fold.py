@@ -50,8 +50,16 @@ class Fold(ABC):
     def merge(self, left: dict[str, Tensor], right: dict[str, Tensor]) -> dict[str, Tensor]:
         """Combine two accumulators. `left` may be reused for the result, `right` is not changed."""
 
+    @property
+    def is_sum(self) -> bool:
+        """Whether an accumulator is the sum of its replies' tensors with a weight each, and nothing else.
+
+        Then either of two may be reused for their sum, and what is added may come piece by piece from wherever it lies.
+        """
+        return False
+
     def finish(self, accumulator: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Turn the accumulator of all replies into the result, still in float64."""
+        """Turn the accumulator of all replies into the result, still in float64; it is used up."""
         return {name: tensor for name, tensor in accumulator.items() if name != WEIGHT}
 
     def check(self, what: str, tree: Tree, payload: Payload) -> None:

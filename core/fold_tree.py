@@ -8,11 +8,15 @@ branches of it, merges them, and hands the few over that have no sibling there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
+from umbel.core.flat import pieces
 from umbel.core.folds import Partial, Product
 from umbel.core.records import Reply
+from umbel.core.stored import Stored, stored_of
+from umbel.core.tree import Tree
 
 Lift = Callable[[int, Reply], Partial]
 
@@ -52,10 +56,32 @@ class _Single:
 
 @dataclass(frozen=True)
 class _Spilled:
-    """An accumulator that waits elsewhere."""
+    """What waits on disk: a reply of a client, or an accumulator, without its trees, and these."""
 
-    fetch: Callable[[], Partial]
+    entry: _Single | Partial
+    trees: Stored
     num_bytes: int = 0
+
+
+_Entry = Partial | _Single | _Spilled
+
+
+def _with(entry: _Single | Partial, trees: Any) -> _Single | Partial:
+    """Return a reply or an accumulator with other trees."""
+    if isinstance(entry, _Single):
+        return replace(entry, reply=replace(entry.reply, trees=trees))
+    return replace(entry, trees=trees)
+
+
+def _entry(entry: _Single | Partial) -> _Entry:
+    """Return what waits as it is, or as what is in a file already."""
+    stored = stored_of(entry.reply.trees if isinstance(entry, _Single) else entry.trees)
+    return entry if stored is None else _Spilled(_with(entry, {}), stored)
+
+
+def _shown(entry: _Entry) -> _Single | Partial:
+    """Return the other way round: what waits, with the trees where they are."""
+    return _with(entry.entry, entry.trees.trees()) if isinstance(entry, _Spilled) else entry
 
 
 class FoldTree:
@@ -63,14 +89,14 @@ class FoldTree:
 
     Node (level, index) covers the leaves index * 2^level up to (index + 1) * 2^level. Two siblings merge as soon
     as both are there, left before right; a node without a sibling moves up as it is. At most one accumulator a
-    level waits when replies come in order.
+    level waits when replies come in order. Where these are too many, those on the highest levels wait on disk, whose
+    siblings come last.
 
     Args:
         fold: Fold of the phase.
         num_leaves: Clients of the phase.
-        spill: Called with an accumulator that must wait when those that wait exceed `max_waiting_bytes`; returns
-            a function that brings it back. None keeps all in memory.
-        max_waiting_bytes: Memory for accumulators that wait.
+        spill: Puts trees on disk when what waits exceeds `max_waiting_bytes`. None keeps all in memory.
+        max_waiting_bytes: Memory for what waits.
         lift: Makes the accumulator of a reply that has waited; by default the fold's.
     """
 
@@ -78,7 +104,7 @@ class FoldTree:
         self,
         fold: Product,
         num_leaves: int,
-        spill: Callable[[Partial], Callable[[], Partial]] | None = None,
+        spill: Callable[[Mapping[str, Tree]], Stored] | None = None,
         max_waiting_bytes: int = 1 << 30,
         lift: Lift | None = None,
     ) -> None:
@@ -86,7 +112,7 @@ class FoldTree:
         self._widths = [num_leaves]
         while self._widths[-1] > 1:
             self._widths.append((self._widths[-1] + 1) // 2)
-        self._waiting: dict[tuple[int, int], Partial | _Single | _Spilled] = {}
+        self._waiting: dict[tuple[int, int], _Entry] = {}
         self._waiting_bytes = 0
         self._spill = spill
         self._max_waiting_bytes = max_waiting_bytes
@@ -109,52 +135,108 @@ class FoldTree:
         Args:
             place: The client's, among the selected ones.
             client: Its number.
-            reply: Its reply, in memory of its own if `waits(place)`; None leaves a hole.
+            reply: Its reply, in memory of its own if `waits(place)`; a sum's fold uses it up. None leaves a hole.
         """
-        if reply is not None and self.waits(place):
-            self._store(self._lone(0, place), _Single(client, reply))
+        if reply is None:
+            self.add(0, place, self._fold.zero())
+        elif self.waits(place):
+            self._store(self._lone(0, place), _entry(_Single(client, reply)))
         else:
-            self.add(0, place, self._fold.zero() if reply is None else self._lift(client, reply))
+            self._put(0, place, _entry(_Single(client, reply)) if self._fold.is_sum else self._lift(client, reply))
 
     def add(self, level: int, index: int, partial: Partial) -> None:
-        """Put the accumulator of node (level, index) in; it is used up."""
+        """Put the accumulator of node (level, index) in; it is used up. Its trees may lie in a file."""
+        self._put(level, index, _entry(partial))
+
+    def _put(self, level: int, index: int, entry: _Entry) -> None:
         while True:
             level, index = self._lone(level, index)
             if (level, index ^ 1) not in self._waiting:
                 break
-            sibling = self._fetch((level, index ^ 1))
-            partial = self._fold.merge(partial, sibling) if index % 2 == 0 else self._fold.merge(sibling, partial)
+            pair = [entry, self._take((level, index ^ 1))]
+            del entry  # it is held by nobody else while the two are combined
+            entry = self._combined(pair if index % 2 == 0 else pair[::-1])
             level, index = level + 1, index // 2
-        self._store((level, index), partial)
+        self._store((level, index), entry)
 
-    def _store(self, key: tuple[int, int], entry: Partial | _Single) -> None:
-        num_bytes = entry.num_bytes
-        if self._spill is not None and self._waiting_bytes + num_bytes > self._max_waiting_bytes:
-            self._waiting[key] = _Spilled(self._spill(self._lifted(entry)))
-        else:
-            self._waiting[key] = entry
-            self._waiting_bytes += num_bytes
+    def _combined(self, pair: list[_Entry]) -> _Entry:
+        """Combine two siblings, left before right; the list is emptied."""
+        for place, each in enumerate(pair):
+            if isinstance(each, Partial) and not each.num_replies:
+                other = pair[1 - place]
+                return self._lifted(other) if isinstance(_shown(other), _Single) else other
+        if not self._fold.is_sum:
+            left, right = (self._lifted(pair.pop(0)) for _ in range(2))
+            return self._fold.merge(left, right)
+        # The sum is the same to the bit either way round; what is in memory already need not be fetched.
+        pair.sort(key=lambda each: (Partial, _Single, _Spilled).index(type(each)))
+        first = self._back(pair.pop(0))
+        accumulator = self._fold.lift_away(first.client, first.reply) if isinstance(first, _Single) else first
+        return self._absorbed(accumulator, pair.pop())
 
-    def _lifted(self, entry: Partial | _Single) -> Partial:
-        return self._lift(entry.client, entry.reply) if isinstance(entry, _Single) else entry
+    def _absorbed(self, accumulator: Partial, other: _Entry) -> Partial:
+        """Add to an accumulator of a sum what need not be in memory as a whole."""
+        if isinstance(other, Partial):
+            return self._fold.merge(accumulator, other)
+        if isinstance(other, _Single):
+            reply = other.reply
+            return self._fold.absorb(accumulator, reply, lambda tree, name: pieces(reply.trees[tree][name]))
+        head = other.entry.reply if isinstance(other.entry, _Single) else other.entry
+        accumulator = self._fold.absorb(accumulator, head, other.trees.pieces)
+        other.trees.forget()
+        return accumulator
 
-    def _fetch(self, key: tuple[int, int]) -> Partial:
+    def _store(self, key: tuple[int, int], entry: _Entry) -> None:
+        self._waiting[key] = entry
+        self._waiting_bytes += entry.num_bytes
+        top = (len(self._widths) - 1, 0)
+        while self._spill is not None and self._waiting_bytes > self._max_waiting_bytes:
+            held = [place for place, each in self._waiting.items() if each.num_bytes and place != top]
+            if not held:
+                return
+            place = max(held)
+            try:
+                entry = self._waiting[place]
+                assert not isinstance(entry, _Spilled)
+                trees = entry.reply.trees if isinstance(entry, _Single) else entry.trees
+                spilled = _Spilled(_with(entry, {}), self._spill(trees))
+            except OSError:  # the disk is full, say, as somebody has been told: what waits is in memory after all
+                self._spill = None
+                return
+            self._take(place)
+            self._waiting[place] = spilled
+            del entry, trees  # nobody else has them
+
+    def _take(self, key: tuple[int, int]) -> _Entry:
         entry = self._waiting.pop(key)
         self._waiting_bytes -= entry.num_bytes
-        return entry.fetch() if isinstance(entry, _Spilled) else self._lifted(entry)
+        return entry
+
+    def _back(self, entry: _Entry) -> Partial | _Single:
+        """Return what waited, its trees in memory."""
+        if not isinstance(entry, _Spilled):
+            return entry
+        back = _with(entry.entry, entry.trees.load())
+        entry.trees.forget()
+        return back
+
+    def _lifted(self, entry: _Entry) -> Partial:
+        entry = self._back(entry)
+        return self._lift(entry.client, entry.reply) if isinstance(entry, _Single) else entry
 
     def replies(self) -> Iterator[tuple[int, Reply]]:
-        """Yield the replies that have met no sibling, with their clients, and forget them."""
-        for key, entry in sorted(self._waiting.items(), key=lambda each: each[0][1] << each[0][0]):
+        """Yield the replies that have met no sibling, with their clients, and forget them; some lie in a file."""
+        for key in sorted(self._waiting, key=lambda each: each[1] << each[0]):
+            entry = _shown(self._waiting[key])
             if isinstance(entry, _Single):
-                del self._waiting[key]
-                self._waiting_bytes -= entry.num_bytes
+                self._take(key)
                 yield entry.client, entry.reply
 
     def nodes(self) -> Iterator[tuple[int, int, Partial]]:
-        """Yield what has been merged so far as (level, index, accumulator), and forget it."""
+        """Yield what has been merged so far as (level, index, accumulator), and forget it; some lie in a file."""
         for level, index in sorted(self._waiting):
-            yield level, index, self._fetch((level, index))
+            entry = _shown(self._take((level, index)))
+            yield level, index, entry if isinstance(entry, Partial) else self._lifted(entry)
 
     def root(self) -> Partial:
         """Return the accumulator of all replies.
@@ -165,4 +247,4 @@ class FoldTree:
         top = (len(self._widths) - 1, 0)
         if list(self._waiting) != [top]:
             raise ValueError(f"Some of the {self._widths[0]} replies are missing.")
-        return self._fetch(top)
+        return self._lifted(self._take(top))

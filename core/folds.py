@@ -12,12 +12,13 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
+from umbel.core.flat import pieces
 from umbel.core.fold import ROUNDED
 from umbel.core.fold import WEIGHT as WEIGHT
 from umbel.core.fold import Fold as Fold
@@ -28,6 +29,8 @@ from umbel.core.records import LARGEST, MOST_EXAMPLES, BadReplyError, NotFiniteE
 from umbel.core.tree import Tree, num_bytes
 from umbel.core.wire.limits import Size
 
+Pieces = Callable[[str, str], Iterable[Tensor]]
+
 
 def _sum_into(left: dict[str, Tensor], right: dict[str, Tensor]) -> dict[str, Tensor]:
     for name, tensor in right.items():
@@ -36,8 +39,15 @@ def _sum_into(left: dict[str, Tensor], right: dict[str, Tensor]) -> dict[str, Te
 
 
 def _weighted(tensor: Tensor, weight: float) -> Tensor:
-    """Return weight * tensor in float64, in memory of its own."""
+    """Return weight * tensor in float64, in memory of its own, in row-major order."""
+    tensor = tensor.contiguous()
     return tensor * weight if tensor.dtype == torch.float64 else tensor.to(torch.float64).mul_(weight)
+
+
+def _add_pieces(own: Tensor, others: Iterable[Tensor], weight: float | None) -> None:
+    """Add a tensor that comes as `umbel.core.flat.pieces`, to one in row-major order."""
+    for place, piece in zip(pieces(own), others, strict=True):
+        place += piece if weight is None else _weighted(piece, weight)
 
 
 class _Linear(Fold):
@@ -61,6 +71,11 @@ class _Linear(Fold):
 
     def merge(self, left: dict[str, Tensor], right: dict[str, Tensor]) -> dict[str, Tensor]:
         return _sum_into(left, right)
+
+    @property
+    def is_sum(self) -> bool:
+        # A subclass may do anything; without names, replies may have different ones.
+        return type(self) in (WeightedMean, UniformMean, Sum) and bool(self.like is not None or self.keys)
 
     def shapes(self, tree: Tree, lifted: bool) -> dict[str, tuple[int, ...]]:
         return {name: tuple(tensor.shape) for name, tensor in tree.items() if name != WEIGHT}
@@ -92,7 +107,7 @@ class _Linear(Fold):
 
 def _mean(accumulator: dict[str, Tensor]) -> dict[str, Tensor]:
     total = accumulator[WEIGHT]
-    return {name: tensor / total for name, tensor in accumulator.items() if name != WEIGHT}
+    return {name: tensor.div_(total) for name, tensor in accumulator.items() if name != WEIGHT}
 
 
 class WeightedMean(_Linear):
@@ -292,6 +307,19 @@ class Product:
         numbers = {name: reply.numbers[name] * reply.num_examples for name in self.numbers}
         return Partial(trees, numbers, reply.num_examples, 1)
 
+    def lift_away(self, client: int, reply: Reply) -> Partial:
+        """Return the accumulator of one reply of a sum, which is used up: its trees are emptied tensor by tensor."""
+        accumulator = self.lift(client, replace(reply, trees={name: {} for name in self.folds}))
+        for name, fold in self.folds.items():
+            tree, lifted = reply.trees[name], accumulator.trees[name]
+            weight = lifted.pop(WEIGHT)
+            for key in list(tree):
+                tensor = tree.pop(key) if isinstance(tree, dict) else tree[key]
+                lifted[key] = fold.lift({key: tensor}, reply.num_examples, client)[key]
+                del tensor  # so that all of them are never there twice
+            lifted[WEIGHT] = weight
+        return accumulator
+
     def add(self, accumulator: Partial, client: int, reply: Reply) -> Partial:
         """Add one reply; `accumulator` is used up."""
         return self.merge(accumulator, self.lift(client, reply))
@@ -306,8 +334,37 @@ class Product:
         numbers = {name: left.numbers[name] + right.numbers[name] for name in self.numbers}
         return Partial(trees, numbers, left.num_examples + right.num_examples, left.num_replies + right.num_replies)
 
+    @property
+    def is_sum(self) -> bool:
+        """Whether `absorb` does what `merge` does."""
+        return all(fold.is_sum for fold in self.folds.values())
+
+    def absorb(self, accumulator: Partial, other: Partial | Reply, values: Pieces) -> Partial:
+        """Add a reply, or another accumulator, whose tensors come piece by piece; `accumulator` is used up.
+
+        The bits are those of `merge`, of the one before the other or the other before the one.
+
+        Args:
+            accumulator: The accumulator.
+            other: What is added, whose trees need not be there.
+            values: Returns the values of a tensor by the names of its tree and its own, as `umbel.core.flat.pieces`.
+        """
+        is_reply, examples = isinstance(other, Reply), other.num_examples
+        for name, fold in self.folds.items():
+            assert isinstance(fold, _Linear), "only sums are absorbed"
+            weight = fold.weight(examples) if is_reply else None
+            for key, tensor in accumulator.trees[name].items():
+                if key == WEIGHT and weight is not None:
+                    tensor += weight
+                else:
+                    _add_pieces(tensor, values(name, key), weight)
+        times = examples if is_reply else 1
+        numbers = {name: total + other.numbers[name] * times for name, total in accumulator.numbers.items()}
+        num_replies = accumulator.num_replies + (1 if isinstance(other, Reply) else other.num_replies)
+        return Partial(accumulator.trees, numbers, accumulator.num_examples + examples, num_replies)
+
     def finish(self, accumulator: Partial) -> Folded:
-        """Turn the accumulator of all replies into the result."""
+        """Turn the accumulator of all replies into the result; it is used up."""
         if not accumulator.num_replies:
             raise ValueError("There is no reply to combine.")
         trees = {name: fold.finish(accumulator.trees[name]) for name, fold in self.folds.items()}

@@ -7,7 +7,8 @@ twice, a client whose reply was late or refused forgets what it had written for 
 checkpoint knew. Processes that share a folder need no lock.
 
 Nothing is kept that no checkpoint needs, so 100,000 clients cost 100,000 files and no memory; a small cache keeps
-the most recent ones. A file has a hash of all that is in it: a damaged one is refused, never read.
+the most recent ones, as far as they are small. A file has a hash of all that is in it: a damaged one is refused,
+never read.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from pathlib import Path
 from torch import Tensor
 
 from umbel.core.files import DamagedError, read_tensors, write_tensors
-from umbel.core.tree import Tree, sha256
+from umbel.core.tree import Tree, num_bytes, sha256
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,11 @@ class MemoryRecord:
 
     trees: Mapping[str, Tree] = field(default_factory=dict)
     numbers: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def num_bytes(self) -> int:
+        """Size of the tensors in bytes."""
+        return sum(map(num_bytes, self.trees.values()))
 
 
 @dataclass(frozen=True, order=True)
@@ -63,12 +69,14 @@ class MemoryStore:
     Args:
         folder: Where the versions are.
         cache_size: How many records stay in memory.
+        cache_bytes: How much they take at most.
     """
 
-    def __init__(self, folder: Path, cache_size: int = 64) -> None:
+    def __init__(self, folder: Path, cache_size: int = 64, cache_bytes: int = 64 << 20) -> None:
         self.folder = folder
         self._cache: OrderedDict[Path, MemoryRecord] = OrderedDict()
-        self._cache_size = cache_size
+        self._cache_size, self._cache_bytes = cache_size, cache_bytes
+        self._cached_bytes = 0
 
     def _path(self, client: int, version: Version) -> Path:
         name = f"{version.round:06d}.{version.step:02d}.{version.attempt}.safetensors"
@@ -119,7 +127,7 @@ class MemoryStore:
         tensors = {f"{name}/{key}": tensor for name, tree in record.trees.items() for key, tensor in tree.items()}
         metadata = {"trees": json.dumps(list(record.trees)), "numbers": json.dumps(dict(record.numbers))}
         write_tensors(path, tensors, {**metadata, "sha256": _hash_of(tensors, metadata)})
-        self._cache.pop(path, None)
+        self._drop(path)
         self._remember(path, record)
         for old in path.parent.glob("[0-9]*.safetensors"):
             if old != path and not self._needed(old, client, accepted, checkpoint_round):
@@ -135,11 +143,16 @@ class MemoryStore:
 
     def _remember(self, path: Path, record: MemoryRecord) -> None:
         self._cache[path] = record
-        while len(self._cache) > self._cache_size:
-            self._cache.popitem(last=False)
+        self._cached_bytes += record.num_bytes
+        while len(self._cache) > self._cache_size or self._cached_bytes > self._cache_bytes:
+            self._drop(next(iter(self._cache)))
+
+    def _drop(self, path: Path) -> None:
+        if path in self._cache:
+            self._cached_bytes -= self._cache.pop(path).num_bytes
 
     def _forget(self, path: Path) -> None:
-        self._cache.pop(path, None)
+        self._drop(path)
         path.unlink(missing_ok=True)
 
 

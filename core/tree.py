@@ -1,7 +1,7 @@
 """Trees of named tensors: a flat mapping from a name to a tensor, as a model's state is.
 
 Shapes are whatever the model has; two trees in one operation must have the same names and shapes.
-No function changes what it was given.
+No function changes what it was given, but where it says so.
 """
 
 from __future__ import annotations
@@ -49,6 +49,16 @@ def add(left: Tree, right: Tree) -> dict[str, Tensor]:
 def subtract(left: Tree, right: Tree) -> dict[str, Tensor]:
     """Return left - right."""
     return map_tree(torch.sub, left, right)
+
+
+def subtract_from(left: dict[str, Tensor], right: Tree) -> dict[str, Tensor]:
+    """Return left - right, as `subtract`, in the memory of `left`, which is used up."""
+    check_same(right, left)
+    for name, tensor in left.items():
+        other = right[name]
+        is_same = tensor.dtype == other.dtype and tensor.device == other.device
+        left[name] = tensor.sub_(other) if is_same else tensor - other
+    return left
 
 
 def scale(tree: Tree, factor: float) -> dict[str, Tensor]:
@@ -100,8 +110,13 @@ def largest(tensor: Tensor) -> float:
 
 def raw_bytes(tensor: Tensor) -> bytes:
     """Return a tensor's little-endian bytes in row-major order, for any dtype."""
+    return bytes(_bytes_of(tensor))
+
+
+def _bytes_of(tensor: Tensor) -> memoryview:
+    """Return the same without a copy, where the tensor lies so in memory."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)
-    return flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b""
+    return flat.view(torch.uint8).numpy().data if flat.numel() else memoryview(b"")
 
 
 def sha256(tree: Tree) -> str:
@@ -111,5 +126,5 @@ def sha256(tree: Tree) -> str:
         tensor = tree[name]
         dtype = str(tensor.dtype).removeprefix("torch.")
         digest.update(f"{name}\x00{dtype}\x00{tuple(tensor.shape)}\x00".encode())
-        digest.update(raw_bytes(tensor))
+        digest.update(_bytes_of(tensor))
     return digest.hexdigest()

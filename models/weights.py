@@ -28,13 +28,20 @@ def shared_state(model: Model, keep_local: frozenset[str] = frozenset()) -> dict
         umbel.core.names.UnknownNameError: `keep_local` has a name that the model's state does not.
     """
     state = state_of(model)
+    return {
+        name: state[name].detach().clone(memory_format=torch.contiguous_format) for name in _shared(state, keep_local)
+    }
+
+
+def names_of_shared(model: Model, keep_local: frozenset[str] = frozenset()) -> frozenset[str]:
+    """Return the names of `shared_state`, of which nothing is copied."""
+    return frozenset(_shared(state_of(model), keep_local))
+
+
+def _shared(state: Mapping[str, Tensor], keep_local: frozenset[str]) -> list[str]:
     for name in sorted(keep_local - state.keys()):
         raise unknown("state to keep local", name, state)
-    return {
-        names[0]: state[names[0]].detach().clone(memory_format=torch.contiguous_format)
-        for names in shared_names(state)
-        if keep_local.isdisjoint(names)
-    }
+    return [names[0] for names in shared_names(state) if keep_local.isdisjoint(names)]
 
 
 def load_state(model: Model, tree: Tree, *, partial: bool = False) -> None:

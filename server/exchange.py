@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import math
-import tempfile
 import time
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import replace
-from functools import cached_property
-from pathlib import Path
 
-from umbel.core import leftovers
-from umbel.core.files import read_tensors, write_tensors
 from umbel.core.fold_tree import FoldTree
-from umbel.core.folds import Folded, Partial, Product
+from umbel.core.folds import Folded, Product
 from umbel.core.records import Payload
+from umbel.core.stored import Spill
 from umbel.core.wire.messages import work_framing
 from umbel.core.wire.work import Work, share
 from umbel.server.nodes import Directory
@@ -50,7 +45,7 @@ class Exchange:
         num_examples: Callable[[int], int] | None = None,
         on_notice: Callable[[str], None] = lambda text: None,
     ) -> None:
-        self._on_notice, self._has_spilled = on_notice, False
+        self._on_notice, self._told = on_notice, set[str]()
         self._port = port
         self._directory = directory
         self._deadline_seconds = deadline_seconds
@@ -85,44 +80,40 @@ class Exchange:
         report = Report(tuple(cohort))
         self._directory.refresh()
         assigned, unheld = self._directory.split([client for client in cohort if client not in dropped_out])
-        with Spill(self._tell_of_disk) as spill:
-            tree = FoldTree(fold, len(cohort), spill, self._memory_bytes)
-            most = self._most(most_examples)
-            receiver = Receiver(tree, cohort, fold, payload, report, most)
-            for client in sorted(dropped_out):
-                receiver.fail(client, 0, "dropped out, as run.dropout has it")
-            for client in unheld:
-                receiver.fail(client, 0, "no connected node holds this client")
-            allowed = {client: most(client) for client in cohort if most(client) < math.inf}
-            shared = replace(work, num_leaves=len(cohort), most_examples=allowed)
-            tasks = [
-                Task(node, share(shared, cohort, clients), payload, receiver.limits(clients))
-                for node, clients in assigned.items()
-            ]
-            for task in tasks:
-                report.bytes_down += payload.num_bytes * len(task.work.leaves)
-                report.framing_down += work_framing(task.work, payload) * len(task.work.leaves)
-            deadline = time.monotonic() + self._deadline_seconds
-            for answer in self._port.exchange(tasks, deadline, self._on_wait):
-                if answer.outcome is not None or answer.error:
-                    receiver.take(answer, assigned.get(answer.node, frozenset()))
-                self._on_clients(receiver.num_done + answer.pending)
-            late = f"no answer within {self._deadline_seconds:g} s"
-            for node, clients in assigned.items():
-                reason = "its node's answer leaves it out" if node in receiver.answered else late
-                for client in sorted(clients):
-                    receiver.fail(client, node, reason)
-            partial = tree.root()
+        tree = FoldTree(fold, len(cohort), Spill(self._memory_bytes, self._tell), self._memory_bytes)
+        most = self._most(most_examples)
+        receiver = Receiver(tree, cohort, fold, payload, report, most)
+        for client in sorted(dropped_out):
+            receiver.fail(client, 0, "dropped out, as run.dropout has it")
+        for client in unheld:
+            receiver.fail(client, 0, "no connected node holds this client")
+        allowed = {client: most(client) for client in cohort if most(client) < math.inf}
+        shared = replace(work, num_leaves=len(cohort), most_examples=allowed)
+        tasks = [
+            Task(node, share(shared, cohort, clients), payload, receiver.limits(clients))
+            for node, clients in assigned.items()
+        ]
+        for task in tasks:
+            report.bytes_down += payload.num_bytes * len(task.work.leaves)
+            report.framing_down += work_framing(task.work, payload) * len(task.work.leaves)
+        deadline = time.monotonic() + self._deadline_seconds
+        for answer in self._port.exchange(tasks, deadline, self._on_wait):
+            if answer.outcome is not None or answer.error:
+                receiver.take(answer, assigned.get(answer.node, frozenset()))
+            self._on_clients(receiver.num_done + answer.pending)
+        late = f"no answer within {self._deadline_seconds:g} s"
+        for node, clients in assigned.items():
+            reason = "its node's answer leaves it out" if node in receiver.answered else late
+            for client in sorted(clients):
+                receiver.fail(client, node, reason)
+        partial = tree.root()
         report.remembered -= report.failures.keys()
         return (fold.finish(partial) if partial.num_replies else None), report
 
-    def _tell_of_disk(self, folder: Path) -> None:
-        if not self._has_spilled:
-            self._has_spilled = True
-            self._on_notice(
-                f"Partial sums that wait have come to engine.memory_bytes={self._memory_bytes}: others wait on "
-                f"disk, in {folder.parent}. This is slower, and changes no result."
-            )
+    def _tell(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            self._on_notice(text)
 
     def _most(self, most_examples: MostExamples) -> Callable[[int], float]:
         """Return the most examples that a reply of a client may count; one at least, which says nothing of its data."""
@@ -133,46 +124,3 @@ class Exchange:
             return math.inf if own is None else max(most_examples(client, own), 1)
 
         return most
-
-
-class Spill:
-    """Puts accumulators that must wait on disk, in a folder that is there from the first of them until it is left.
-
-    Args:
-        on_spill: Called with the folder each time.
-    """
-
-    def __init__(self, on_spill: Callable[[Path], None] = lambda folder: None) -> None:
-        self._on_spill = on_spill
-        self._count = 0
-        self._open = ExitStack()
-
-    def __enter__(self) -> Spill:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self._open.close()
-
-    @cached_property
-    def folder(self) -> Path:
-        """Where."""
-        return Path(self._open.enter_context(tempfile.TemporaryDirectory(prefix=leftovers.prefix("fold"))))
-
-    def __call__(self, partial: Partial) -> Callable[[], Partial]:
-        """Write the accumulator and return a function that reads it back."""
-        self._count += 1
-        self._on_spill(self.folder)
-        path = self.folder / f"{self._count}.safetensors"
-        names = [(tree, key) for tree, tensors in partial.trees.items() for key in tensors]
-        write_tensors(path, {str(i): partial.trees[tree][key] for i, (tree, key) in enumerate(names)})
-        numbers, num_examples, num_replies = partial.numbers, partial.num_examples, partial.num_replies
-
-        def fetch() -> Partial:
-            tensors, _ = read_tensors(path)
-            path.unlink()
-            back = Partial({}, numbers, num_examples, num_replies)
-            for i, (tree, key) in enumerate(names):
-                back.trees.setdefault(tree, {})[key] = tensors[str(i)]
-            return back
-
-        return fetch

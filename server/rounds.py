@@ -109,6 +109,7 @@ class FederatedRun:
                 if waits:
                     directory.wait(self.folder.look_for_stop)
                 self.folder.go_on(self.progress.round)
+            self.session.forget_initial()
             with settled():
                 for round_ in range(self.progress.round + 1, total + 1):
                     if self.progress.ended:
@@ -157,13 +158,15 @@ class FederatedRun:
                     work = self._work(phase.name, round_, step, cohort, progress)
                     work = replace(work, squads=self.session.squads(cohort, round_))
                     most = partial(_most_trained, phase, state)
-                    answer, report = exchange.run(work, payload, cohort, phase.fold(), out, most)
-                folded = self._enough(answer, report, work, progress)
+                    came, report = exchange.run(work, payload, cohort, phase.fold(), out, most)
+                folded = self._enough(came, report, work, progress)
+                del came
                 coverage.count(phase.name, cohort, report.failures)
                 spared = out | self.session.idle(cohort, round_)
                 coverage.ask(set(cohort) - spared, report.failures.keys() - spared)
             with self._stage("server", progress):
                 state = self._finite(phase.update(state, folded, context), round_, phase.name)
+            del folded  # twice as large as the model
             if values := phase.measured(state):
                 seconds = time.monotonic() - self._began
                 self.folder.add(round_, "server", "train", values, seconds, phase=phase.name)

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -29,7 +30,7 @@ from umbel.data import transforms
 from umbel.data.sites.agreement import Agreement
 from umbel.data.types import Examples
 from umbel.models.base import Model
-from umbel.models.weights import load_state, shared_state
+from umbel.models.weights import load_state, names_of_shared
 from umbel.server.errors import RunStoppedError
 from umbel.server.flower import strategies as flower
 from umbel.server.same_data import agreed_data, same_data
@@ -60,15 +61,23 @@ class Session:
         self.device = devices.resolve(experiment.client.device)
         devices.make_repeatable(self.device)
         self.dtype = devices.parameter_dtype(experiment.client.precision)
-        self._initial = build_model(experiment, self.data)
+        self._start: dict[str, Tensor] = {}
         self.local_names = local_names(experiment, self._initial)
-        self.shared_names = frozenset(shared_state(self._initial, self.local_names))
+        self.shared_names = names_of_shared(self._initial, self.local_names)
         self.num_train: list[int] = self.data.num_train.tolist()
         simulated = experiment.simulation.devices
         num_clients, seed = experiment.data.num_clients, experiment.run.seed
         self.virtual = fleet.make(simulated, num_clients, seed) if simulated.is_set else None
         self.prepare = Kept(self._prepare)
-        self._start: dict[str, Tensor] = {}
+
+    @cached_property
+    def _initial(self) -> Model:
+        """The global model as it is before the first round."""
+        return self.build_model()
+
+    def forget_initial(self) -> None:
+        """Let the model go that the global one was before the first round; it is built anew when it is asked for."""
+        self.__dict__.pop("_initial", None)
 
     def start(self) -> str:
         """Give the global model the weights of `model.init`, if there is one; return what is to be said of it.
@@ -103,8 +112,9 @@ class Session:
         """
         if self.strategy.own_model:
             return {name: tensor.detach().cpu() for name, tensor in shared.items()}
-        state = {name: tensor.detach().clone() for name, tensor in self._initial.state_dict().items()}
-        return state | {name: tensor.detach().cpu() for name, tensor in shared.items()}
+        state = self._initial.state_dict()
+        own = {name: shared[name].cpu() if name in shared else tensor.clone() for name, tensor in state.items()}
+        return own | {name: tensor.detach().cpu() for name, tensor in shared.items()}
 
     def _prepare(self, examples: Examples) -> tuple[Tensor, Tensor]:
         """Return (images, labels) on the device, normalised; `prepare` does so once for each set of examples."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from umbel.core import training
 from umbel.core.folds import Folded
 from umbel.core.records import Payload, Reply
-from umbel.core.tree import Tree, subtract
+from umbel.core.tree import Tree, subtract_from
 from umbel.models.base import Model
 from umbel.models.weights import load_state, parameter_names, shared_state
 
@@ -35,7 +35,7 @@ def train_and_subtract(
     """
     model = client.model(payload.trees["model"])
     report = client.train(model, correct, objective)
-    delta = subtract(client.weights(model), payload.trees["model"])
+    delta = subtract_from(client.weights(model), payload.trees["model"])
     return Reply({"delta": delta}, {"loss": report.loss}, client.num_examples)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from umbel.core.memory import MemoryRecord
 from umbel.core.records import Payload, Reply
+from umbel.core.tree import subtract_from
 from umbel.strategies.base import ClientContext, Phase
 from umbel.strategies.fedavg import FedAvg, State
 
@@ -17,8 +18,7 @@ class Idle(FedAvg):
     def idle(self, payload: Payload, client: ClientContext) -> Reply:
         """Do nothing."""
         before = payload.trees["model"]
-        weights = client.weights(client.model(before))
-        delta = {name: weights[name] - tensor for name, tensor in before.items()}
+        delta = subtract_from(client.weights(client.model(before)), before)
         return Reply({"delta": delta}, {"loss": 0.0}, client.num_examples)
 
 

@@ -1,4 +1,7 @@
-"""An answer as a process of this machine hands it to another: its tensors in one piece of memory, mapped by both."""
+"""An answer as a process of this machine hands it to another: its tensors in one piece of memory, mapped by both.
+
+A large one lies in a file on disk, from which the other adds it up piece by piece.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +9,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from umbel.core.flat import Outline, flattened, mapped
+from umbel.core.stored import File, Stored
 from umbel.core.tree import Tree
 from umbel.core.wire.work import Outcome
+
+Lay = Callable[[Mapping[str, Tree], Outline], Any]
 
 
 @dataclass(frozen=True)
@@ -21,7 +24,7 @@ class Packed:
     Attributes:
         outcome: The answer, with names of trees and no tensors.
         outline: What lies where; a tree is called by the number of its accumulator, or of its reply, and its name.
-        memory: [B] uint8.
+        memory: [B] uint8; or a `File` that is this answer's own.
     """
 
     outcome: Outcome
@@ -29,12 +32,12 @@ class Packed:
     memory: Any
 
     @classmethod
-    def of(cls, outcome: Outcome, memory: Callable[[int], NDArray[np.uint8]] | None = None) -> Packed:
+    def of(cls, outcome: Outcome, lay: Lay | None = None) -> Packed:
         """Pack an answer.
 
         Args:
             outcome: The answer.
-            memory: Returns memory for so many bytes; None takes new one.
+            lay: Lays trees down and returns the memory; None takes new one.
         """
         trees: dict[str, Tree] = {}
         nodes, singles = [], {}
@@ -44,14 +47,22 @@ class Packed:
         for client, reply in outcome.singles.items():
             trees |= {f"single{client}.{name}": tree for name, tree in reply.trees.items()}
             singles[client] = replace(reply, trees={name: {} for name in reply.trees})
-        return cls(replace(outcome, nodes=nodes, singles=singles), *flattened(trees, memory))
+        told = replace(outcome, nodes=nodes, singles=singles)
+        if lay is None:
+            return cls(told, *flattened(trees))
+        outline = Outline.of(trees)
+        return cls(told, outline, lay(trees, outline))
 
     def unpacked(self) -> Outcome:
-        """Return the answer, its tensors in memory of their own: accumulators are added to in place."""
-        trees = self.outline.read(mapped(self.memory).clone())
+        """Return the answer, its tensors in memory of their own: accumulators are added to in place; or in its file."""
+        is_file = isinstance(self.memory, File)
+        trees = {} if is_file else self.outline.read(mapped(self.memory).clone())
 
-        def of(prefix: str, names: Mapping[str, Tree]) -> dict[str, dict[str, Any]]:
-            return {name: trees[f"{prefix}.{name}"] for name in names}
+        def of(prefix: str, names: Mapping[str, Tree]) -> Any:
+            if not is_file:
+                return {name: trees[f"{prefix}.{name}"] for name in names}
+            places = {name: self.outline.trees[f"{prefix}.{name}"] for name in names}
+            return Stored(self.memory, Outline(places, self.outline.num_bytes)).trees()
 
         nodes = [
             (level, index, replace(partial, trees=of(f"node{number}", partial.trees)))

@@ -10,12 +10,20 @@ import os
 import pickle
 import socket
 import struct
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
+from umbel.core.flat import Outline
+from umbel.core.stored import File
+from umbel.core.tree import Tree
+
 _LENGTH = struct.Struct("<Q")
+_MOST_KEPT = 64 << 20  # bytes of an answer in memory
 _GROWN = 1.25  # memory that is too small is made so much larger than what is asked for
 
 
@@ -41,6 +49,21 @@ class Memory:
             self.version += 1
         return np.frombuffer(self._map, np.uint8, num_bytes)
 
+    def lay(self, trees: Mapping[str, Tree], outline: Outline) -> bool:
+        """Lay trees down; say whether they are in a file on disk, of their own, which the other end keeps.
+
+        So a large answer is in no process's memory as a whole.
+        """
+        if outline.num_bytes > _MOST_KEPT:
+            with suppress(OSError):  # no room there
+                file = File.new()
+                file.write(trees, outline)
+                self.close()
+                self.file, self.version = os.dup(file.descriptor), self.version + 1
+                return True
+        outline.write(trees, torch.from_numpy(self.of(outline.num_bytes)))
+        return False
+
     def close(self) -> None:
         """Give it back; who has mapped it keeps it."""
         if self.file >= 0:
@@ -59,6 +82,7 @@ class Line:
         self.socket = end
         self._told = 0  # the version of our memory that the other end has
         self._theirs: mmap.mmap | None = None
+        self.file = -1  # of the other end's memory, or none
 
     def send(self, content: Any, memory: Memory | None = None) -> None:
         """Say something; a memory that the other end does not have yet is handed over with it.
@@ -88,7 +112,8 @@ class Line:
             head += self._exactly(_LENGTH.size - len(head))
             for file in files:
                 self._theirs = mmap.mmap(file, 0, access=mmap.ACCESS_READ)
-                os.close(file)
+                self._close_file()
+                self.file = file
             return pickle.loads(self._exactly(_LENGTH.unpack(head)[0]))  # noqa: S301 - our own process
         except OSError as error:
             raise LineError(str(error)) from error
@@ -112,3 +137,9 @@ class Line:
     def close(self) -> None:
         """Hang up."""
         self.socket.close()
+        self._close_file()
+
+    def _close_file(self) -> None:
+        if self.file >= 0:
+            os.close(self.file)
+        self.file = -1

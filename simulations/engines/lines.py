@@ -26,6 +26,7 @@ import torch
 from umbel.core import leftovers
 from umbel.core.flat import Outline
 from umbel.core.records import reason
+from umbel.core.stored import File
 from umbel.core.wire.packed import Packed
 from umbel.server.port import Task
 from umbel.simulations.engines.line import Line, LineError, Memory
@@ -104,10 +105,10 @@ def _answered(worker: WorkerProcess, line: Line, memory: Memory) -> tuple[Any, M
     try:
         if isinstance(said, _Asked):
             return getattr(worker, said.method)(*said.arguments), None
-        packed = worker.run(_opening(line, said), said.clients, said.closes, memory.of)
+        packed = worker.run(_opening(line, said), said.clients, said.closes, memory.lay)
     except Exception as error:  # noqa: BLE001 - an answer, too
         return _Failed(reason(error)), None
-    return (None, None) if packed is None else (replace(packed, memory=None), memory)
+    return (None, None) if packed is None else (packed, memory)  # whose memory says where it is
 
 
 def _opening(line: Line, said: _Said) -> Opening | None:
@@ -116,7 +117,7 @@ def _opening(line: Line, said: _Said) -> Opening | None:
     payload, described = said.opening
     memory = line.memory(payload + described)
     opening: Opening = pickle.loads(memory[payload:].tobytes())  # noqa: S301 - our own process
-    opening.memory = memory[:payload]
+    opening.memory, opening.file = memory[:payload], line.file
     return opening
 
 
@@ -317,5 +318,7 @@ class Lines:
             return
         given = worker.given.pop(0)
         if isinstance(answer, Packed):
-            answer = replace(answer, memory=worker.line.memory(answer.outline.num_bytes)).unpacked()
+            line, is_file = worker.line, answer.memory
+            memory = File(os.dup(line.file)) if is_file else line.memory(answer.outline.num_bytes)
+            answer = replace(answer, memory=memory).unpacked()
         given.is_done, given.answer = True, answer

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from flwr.app import Message, RecordDict
-from numpy.typing import NDArray
 
 import umbel
 from umbel.server.errors import ending
@@ -20,7 +18,7 @@ from umbel.simulations.engines.flower_internals import identify, make_context
 if TYPE_CHECKING:  # a worker that imported another umbel says so before it loads more of it
     from umbel.client.share import Share
     from umbel.core.flat import Outline
-    from umbel.core.wire.packed import Packed
+    from umbel.core.wire.packed import Lay, Packed
     from umbel.core.wire.work import Work
     from umbel.simulations.engines.how_many import Probed, Training
 
@@ -34,12 +32,14 @@ class Opening:
         outline: What lies where in the payload.
         numbers: The payload's numbers.
         memory: Its tensors, [B] uint8, mapped from where all workers have them.
+        file: The file in memory that begins with them, where it is one.
     """
 
     work: Work
     outline: Outline
     numbers: dict[str, float]
     memory: Any = None
+    file: int = -1
 
 
 class WorkerProcess:
@@ -99,7 +99,7 @@ class WorkerProcess:
         opening: Opening | None,
         clients: Sequence[int],
         closes: bool,
-        memory: Callable[[int], NDArray[np.uint8]] | None = None,
+        lay: Lay | None = None,
     ) -> Packed | None:
         """Run clients of a phase, in their order.
 
@@ -107,7 +107,7 @@ class WorkerProcess:
             opening: The phase, with the first clients of it that come here; then None.
             clients: Their numbers.
             closes: No more of them come.
-            memory: Returns memory for so many bytes of an answer; None takes new one.
+            lay: Lays the tensors of an answer down; None takes new memory.
 
         Returns:
             What came of all clients since the opening, with the last ones; until then None.
@@ -121,7 +121,7 @@ class WorkerProcess:
         from umbel.core.wire.packed import Packed
 
         if opening is not None:
-            lent = LentPayload(opening.outline, opening.memory, opening.numbers)
+            lent = LentPayload(opening.outline, opening.memory, opening.numbers, opening.file)
             self._share = process.worker(self._context).share(opening.work, lent)
         assert self._share is not None, "clients come after a phase was opened"
         self._share.run(clients)
@@ -129,8 +129,8 @@ class WorkerProcess:
             return None
         share, self._share = self._share, None
         outcome = share.outcome()
-        outcome.notices = take_told()  # nobody reads a worker's log
-        return Packed.of(outcome, memory)
+        outcome.notices += take_told()  # nobody reads a worker's log
+        return Packed.of(outcome, lay)
 
     def warm_up(self) -> None:
         """Make ready for `probe`, if it is not."""

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from umbel.client import lending
 from umbel.client.lending import LentData, LentPayload
 from umbel.core.records import Payload
 
@@ -20,6 +21,14 @@ TREE = {
     "half": torch.tensor([1.5, -2.0], dtype=torch.bfloat16),
     "transposed": torch.arange(6.0).reshape(2, 3).t(),
 }
+
+
+@pytest.fixture(autouse=True, params=["copied", "mapped"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Small payloads are copied, large ones mapped."""
+    if request.param == "mapped":
+        monkeypatch.setattr(lending, "_LARGE", 1)
+        monkeypatch.setattr(lending, "_PIECE", 64)
 
 
 def lent() -> LentPayload:

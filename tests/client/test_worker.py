@@ -111,6 +111,7 @@ def test_a_reply_whose_sum_cannot_be_made_once_its_sibling_is_there_fails_alone(
         return lift(fold, tree, num_examples, client)
 
     monkeypatch.setattr(WeightedMean, "lift", once)
+    monkeypatch.setattr(WeightedMean, "is_sum", False)  # which one of somebody's own never is
     outcome = run(worker, session, work(worker, "train"))
     assert outcome.failures == {2: "OverflowError: a fold of somebody's own"}
     assert outcome.nodes[0][2].num_replies == 3 and sorted(num_lifts) == list(COHORT)

@@ -2,24 +2,31 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.overrides import TorchFunctionMode
 
 from umbel.core.collecting import Collect
 from umbel.core.fold_tree import FoldTree, merged
 from umbel.core.folds import Sum, UniformMean, WeightedMean, product
 from umbel.core.records import Reply
-from umbel.server.exchange import Spill
+from umbel.core.stored import Spill, StoredTree
 
 FOLD = product({"m": WeightedMean(), "u": UniformMean(), "s": Sum(), "c": Collect()}, ["loss"])
+SUMS = product({"m": WeightedMean("m"), "u": UniformMean(keys=["w", "v"]), "s": Sum("m")}, ["loss"])
 
 
 def make_reply(client):
     random = torch.Generator().manual_seed(client)
     value = torch.randn(3, generator=random) * 10 ** (client % 7)  # no two orders of adding agree
-    tree = {"w": value, "v": value[0].double() / 3}
+    tree = {"w": value, "v": value[0].double() / 3, "none": torch.zeros(0, 2)}
     return Reply(dict.fromkeys(FOLD.folds, tree), {"loss": float(value[1]) / 3}, client % 5 + 1)
 
 
@@ -32,11 +39,17 @@ def bits(partial):
     return trees, partial.numbers, partial.num_examples, partial.num_replies
 
 
-def in_one_process(cohort, holes):
-    tree = FoldTree(FOLD, len(cohort))
-    for place, client in enumerate(cohort):
-        tree.add_reply(place, client, None if client in holes else make_reply(client))
-    return bits(tree.root())
+def reply_for(fold, client, holes=()):
+    reply = make_reply(client)
+    return None if client in holes else replace(reply, trees={name: dict(reply.trees[name]) for name in fold.folds})
+
+
+def in_one_process(cohort, holes, fold=FOLD):
+    """The definition: pairs are lifted and merged, and pairs of those, with nothing that waits anywhere."""
+    nodes = [fold.zero() if client in holes else fold.lift(client, reply_for(fold, client)) for client in cohort]
+    while len(nodes) > 1:
+        nodes = [fold.merge(*nodes[i : i + 2]) if i + 1 < len(nodes) else nodes[i] for i in range(0, len(nodes), 2)]
+    return bits(nodes[0])
 
 
 @st.composite
@@ -69,24 +82,23 @@ def test_any_engine_gives_the_bits_of_one_process(federation):
 
 
 @settings(max_examples=30, deadline=None, derandomize=True)
-@given(federations(), st.integers(0, 400))
-def test_waiting_on_disk_gives_the_same_bits(federation, max_waiting_bytes):
+@given(federations(), st.integers(0, 400), st.sampled_from([FOLD, SUMS]))
+def test_waiting_on_disk_gives_the_same_bits(federation, max_waiting_bytes, fold):
     cohort, _, holes, random = federation
     count = 0
-    with Spill() as spill:
+    spill = Spill()
 
-        def counting(partial):
-            nonlocal count
-            count += 1
-            return spill(partial)
+    def counting(trees):
+        nonlocal count
+        count += 1
+        return spill(trees)
 
-        tree = FoldTree(FOLD, len(cohort), counting, max_waiting_bytes)
-        for client in random.sample(cohort, len(cohort)):
-            tree.add_reply(cohort.index(client), client, None if client in holes else make_reply(client))
-        assert bits(tree.root()) == in_one_process(cohort, holes)
-        assert max_waiting_bytes or holes or count  # with no memory at all something did wait on disk
-        assert not list(spill.folder.iterdir())  # and was removed when it was read
-    assert not spill.folder.exists()
+    tree = FoldTree(fold, len(cohort), counting, max_waiting_bytes)
+    for client in random.sample(cohort, len(cohort)):
+        tree.add_reply(cohort.index(client), client, reply_for(fold, client, holes))
+    assert bits(tree.root()) == in_one_process(cohort, holes, fold)
+    # With no memory at all something did wait on disk, but of a single client.
+    assert max_waiting_bytes or holes or count or len(cohort) == 1
 
 
 def test_the_order_is_seen_in_the_bits():
@@ -117,9 +129,19 @@ def test_in_order_at_most_one_accumulator_a_level_waits(short, spilled):
     assert fold.lift(0, reply).num_bytes == 3 * reply.num_bytes
     written = []
 
-    def spill(partial):
-        written.append(partial)
-        return lambda: partial
+    class Elsewhere:
+        def __init__(self, trees):
+            self.trees = trees
+
+        def load(self):
+            return self.trees
+
+        def forget(self):
+            pass
+
+    def spill(trees):
+        written.append(trees)
+        return Elsewhere(trees)
 
     tree = FoldTree(fold, count, spill, max_waiting_bytes=(1 + 3 * 5) * reply.num_bytes - short)
     for place in range(count):
@@ -176,3 +198,85 @@ def test_a_process_hands_over_one_accumulator_for_the_leaves_that_it_merges(num_
         tree.add(0, place, FOLD.lift(place, make_reply(place)))
     sent = [range(index << level, min((index + 1) << level, num_leaves)) for level, index, _ in tree.nodes()]
     assert sorted(merged(held, num_leaves)) == sorted(tuple(leaves) for leaves in sent)
+
+
+class Peak(TorchFunctionMode):
+    """Notes the most bytes that tensors made inside have had at once, small ones apart."""
+
+    def __init__(self):
+        super().__init__()
+        self.live, self.most = {}, 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, (list, tuple)) else [made]:
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage().nbytes() > 1 << 16:
+                storage = tensor.untyped_storage()
+                self.live[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+        self.live = {place: each for place, each in self.live.items() if not each[0].expired()}
+        self.most = max(self.most, sum(num_bytes for _, num_bytes in self.live.values()))
+        return made
+
+
+def fresh(client, count=1 << 18):
+    random = torch.Generator().manual_seed(client)
+    return Reply({"m": {f"w{i}": torch.randn(count // 8, generator=random) for i in range(8)}}, {}, client + 1)
+
+
+@pytest.mark.parametrize(
+    ("num_clients", "max_waiting_bytes", "copies"), [(32, 0, 3.0), (32, 1 << 40, 11.0), (2, 0, 3.0)]
+)
+def test_however_many_clients_a_sum_takes_little_more_than_itself(num_clients, max_waiting_bytes, copies):
+    """The reply that comes, the sum it is added to, and pieces; with memory for it, a sum for each level that waits."""
+    fold = product({"m": WeightedMean("m")})
+    with Peak() as peak:
+        tree = FoldTree(fold, num_clients, Spill(), max_waiting_bytes)
+        for place in range(num_clients):
+            tree.add_reply(place, place, fresh(place))
+        mean = fold.finish(tree.root())
+    size = 1 << 20
+    assert copies - 1 < peak.most / size <= copies + 0.5
+    expected = FoldTree(fold, num_clients)
+    for place in range(num_clients):
+        expected.add(0, place, fold.lift(place, fresh(place)))
+    whole = fold.finish(expected.root())
+    assert all(torch.equal(mean.trees["m"][name], tensor) for name, tensor in whole.trees["m"].items())
+
+
+def test_room_on_disk_is_used_again():
+    spill, fold = Spill(), product({"s": Sum(keys=["x"])})
+    tree = FoldTree(fold, 64, spill, 0)
+    for place in range(64):
+        tree.add_reply(place, place, Reply({"s": {"x": torch.full((1000,), 2.0**place)}}))
+    assert tree.root().trees["s"]["x"][0].item() == 2.0**64 - 1
+    assert spill.num_bytes <= 4032 + 5 * (8000 + 128)  # a reply, and a sum a level
+
+
+def test_without_room_on_disk_what_waits_is_in_memory_and_somebody_is_told(monkeypatch):
+    told = []
+
+    def full(*arguments):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    tree = FoldTree(SUMS, 5, Spill(7, told.append), 0)
+    for place in range(5):
+        tree.add_reply(place, place, reply_for(SUMS, place))
+    assert bits(tree.root()) == in_one_process(list(range(5)), (), SUMS)
+    (text,) = told
+    assert "engine.memory_bytes=7" in text and "No space left" in text and "wait in memory" in text
+
+
+def test_what_lies_in_a_file_is_added_from_there():
+    """A process that hands over what waits on disk hands over where it is."""
+    local, tree = FoldTree(SUMS, 11, Spill(), 0), FoldTree(SUMS, 11)
+    for place in range(1, 11):
+        local.add_reply(place, place, reply_for(SUMS, place))
+    tree.add_reply(0, 0, reply_for(SUMS, 0))
+    for client, reply in local.replies():
+        assert isinstance(reply.trees["m"], StoredTree)
+        tree.add_reply(client, client, reply)
+    for level, index, partial in local.nodes():
+        assert isinstance(partial.trees["m"], StoredTree) and partial.num_bytes > 0
+        tree.add(level, index, partial)
+    assert bits(tree.root()) == in_one_process(list(range(11)), (), SUMS)

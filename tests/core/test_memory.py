@@ -122,6 +122,18 @@ def test_the_cache_is_not_what_was_evicted(tmp_path):
     assert value(store.read(0, at(2))) == 100 and value(store.read(0, at(1))) == 0
 
 
+def test_the_cache_holds_so_many_bytes_and_no_more(tmp_path):
+    one = MemoryRecord({"t": {"w": torch.zeros(100)}})  # 400 bytes
+    store = MemoryStore(tmp_path, cache_bytes=900)
+    for client in (1, 2, 1, 3):
+        store.write(client, Version(1, 0, "a"), one)
+    assert len(store._cache) == 2 and store._cached_bytes == 800
+    assert store.read(2, Version(1, 0, "a")).trees["t"]["w"].shape == (100,)  # from disk, and kept in place of 1
+    assert store._cached_bytes == 800
+    small = MemoryStore(tmp_path, cache_bytes=399)
+    assert small.read(1, Version(1, 0, "a")).num_bytes == 400 and not small._cache
+
+
 def test_one_folder_for_a_thousand_clients(store):
     for client in (0, 999, 1000, 99_999):
         store.write(client, at(1), record(client))

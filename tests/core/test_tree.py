@@ -30,6 +30,18 @@ def test_clone_and_zeros_own_their_memory_and_keep_dtypes():
     assert given["i"].item() == 1 and not tree.clone(given)["h"].requires_grad
 
 
+def test_subtraction_in_place_gives_the_same_and_takes_no_memory():
+    left, right = T(a=[1.0, 2.0], b=3.0), T(b=10.0, a=[20.0, 30.0])
+    expected, place = tree.subtract(left, right), left["a"].data_ptr()
+    made = tree.subtract_from(left, right)
+    assert {k: v.tolist() for k, v in made.items()} == {k: v.tolist() for k, v in expected.items()}
+    assert made["a"].data_ptr() == place and right["a"].tolist() == [20.0, 30.0] and list(made) == ["a", "b"]
+    wide = tree.subtract_from(T(a=[1.0]), {"a": torch.tensor([0.1], dtype=torch.float64)})
+    assert wide["a"].dtype == torch.float64 and wide["a"].item() == 1.0 - 0.1  # as `subtract`
+    with pytest.raises(TreeMismatchError):
+        tree.subtract_from(T(a=1.0), T(a=[1.0]))
+
+
 def test_mismatch_names_what_is_wrong():
     with pytest.raises(TreeMismatchError, match=r"delta: .*missing \['a'\], unexpected \['c'\]"):
         tree.check_same(T(c=1.0), T(a=1.0), "delta")

@@ -24,6 +24,7 @@ from umbel.core.wire.messages import (
     encode_reply,
     encode_work,
     framing_bytes,
+    reply_framing,
     work_framing,
 )
 from umbel.core.wire.work import Outcome, Work, held_by, share
@@ -129,6 +130,19 @@ def test_framing_is_what_is_left_without_the_values():
     assert framing_bytes(large) == total + names + head - 4 * 1000
     assert abs(framing_bytes(large) - framing_bytes(small)) < 32  # no more than the digits of a shape
     assert 0 < framing_bytes(encode_json({"hello": "x"})) < 100
+
+
+@pytest.mark.parametrize(
+    "trees",
+    [
+        {},
+        {"none": {}},
+        {"delta": {"w": torch.zeros(10), "b": torch.tensor(1.0).half()}, "more": {"ä": torch.zeros(3, 0)}},
+    ],
+)
+def test_framing_of_a_reply_is_known_without_encoding_it(trees):
+    reply = Reply(trees, {"loss": 1 / 3}, 31)
+    assert reply_framing(reply) == framing_bytes(encode_reply(reply))
 
 
 def test_json_round_trip():

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from umbel.core.folds import Partial
 from umbel.core.records import Reply
 from umbel.core.spent import Passes, Spent
+from umbel.core.stored import File
 from umbel.core.wire.packed import Packed
 from umbel.core.wire.work import Outcome
 
@@ -25,9 +27,17 @@ def outcome():
     )
 
 
-def test_all_of_an_answer_arrives():
-    packed = Packed.of(outcome())
-    packed.memory.setflags(write=False)  # as what is mapped from another process
+def in_a_file(trees, outline):
+    file = File.new()
+    file.write(trees, outline)
+    return file
+
+
+@pytest.mark.parametrize("lay", [None, in_a_file])
+def test_all_of_an_answer_arrives(lay):
+    packed = Packed.of(outcome(), lay)
+    if lay is None:
+        packed.memory.setflags(write=False)  # as what is mapped from another process
     back, expected = packed.unpacked(), outcome()
     for (level, index, partial), (*place, other) in zip(back.nodes, expected.nodes, strict=True):
         assert [level, index] == place and partial.trees.keys() == other.trees.keys()
@@ -39,7 +49,7 @@ def test_all_of_an_answer_arrives():
     assert back.nodes[0][2].trees["delta"]["w"].tolist() == [1.0, 2.0]
     assert back.nodes[0][2].trees["delta"]["#weight"].item() == 3.0
     reply = back.singles[7]
-    assert reply.trees["delta"]["w"].tolist() == [5.0] and reply.trees["none"] == {}
+    assert reply.trees["delta"]["w"].tolist() == [5.0] and not reply.trees["none"]
     assert (reply.numbers, reply.num_examples) == ({"loss": 1.0}, 4)
     for name in ("failures", "seconds", "remembered", "bytes_up", "framing_up", "spent"):
         assert getattr(back, name) == getattr(expected, name)

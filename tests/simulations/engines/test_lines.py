@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from umbel.core.flat import Outline
 from umbel.core.folds import Partial
 from umbel.core.records import Payload
 from umbel.core.wire.packed import Packed
@@ -61,6 +62,19 @@ def test_memory_is_handed_over_once_and_is_one(ends):
     assert other.receive() == "larger" and (other.memory(100_000) == 4).all()
     assert len(list(Path("/proc/self/fd").iterdir())) == num_files
     assert len(memory.of(0)) == len(other.memory(0)) == 0
+    memory.close()
+
+
+def test_a_full_disk_leaves_a_large_answer_in_memory(ends, monkeypatch):
+    one, other = ends
+    monkeypatch.setattr("umbel.simulations.engines.line._MOST_KEPT", 0)
+    monkeypatch.setattr("umbel.core.stored.File.new", lambda: (_ for _ in ()).throw(OSError(28, "no space")))
+    trees = {"a": {"w": torch.arange(4.0)}}
+    memory, outline = Memory(), Outline.of(trees)
+    assert memory.lay(trees, outline) is False
+    one.send("laid", memory)
+    assert other.receive() == "laid"
+    assert outline.read(torch.from_numpy(other.memory(outline.num_bytes).copy()))["a"]["w"].tolist() == [0, 1, 2, 3]
     memory.close()
 
 
@@ -154,9 +168,10 @@ def taken(door, given):
     return door.take(given)
 
 
-@pytest.mark.parametrize("after", [0.0, 0.2])
-def test_a_worker_runs_what_it_is_given_in_order(door, after):
-    """Also what it is given before it has come."""
+@pytest.mark.parametrize(("after", "most_kept"), [(0.0, 1 << 20), (0.2, 1 << 20), (0.0, 0)])
+def test_a_worker_runs_what_it_is_given_in_order(door, after, most_kept, monkeypatch):
+    """Also what it is given before it has come, and when answers are so large that they lie on disk."""
+    monkeypatch.setattr("umbel.simulations.engines.line._MOST_KEPT", most_kept)
     handle = Handle(after)
     door.open(handle)
     opening = door.lay(TASK)

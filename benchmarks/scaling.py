@@ -7,7 +7,7 @@ moment, by the kernel's own account (VmHWM), over that of the same process with 
 
     python benchmarks/scaling.py clients [--numbers 10,100,1000,10000] [--engine inline]
     python benchmarks/scaling.py parameters [--numbers 100000,1000000,10000000,100000000] [--engine inline]
-    python benchmarks/scaling.py memory [--engine ray-2] [--clients 50] [--numbers 20000000] [--rounds 2] [key=value]
+    python benchmarks/scaling.py memory [--engine processes-2] [--clients 50] [--numbers 20000000] [key=value]
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Asked:
         cohort: Clients of a round.
         parameters: Of the model, about.
         depth: Its hidden layers; with one, nearly all of it is a single tensor.
-        engine: As `inline` or `ray-2`.
+        engine: As `inline`, `processes-2` or `ray-2`.
         rounds: Rounds that count.
         warm: Rounds before them.
         overrides: More of the experiment.
@@ -94,17 +94,23 @@ def peak_bytes(process: int) -> int:
 
 
 class Peaks(Ends):
-    """Notes when each round ended, and the peaks of this process's workers until then."""
+    """Notes when each round ended, and the peaks of this process's workers until then.
 
-    def __init__(self) -> None:
+    Args:
+        engine: What the workers are of.
+    """
+
+    def __init__(self, engine: str) -> None:
         super().__init__()
+        self._is_ray = engine.startswith("ray")
         self.workers: dict[int, int] = {}
 
     def round(self, round_: int, num_rounds: int, metrics: Mapping[str, float], seconds: float) -> None:
         super().round(round_, num_rounds, metrics, seconds)
-        for child in psutil.Process().children(recursive=True):
+        starters = psutil.Process().children()
+        for child in [each for starter in starters for each in starter.children()]:
             try:
-                if "RayWorker" in " ".join(child.cmdline()):
+                if not self._is_ray or "RayWorker" in " ".join(child.cmdline()):
                     self.workers[child.pid] = peak_bytes(child.pid)
             except (psutil.Error, OSError):
                 continue
@@ -112,7 +118,7 @@ class Peaks(Ends):
 
 def case(asked: Asked) -> dict[str, Any]:
     """Carry a case out in this process; return the seconds of its median round and the peaks of memory in bytes."""
-    peaks = Peaks()
+    peaks = Peaks(asked.engine)
     with tempfile.TemporaryDirectory() as results:
         given = [f"run.rounds={asked.warm + asked.rounds}", f"run.results={results}", *asked.overrides]
         run("bench_cnn", *overrides(asked), *given, listener=peaks)
@@ -166,7 +172,7 @@ def main() -> None:
     if asked.study == "case":
         print(json.dumps(case(Asked(**json.loads(asked.case)))))
         return
-    engine = asked.engine or ("ray-2" if asked.study == "memory" else "inline")
+    engine = asked.engine or ("processes-2" if asked.study == "memory" else "inline")
     numbers = [int(number) for number in (asked.numbers or NUMBERS[asked.study]).split(",")]
     print(machine(os.getloadavg()[0]))
     given = tuple(asked.overrides)

@@ -1,4 +1,4 @@
-"""Pictures: curves, partition heat map, clients' accuracies, bytes. No global state; colours for every eye.
+"""Pictures: curves, clients' accuracies, bytes. No global state; colours for every eye.
 
 Shapes: K clients, C classes, R rounds, S seeds.
 """
@@ -13,13 +13,11 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from umbel.conf.federation import federation
@@ -34,10 +32,6 @@ DPI = 150
 COLOURS = charts.COLOURS
 DASHES = ("-", "--", "-.", ":")
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
-# Pale to dark, so that few looks like few; nothing at all is white.
-SHADES = ListedColormap(colormaps["Blues"](np.linspace(0.12, 1.0, 256)))
-_MAX_LABELS = 60
-_MAX_ROWS = 400
 _LINES_BESIDE, _LONGEST_LABEL = 6, 24  # with more, or longer ones, the legend stands below the axes
 _MARKS_OF_A_LINE = 12
 _MOST_SEEDS_SHOWN = 10
@@ -211,79 +205,6 @@ def _legend_below(figure: Figure, axes: Axes, num_columns: int = 3) -> None:
         ncols=num_columns,
         loc="outside lower center",
     )
-
-
-def heat_map(
-    counts_KC: Counts, class_names: Sequence[str], title: str, log: bool | None = None, what: str = "class"
-) -> Figure:
-    """Draw how many examples of each class (x) each client (y) has; nothing is white.
-
-    Args:
-        counts_KC: [K, C] examples.
-        class_names: C names; shown when they are short, else numbers.
-        title: Title.
-        log: Logarithmic colours; None takes them when counts spread over more than two orders of magnitude.
-        what: What is on the x axis, a class or a domain.
-    """
-    num_clients, num_classes = counts_KC.shape
-    shown_KC, step = _thin(counts_KC)
-    rows = shown_KC.shape[0]
-    width = float(np.clip(2.2 + 0.42 * num_classes, 5.0, 11.0))
-    height = float(np.clip(1.3 + 0.27 * rows, 2.6, 9.0))
-    figure, axes = new_figure(width, height)
-    axes.spines[["top", "right"]].set_visible(True)
-    present = shown_KC[shown_KC > 0]
-    largest = float(present.max()) if present.size else 1.0
-    if log is None:
-        log = bool(present.size) and largest > 100 * float(np.percentile(present, 10))
-    norm: Normalize = LogNorm(1, max(largest, 2.0)) if log else Normalize(0, largest)
-    masked = np.ma.masked_equal(shown_KC, 0)
-    image = axes.imshow(masked, aspect="auto", cmap=SHADES, norm=norm, interpolation="nearest")
-    bar = figure.colorbar(image, ax=axes, pad=0.02)
-    bar.set_label("examples" + (" (logarithmic)" if log else ""))
-    bar.outline.set_visible(False)
-    names = _names(class_names, longest=14 if num_classes > 12 else 24)
-    every = int(np.ceil(num_classes / 40))
-    longest = max(len(name) for name in names)
-    turned = longest > 3 and (num_classes > 4 or 0.08 * longest > (width - 2.2) / num_classes)
-    axes.set_xticks(range(0, num_classes, every), names[::every], rotation=90 if turned else 0, fontsize=8)
-    axes.set_xlabel(what)
-    if num_clients <= _MAX_LABELS:
-        axes.set_yticks(range(rows), [str(row) for row in range(rows)], fontsize=8 if rows <= 30 else 6)
-        axes.set_ylabel("client")
-    else:
-        axes.yaxis.set_major_locator(MaxNLocator(8, integer=True))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{int(value * step):,}"))
-        axes.set_ylabel("client" if step == 1 else f"client (one of {step} shown)")
-    if rows <= 20 and num_classes <= 12 and largest < 10_000:
-        _write_counts(axes, shown_KC, norm)
-    axes.tick_params(length=0)
-    axes.set_title(title, loc="left", fontsize=11)
-    return figure
-
-
-def _thin(counts_KC: Counts) -> tuple[Counts, int]:
-    """Keep every n-th client, so that a row stays at least about two pixels high."""
-    step = int(np.ceil(counts_KC.shape[0] / _MAX_ROWS))
-    return counts_KC[::step], step
-
-
-def _names(class_names: Sequence[str], longest: int) -> list[str]:
-    """Return the names where they are short and say more than their number."""
-    short = max(len(name) for name in class_names) <= longest
-    telling = any(name != f"class {number}" for number, name in enumerate(class_names))
-    return (
-        list(class_names)
-        if short and telling and len(class_names) <= 40
-        else [str(number) for number in range(len(class_names))]
-    )
-
-
-def _write_counts(axes: Axes, counts_KC: Counts, norm: Normalize) -> None:
-    for (row, column), count in np.ndenumerate(counts_KC):
-        if count:
-            colour = "white" if float(norm(float(count))) > 0.5 else "black"
-            axes.text(column, row, str(count), ha="center", va="center", fontsize=7, color=colour)
 
 
 def clients(accuracies: Mapping[str, Sequence[float]], title: str, ylabel: str) -> Figure:

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 
 from tests.helpers import small_run
 from umbel.simulations.plots import inline
-from umbel.simulations.plots.runs import COLOURS, curves, heat_map, save
+from umbel.simulations.plots.heat import heat_map
+from umbel.simulations.plots.runs import COLOURS, curves, save
 from umbel.simulations.report.page import report
 
 NASTY = '<b onload="x">&amp; "q"'

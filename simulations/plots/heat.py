@@ -22,7 +22,7 @@ from umbel.simulations.plots.runs import Counts, new_figure
 
 COLOUR = (0, 91, 150)  # red, green, blue, of 255
 ON_STRONG = "#ffffff"  # of text in a strong cell; a page puts its own in place
-FONT = 9
+FONT = 10
 _FAINTEST = 0.1  # of what is there at all
 _STRONG = 0.68  # from here on text in a cell is read better in `ON_STRONG`
 _STEPS = 64
@@ -86,7 +86,7 @@ def legend(figure: Figure, axes: Axes | Sequence[Axes], norm: Normalize, said: s
     return bar.ax
 
 
-def write(axes: Axes, strength_RC: Values, texts: Sequence[Sequence[str]], size: float = 8) -> None:
+def write(axes: Axes, strength_RC: Values, texts: Sequence[Sequence[str]], size: float = 9) -> None:
     """Write into cells, so that it is read on their colour.
 
     Args:
@@ -160,7 +160,7 @@ def name_columns(axes: Axes, class_names: Sequence[str], width: float) -> None:
     """
     names = names_or_numbers(class_names, longest=14 if len(class_names) > 12 else 24)
     longest = max(map(len, names))
-    every = int(np.ceil(len(names) / 40))
+    every = int(np.ceil(len(names) / 30))
     turned = longest > 3 and (len(names) > 4 or 0.085 * longest > width / len(names))
     turned = turned or 0.085 * longest > every * width / len(names)
     axes.set_xticks(range(0, len(names), every), names[::every], rotation=90 if turned else 0, fontsize=FONT)

@@ -1,8 +1,8 @@
 """Figures as SVG within a page, drawn in the page's own colours, so that they are read in light and in dark.
 
 What is black becomes the page's text colour, and each colour of `charts.COLOURS` a variable of the page's styles
-(`--c0`, `--c1`, ...). Text stays text. A heat map (`heat`) is an image of one colour, which the page's styles make lighter
-on dark. A figure with any other image has its colours from a scale that means something on white only: it stays a PNG,
+(`--c0`, `--c1`, ...). Text stays text. A heat map (`heat`) is an image of one colour, which the page's styles make
+lighter on dark. A figure with any other image has its colours from a scale that means something on white only: it stays a PNG,
 and so does one that would be too long as SVG.
 """
 

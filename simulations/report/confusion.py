@@ -1,7 +1,7 @@
 """What a run, and what the strategies of a comparison, take test examples for: matrices, and the most confused pairs.
 
-They are of the last evaluation, as is the accuracy that stands beside them. Where a run tells none (it evaluated nothing
-on the server, classifies nothing, or is of an older umbel) there is none of it.
+They are of the last evaluation, as is the accuracy that stands beside them. Where a run tells none (it evaluated
+nothing on the server, classifies nothing, or is of an older umbel) there is none of it.
 
 Legend: C classes, P pairs of classes.
 """

@@ -24,6 +24,12 @@ _BLACK = "#000000"
 _HEAD = re.compile(r"^.*?(?=<svg)|<metadata>.*?</metadata>|<defs>\s*<style.*?</style>\s*</defs>", re.DOTALL)
 _OPENS = re.compile(r"<svg\b[^>]*?viewBox=\"([^\"]*)\"[^>]*>", re.DOTALL)
 _NAMES = re.compile(r"(\bid=\"|\bxlink:href=\"#|url\(#)")
+_USES = re.compile(r"(?:\bxlink:href=\"|url\()#([^\")]*)")
+_ID = re.compile(r" id=\"([^\"]*)\"")
+_PATH = re.compile(r" d=\"[^\"]*\"")
+_LONG = re.compile(r"-?\d+\.\d{3,}")
+# Said of each text and group, and said by the page's styles or by nothing.
+_SAID = re.compile(r"font-family: [^;\"]*;? ?| transform=\"rotate\(-0 [^\"]*\"|<g/>|(?<=>)\s+(?=<)")
 
 
 def svg(figure: Figure, alternative: str) -> str | None:
@@ -39,7 +45,7 @@ def svg(figure: Figure, alternative: str) -> str | None:
     if len(text) > LONGEST:
         return None
     name = f"f{hashlib.sha256(text.encode()).hexdigest()[:8]}"  # before the names within it, which pages share
-    text = _HEAD.sub("", text)
+    text = _short(_HEAD.sub("", text))
     text = _NAMES.sub(lambda found: f"{found[1]}{name}-", text).replace("xlink:href", "href")
     said = escape(alternative)
     text = _OPENS.sub(
@@ -49,6 +55,14 @@ def svg(figure: Figure, alternative: str) -> str | None:
         if colour != _BLACK:
             text = text.replace(colour.lower(), f"var(--c{number})")
     return text.replace(heat.ON_STRONG, "var(--card)").replace(_BLACK, "currentColor").strip()
+
+
+def _short(text: str) -> str:
+    """Return a drawing without what says nothing to a browser: half of its letters."""
+    used = set(_USES.findall(text))
+    text = _ID.sub(lambda found: found[0] if found[1] in used else "", text)
+    text = _PATH.sub(lambda found: _LONG.sub(lambda number: f"{float(number[0]):.2f}", found[0]), text)
+    return _SAID.sub("", text)
 
 
 def _needs_its_scale(axes: Axes) -> bool:

@@ -29,9 +29,7 @@ from round_times import machine
 from umbel import compare
 from umbel.simulations.report.page import report
 
-STRATEGIES = (
-    "fedavg,fedprox(mu=0.1),fedprox(mu=1),scaffold,moon,feddyn(alpha=0.1),fednova,fedntd,fedprox(mu=0.01),feddyn(alpha=0.01)"
-)
+STRATEGIES = "fedavg,fedprox(mu=0.1),fedprox(mu=1),scaffold,moon,feddyn(alpha=0.1),fednova,fedntd,fedprox(mu=0.01),feddyn(alpha=0.01)"
 RUNS = (
     "data.max_train=400",
     "data.max_test=300",

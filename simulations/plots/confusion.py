@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from umbel.simulations.plots import heat
 from umbel.simulations.plots.runs import DPI, new_figure
 
-_ACROSS = 3
+_ACROSS, _MANY = 3, 6  # panels in a row, one more of them where there are many
 _NUMBERED = 12  # classes at most whose cells have numbers, and that are named on the sides of small panels
 _TICKS = (0, 0.01, 0.05, 0.2, 0.5, 1)
 _SAID = "share of the class's examples (blank: none)"
@@ -68,7 +68,7 @@ def _one(strengths: Mapping[str, Shares], values: Mapping[str, Shares], names: S
 def _several(
     strengths: Mapping[str, Shares], values: Mapping[str, Shares], names: Sequence[str]
 ) -> tuple[Figure, float]:
-    columns = min(len(strengths), _ACROSS)
+    columns = min(len(strengths), _ACROSS + (len(strengths) > _MANY))
     num_rows = int(np.ceil(len(strengths) / columns))
     side = 7.2 / columns
     layout = ConstrainedLayoutEngine(h_pad=0.06, w_pad=0.06)
@@ -78,7 +78,7 @@ def _several(
     numbers = range(len(names))
     for axes, (label, strength) in zip(cells, strengths.items(), strict=False):
         heat.draw(axes, strength)
-        axes.set_title(label, loc="left", fontsize=heat.FONT, wrap=True)
+        axes.set_title(label, loc="left", fontsize=heat.FONT)
         axes.set_box_aspect(1)
         if len(names) <= _NUMBERED:
             axes.set_xticks(numbers, list(map(str, numbers)))

@@ -78,7 +78,8 @@ def legend(figure: Figure, axes: Axes | Sequence[Axes], norm: Normalize, said: s
     bar = figure.colorbar(mappable, ax=axes, location="bottom", shrink=shrink, anchor=(0, 1), aspect=30, pad=0.02)
     bar.set_label(said, fontsize=FONT, loc="left")
     bar.outline.set_visible(False)
-    bar.solids.remove()  # in its place, one image
+    if bar.solids is not None:
+        bar.solids.remove()  # in its place, one image
     bar.ax.tick_params(labelsize=FONT)
     ramp = AxesImage(bar.ax, interpolation="none", extent=(0, 1, 0, 1), transform=bar.ax.transAxes)
     ramp.set_data(_image(np.linspace(_FAINTEST, 1, _STEPS)[None, :]))

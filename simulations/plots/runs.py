@@ -34,7 +34,7 @@ DASHES = ("-", "--", "-.", ":")
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
 _LINES_BESIDE, _LONGEST_LABEL = 6, 24  # with more, or longer ones, the legend stands below the axes
 _MARKS_OF_A_LINE = 12
-_MOST_SEEDS_SHOWN = 10
+_MOST_SEEDS_SHOWN = 50  # of all lines together; more are a fog
 _LABEL_GAP = 0.055  # of the height of the axes, from one label to the next
 
 Counts = NDArray[np.int64]
@@ -132,7 +132,7 @@ def curves(
             linewidth=1.8,
         )
         if len(seeds) > 1:
-            for values_R in values_SR if len(seeds) <= _MOST_SEEDS_SHOWN else ():
+            for values_R in values_SR if len(seeds) * len(series) <= _MOST_SEEDS_SHOWN else ():
                 axes.plot(rounds, values_R, dash, color=colour, alpha=0.3, linewidth=0.7)
             spread_R = values_SR.std(axis=0, ddof=1)
             axes.fill_between(rounds, mean_R - spread_R, mean_R + spread_R, color=colour, alpha=0.16, linewidth=0)
@@ -223,7 +223,8 @@ def clients(accuracies: Mapping[str, Sequence[float]], title: str, ylabel: str) 
         share = (np.arange(ordered.size) + 0.5) / ordered.size
         mark = "o" if ordered.size <= 60 else None
         colour = COLOURS[index % len(COLOURS)]
-        axes.plot(share, ordered, color=colour, label=label, marker=mark, markersize=3.5, linewidth=1.5)
+        dash = DASHES[index // len(COLOURS) % len(DASHES)]
+        axes.plot(share, ordered, dash, color=colour, label=label, marker=mark, markersize=3.5, linewidth=1.5)
         axes.axhline(float(ordered.mean()), color=colour, linewidth=0.8, linestyle=":")
     axes.axvspan(0, 0.1, color="0.5", alpha=0.12, linewidth=0)
     axes.text(0.05, 0.97, "worst\n10 %", ha="center", va="top", fontsize=8, transform=axes.get_xaxis_transform())
@@ -234,7 +235,9 @@ def clients(accuracies: Mapping[str, Sequence[float]], title: str, ylabel: str) 
     axes.set_ylabel(ylabel)
     axes.set_title(title + " (dotted: mean)", loc="left", fontsize=11)
     axes.grid(axis="y", alpha=0.3, linewidth=0.6)
-    if len(accuracies) > 1:
+    if len(accuracies) > _LINES_BESIDE:
+        _legend_below(figure, axes)
+    elif len(accuracies) > 1:
         axes.legend(frameon=False, loc="best", fontsize=9)
     return figure
 
@@ -262,7 +265,7 @@ def bars(values: Mapping[str, Sequence[float]], parts: Sequence[str], title: str
     axes.set_axisbelow(True)
     axes.tick_params(axis="y", length=0)
     if len(parts) > 1:
-        axes.legend(frameon=False, fontsize=8, ncols=len(parts), loc="upper left", bbox_to_anchor=(0, -0.35))
+        figure.legend(frameon=False, fontsize=9, ncols=len(parts), loc="outside lower left")
     return figure
 
 

@@ -130,10 +130,10 @@ def _most_confused(known: Mapping[str, Told]) -> list[tuple[tuple[int, int], flo
 
 def _table(known: Mapping[str, Told], names: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """Return heads and rows of the most confused pairs: names, examples, and the share of the class, by strategy."""
-    labels = [label or "of the class" for label in known]
+    labels = [label or "% of the class" for label in known]
     rows = []
     for pair, number in _most_confused(known):
-        shares = [f"{100 * each.share(pair):.1f} %" for each in known.values()]
+        shares = [f"{100 * each.share(pair):.1f}" for each in known.values()]
         rows.append([_short(names[pair[0]]), _short(names[pair[1]]), f"{number:,.1f}".removesuffix(".0"), *shares])
     return ["class", "taken for", "examples", *labels], rows
 
@@ -143,6 +143,8 @@ def _note(known: Mapping[str, Told], num_classes: int, by_label: Mapping[str, Se
     said = ["Test examples at the server, in the last evaluation."]
     if (num_runs := max(map(len, by_label.values()))) > 1:
         said.append(f"Means over {num_runs} seeds; examples are also the mean over strategies.")
+    if len(known) > 1:
+        said.append("Of each strategy, per cent of the class.")
     if num_classes > _MOST_CLASSES:
         said.append(f"There is no picture of more than {_MOST_CLASSES} classes; confusion.csv has all pairs.")
     lost = sum(number for each in known.values() for (_, told), number in each.pairs.items() if told == NO_CLASS)

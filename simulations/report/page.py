@@ -37,6 +37,7 @@ from umbel.simulations.tune.results import table as tuning_table
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _LONGEST_NAME = 60  # letters
+_MOST_NAMED = 6  # strategies in a heading
 _MOST_PARTITIONS = 9  # of seeds beside the first
 
 
@@ -228,7 +229,7 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
     main = comparison.main
     return {
         "kind": "comparison",
-        "title": f"{first.name}: {', '.join(labels)}",
+        "title": f"{first.name}: {_together(labels)}",
         "description": first.description,
         "line": describe(first, with_strategy=False),
         "path": str(comparison.path),
@@ -254,6 +255,11 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
         "environment": report_rows.flat(environment),
         "command": _compare_command(comparison),
     }
+
+
+def _together(labels: Sequence[str]) -> str:
+    """Return what is compared, for a heading; the question below it names all."""
+    return ", ".join(labels) if len(labels) <= _MOST_NAMED else f"{len(labels)} strategies"
 
 
 def _other_partitions(comparison: Comparison) -> list[dict[str, Any]]:

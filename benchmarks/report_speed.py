@@ -29,7 +29,10 @@ from round_times import machine
 from umbel import compare
 from umbel.simulations.report.page import report
 
-STRATEGIES = "fedavg,fedprox(mu=0.1),fedprox(mu=1),scaffold,moon,feddyn(alpha=0.1),fednova,fedntd,fedprox(mu=0.01),feddyn(alpha=0.01)"
+STRATEGIES = (
+    "fedavg,fedprox(mu=0.1),fedprox(mu=1),scaffold,moon,feddyn(alpha=0.1),fednova,fedntd,fedprox(mu=0.01)"
+    ",feddyn(alpha=0.01)"
+)
 RUNS = (
     "data.max_train=400",
     "data.max_test=300",
@@ -52,14 +55,15 @@ CLOCK = (
 TALLEST = 12_000  # pixels of a picture
 
 
-def written(folder: Path, repeats: int) -> list[float]:
-    """Return how many seconds each writing of the report took."""
-    times = []
+def written(folder: Path, repeats: int) -> tuple[list[float], list[float]]:
+    """Return how many seconds each writing of the report took, and how many of a processor."""
+    times, used = [], []
     for _ in range(repeats):
-        start = time.perf_counter()
+        start, before = time.perf_counter(), time.process_time()
         report([folder])
         times.append(time.perf_counter() - start)
-    return times
+        used.append(time.process_time() - before)
+    return times, used
 
 
 def opened(page: Path, width: int, repeats: int) -> tuple[list[float], list[float]]:
@@ -84,7 +88,7 @@ def _chromium(place: Path, width: int, what: str, page: Path) -> tuple[str, floa
     """Return what a headless Chromium printed of a page, and how many seconds it was there."""
     command = [str(CHROMIUM), "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={place / 'user'}"]
     start = time.perf_counter()
-    done = subprocess.run(  # noqa: S603
+    done = subprocess.run(
         [*command, f"--window-size={width},{TALLEST}", what, page.as_uri()], capture_output=True, text=True, timeout=120
     )
     return done.stdout, time.perf_counter() - start
@@ -96,6 +100,7 @@ def row(what: str, values: Sequence[float]) -> str:
 
 
 def main() -> None:
+    """Make what is measured, measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path, help="where the comparison is, or is to be; what is there is used again")
     parser.add_argument("--seeds", type=int, default=10)
@@ -116,12 +121,13 @@ def main() -> None:
             keep=arguments.keep,
         )
         load = os.getloadavg()[0]
-        seconds = written(folder, arguments.repeats)
+        seconds, used = written(folder, arguments.repeats)
         page = folder / "report.html"
         print(f"{machine(load)}\n{len(found.members)} runs of {arguments.rounds} rounds\n")
-        print(f"{page.stat().st_size / 1e6:.2f} MB, {page.read_text().count('<')} tags and ends of tags\n")
+        print(f"{page.stat().st_size / 1e6:.2f} MB, {page.read_text().count('<'):,} tags\n")
         print("| | median (s) | range |\n|---|---:|---:|")
         print(row("written", seconds))
+        print(row("written, seconds of a processor", used))
         for width in (400, 1200) if CHROMIUM else ():
             loaded, drawn = opened(page, width, arguments.repeats)
             print(row(f"loaded, {width} pixels wide", loaded))

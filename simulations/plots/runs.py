@@ -34,7 +34,7 @@ DASHES = ("-", "--", "-.", ":")
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
 _LINES_BESIDE, _LONGEST_LABEL = 6, 24  # with more, or longer ones, the legend stands below the axes
 _MARKS_OF_A_LINE = 12
-_MOST_SEEDS_SHOWN = 50  # of all lines together; more are a fog
+_MOST_SEEDS_SHOWN, _MOST_SHOWN = 10, 50  # of a line, and of all together; more are a fog
 _LABEL_GAP = 0.055  # of the height of the axes, from one label to the next
 
 Counts = NDArray[np.int64]
@@ -131,8 +131,9 @@ def curves(
             markersize=4,
             linewidth=1.8,
         )
-        if len(seeds) > 1:
-            for values_R in values_SR if len(seeds) * len(series) <= _MOST_SEEDS_SHOWN else ():
+        if (num := len(seeds)) > 1:
+            is_shown = num <= _MOST_SEEDS_SHOWN and num * len(series) <= _MOST_SHOWN
+            for values_R in values_SR if is_shown else ():
                 axes.plot(rounds, values_R, dash, color=colour, alpha=0.3, linewidth=0.7)
             spread_R = values_SR.std(axis=0, ddof=1)
             axes.fill_between(rounds, mean_R - spread_R, mean_R + spread_R, color=colour, alpha=0.16, linewidth=0)

@@ -53,6 +53,7 @@ class Progress:
         since_best: Evaluations since then.
         ended: Why the run ended before its last round; empty when it did not.
         last_metrics: Metrics of the last evaluation.
+        confusion: What the server's test examples were taken for then (`umbel.core.metrics.confusion`); empty for none.
         seconds: Time by stage.
         bytes_down: `tensors` and `framing` that clients received.
         bytes_up: The same that they sent.
@@ -77,6 +78,7 @@ class Progress:
     since_best: int = 0
     ended: str = ""
     last_metrics: dict[str, float] = field(default_factory=dict)
+    confusion: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     bytes_down: dict[str, int] = field(default_factory=lambda: {"tensors": 0, "framing": 0})
     bytes_up: dict[str, int] = field(default_factory=lambda: {"tensors": 0, "framing": 0})

@@ -14,6 +14,8 @@ from umbel.core.collecting import replies_in
 from umbel.core.evaluation import SCORES
 from umbel.core.folds import Folded
 from umbel.core.metrics import ClassCounts, collapse, matching, scores, sequences
+from umbel.core.metrics.confusion import Confusion, as_csv
+from umbel.core.metrics.counts import Keep
 from umbel.data.types import Examples
 from umbel.server.checkpoint import Progress
 from umbel.server.results import RunFolder
@@ -58,7 +60,12 @@ def on_server(
                 by_name |= {f"{split}/{metric}": value for metric, value in matched.items()}
                 continue
             kept, names = scores.Seen(), session.experiment.evaluate.metrics
-            measured = _classify(session, predictor, examples, kept if names else None)
+            is_told = name == MAIN and split == "test"  # what its examples are taken for
+            confusion = Confusion()
+            keeps = [keep for keep, wanted in ((kept.add, names), (confusion.add, is_told)) if wanted]
+            measured = _classify(session, predictor, examples, keeps)
+            if is_told:
+                progress.confusion = as_csv(confusion.counts(_last_task(session, round_)))
             values, by_class = _summary(session, predictor, measured, _last_task(session, round_))
             values |= kept.scores(names, _last_task(session, round_))
             values, by_class = ({f"{_prefix(name)}{k}": v for k, v in each.items()} for each in (values, by_class))
@@ -118,11 +125,14 @@ def _last_task(session: Session, round_: int) -> int:
     return schedule.task(round_) if schedule.is_sequence else session.data.num_tasks
 
 
-def _classify(session: Session, predictor: Predictor, examples: Examples, kept: scores.Seen | None = None) -> Measured:
+def _classify(session: Session, predictor: Predictor, examples: Examples, keeps: Sequence[Keep] = ()) -> Measured:
+    def keep(logits: Tensor, labels: Tensor, task: int) -> None:
+        for each in keeps:
+            each(logits, labels, task)
+
     images, labels = session.prepare(examples)
     heads = session.data.task_of_class if session.experiment.data.heads == "per_task" else None
     size, num_classes = session.experiment.evaluate.batch_size, session.data.num_classes
-    keep = None if kept is None else kept.add
     if examples.domains is None:
         by_task = metrics.classify_tasks(
             predictor.predict, images, labels, examples.tasks, num_classes, size, heads, keep

@@ -174,6 +174,7 @@ def _finish(run: FederatedRun, folder: RunFolder, agreement: Agreement | None) -
     session, progress = run.session, run.progress
     model = session.full_state(session.strategy.model(run.state))
     folder.write_metrics()
+    folder.write_confusion(progress.confusion)
     card = describe(session, run.state, model)
     digest = folder.write_model(model, card=card)
     if run.best_model is not None:

@@ -14,12 +14,14 @@ from umbel.conf.errors import ExperimentError
 from umbel.conf.load import load
 from umbel.conf.schema import Experiment
 from umbel.core.files import DamagedError, file_sha256, read_json, read_sealed, read_tensors
+from umbel.core.metrics.confusion import from_csv
 
 SUMMARY = "summary.json"
 METRICS = "metrics.parquet"
 MODEL = "model.safetensors"
+CONFUSION = "confusion.csv"
 # What is read beside the summary, which has the hash of each.
-FILES = ("config.yaml", METRICS, MODEL, "best.safetensors", "representations.safetensors")
+FILES = ("config.yaml", METRICS, MODEL, "best.safetensors", "representations.safetensors", CONFUSION)
 _COPY = "Bring it back from a copy, or run the experiment again."
 _GO_ON = "Bring it back from a copy, or make it again of the last checkpoint: umbel resume {}"
 
@@ -125,6 +127,21 @@ def metrics(folder: Path) -> pa.Table:
         DamagedError: The file is not what was written.
     """
     return pq.read_table(checked(folder, METRICS))
+
+
+def confusion(folder: Path) -> Tensor | None:
+    """Return what the server's test examples were taken for in the last evaluation of a run that has ended.
+
+    Returns:
+        As `umbel.core.metrics.confusion.Confusion.counts`; None where the run has none, or an older umbel wrote it.
+
+    Raises:
+        ExperimentError: The run has not ended.
+        DamagedError: The file is not what was written.
+    """
+    if CONFUSION not in summary(folder)["files_sha256"]:
+        return None
+    return from_csv(checked(folder, CONFUSION).read_text(encoding="utf-8"))
 
 
 def model(folder: Path) -> dict[str, Tensor]:

@@ -247,6 +247,13 @@ class RunFolder:
         write_tensors(self.path / name, state, metadata)
         return digest
 
+    def write_confusion(self, text: str) -> None:
+        """Write what the server's test examples were taken for; where that is not known, no earlier one stays."""
+        if text:
+            write_text(self.path / reading.CONFUSION, text)
+        else:
+            (self.path / reading.CONFUSION).unlink(missing_ok=True)
+
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Write summary.json, with the hashes of the files that are read beside it."""
         files = {name: file_sha256(path) for name in reading.FILES if (path := self.path / name).is_file()}

@@ -16,6 +16,7 @@ from torch import Tensor
 Predict = Callable[[Tensor], Tensor]
 Keep = Callable[[Tensor, Tensor, int], None]
 _RULED_OUT = -100.0
+NO_CLASS = -1  # stands for the prediction where there is none
 
 
 @dataclass(frozen=True)
@@ -76,11 +77,20 @@ def classify(
         # A class that a predictor rules out (minus infinity) costs 100 nats more than the others, not infinity.
         finite = logits.masked_fill(logits.isneginf(), _RULED_OUT)
         loss += float(F.cross_entropy(finite, y, reduction="sum").item())
-        # Where a logit is NaN or infinite, or all classes are ruled out, argmax would name one all the same.
-        is_prediction = (logits < torch.inf).all(dim=1) & logits.isfinite().any(dim=1)
-        hits = y[is_prediction & (logits.argmax(dim=1) == y)]
+        hits = y[predicted(logits) == y]
         correct += torch.bincount(hits.cpu(), minlength=num_classes)
     return ClassCounts(correct, total, loss)
+
+
+def predicted(logits: Tensor) -> Tensor:
+    """Return the class that each example is taken for, [B] int64, and `NO_CLASS` where that is none.
+
+    Args:
+        logits: [B, C].
+    """
+    # Where a logit is NaN or infinite, or all classes are ruled out, argmax would name one all the same.
+    is_prediction = (logits < torch.inf).all(dim=1) & logits.isfinite().any(dim=1)
+    return logits.argmax(dim=1).masked_fill(~is_prediction, NO_CLASS)
 
 
 @torch.no_grad()

@@ -220,6 +220,7 @@ def _draw(
     """Write the pictures that fit the data; the heat map of classes is the last."""
     from umbel.simulations.commands import data_view
     from umbel.simulations.plots import data as data_plots
+    from umbel.simulations.plots import heat
     from umbel.simulations.plots import runs as plots
 
     title = data_view.title(experiment)
@@ -235,9 +236,9 @@ def _draw(
         figure = data_plots.sheet(rows, f"{title}\n{what}")
         pictures["examples"] = plots.save(figure, beside("examples"))
     if domains is not None:
-        figure = plots.heat_map(domains, federation.domain_names, title, what="domain")
+        figure = heat.heat_map(domains, federation.domain_names, title, what="domain")
         pictures["domains"] = plots.save(figure, beside("domains"))
-    pictures["classes"] = plots.save(plots.heat_map(counts, federation.class_names, title), path)
+    pictures["classes"] = plots.save(heat.heat_map(counts, federation.class_names, title), path)
     return pictures
 
 

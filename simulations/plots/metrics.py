@@ -14,12 +14,14 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from umbel.simulations.plots.runs import COLOURS, DASHES, DPI, MARKS, SHADES, new_figure
+from umbel.simulations.plots import heat
+from umbel.simulations.plots.runs import COLOURS, DASHES, DPI, MARKS, new_figure
 
 # For each kind of cost and each label one mapping from cost to value a seed.
 ByCost = Mapping[str, Mapping[str, Sequence[Mapping[float, float]]]]
 
 _WRITTEN_TASKS = 12
+_PALE = 0.35
 _WRITTEN_BARS = 24
 _LABELS_IN_A_CELL = 12
 
@@ -28,35 +30,25 @@ def task_matrix(matrix: Sequence[Sequence[float]], title: str, what: str) -> Fig
     """Draw the accuracy on each task after each task; tasks not trained on yet are pale.
 
     Args:
-        matrix: Rows R[i][t] after task i, each over all T tasks, fractions; NaN is left white.
+        matrix: Rows R[i][t] after task i, each over all T tasks, fractions; NaN is left blank.
         title: Title.
         what: What the values are.
     """
     values = 100 * np.asarray(matrix, dtype=float)
     num_rows, num_tasks = values.shape
     figure, axes = new_figure(7.2, float(np.clip(0.45 * num_rows, 3.0, 5.0)) + 1.2)
-    axes.spines[["top", "right"]].set_visible(True)
     norm = Normalize(0, 100)
-    trained = np.tril(np.ones_like(values))
-    image = axes.imshow(
-        np.ma.masked_invalid(values), aspect="auto", cmap=SHADES, norm=norm, alpha=np.where(trained > 0, 1.0, 0.35)
-    )
-    bar = figure.colorbar(image, ax=axes, pad=0.02)
-    bar.set_label(f"{what}, %")
-    bar.outline.set_visible(False)
+    strength = heat.strength(values, norm) * np.where(np.tril(np.ones_like(values)) > 0, 1.0, _PALE)
+    heat.draw(axes, strength)
+    heat.legend(figure, axes, norm, f"{what}, %")
     every = int(np.ceil(num_tasks / 20))
     axes.set_xticks(range(0, num_tasks, every), list(map(str, range(0, num_tasks, every))))
     axes.set_yticks(range(0, num_rows, every), list(map(str, range(0, num_rows, every))))
     axes.set_xlabel("accuracy on task (pale: not trained on yet)")
     axes.set_ylabel("after task")
-    axes.tick_params(length=0)
     axes.set_title(title, loc="left", fontsize=11)
     if num_tasks <= _WRITTEN_TASKS:
-        for (row, column), value in np.ndenumerate(values):
-            dark = column <= row and float(norm(value)) > 0.55
-            colour = "white" if dark else "black" if column <= row else "0.45"
-            if not np.isnan(value):
-                axes.text(column, row, f"{value:.0f}", ha="center", va="center", fontsize=8, color=colour)
+        heat.write(axes, strength, [["" if np.isnan(value) else f"{value:.0f}" for value in row] for row in values])
     return figure
 
 

@@ -1,4 +1,4 @@
-"""Pictures: curves, partition heat map, clients' accuracies, bytes. No global state; colours for every eye.
+"""Pictures: curves, clients' accuracies, bytes. No global state; colours for every eye.
 
 Shapes: K clients, C classes, R rounds, S seeds.
 """
@@ -13,13 +13,11 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.colors import ListedColormap, LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator, PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
 from umbel.conf.federation import federation
@@ -34,13 +32,9 @@ DPI = 150
 COLOURS = charts.COLOURS
 DASHES = ("-", "--", "-.", ":")
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
-# Pale to dark, so that few looks like few; nothing at all is white.
-SHADES = ListedColormap(colormaps["Blues"](np.linspace(0.12, 1.0, 256)))
-_MAX_LABELS = 60
-_MAX_ROWS = 400
 _LINES_BESIDE, _LONGEST_LABEL = 6, 24  # with more, or longer ones, the legend stands below the axes
 _MARKS_OF_A_LINE = 12
-_MOST_SEEDS_SHOWN = 10
+_MOST_SEEDS_SHOWN, _MOST_SHOWN = 10, 50  # of a line, and of all together; more are a fog
 _LABEL_GAP = 0.055  # of the height of the axes, from one label to the next
 
 Counts = NDArray[np.int64]
@@ -137,8 +131,9 @@ def curves(
             markersize=4,
             linewidth=1.8,
         )
-        if len(seeds) > 1:
-            for values_R in values_SR if len(seeds) <= _MOST_SEEDS_SHOWN else ():
+        if (num := len(seeds)) > 1:
+            is_shown = num <= _MOST_SEEDS_SHOWN and num * len(series) <= _MOST_SHOWN
+            for values_R in values_SR if is_shown else ():
                 axes.plot(rounds, values_R, dash, color=colour, alpha=0.3, linewidth=0.7)
             spread_R = values_SR.std(axis=0, ddof=1)
             axes.fill_between(rounds, mean_R - spread_R, mean_R + spread_R, color=colour, alpha=0.16, linewidth=0)
@@ -213,79 +208,6 @@ def _legend_below(figure: Figure, axes: Axes, num_columns: int = 3) -> None:
     )
 
 
-def heat_map(
-    counts_KC: Counts, class_names: Sequence[str], title: str, log: bool | None = None, what: str = "class"
-) -> Figure:
-    """Draw how many examples of each class (x) each client (y) has; nothing is white.
-
-    Args:
-        counts_KC: [K, C] examples.
-        class_names: C names; shown when they are short, else numbers.
-        title: Title.
-        log: Logarithmic colours; None takes them when counts spread over more than two orders of magnitude.
-        what: What is on the x axis, a class or a domain.
-    """
-    num_clients, num_classes = counts_KC.shape
-    shown_KC, step = _thin(counts_KC)
-    rows = shown_KC.shape[0]
-    width = float(np.clip(2.2 + 0.42 * num_classes, 5.0, 11.0))
-    height = float(np.clip(1.3 + 0.27 * rows, 2.6, 9.0))
-    figure, axes = new_figure(width, height)
-    axes.spines[["top", "right"]].set_visible(True)
-    present = shown_KC[shown_KC > 0]
-    largest = float(present.max()) if present.size else 1.0
-    if log is None:
-        log = bool(present.size) and largest > 100 * float(np.percentile(present, 10))
-    norm: Normalize = LogNorm(1, max(largest, 2.0)) if log else Normalize(0, largest)
-    masked = np.ma.masked_equal(shown_KC, 0)
-    image = axes.imshow(masked, aspect="auto", cmap=SHADES, norm=norm, interpolation="nearest")
-    bar = figure.colorbar(image, ax=axes, pad=0.02)
-    bar.set_label("examples" + (" (logarithmic)" if log else ""))
-    bar.outline.set_visible(False)
-    names = _names(class_names, longest=14 if num_classes > 12 else 24)
-    every = int(np.ceil(num_classes / 40))
-    longest = max(len(name) for name in names)
-    turned = longest > 3 and (num_classes > 4 or 0.08 * longest > (width - 2.2) / num_classes)
-    axes.set_xticks(range(0, num_classes, every), names[::every], rotation=90 if turned else 0, fontsize=8)
-    axes.set_xlabel(what)
-    if num_clients <= _MAX_LABELS:
-        axes.set_yticks(range(rows), [str(row) for row in range(rows)], fontsize=8 if rows <= 30 else 6)
-        axes.set_ylabel("client")
-    else:
-        axes.yaxis.set_major_locator(MaxNLocator(8, integer=True))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{int(value * step):,}"))
-        axes.set_ylabel("client" if step == 1 else f"client (one of {step} shown)")
-    if rows <= 20 and num_classes <= 12 and largest < 10_000:
-        _write_counts(axes, shown_KC, norm)
-    axes.tick_params(length=0)
-    axes.set_title(title, loc="left", fontsize=11)
-    return figure
-
-
-def _thin(counts_KC: Counts) -> tuple[Counts, int]:
-    """Keep every n-th client, so that a row stays at least about two pixels high."""
-    step = int(np.ceil(counts_KC.shape[0] / _MAX_ROWS))
-    return counts_KC[::step], step
-
-
-def _names(class_names: Sequence[str], longest: int) -> list[str]:
-    """Return the names where they are short and say more than their number."""
-    short = max(len(name) for name in class_names) <= longest
-    telling = any(name != f"class {number}" for number, name in enumerate(class_names))
-    return (
-        list(class_names)
-        if short and telling and len(class_names) <= 40
-        else [str(number) for number in range(len(class_names))]
-    )
-
-
-def _write_counts(axes: Axes, counts_KC: Counts, norm: Normalize) -> None:
-    for (row, column), count in np.ndenumerate(counts_KC):
-        if count:
-            colour = "white" if float(norm(float(count))) > 0.5 else "black"
-            axes.text(column, row, str(count), ha="center", va="center", fontsize=7, color=colour)
-
-
 def clients(accuracies: Mapping[str, Sequence[float]], title: str, ylabel: str) -> Figure:
     """Draw clients' accuracies sorted from worst to best: a line a label, so that both tails can be read.
 
@@ -302,7 +224,8 @@ def clients(accuracies: Mapping[str, Sequence[float]], title: str, ylabel: str) 
         share = (np.arange(ordered.size) + 0.5) / ordered.size
         mark = "o" if ordered.size <= 60 else None
         colour = COLOURS[index % len(COLOURS)]
-        axes.plot(share, ordered, color=colour, label=label, marker=mark, markersize=3.5, linewidth=1.5)
+        dash = DASHES[index // len(COLOURS) % len(DASHES)]
+        axes.plot(share, ordered, dash, color=colour, label=label, marker=mark, markersize=3.5, linewidth=1.5)
         axes.axhline(float(ordered.mean()), color=colour, linewidth=0.8, linestyle=":")
     axes.axvspan(0, 0.1, color="0.5", alpha=0.12, linewidth=0)
     axes.text(0.05, 0.97, "worst\n10 %", ha="center", va="top", fontsize=8, transform=axes.get_xaxis_transform())
@@ -313,7 +236,9 @@ def clients(accuracies: Mapping[str, Sequence[float]], title: str, ylabel: str) 
     axes.set_ylabel(ylabel)
     axes.set_title(title + " (dotted: mean)", loc="left", fontsize=11)
     axes.grid(axis="y", alpha=0.3, linewidth=0.6)
-    if len(accuracies) > 1:
+    if len(accuracies) > _LINES_BESIDE:
+        _legend_below(figure, axes)
+    elif len(accuracies) > 1:
         axes.legend(frameon=False, loc="best", fontsize=9)
     return figure
 
@@ -341,7 +266,7 @@ def bars(values: Mapping[str, Sequence[float]], parts: Sequence[str], title: str
     axes.set_axisbelow(True)
     axes.tick_params(axis="y", length=0)
     if len(parts) > 1:
-        axes.legend(frameon=False, fontsize=8, ncols=len(parts), loc="upper left", bbox_to_anchor=(0, -0.35))
+        figure.legend(frameon=False, fontsize=9, ncols=len(parts), loc="outside lower left")
     return figure
 
 

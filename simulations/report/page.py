@@ -26,10 +26,10 @@ from umbel.simulations.compare.comparison import Comparison, Member, read_compar
 from umbel.simulations.compare.matrix import Matrix, is_matrix, read_matrix
 from umbel.simulations.compare.tables import footnote, table
 from umbel.simulations.compare.verdict import question, verdict
-from umbel.simulations.plots import inline
+from umbel.simulations.plots import heat, inline
 from umbel.simulations.plots import runs as plots
+from umbel.simulations.report import confusion, pictures
 from umbel.simulations.report import matrix as report_matrix
-from umbel.simulations.report import pictures
 from umbel.simulations.report import rows as report_rows
 from umbel.simulations.report import series as report_series
 from umbel.simulations.report.measures import COLUMNS
@@ -37,6 +37,7 @@ from umbel.simulations.tune.results import table as tuning_table
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _LONGEST_NAME = 60  # letters
+_MOST_NAMED = 6  # strategies in a heading
 _MOST_PARTITIONS = 9  # of seeds beside the first
 
 
@@ -77,10 +78,16 @@ def report(paths: Sequence[str | Path], output: Path | None = None, figures: Pat
 
 def _write_figures(sections: Sequence[Mapping[str, Any]], folder: Path) -> None:
     """Write the pictures of sections, numbered and named by their titles; what umbel explain drew has files already."""
-    shown = [each for s in sections for each in (*s["pictures"], s.get("partition"), *s["partitions"]) if each]
+    shown = [
+        each for s in sections for each in (*s["pictures"], _matrices(s), s.get("partition"), *s["partitions"]) if each
+    ]
     for number, picture in enumerate(shown, start=1):
         for suffix in ("svg", "pdf"):
             plots.save(picture["figure"], folder / f"{number:02d}-{_stem(picture['figure'])}.{suffix}")
+
+
+def _matrices(section: Mapping[str, Any]) -> Any:
+    return (section.get("confusion") or {}).get("picture")
 
 
 def _stem(figure: Figure) -> str:
@@ -95,7 +102,7 @@ def write_pictures(comparison: Comparison) -> None:
     plots.save(pictures.main_curves(comparison), comparison.path / "curves.png")
     experiment = comparison.members[0].experiment
     counts, names = plots.class_counts(experiment, comparison.members[0].path)
-    plots.save(plots.heat_map(counts, names, title(experiment)), comparison.path / "partition.png")
+    plots.save(heat.heat_map(counts, names, title(experiment)), comparison.path / "partition.png")
 
 
 # ---- a run -------------------------------------------------------------------------------------------------
@@ -118,6 +125,7 @@ def _run(folder: Path) -> dict[str, Any]:
         "tiles": report_rows.tiles(content),
         "pictures": [_picture(*picture) for picture in pictures.of_run(metrics)],
         **_partition(experiment, folder, content),
+        "confusion": _confusion({"": [folder]}, "What test examples are taken for, %"),
         "inside": inside,
         "metrics": report_rows.metric_rows(content["metrics"]),
         "classes": report_rows.class_rows(metrics),
@@ -159,7 +167,7 @@ def _partition(experiment: Experiment, folder: Path, content: Mapping[str, Any])
         ("mean divergence from the whole", f"{facts['divergence_mean']:.3f} bits (Jensen-Shannon)"),
         *of_sites,
     ]
-    figure = plots.heat_map(counts, names, title(experiment))
+    figure = heat.heat_map(counts, names, title(experiment))
     picture = _picture(figure, f"examples of each class at each client. {title(experiment)}")
     return {"partition": picture, "partition_note": "", "partition_facts": rows}
 
@@ -187,6 +195,15 @@ def _embedded(content: bytes) -> str:
     return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
+def _confusion(by_label: Mapping[str, Sequence[Path]], title: str) -> dict[str, Any] | None:
+    """Return what test examples were taken for, with its picture drawn; None where runs do not tell it."""
+    found = confusion.section(by_label, title)
+    if found is None or found["picture"] is None:
+        return found
+    draw, said = found["picture"]
+    return found | {"picture": _picture(draw(), said)}
+
+
 def _picture(figure: Figure, alternative: str) -> dict[str, Any]:
     """Return a figure as SVG in the page's colours where that can be, else as PNG."""
     if (drawn := inline.svg(figure, alternative)) is not None:
@@ -212,12 +229,16 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
     main = comparison.main
     return {
         "kind": "comparison",
-        "title": f"{first.name}: {', '.join(labels)}",
+        "title": f"{first.name}: {_together(labels)}",
         "description": first.description,
         "line": describe(first, with_strategy=False),
         "path": str(comparison.path),
         "pictures": [_picture(*picture) for picture in pictures.of_comparison(comparison)],
         **_partition(first, comparison.members[0].path, comparison.members[0].summary),
+        "confusion": _confusion(
+            {label: [member.path for member in comparison.of(label)] for label in labels},
+            "What test examples are taken for",
+        ),
         "question": question(comparison),
         "verdict": verdict(comparison),
         "heads": heads,
@@ -234,6 +255,11 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
         "environment": report_rows.flat(environment),
         "command": _compare_command(comparison),
     }
+
+
+def _together(labels: Sequence[str]) -> str:
+    """Return what is compared, for a heading; the question below it names all."""
+    return ", ".join(labels) if len(labels) <= _MOST_NAMED else f"{len(labels)} strategies"
 
 
 def _other_partitions(comparison: Comparison) -> list[dict[str, Any]]:

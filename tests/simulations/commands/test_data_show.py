@@ -24,6 +24,7 @@ from umbel.simulations.commands import catalogue, data_view
 from umbel.simulations.commands import data as cli_data
 from umbel.simulations.commands.main import main
 from umbel.simulations.plots import data as data_plots
+from umbel.simulations.plots import heat
 from umbel.simulations.plots import runs as plots
 
 torch.set_num_threads(1)
@@ -162,8 +163,8 @@ def test_ten_thousand_clients_are_shown() -> None:
     rows = data_plots.rows(whole)
     plots.png(data_plots.sheet(rows, "sheet"))
     assert domains is not None
-    plots.png(plots.heat_map(domains, whole.domain_names, "domains", what="domain"))
-    plots.png(plots.heat_map(counts, whole.class_names, "classes"))
+    plots.png(heat.heat_map(domains, whole.domain_names, "domains", what="domain"))
+    plots.png(heat.heat_map(counts, whole.class_names, "classes"))
     assert facts["num_clients"] == 10_000 and domains.sum() == counts.sum() == facts["num_examples"]
     assert set(measured) == {"clients", "domains"} and len(rows) == data_plots.MAX_CLIENTS
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 from pathlib import Path
 from xml.etree import ElementTree
@@ -9,10 +11,12 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
+from PIL import Image
 
 from tests.helpers import small_run
 from umbel.simulations.plots import inline
-from umbel.simulations.plots.runs import COLOURS, curves, heat_map, save
+from umbel.simulations.plots.heat import COLOUR, heat_map
+from umbel.simulations.plots.runs import COLOURS, curves, new_figure, save
 from umbel.simulations.report.page import report
 
 NASTY = '<b onload="x">&amp; "q"'
@@ -51,8 +55,28 @@ def test_texts_are_texts_and_harmless() -> None:
     }  # fmt: skip
 
 
+@pytest.mark.parametrize("log", [True, False])
+def test_a_heat_map_is_an_image_of_one_colour_a_pixel_a_cell(log: bool) -> None:
+    counts = np.array([[0, 1, 50], [100, 7, 0]])
+    drawn = inline.svg(heat_map(counts, ["a", "b", "c"], "t", log), "a map")
+    assert drawn is not None and "var(--card)" in drawn and "#ffffff" not in drawn
+    images = [base64.b64decode(each) for each in re.findall(r'href="data:image/png;base64,\s*([^"]+)"', drawn)]
+    first, _ = (np.asarray(Image.open(io.BytesIO(each))) for each in images)  # the second is the legend's
+    assert first.shape == (2, 3, 4) and np.unique(first[..., :3].reshape(-1, 3), axis=0).tolist() == [list(COLOUR)]
+    alpha = first[..., 3].astype(int)
+    assert alpha[0, 0] == alpha[1, 2] == 0 and 0 < alpha[0, 1] < alpha[1, 1] < alpha[0, 2] < alpha[1, 0] == 255
+
+
+def test_a_hundred_clients_with_a_hundred_classes_are_small() -> None:
+    counts = np.random.default_rng(0).poisson(9, (100, 100))
+    drawn = inline.svg(heat_map(counts, [f"class {number}" for number in range(100)], "t"), "a map")
+    assert drawn is not None and len(drawn) < 50_000 and drawn.count("<") < 700
+
+
 def test_what_needs_its_scale_and_what_is_too_long_stays_a_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert inline.svg(heat_map(np.ones((3, 2), dtype=np.int64), ["a", "b"], "t"), "a map") is None
+    figure, axes = new_figure(2, 2)
+    axes.imshow(np.ones((3, 2)))
+    assert inline.svg(figure, "an image") is None
     monkeypatch.setattr(inline, "LONGEST", 100)
     assert inline.svg(lines(), "lines") is None
 

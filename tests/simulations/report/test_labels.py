@@ -37,7 +37,8 @@ def test_many_or_long_labels_stand_below() -> None:
     assert many.legends and long.legends and not labels(many) + labels(long)
 
 
-@pytest.mark.parametrize(("num_seeds", "lines"), [(1, 1), (3, 4), (11, 1)])
-def test_the_seeds_stand_behind_their_mean_unless_they_are_many(num_seeds: int, lines: int) -> None:
-    figure = curves({"a": [{1: 0.1 * seed, 2: 0.2} for seed in range(num_seeds)]}, "", "")
-    assert len(figure.axes[0].lines) == lines
+@pytest.mark.parametrize(("num_lines", "num_seeds", "drawn"), [(1, 1, 1), (1, 3, 4), (1, 11, 1), (6, 8, 54), (7, 8, 7)])
+def test_the_seeds_stand_behind_their_mean_unless_they_are_many(num_lines: int, num_seeds: int, drawn: int) -> None:
+    seeds = [{1: 0.1 * seed, 2: 0.2} for seed in range(num_seeds)]
+    figure = curves({str(number): seeds for number in range(num_lines)}, "", "")
+    assert len(figure.axes[0].lines) == drawn

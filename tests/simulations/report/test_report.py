@@ -13,6 +13,7 @@ from umbel import run
 from umbel.conf.errors import ExperimentError
 from umbel.core.files import read_json
 from umbel.simulations.commands.main import main
+from umbel.simulations.plots import heat
 from umbel.simulations.plots import runs as plots
 from umbel.simulations.report.page import report
 
@@ -96,9 +97,9 @@ def test_heat_maps_of_any_size(num_clients: int, num_classes: int) -> None:
     counts = np.arange(num_clients * num_classes).reshape(num_clients, num_classes) % 1000
     names = [f"name {number}" for number in range(num_classes)]
     for log in (True, False, None):
-        content = plots.png(plots.heat_map(counts, names, "title", log))
+        content = plots.png(heat.heat_map(counts, names, "title", log))
         assert content.startswith(b"\x89PNG")
-    axes = plots.heat_map(counts, names, "title").axes[0]
+    axes = heat.heat_map(counts, names, "title").axes[0]
     assert axes.get_xlabel() == "class"
     assert axes.get_ylabel().startswith("client")
 
@@ -116,6 +117,6 @@ def test_pictures_of_nothing_can_be_drawn() -> None:
     for figure in (
         plots.curves({"a": []}, "t", "y"),
         plots.clients({"a": [float("nan")]}, "t", "y"),
-        plots.heat_map(np.zeros((2, 2), dtype=np.int64), ["a", "b"], "t"),
+        heat.heat_map(np.zeros((2, 2), dtype=np.int64), ["a", "b"], "t"),
     ):
         assert plots.png(figure).startswith(b"\x89PNG")

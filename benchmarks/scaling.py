@@ -163,7 +163,7 @@ def main() -> None:
     parser.add_argument("study", choices=(*NUMBERS, "case"))
     parser.add_argument("overrides", nargs="*", help="more of the experiment, as evaluate.every=1")
     parser.add_argument("--numbers", default="", help="clients, or parameters; of memory one")
-    parser.add_argument("--engine", help="by default inline; for memory ray-2")
+    parser.add_argument("--engine", help="by default inline; for memory processes-2")
     parser.add_argument("--clients", type=int, default=50, help="of a round, of memory")
     parser.add_argument("--rounds", type=int, default=0, help=f"that count, by default {ROUNDS}; of memory 2")
     parser.add_argument("--depth", type=int, default=0, help="hidden layers of the model, by default 1; of memory 9")

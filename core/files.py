@@ -6,8 +6,10 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,8 @@ from umbel.core.refusal import Refusal
 if TYPE_CHECKING:  # torch takes seconds, and who writes text needs none
     from torch import Tensor
 
+_LARGE = 4 << 20  # bytes of tensors, of which a copy would count
+_ERRNO = re.compile(r"os error (\d+)")
 _SEAL = "sha256"  # the key of a sealed file's own hash
 
 
@@ -149,13 +153,44 @@ def _said(metadata: Mapping[str, str] | None) -> dict[str, str] | None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write named tensors atomically as safetensors, without a copy of them in memory."""
+    """Write named tensors atomically as safetensors, without a copy of them in memory where they are large.
+
+    Raises:
+        OSError: There is no room, or no way to write there.
+    """
+    if sum(tensor.nbytes for tensor in tensors.values()) < _LARGE:
+        write_bytes(path, tensors_to_bytes(tensors, metadata))
+        return
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     def write(temporary: Path) -> None:
-        save_file(_apart(tensors), temporary, _said(metadata))
+        # It writes into a file beside the one that it is told, which is its owner's alone, and renames that.
+        with _folder_beside(path) as folder:
+            file = folder / "tensors"
+            file.touch()
+            mode = file.stat().st_mode
+            try:
+                save_file(_apart(tensors), file, _said(metadata))
+            except SafetensorError as error:
+                if number := _ERRNO.search(str(error)):
+                    raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+                raise
+            file.chmod(mode)
+            file.replace(temporary)
 
     _write(path, write)
+
+
+@contextmanager
+def _folder_beside(path: Path) -> Iterator[Path]:
+    """Make a folder beside a file's place, for as long as it takes to write the file."""
+    folder = beside(path)
+    folder.mkdir()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -124,5 +124,5 @@ def written(trees: Mapping[str, Tree], outline: Outline) -> Iterator[tuple[int, 
         for name, place in places.items():
             start = place.start
             for piece in pieces(trees[tree][name].detach()):
-                yield start, piece.cpu()
+                yield start, piece.cpu().contiguous()
                 start += piece.nbytes

@@ -36,7 +36,7 @@ FUNCTIONS = {
     "umbel.strategies.base": {"Strategy.send_model": "send"},
     "umbel.core.wire.messages": {
         "work_framing": "send",
-        "encode_reply": "answer",
+        "reply_framing": "answer",
     },
     "umbel.core.wire.packed": {"Packed.of": "answer", "Packed.unpacked": "answer"},
     "umbel.client.host": {
@@ -73,6 +73,12 @@ FUNCTIONS = {
     "umbel.server.results": {"RunFolder.add": "write", "RunFolder.look_for_stop": "write"},
     "umbel.server.listener": {"FileListener.put": "write"},
     "umbel.server.checkpoint": {"write": "write"},
+    "umbel.simulations.engines.lines": {
+        "Lines.lay": "send",
+        "Lines.give": "send",
+        "Lines.wait": "wait",
+        "Lines._hear": "answer",
+    },
     "ray": {"put": "send", "get": "answer", "wait": "wait"},
     "ray.actor": {"ActorMethod.remote": "send"},
 }

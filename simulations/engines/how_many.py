@@ -1,4 +1,4 @@
-"""How many Ray workers: as many as memory holds and as are of use, by a measurement of clients' training.
+"""How many workers: as many as memory holds and as are of use, by a measurement of clients' training.
 
 It is what `engine.workers=auto` asks. The number changes no result, only how long it takes, so that a measurement may
 decide. A worker trains a copy of the experiment's model on the client with most examples, for half a second and as many
@@ -30,7 +30,7 @@ SECONDS = 0.5  # that a probe lasts
 GAIN = 1.1  # in steps a second, for which more workers are taken
 MOST_ON_A_GPU = 16
 _SHARE_OF_MEMORY = 0.9  # of what is free
-_LEFT = 0.05  # of a machine's memory, beyond which Ray ends workers
+_LEFT = 0.05  # of a machine's memory, beyond which Ray ends workers, and others the system
 _STEPS = 4  # between looks at the clock
 _LEAST_BYTES = 1 << 20
 _CGROUP = Path("/sys/fs/cgroup")

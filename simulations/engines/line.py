@@ -5,6 +5,7 @@ The memory has no name: nothing of it stays when both are killed.
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import pickle
@@ -64,6 +65,11 @@ class Memory:
         outline.write(trees, torch.from_numpy(self.of(outline.num_bytes)))
         return False
 
+    def given_away(self) -> None:
+        """Forget what `lay` has put into a file: it is the other end's now."""
+        if self._map is None:
+            self.close()
+
     def close(self) -> None:
         """Give it back; who has mapped it keeps it."""
         if self.file >= 0:
@@ -108,7 +114,9 @@ class Line:
             LineError: Nobody is there any more.
         """
         try:
-            head, files, _, _ = socket.recv_fds(self.socket, _LENGTH.size, 1)
+            head, files, flags, _ = socket.recv_fds(self.socket, _LENGTH.size, 1)
+            if flags & socket.MSG_CTRUNC:  # this process has as many files open as it may
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
             head += self._exactly(_LENGTH.size - len(head))
             for file in files:
                 self._theirs = mmap.mmap(file, 0, access=mmap.ACCESS_READ)
@@ -134,8 +142,19 @@ class Line:
         assert self._theirs is not None, "it was handed over"
         return np.frombuffer(self._theirs, np.uint8, num_bytes)
 
+    def file_of_answer(self) -> File:
+        """Return the file that the other end has handed over; nothing of it is kept here."""
+        file, self.file, self._theirs = File(self.file), -1, None
+        return file
+
+    def hang_up(self) -> None:
+        """Close it, also where another process has a copy of this end."""
+        with suppress(OSError):
+            self.socket.shutdown(socket.SHUT_RDWR)
+        self.close()
+
     def close(self) -> None:
-        """Hang up."""
+        """Close this process's end."""
         self.socket.close()
         self._close_file()
 

@@ -26,7 +26,6 @@ import torch
 from umbel.core import leftovers
 from umbel.core.flat import Outline
 from umbel.core.records import reason
-from umbel.core.stored import File
 from umbel.core.wire.packed import Packed
 from umbel.server.port import Task
 from umbel.simulations.engines.line import Line, LineError, Memory
@@ -93,6 +92,7 @@ def serve(worker: WorkerProcess, address: str, number: int) -> None:
             line.send(number)
             while True:
                 line.send(*_answered(worker, line, memory))
+                memory.given_away()
         except LineError:
             pass  # the driver has hung up
         finally:
@@ -221,7 +221,7 @@ class Lines:
         worker.is_gone = True
         if worker.line is not None:
             self._selector.unregister(worker.line.socket)
-            worker.line.close()
+            worker.line.hang_up()
             worker.line = None
 
     def lay(self, task: Task) -> tuple[int, int]:
@@ -319,6 +319,6 @@ class Lines:
         given = worker.given.pop(0)
         if isinstance(answer, Packed):
             line, is_file = worker.line, answer.memory
-            memory = File(os.dup(line.file)) if is_file else line.memory(answer.outline.num_bytes)
+            memory = line.file_of_answer() if is_file else line.memory(answer.outline.num_bytes)
             answer = replace(answer, memory=memory).unpacked()
         given.is_done, given.answer = True, answer

@@ -77,12 +77,13 @@ class Nursery:
     Args:
         arguments: Of `umbel.simulations.engines.worker.WorkerProcess`.
         copies: It may be a copy of this process.
+        seconds: How long it may take to answer.
 
     Raises:
         RunStoppedError: The system has no room for it.
     """
 
-    def __init__(self, arguments: tuple[Any, ...], copies: bool) -> None:
+    def __init__(self, arguments: tuple[Any, ...], copies: bool, seconds: float = _PATIENCE_SECONDS) -> None:
         mine, other = socket.socketpair(socket.AF_UNIX)
         self._line = Line(mine)
         try:
@@ -91,6 +92,7 @@ class Nursery:
         except OSError as error:
             self._line.close()
             raise RunStoppedError(f"No worker can be started: {reason(error)}") from error
+        mine.settimeout(seconds)
         if not copies:
             self._say(arguments)
 
@@ -125,33 +127,32 @@ class Nursery:
         """
         if self._process.has_ended():
             raise RunStoppedError(
-                "The process that starts the workers has ended: somebody killed it, or the memory is full. Ask for "
-                "fewer engine.workers if it was that."
+                f"The process that starts the workers has ended: {self._process.last_words}. Ask for fewer "
+                "engine.workers if memory is full."
             )
 
     def close(self) -> None:
         """End it and all workers."""
-        self._line.close()
+        self._line.hang_up()
         self._process.end(_PATIENCE_SECONDS)
 
     def _ask(self, what: Any) -> Any:
         self._say(what)
         try:
             return self._line.receive()
-        except LineError:
-            self._told_of_its_end()
-            raise
+        except LineError as error:
+            raise self._gone() from error
 
     def _say(self, what: Any) -> None:
         try:
             self._line.send(what)
-        except LineError:
-            self._told_of_its_end()
-            raise
+        except LineError as error:
+            raise self._gone() from error
 
-    def _told_of_its_end(self) -> None:
+    def _gone(self) -> RunStoppedError:
         self._process.has_ended(_MOMENT)
         self.check()
+        return RunStoppedError("The process that starts the workers does not answer.")
 
 
 class _Copy:
@@ -159,21 +160,21 @@ class _Copy:
 
     def __init__(self, mine: socket.socket, other: socket.socket, arguments: tuple[Any, ...]) -> None:
         self.pid = _forked(lambda: _in_copy(mine, other, arguments))
-        self._is_over = False
+        self.last_words = ""
 
     def has_ended(self, seconds: float = 0.0) -> bool:
         """Say whether it has, or does in so many seconds."""
         deadline = time.monotonic() + seconds
-        while not self._is_over:
-            with contextlib.suppress(InterruptedError):
-                try:
-                    self._is_over = os.waitpid(self.pid, os.WNOHANG)[0] == self.pid
-                except ChildProcessError:  # somebody else has waited for it
-                    self._is_over = True
-            if self._is_over or time.monotonic() >= deadline:
+        while not self.last_words:
+            try:
+                pid, status = os.waitpid(self.pid, os.WNOHANG)
+                self.last_words = _in_words(status) if pid else ""
+            except ChildProcessError:  # somebody else has waited for it
+                self.last_words = "nobody knows why"
+            if self.last_words or time.monotonic() >= deadline:
                 break
             time.sleep(0.005)
-        return self._is_over
+        return bool(self.last_words)
 
     def end(self, seconds: float) -> None:
         """Wait until it has ended, and then end it."""
@@ -196,6 +197,12 @@ class _Anew:
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+
+    @property
+    def last_words(self) -> str:
+        """Why it has ended."""
+        code = self._process.poll()
+        return "" if code is None else _in_words_of_code(code)
 
     def has_ended(self, seconds: float = 0.0) -> bool:
         """Say whether it has, or does in so many seconds."""
@@ -259,6 +266,7 @@ def _in_copy(mine: socket.socket, other: socket.socket, arguments: tuple[Any, ..
     from umbel.client.handlers import process
 
     mine.close()
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is said to all of a group is for the driver to answer
     process.forget()  # of a run before, in the driver
     worker = WorkerProcess(*arguments)
     worker.ready()
@@ -272,7 +280,7 @@ def _nurse(line: Line, make: Callable[[], WorkerProcess]) -> None:
         line: To the driver.
         make: Returns a worker, in the process that is to be one.
     """
-    children: dict[int, int] = {}
+    children: dict[int, int] = {}  # by their numbers
     ended: dict[int, str] = {}
 
     def wait(number: int, seconds: float) -> str:
@@ -318,14 +326,18 @@ def _nurse(line: Line, make: Callable[[], WorkerProcess]) -> None:
 
 
 def _work(line: Line, make: Callable[[], WorkerProcess], asked: _Begin) -> None:
-    line.close()
+    line.close()  # its own end alone
     os.environ.update(asked.environment)
     serve(make(), asked.address, asked.number)  # also one that cannot start, and says why
 
 
 def _in_words(status: int) -> str:
     """Return what a process's end was, by what `waitpid` says of it."""
-    code = os.waitstatus_to_exitcode(status)
+    return _in_words_of_code(os.waitstatus_to_exitcode(status))
+
+
+def _in_words_of_code(code: int) -> str:
+    """Likewise, by its status, or the negative number of the signal that has ended it."""
     if code == -signal.SIGKILL:
         return "it was killed (SIGKILL): by somebody, or by the system where memory is full"
     if code < 0:
@@ -337,15 +349,17 @@ def main() -> NoReturn:
     """Be a nursery that begins anew; its line is the file whose number is the argument."""
     before = os.getppid()
     parent.end_with_parent()
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    for number in _SIGNALS:  # for the driver to answer
+        signal.signal(number, signal.SIG_IGN)
     line = Line(socket.socket(fileno=int(sys.argv[1])))
     if os.getppid() == before:
         from umbel.client import app, handlers  # noqa: F401 - here, once for all workers
 
-        arguments = line.receive()
-        gc.collect()
-        gc.freeze()
-        _nurse(line, lambda: WorkerProcess(*arguments))
+        with contextlib.suppress(LineError):  # the driver has ended
+            arguments = line.receive()
+            gc.collect()
+            gc.freeze()
+            _nurse(line, lambda: WorkerProcess(*arguments))
     os._exit(0)
 
 

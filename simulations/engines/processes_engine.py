@@ -92,7 +92,7 @@ class ProcessesPort(WorkersPort):
         data = self._load()
         umbel_file = str(Path(umbel.__file__).resolve())
         arguments = (self._run_config, self._node_config, umbel_file, data.arrays(), dict(data.meta))
-        self._nursery = Nursery(arguments, may_copy(experiment))
+        self._nursery = Nursery(arguments, may_copy(experiment), config.node_timeout_seconds)
         self._reach = Lines(_Born(self._nursery))
         if config.workers == "auto":
             cohort = -(-experiment.num_sampled // num_together(experiment.local, device))
@@ -103,7 +103,9 @@ class ProcessesPort(WorkersPort):
             on_each = int(1 / config.gpus_per_worker + 1e-9)
             self.more(config.workers or on_each * len(self._gpus), on_each)
         else:
-            self.more(config.workers or devices.num_cpus(), 1)
+            number = config.workers or devices.num_cpus()
+            self.more(number, 1)
+            self.notices = _of_one_gpu(number) if on_gpu else ()
 
     def more(self, number: int, on_each_gpu: int) -> list[Any]:
         """Start workers, so many of which share a GPU where they have one, and wait until they are ready."""
@@ -182,3 +184,8 @@ def _gpus(device: torch.device) -> tuple[str, ...]:
         return ("",)
     seen = [each.strip() for each in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if each.strip()]
     return tuple(seen or [str(i) for i in range(torch.cuda.device_count())])
+
+
+def _of_one_gpu(number: int) -> tuple[str, ...]:
+    told = f"{number} workers share one GPU: engine.gpus_per_worker says how many, engine.workers=auto finds it out."
+    return (told,) if number > 1 else ()

@@ -102,13 +102,21 @@ class WorkersPort(LocalPort):
     ) -> Iterator[Message]:
         """Have a worker answer messages that are no part of a phase."""
         for message in messages:
-            given = self._reach.ask(self._workers[0], "answer", message.content, message.metadata.message_type)
-            while self._reach.wait([given], LOOK_SECONDS) is None:
-                self.look()
             try:
-                yield Message(self._reach.take(given), reply_to=message)
+                try:
+                    content = self._asked(message)
+                except WorkerDiedError:  # for a reason of its own, perhaps
+                    self.replace(self._workers[0])
+                    content = self._asked(message)
+                yield Message(content, reply_to=message)
             except (WorkerFailedError, WorkerDiedError) as error:
                 yield failed_reply(message, str(error))
+
+    def _asked(self, message: Message) -> Any:
+        given = self._reach.ask(self._workers[0], "answer", message.content, message.metadata.message_type)
+        while self._reach.wait([given], LOOK_SECONDS) is None:
+            self.look()
+        return self._reach.take(given)
 
     def probe(self, workers: Sequence[Any]) -> list[Probed]:
         """Have workers probe, all at once.

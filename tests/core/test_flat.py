@@ -8,7 +8,7 @@ import warnings
 import numpy as np
 import torch
 
-from umbel.core.flat import ALIGNED, Outline, flattened, mapped
+from umbel.core.flat import ALIGNED, Outline, flattened, mapped, written
 
 TREES = {
     "model": {
@@ -60,3 +60,12 @@ def test_tensors_travel_out_of_band():
 def test_no_tensors():
     outline, memory = flattened({"none": {}})
     assert len(memory) == 0 and outline.read(mapped(memory)) == {"none": {}}
+
+
+def test_values_are_written_one_after_the_other_however_they_lie():
+    """A file takes bytes, and a strided vector has none of its own."""
+    strided = {"m": {"each second": torch.arange(10.0)[::2], "one": torch.ones(()).expand(7)}}
+    values = [piece for _, piece in written(strided, Outline.of(strided))]
+    assert all(piece.is_contiguous() for piece in values)
+    assert [piece.view(torch.uint8).numel() for piece in values] == [20, 28]
+    assert values[0].tolist() == [0.0, 2.0, 4.0, 6.0, 8.0]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import resource
 from dataclasses import dataclass, field
 from functools import partial
 from types import SimpleNamespace
@@ -291,7 +292,29 @@ def test_a_full_disk_leaves_the_older_file(tmp_path, monkeypatch):
     assert files.read_json(path) == {"round": 1} and names(tmp_path) == ["a.json"]
 
 
-def test_tensor_files_hold_shared_and_no_tensors(tmp_path):
+@pytest.mark.parametrize("large", [0, 1 << 30])
+def test_tensor_files_are_written_as_any_file(large, tmp_path, monkeypatch):
+    """Others may read them, and a full disk is an `OSError` that leaves nothing but what was there."""
+    monkeypatch.setattr(files, "_LARGE", large)
+    path = tmp_path / "t.safetensors"
+    files.write_tensors(path, {"a": torch.ones(10)})
+    (tmp_path / "plain").touch()
+    assert path.stat().st_mode == (tmp_path / "plain").stat().st_mode
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
+    try:
+        with pytest.raises(OSError, match="too large") as failed:
+            files.write_tensors(path, {"a": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert failed.value.errno == errno.EFBIG
+    assert files.read_tensors(path)[0]["a"].tolist() == [1.0] * 10
+    assert names(tmp_path) == ["plain", "t.safetensors"]
+
+
+@pytest.mark.parametrize("large", [0, 1 << 30])
+def test_tensor_files_hold_shared_and_no_tensors(large, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "_LARGE", large)
     base = torch.arange(6.0)
     shared = {"a": base, "b": base, "part": base[2:4], "turned": base.view(2, 3).t()}
     files.write_tensors(tmp_path / "t.safetensors", shared, {"k": "v"})

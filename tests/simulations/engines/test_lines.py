@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import os
+import resource
 import socket
 import threading
 import time
@@ -76,6 +78,52 @@ def test_a_full_disk_leaves_a_large_answer_in_memory(ends, monkeypatch):
     assert other.receive() == "laid"
     assert outline.read(torch.from_numpy(other.memory(outline.num_bytes).copy()))["a"]["w"].tolist() == [0, 1, 2, 3]
     memory.close()
+
+
+def test_a_large_answer_is_held_by_who_has_it_and_nobody_else(ends, monkeypatch):
+    one, other = ends
+    monkeypatch.setattr("umbel.simulations.engines.line._MOST_KEPT", 0)
+    num_files = len(list(Path("/proc/self/fd").iterdir()))
+    trees = {"a": {"w": torch.arange(4.0)}}
+    memory, outline = Memory(), Outline.of(trees)
+    for _ in range(2):
+        assert memory.lay(trees, outline) is True
+        one.send("laid", memory)
+        memory.given_away()
+        assert other.receive() == "laid"
+        file = other.file_of_answer()
+        into = torch.empty(4)
+        file.read(into, 0)
+        assert into.tolist() == [0.0, 1.0, 2.0, 3.0]
+        del file
+        gc.collect()
+        assert len(list(Path("/proc/self/fd").iterdir())) == num_files
+
+
+def test_a_process_without_room_for_a_file_says_so(ends):
+    """What was handed over before is not taken for it."""
+    one, other = ends
+    memory = Memory()
+    memory.of(100)[:] = 1
+    one.send("first", memory)
+    assert other.receive() == "first"
+    memory.close()
+    memory.of(100)[:] = 2
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(int(p.name) for p in Path("/proc/self/fd").iterdir()), hard))
+    try:
+        one.send("second", memory)
+        taken = []
+        with suppress(OSError):
+            while True:
+                taken.append(os.dup(0))
+        with pytest.raises(LineError, match=r"(?i)too many open files"):
+            other.receive()
+    finally:
+        for file in taken:
+            os.close(file)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        memory.close()
 
 
 def test_who_has_hung_up_is_noticed(ends):

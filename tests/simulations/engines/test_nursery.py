@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -100,16 +101,21 @@ def test_a_worker_answers_no_signal_for_the_driver(born):
 
 
 def test_threads_of_the_driver_are_no_hindrance(monkeypatch):
-    """Nor is a lock that one of them holds just then."""
+    """Nor is a lock that one of them holds just then, if it is one that Python makes anew in a copy."""
     monkeypatch.setattr(nursery, "WorkerProcess", Echo)
-    ends, lock = threading.Event(), threading.Lock()
+    ends, holds, handler = threading.Event(), threading.Event(), logging.NullHandler()
+    handler.createLock()
 
     def hold():
-        with lock:
-            ends.wait(60)
+        handler.acquire()
+        holds.set()
+        ends.wait(60)
+        handler.release()
 
+    monkeypatch.setattr(Echo, "say", lambda self: (self.text, handler.acquire() or handler.release(), ""))
     thread = threading.Thread(target=hold)
     thread.start()
+    holds.wait()
     try:
         home = Nursery(("hello",), copies=True)
         door, worker = Lines(_Born(home)), _Worker()
@@ -190,7 +196,7 @@ def test_a_nursery_that_was_killed_ends_the_run_with_a_word(born):
     pid = asked(door, worker, "say")[1]
     home.check()
     os.kill(home._process.pid, signal.SIGKILL)
-    with pytest.raises(RunStoppedError, match="process that starts the workers has ended"):
+    with pytest.raises(RunStoppedError, match="process that starts the workers has ended: it was killed"):
         home.last_words(worker.number, has_hung_up=True)
     until(lambda: not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE)
 
@@ -207,6 +213,25 @@ def test_a_system_without_room_is_told(born, monkeypatch):
     line.close()
     thread.join()
     one.close()
+
+
+def test_a_nursery_that_does_not_answer_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(nursery, "WorkerProcess", lambda text: signal.pause())
+    home = Nursery(("hello",), copies=True, seconds=0.2)
+    with pytest.raises(RunStoppedError, match="does not answer"):
+        home.last_words(0, has_hung_up=False)
+    monkeypatch.setattr(nursery, "_PATIENCE_SECONDS", 0.1)
+    home.close()
+    assert home._process.has_ended()
+
+
+def test_the_end_is_known_also_where_another_process_has_a_copy_of_the_line(born):
+    _, home = born
+    held = os.dup(home._line.socket.fileno())
+    home._process.end = lambda seconds: None
+    home.close()
+    assert home._process.has_ended(10.0)
+    os.close(held)
 
 
 # With an experiment ---------------------------------------------------------------------------------------------
@@ -301,15 +326,14 @@ def living(processes):
 @pytest.mark.processes
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_whatever_ends_the_driver_ends_all(number, tmp_path):
-    """A terminal sends its signals to all of a group; the driver alone answers, and writes a checkpoint."""
+    """Signals may go to all of a group; the driver alone answers, and writes a checkpoint."""
     process = start(tmp_path, *TWO)
     try:
         until(lambda: len(events(tmp_path / "run", "round")) > 2)
         children = psutil.Process(process.pid).children(recursive=True)
         assert len(children) == 3  # two workers, and what starts them
-        if number == signal.SIGINT:
-            for child in children:
-                child.send_signal(number)
+        for child in children if number != signal.SIGKILL else ():  # what starts them is the first
+            child.send_signal(number)
         process.send_signal(number)
         _, said = process.communicate(timeout=60)
     finally:

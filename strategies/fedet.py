@@ -198,12 +198,11 @@ def numbered(tree: Tree, turn: int) -> dict[str, Tensor]:
 
 
 class SmallModels(Collect):
-    """Keeps the model of each client: one of those of the payload's tree `small`, whole."""
+    """Keeps the model of each client: one of those of the payload's tree `small`, whole, whichever it is."""
 
     def check(self, what: str, tree: Tree, payload: Payload) -> None:
         sent = payload.trees["small"]
-        turn = next(iter(tree), "").partition("/")[0]
-        expected = {name: tensor for name, tensor in sent.items() if name.startswith(f"{turn}/")}
+        expected = {name: tensor for name, tensor in sent.items() if name.startswith(f"{_turn(tree)}/")}
         if not expected or {n: (t.shape, t.dtype) for n, t in tree.items()} != {
             n: (t.shape, t.dtype) for n, t in expected.items()
         }:
@@ -241,10 +240,11 @@ class FedET(Strategy[State]):
         return State(state_of(self.large(server)), small)
 
     def small(self, turn: int, context: ServerContext | ClientContext, num_classes: int) -> Represented:
-        """Return the small model of a number as it begins, on the CPU."""
-        name, public = self.config.models[turn], public_of(context)
+        """Return the small model of a number as it begins, on the CPU, for public examples or a client's own."""
+        name = self.config.models[turn]
+        like = context.train_data if isinstance(context, ClientContext) else public_of(context)
         return build_seeded(
-            lambda: Represented(self.parties.build(name, public, num_classes), self.config.width, num_classes),
+            lambda: Represented(self.parties.build(name, like, num_classes), self.config.width, num_classes),
             context.seed,
             parameter_dtype(context.local.precision),
             turn,
@@ -293,11 +293,10 @@ class FedET(Strategy[State]):
     # ---- the server -----------------------------------------------------------------------------------------------
 
     def update(self, state: State, folded: Folded, server: ServerContext) -> State:
-        replies = [
-            (self.parties.turn(client), n if self.config.weighting == "examples" else 1, tree)
-            for client, n, tree in replies_in(folded.trees["small"])
-        ]
-        came = [(turn, n, part(tree, turn)) for turn, n, tree in replies]
+        came = []  # which small model a reply is says the reply: a client may send another than is its turn
+        for _, n, tree in replies_in(folded.trees["small"]):
+            turn = int(_turn(tree))
+            came.append((turn, n if self.config.weighting == "examples" else 1, part(tree, turn)))
         large = self.large(server, state.model).to(server.device)
         layer = mean_of([_layer(tree) for _, _, tree in came], [n for _, n, _ in came])
         load_state(large, layer, partial=True)
@@ -338,6 +337,11 @@ class FedET(Strategy[State]):
 
     def personal(self, payload: Payload, client: ClientContext) -> Mapping[str, Predictor]:
         return {"model": Predictor(self.own(payload, client)[1].eval())}
+
+
+def _turn(tree: Tree) -> str:
+    """Return the number before the names of a small model's part of the tree of all."""
+    return next(iter(tree), "").partition("/")[0]
 
 
 def _shared(model: Model) -> dict[str, Tensor]:

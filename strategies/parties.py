@@ -149,10 +149,10 @@ class Architectures:
         """Return the number of a client's architecture."""
         return client % len(self.models)
 
-    def build(self, name: str, public: Examples, num_classes: int) -> Model:
+    def build(self, name: str, like: Examples, num_classes: int) -> Model:
         """Return a model for examples such as these, from torch's global generator."""
-        size = public.images.shape[-1] if public.images.ndim == 4 else 1
-        return registry.build(name, num_classes, size, public.images.shape[1], **self.sizes.get(name, {}))
+        size = like.images.shape[-1] if like.images.ndim == 4 else 1
+        return registry.build(name, num_classes, size, like.images.shape[1], **self.sizes.get(name, {}))
 
     def fresh(self, name: str, context: ServerContext | ClientContext, num_classes: int, client: int) -> Model:
         """Return a client's model as it begins, on the CPU."""

@@ -21,11 +21,11 @@ from numpy.typing import NDArray
 from umbel.simulations.plots.runs import Counts, new_figure
 
 COLOUR = (0, 91, 150)  # red, green, blue, of 255
-ON_STRONG = "#ffffff"  # of text in a strong cell; a page puts its own in place
+ON_WEAK, ON_STRONG = "#000001", "#ffffff"  # of text in cells: a page has its own, and tells the first from black
 FONT = 10
 _FAINTEST = 0.1  # of what is there at all
-_STRONG = 0.68  # from here on text in a cell is read better in `ON_STRONG`
 _STEPS = 64
+_STRONG = 51 / _STEPS  # above it text in a cell is read better in `ON_STRONG`, on white as on the page's dark
 _MAX_LABELS = 60
 _MAX_ROWS = 400
 _WIDEST = 7.2  # inches
@@ -99,7 +99,7 @@ def write(axes: Axes, strength_RC: Values, texts: Sequence[Sequence[str]], size:
     for row, cells in enumerate(texts):
         for column, text in enumerate(cells):
             if text:
-                colour = ON_STRONG if strength_RC[row, column] > _STRONG else "black"
+                colour = ON_STRONG if strength_RC[row, column] > _STRONG else ON_WEAK
                 axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour)
 
 

@@ -2,8 +2,8 @@
 
 What is black becomes the page's text colour, and each colour of `charts.COLOURS` a variable of the page's styles
 (`--c0`, `--c1`, ...). Text stays text. A heat map (`heat`) is an image of one colour, which the page's styles make
-lighter on dark. A figure with any other image has its colours from a scale that means something on white only: it stays
-a PNG, and so does one that would be too long as SVG.
+lighter on dark; texts in its cells have two colours of the styles. A figure with any other image has its colours from a
+scale that means something on white only: it stays a PNG, and so does one that would be too long as SVG.
 """
 
 from __future__ import annotations
@@ -54,7 +54,8 @@ def svg(figure: Figure, alternative: str) -> str | None:
     for number, colour in enumerate(COLOURS):
         if colour != _BLACK:
             text = text.replace(colour.lower(), f"var(--c{number})")
-    return text.replace(heat.ON_STRONG, "var(--card)").replace(_BLACK, "currentColor").strip()
+    text = text.replace(heat.ON_WEAK, "var(--on-weak)").replace(heat.ON_STRONG, "var(--on-strong)")
+    return text.replace(_BLACK, "currentColor").strip()
 
 
 def _short(text: str) -> str:

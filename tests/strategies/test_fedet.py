@@ -17,7 +17,18 @@ from umbel.core.records import BadReplyError, Reply
 from umbel.core.refusal import Refusal
 from umbel.core.rng import generator
 from umbel.models.base import Model
-from umbel.strategies.fedet import Config, FedET, Represented, State, consensus, mean_of, objective, part, weights_of
+from umbel.strategies.fedet import (
+    Config,
+    FedET,
+    Represented,
+    State,
+    consensus,
+    mean_of,
+    numbered,
+    objective,
+    part,
+    weights_of,
+)
 from umbel.strategies.fedgems import divergence
 from umbel.strategies.parties import scores_of
 
@@ -147,6 +158,44 @@ def sent_layers(trees: list[dict[str, torch.Tensor]]) -> list[dict[str, torch.Te
     return [{name: t for name, t in tree.items() if name.startswith("represent.")} for tree in trees]
 
 
+def test_a_client_may_send_another_small_model_than_is_its_turn():
+    """Client 0, whose turn the linear model is, sends the other: that one learns from it, and the round goes on."""
+    strategy, server = FedET(TWO), replace(server_of(), local=replace(LOCAL, lr=0.0))
+    state = strategy.initial(server)
+    payload, fold = strategy.send(state, server), strategy.fold()
+    reply = strategy.local(payload, client_of(1))
+    fold.check(reply, payload)
+    folded = FoldTree(fold, 1)
+    folded.add_reply(0, 0, reply)
+    after = strategy.update(state, fold.finish(folded.root()), server)
+    sent, idle, taught = part(reply.trees["small"], 1), part(state.small, 0), part(after.small, 1)
+    assert not torch.equal(sent["head.weight"], part(state.small, 1)["head.weight"])
+    assert all(torch.equal(taught[name], tensor) for name, tensor in sent.items())
+    assert torch.equal(part(after.small, 0)["head.weight"], idle["head.weight"])
+
+
+def test_a_run_goes_on_where_a_client_sends_another_small_model(tmp_path, monkeypatch):
+    honest = FedET.local
+
+    def other(strategy, payload, client):
+        return honest(strategy, payload, replace(client, id=1) if client.id == 0 else client)
+
+    monkeypatch.setattr(FedET, "local", other)
+    asked = ("strategy.name=fedet", "data.public=0.2", "strategy.models=[linear, mlp]", "strategy.width=4")
+    run = small_run(tmp_path, *asked, "run.rounds=1")
+    assert run.summary["num_failures"] == 0 and run.summary["rounds"] == 1
+
+
+def test_clients_need_no_public_examples():
+    strategy, server = FedET(TWO), server_of()
+    payload = strategy.send(strategy.initial(server), server)
+    with_them, without = client_of(1), client_of(1, public=None)
+    replies = [strategy.local(payload, client).trees["small"] for client in (with_them, without)]
+    assert all(torch.equal(replies[1][name], tensor) for name, tensor in replies[0].items())
+    said = strategy.personal(strategy.evaluated(strategy.initial(server), server), without)["model"]
+    assert said.predict(PUBLIC.images).shape == (5, CLASSES)
+
+
 def test_a_reply_is_one_whole_small_model():
     strategy = FedET(TWO)
     state = strategy.initial(server_of())
@@ -154,6 +203,7 @@ def test_a_reply_is_one_whole_small_model():
     own = strategy.local(payload, client_of()).trees["small"]
     fold = strategy.fold()
     fold.check(Reply({"small": own}, {"loss": 0.0}, 4), payload)
+    fold.check(Reply({"small": numbered(part(state.small, 1), 1)}, {"loss": 0.0}, 4), payload)  # of any client
     first = next(iter(own))
     wrong = [
         {},

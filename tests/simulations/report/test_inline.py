@@ -10,13 +10,16 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from numpy.typing import NDArray
 from PIL import Image
 
 from tests.helpers import small_run
-from umbel.simulations.plots import inline
+from umbel.simulations.plots import heat, inline
 from umbel.simulations.plots.heat import COLOUR, heat_map
 from umbel.simulations.plots.runs import COLOURS, curves, new_figure, save
+from umbel.simulations.report import page as pages
 from umbel.simulations.report.page import report
 
 NASTY = '<b onload="x">&amp; "q"'
@@ -59,12 +62,42 @@ def test_texts_are_texts_and_harmless() -> None:
 def test_a_heat_map_is_an_image_of_one_colour_a_pixel_a_cell(log: bool) -> None:
     counts = np.array([[0, 1, 50], [100, 7, 0]])
     drawn = inline.svg(heat_map(counts, ["a", "b", "c"], "t", log), "a map")
-    assert drawn is not None and "var(--card)" in drawn and "#ffffff" not in drawn
+    assert drawn is not None and not re.search("#ffffff|#00000[01]", drawn)
+    assert "fill: var(--on-weak)" in drawn and "fill: var(--on-strong)" in drawn
     images = [base64.b64decode(each) for each in re.findall(r'href="data:image/png;base64,\s*([^"]+)"', drawn)]
     first, _ = (np.asarray(Image.open(io.BytesIO(each))) for each in images)  # the second is the legend's
     assert first.shape == (2, 3, 4) and np.unique(first[..., :3].reshape(-1, 3), axis=0).tolist() == [list(COLOUR)]
     alpha = first[..., 3].astype(int)
     assert alpha[0, 0] == alpha[1, 2] == 0 and 0 < alpha[0, 1] < alpha[1, 1] < alpha[0, 2] < alpha[1, 0] == 255
+
+
+def luminance(colours: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Relative luminance of sRGB colours [..., 3] in 0..1, as WCAG 2.2 defines it."""
+    linear = np.where(colours <= 0.04045, colours / 12.92, ((colours + 0.055) / 1.055) ** 2.4)
+    return linear @ np.array([0.2126, 0.7152, 0.0722])
+
+
+@pytest.mark.parametrize("theme", ["file", "light", "dark"])
+def test_a_cell_of_any_strength_has_text_of_enough_contrast(theme: str) -> None:
+    """WCAG 2.2, 1.4.3: 4.5 to 1, on a file's white and on the page's card, whose styles make cells lighter on dark."""
+    strengths = np.linspace(0, 1, 1001)[None, :]
+    _, axes = new_figure(2, 2)
+    heat.draw(axes, strengths)
+    heat.write(axes, strengths, [["1"] * 1001])
+    cells, ink = np.asarray(axes.images[0].get_array()) / 255, [str(text.get_color()) for text in axes.texts]
+    card, lighter = "#ffffff", 1.0
+    if theme != "file":
+        styles = (Path(pages.__file__).parent / "templates" / "report.html.jinja").read_text(encoding="utf-8")
+        said = dict(zip(("light", "dark"), re.findall(r":root \{(.*?)\}", styles, re.DOTALL), strict=True))
+        own = dict(re.findall(r"--([\w-]+): (#\w+)", said[theme]))
+        card, ink = own["card"], [own["on-weak" if each == heat.ON_WEAK else "on-strong"] for each in ink]
+        (factor,) = re.findall(r"\.plot image \{ filter: brightness\(([\d.]+)\); \}", styles)
+        lighter = float(factor) if theme == "dark" else 1.0
+    alpha, colour = cells[0, :, 3:], np.minimum(lighter * cells[0, :, :3], 1)
+    behind = luminance(np.round(255 * (alpha * colour + (1 - alpha) * np.array(to_rgb(card)))) / 255)
+    text = luminance(np.array([to_rgb(each) for each in ink]))
+    contrast = (np.maximum(behind, text) + 0.05) / (np.minimum(behind, text) + 0.05)
+    assert len(set(ink)) == 2 and contrast.min() >= 4.5, strengths[0, contrast.argmin()]
 
 
 def test_a_hundred_clients_with_a_hundred_classes_are_small() -> None:

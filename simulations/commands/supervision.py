@@ -206,6 +206,8 @@ def _failed(error: Exception, watcher: Watcher, again: str) -> NoReturn:
 
     if not isinstance(error, OSError | RunFailedError):
         traceback.print_exception(error)
+    if isinstance(error, RunFailedError) and error.trace:
+        say(error.trace)
     fail(f"{_message(error)}\n{_stopped(watcher, again)}", FAILED)
 
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from umbel.conf.schema import Experiment
 from umbel.core.files import plain, read_sealed, write_sealed, write_text
 from umbel.core.refusal import Refusal
-from umbel.server.errors import RunFailedError, RunStoppedError, StopRequested
+from umbel.server.errors import RunFailedError, RunStoppedError, StopRequested, is_unforeseen, reason
 from umbel.server.listener import Listener
 from umbel.simulations.commands.watcher import Watcher
 from umbel.simulations.compare.at_once import Course, Job, Runs, carrying_out, how_many, makespan
@@ -29,7 +29,6 @@ from umbel.simulations.compare.matrix import FILE, Cell, Failure, Matrix, so_far
 from umbel.simulations.compare.matrix_tables import frame, latex, markdown
 from umbel.simulations.compare.plan import Estimate, states
 from umbel.simulations.compare.settings import prepare_matrix, wanted
-from umbel.simulations.compare.side_by_side import ElsewhereError
 
 _WRITTEN = ("table.md", "table.tex", "table.csv", "curves.png", "partition.png", "report.html")
 _PROBED_ROUNDS = 2  # in the first everything is new
@@ -396,19 +395,10 @@ def _failure(member: Member, error: Exception | None) -> Failure | None:
         return None
     if isinstance(error, StopRequested) or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
         raise error
-    if isinstance(error, RunStoppedError):
-        return Failure(label, seed, _line(error), is_saved=True)
-    if isinstance(error, ElsewhereError):
-        return Failure(label, seed, _line(error), trace=error.trace)
-    if isinstance(error, Refusal | RunFailedError | OSError):
-        return Failure(label, seed, _line(error))
-    trace = "".join(traceback.format_exception(error))
-    return Failure(label, seed, f"{type(error).__name__}: {_line(error)}", trace=trace)
-
-
-def _line(error: Exception) -> str:
-    """Return what an error says, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    trace = error.trace if isinstance(error, RunFailedError) else ""
+    if is_unforeseen(error):
+        trace = "".join(traceback.format_exception(error))
+    return Failure(label, seed, reason(error), isinstance(error, RunStoppedError), trace)
 
 
 # ---- how long a run takes ------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ for line in sys.stdin:
         "diverges": {"how": "diverged", "text": "no longer finite"},
         "stops": {"how": "asked"},
         "breaks": {"how": "failed", "text": "ValueError: odd", "trace": "line 1"},
-        "fills": {"how": "failed", "text": "OSError", "trace": "", "errno": 28, "strerror": "full", "filename": "/full"},
+        "fills": {"how": "failed", "text": "full", "trace": "", "errno": 28, "strerror": "full", "filename": "/full"},
     }
     say("over", end=ends.get(what))
 """
@@ -422,6 +422,15 @@ def test_what_nobody_foresaw_in_another_process_is_printed_with_its_place(capsys
         raise ElsewhereError("ValueError: odd", "Traceback: line 1 of it")
     said = capsys.readouterr().err
     assert left.value.code == 1 and "Traceback: line 1 of it" in said and "Error: ValueError: odd" in said
+
+
+def test_what_has_ended_is_told_of_where_it_was_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for page in (None, tmp_path / "report.html"):
+        watcher = Watcher()
+        watcher.page = page
+        with pytest.raises(SystemExit), Stopper() as stopper, supervised(watcher, stopper, again="the same"):
+            raise KeyboardInterrupt
+        assert ("What has ended so far" in capsys.readouterr().err) == (page is not None)
 
 
 @pytest.fixture

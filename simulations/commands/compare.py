@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from umbel.simulations.compare.comparison import Comparison
+    from umbel.simulations.compare.matrix import Matrix
 
 _ANY_WIDTH = 10_000
 # What else to compare, by the measure that a comparison was judged by.
@@ -173,7 +174,7 @@ def compare(
                     several.so_far(prepared, keep) if only_report else go_through(prepared, shown, fresh, keep, number)
                 )
             elif only_report:
-                comparison = _so_far(one, write_so_far(one, keep))
+                comparison = _so_far(prepared, write_so_far(one, keep), keep)
             else:
                 comparison = carry_out(one, shown, fresh, keep, number)
     wide = console if console.is_terminal else Console(stderr=True, highlight=False, width=160)
@@ -187,15 +188,14 @@ def compare(
         leave(INCOMPLETE)
 
 
-def _so_far(asked: Comparison, there: Comparison | None) -> Comparison:
+def _so_far(prepared: Matrix, there: Comparison | None, keep: bool) -> Comparison:
     """Return what there is to tell of a comparison; say where that is not all."""
     from umbel.simulations.commands.matrix import nothing
-    from umbel.simulations.compare.plan import states
 
     if there is None:
-        raise nothing(asked.path, sum(each == "changed" for each in states(asked)))
-    if len(there.members) < len(asked.members):
-        say(f"{len(there.members)} of {len(asked.members)} runs are in the table.")
+        raise nothing(prepared, keep)
+    if len(there.members) < prepared.num_runs:
+        say(f"{len(there.members)} of {prepared.num_runs} runs are in the table.")
     return there
 
 

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from tests.damages import cut
+from tests.damages import cut, replaced
 from tests.helpers import compared
-from umbel import compare_settings
+from umbel import compare, compare_settings
 from umbel.conf.errors import ExperimentError
 from umbel.conf.schema import Experiment
 from umbel.conf.sweep import Setting
@@ -125,6 +125,7 @@ def test_overrides_fix_keys_of_the_sweep(tmp_path: Path) -> None:
         (["--sweep", "run.seed=1,2"], "--seeds"),
         (["data.alpha=1", "--sweep", "data.alpha=1,2"], "contradict"),
         (["run.rounds=x"], "run.rounds"),
+        (["--only-report", "--fresh"], "--only-report"),
     ],
 )
 def test_what_is_wrong_is_refused_before_anything_starts(tmp_path: Path, arguments: list[str], said: str) -> None:
@@ -135,8 +136,6 @@ def test_what_is_wrong_is_refused_before_anything_starts(tmp_path: Path, argumen
 
 
 def test_one_run_and_umbel_compare_from_python_take_one_setting(tmp_path: Path) -> None:
-    from umbel import compare
-
     path = written(tmp_path)
     alone = umbel("run", path, f"run.results={tmp_path / 'r'}")
     assert alone.exit_code == 2 and "umbel compare" in alone.stderr and not (tmp_path / "r").exists()
@@ -146,6 +145,23 @@ def test_one_run_and_umbel_compare_from_python_take_one_setting(tmp_path: Path) 
         compare_settings(str(path), "data.alpha=1")
     nobody = umbel("compare", "digits")
     assert nobody.exit_code == 2 and "--strategies" in nobody.stderr
+
+
+def test_how_many_at_once_is_refused_where_it_was_said(tmp_path: Path) -> None:
+    path = written(tmp_path, TINY.replace("seeds: 1}", "seeds: 1, at_once: 4}"))
+    where = ("--budget", "seconds", "--output", tmp_path / "m")
+    of_file = umbel("compare", path, *where)
+    assert of_file.exit_code == 2 and "compare.at_once 4: the budget is seconds" in of_file.stderr
+    assert "Take it out of the file, or say --at-once 1." in of_file.stderr
+    of_line = umbel("compare", path, *where, "--at-once", "3")
+    assert of_line.exit_code == 2 and "--at-once 3: the budget" in of_line.stderr and "Leave it out" in of_line.stderr
+    report = umbel("compare", path, *where, "--only-report")  # which runs nothing
+    assert report.exit_code == 2 and "Nothing of this comparison" in report.stderr and "seconds" not in report.stderr
+    for call in (compare, compare_settings):
+        own = ["data.alpha=1"] if call is compare else []
+        with pytest.raises(Refusal, match="--at-once takes a number from 1, or auto; found '0'"):
+            call(str(path), *own, output=tmp_path / "m", at_once=0)
+    assert not (tmp_path / "m").exists()
 
 
 def test_folders_are_told_apart() -> None:
@@ -320,6 +336,17 @@ def test_a_report_can_be_had_at_any_time(whole: tuple[Path, Result], tmp_path: P
     again = page._compare_command(own)
     assert "--seeds 0,1 " in again and "--fresh" not in again
     assert "--seeds 0, --fresh" in page._compare_command(read_comparison(folder / "m" / "data.alpha=0.5"))
+    replaced(next((output / "data.alpha=0.5").glob("fedprox*")) / "env.json", '"umbel": "', '"umbel": "0')
+    fewer = umbel("compare", folder / "mine.yaml", "--output", output, *two_seeds)
+    assert fewer.exit_code == 0 and "1 run that is of other code" in fewer.stderr and "--keep" in fewer.stderr
+    assert [len(cell.missing) for cell in read_matrix(output).cells] == [3, 3]
+    kept = umbel("compare", folder / "mine.yaml", "--output", output, *two_seeds, "--keep")
+    assert kept.exit_code == 0 and "other code" not in kept.stderr
+    assert [len(cell.missing) for cell in read_matrix(output).cells] == [2, 3]
+    alone = ("compare", folder / "mine.yaml", "-s", "fedprox(mu=1.0)", "--only-report", "--seeds", "1")
+    none = umbel(*alone, "data.alpha=0.5", "-o", output / "data.alpha=0.5")
+    assert none.exit_code == 2 and "--keep takes 1 run" in none.stderr
+    replaced(next((output / "data.alpha=0.5").glob("fedprox*")) / "env.json", '"umbel": "0', '"umbel": "')
     one = umbel("compare", folder / "mine.yaml", "data.alpha=0.5", "-o", output / "data.alpha=0.5", *two_seeds)
     assert one.exit_code == 0 and "2 of 4 runs are in the table" in one.stderr
 

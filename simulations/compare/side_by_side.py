@@ -91,6 +91,9 @@ class SideBySide(Runs):
             while self._busy:  # a further signal ends this
                 self._look()
         finally:
+            if names := ", ".join(each.job.member.path.name for each in self._workers if each.job is not None):
+                with contextlib.suppress(OSError):  # whom that was said to is gone
+                    self._listener.notice(f"Ended before they had saved; their last checkpoints are kept: {names}.")
             for worker in self._workers:
                 worker.end(_END_SECONDS if worker.job is None else 0.0)
             self._selector.close()

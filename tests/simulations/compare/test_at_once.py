@@ -286,6 +286,24 @@ def test_a_stop_waits_until_runs_are_saved(tmp_path: Path, monkeypatch: pytest.M
 
 
 @pytest.mark.usefixtures("stand_in")
+def test_runs_that_a_further_signal_kept_from_saving_are_named(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    class Interrupts(Ends):
+        def ended(self, job: Job, error: Exception | None) -> None:
+            runs._look = interrupted  # type: ignore[method-assign]
+            raise StopRequested
+
+    told, notices = Heard(), list[str]()
+    told.notice = notices.append  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt), SideBySide(2, told) as runs:
+        runs.go(jobs(tmp_path, "hangs", "goes"), Interrupts())
+    assert notices == ["Ended before they had saved; their last checkpoints are kept: hangs-1."]
+    assert not any(map(alive, told.processes.values()))
+
+
+@pytest.mark.usefixtures("stand_in")
 def test_lines_of_several_runs_are_told_apart(tmp_path: Path) -> None:
     stream = io.StringIO()
     with SideBySide(2, JsonLines(stream)) as runs:

@@ -125,7 +125,7 @@ def test_overrides_fix_keys_of_the_sweep(tmp_path: Path) -> None:
         (["--sweep", "run.seed=1,2"], "--seeds"),
         (["data.alpha=1", "--sweep", "data.alpha=1,2"], "contradict"),
         (["run.rounds=x"], "run.rounds"),
-        (["--only-report", "--fresh"], "--only-report"),
+        (["--only-report", "--fresh"], "--only-report runs nothing, and --fresh"),
     ],
 )
 def test_what_is_wrong_is_refused_before_anything_starts(tmp_path: Path, arguments: list[str], said: str) -> None:

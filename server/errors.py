@@ -21,7 +21,13 @@ class DivergedError(RunStoppedError):
 
 
 class RunFailedError(RuntimeError):
-    """Something that nobody foresaw ended a run in another process; what it raised is in the message."""
+    """Something that nobody foresaw ended a run in another process; what it raised is in the message.
+
+    Attributes:
+        trace: Where it happened; empty where that is not known.
+    """
+
+    trace: str = ""
 
 
 class StopRequested(Exception):  # noqa: N818 - a request, not an error
@@ -40,6 +46,22 @@ def ending(error: BaseException) -> dict[str, Any]:
     if isinstance(error, RunStoppedError):
         return {"how": "diverged" if isinstance(error, DivergedError) else "stopped", "text": str(error)}
     return {"how": "failed", "text": f"{type(error).__name__}: {error}"}
+
+
+def reason(error: BaseException) -> str:
+    """Return why a run failed, in one line: the same words in whichever process it happened.
+
+    What nobody foresaw has the name of its kind before it.
+    """
+    text = " ".join(str(error).split())
+    if is_unforeseen(error):
+        return f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return text or type(error).__name__
+
+
+def is_unforeseen(error: BaseException) -> bool:
+    """Say whether where an error was raised tells more than its words do."""
+    return not isinstance(error, Refusal | RunStoppedError | RunFailedError | OSError)
 
 
 def raise_again(end: dict[str, Any]) -> NoReturn:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from umbel.core.refusal import Refusal
 from umbel.simulations.commands.supervision import INCOMPLETE, Stopper, guarded, leave, say, supervised
 
 if TYPE_CHECKING:
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from umbel.simulations.compare.comparison import Comparison
+    from umbel.simulations.compare.matrix import Matrix
 
 _ANY_WIDTH = 10_000
 # What else to compare, by the measure that a comparison was judged by.
@@ -124,11 +126,19 @@ def compare(
         from umbel.simulations.compare.settings import prepare_matrix, wanted
         from umbel.simulations.plots.runs import class_counts
 
+        if only_report and fresh:
+            raise Refusal(
+                "--only-report runs nothing, and --fresh everything anew.",
+                key="--only-report",
+                remedy="Leave one of them out.",
+            )
         asked_for = wanted(experiment, overrides, strategies, seeds, budget, sweep, at_once)
         prepared = prepare_matrix(experiment, asked_for, overrides, output, tuned, untuned)
         prepared = prepared.aiming(target)
         members = [member for cell in prepared.cells for member in cell.comparison.members]
-        number, said = how_many(asked_for.at_once, members, asked_for.budget)
+        number, said = 1, ""
+        if not only_report:
+            number, said = how_many(asked_for.at_once, members, asked_for.budget, asked_for.at_once_key)
         for cell in prepared.cells:
             first = cell.comparison.members[0].experiment
             if (
@@ -156,13 +166,15 @@ def compare(
         words = ["umbel", "compare", experiment, *overrides, "--strategies", asked_for.strategies]
         again = shlex.join([*words, "--seeds", asked_for.seeds, *where])
         one = prepared.cells[0].comparison
-        with supervised(shown, stopper, again=again, page=prepared.path / "report.html"):
+        if only_report and (text := several.left_out(prepared, keep)):
+            say(text)
+        with supervised(shown, stopper, again=again):
             if asked_for.settings:
                 done = (
                     several.so_far(prepared, keep) if only_report else go_through(prepared, shown, fresh, keep, number)
                 )
             elif only_report:
-                comparison = _so_far(one, write_so_far(one, keep))
+                comparison = _so_far(prepared, write_so_far(one, keep), keep)
             else:
                 comparison = carry_out(one, shown, fresh, keep, number)
     wide = console if console.is_terminal else Console(stderr=True, highlight=False, width=160)
@@ -176,14 +188,14 @@ def compare(
         leave(INCOMPLETE)
 
 
-def _so_far(asked: Comparison, there: Comparison | None) -> Comparison:
+def _so_far(prepared: Matrix, there: Comparison | None, keep: bool) -> Comparison:
     """Return what there is to tell of a comparison; say where that is not all."""
     from umbel.simulations.commands.matrix import nothing
 
     if there is None:
-        raise nothing(asked.path)
-    if len(there.members) < len(asked.members):
-        say(f"{len(there.members)} of {len(asked.members)} runs are in the table.")
+        raise nothing(prepared, keep)
+    if len(there.members) < prepared.num_runs:
+        say(f"{len(there.members)} of {prepared.num_runs} runs are in the table.")
     return there
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -87,17 +86,35 @@ def so_far(matrix: Matrix, keep: bool) -> Matrix:
 
     there = write_so_far(matrix, keep)
     if there.num_missing == there.num_runs:
-        raise nothing(matrix.path)
+        raise nothing(matrix, keep)
     return there
 
 
-def nothing(folder: Path) -> Refusal:
-    """Return the refusal of a report of a comparison none of whose runs has ended."""
-    return Refusal(
-        f"Nothing of this comparison in {folder} can be told yet.",
-        key="--only-report",
-        remedy="Leave it out, which carries out what is missing.",
-    )
+def nothing(matrix: Matrix, keep: bool) -> Refusal:
+    """Return the refusal of a report of a comparison none of whose runs has ended, by the code that is there."""
+    remedy = "Leave it out, which carries out what is missing."
+    if changed := _hows(matrix, keep)["changed"]:
+        remedy = f"--keep takes {_of_other_code(changed)} as they are; without --only-report they are run anew."
+    return Refusal(f"Nothing of this comparison in {matrix.path} can be told yet.", key="--only-report", remedy=remedy)
+
+
+def left_out(matrix: Matrix, keep: bool) -> str:
+    """Say which runs a report of what is there leaves out, though they are there; "" of none, or where all are."""
+    hows = _hows(matrix, keep)
+    if not hows["changed"] or not hows["reused"]:
+        return ""
+    return f"{_of_other_code(hows['changed'])} count as still to come; --keep takes them as they are."
+
+
+def _hows(matrix: Matrix, keep: bool) -> Counter[str]:
+    from umbel.simulations.compare.plan import states
+
+    return Counter(how for cell in matrix.cells for how in states(cell.comparison, keep=keep))
+
+
+def _of_other_code(number: int) -> str:
+    runs = "1 run that is" if number == 1 else f"{number} runs that are"
+    return f"{runs} of other code, or another budget, than there is now"
 
 
 def leave_with(console: Console, matrix: Matrix, again: str) -> None:

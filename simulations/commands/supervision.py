@@ -156,14 +156,13 @@ def guarded(command: Callable[_P, None]) -> Callable[_P, None]:
 
 
 @contextmanager
-def supervised(watcher: Watcher, stopper: Stopper, again: str = "", page: Path | None = None) -> Iterator[None]:
+def supervised(watcher: Watcher, stopper: Stopper, again: str = "") -> Iterator[None]:
     """Run what is inside; answer errors and signals with a message and an exit code.
 
     Args:
-        watcher: Knows the run's folder and how far it has come.
+        watcher: Knows the run's folder, how far it has come, and after a stop where what has ended is told of.
         stopper: Its signals are ours from here.
         again: How to go on; empty is `umbel resume` with the run's folder.
-        page: Where what has ended is told of after a stop, if anything has.
     """
     from umbel.server.errors import DivergedError, RunStoppedError, StopRequested
 
@@ -173,8 +172,8 @@ def supervised(watcher: Watcher, stopper: Stopper, again: str = "", page: Path |
     except (KeyboardInterrupt, StopRequested):
         _close(watcher)
         say(_stopped(watcher, again))
-        if page is not None and page.is_file():
-            say(f"What has ended so far: {page}")
+        if watcher.page is not None:
+            say(f"What has ended so far: {watcher.page}")
         leave(STOPPED)
     except DivergedError as error:  # to go on would come to the same
         _close(watcher)
@@ -206,6 +205,8 @@ def _failed(error: Exception, watcher: Watcher, again: str) -> NoReturn:
 
     if not isinstance(error, OSError | RunFailedError):
         traceback.print_exception(error)
+    if isinstance(error, RunFailedError) and error.trace:
+        say(error.trace)
     fail(f"{_message(error)}\n{_stopped(watcher, again)}", FAILED)
 
 

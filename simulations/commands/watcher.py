@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TextIO
 
 from umbel.conf.schema import Experiment
@@ -22,10 +23,12 @@ class Watcher(Listener):
         complete: Whether the last round is done.
         incomplete: Which clients the run lost for good, in words; empty when it lost none.
         at_once: How many runs go on at once; each of several is told to what `beside` gives.
+        page: Where what has ended is told of, when all was stopped; None where nothing has.
     """
 
     def __init__(self) -> None:
         self.at_once = 1
+        self.page: Path | None = None
         self.folder: str | None = None
         self.last_round = 0
         self.started = False

@@ -132,30 +132,34 @@ def carrying_out(at_once: int, listener: Watcher, keep: bool = False) -> Runs:
     return SideBySide(at_once, listener, keep)
 
 
-def how_many(asked: int | str | None, members: Sequence[Member], budget: str = "rounds") -> tuple[int, str]:
+def how_many(
+    asked: int | str | None, members: Sequence[Member], budget: str = "rounds", key: str = _KEY
+) -> tuple[int, str]:
     """Return how many runs go on at once, and what should be known about it; nothing is "".
 
     Args:
         asked: A number, or `auto`: as many as cores hold, by `run.threads`; None or "" is one.
         members: All runs.
         budget: What they have equally much of.
+        key: Where that was asked.
 
     Raises:
         Refusal: It is no such number, or runs would be in each other's way.
     """
-    number = _number(asked)
+    number = _number(asked, key)
     if number == 1:
         return 1, ""
     threads = max(each.experiment.run.threads for each in members)
     if reason := _alone(members, budget):
         if number is None:
-            return 1, f"{_KEY} auto: one run at a time, since {reason}."
-        raise Refusal(f"{_KEY} {number}: {reason}.", key=_KEY, remedy=f"Leave it out, or say {_KEY} 1.")
+            return 1, f"{key} auto: one run at a time, since {reason}."
+        remedy = "Leave it out" if key == _KEY else "Take it out of the file"
+        raise Refusal(f"{key} {number}: {reason}.", key=key, remedy=f"{remedy}, or say {_KEY} 1.")
     fit = max(num_cpus() // threads, 1)
     if number is None:
         number = fit if all(each.experiment.client.device == "cpu" or _on_cpu(each) for each in members) else 1
         return min(number, len(members)), "" if number == fit else (
-            f"{_KEY} auto: one run at a time on a GPU. With a number, such as 2, so many share it."
+            f"{key} auto: one run at a time on a GPU. With a number, such as 2, so many share it."
         )
     number = min(number, len(members))
     if number > fit:
@@ -172,7 +176,7 @@ def makespan(seconds: Iterable[float], at_once: int) -> float:
     return max(places)
 
 
-def _number(asked: int | str | None) -> int | None:
+def _number(asked: int | str | None, key: str) -> int | None:
     """Return what was asked for; None is `auto`."""
     if asked in (None, ""):
         return 1
@@ -180,7 +184,7 @@ def _number(asked: int | str | None) -> int | None:
     if text == "auto":
         return None
     if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise Refusal(f"{_KEY} takes a number from 1, or auto; found {text!r}.", key=_KEY, remedy="Such as 2.")
+        raise Refusal(f"{key} takes a number from 1, or auto; found {text!r}.", key=key, remedy="Such as 2.")
     return int(text)
 
 

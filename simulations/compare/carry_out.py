@@ -73,7 +73,7 @@ def compare(
     names = strategies if isinstance(strategies, str) else ",".join(strategies)
     numbers = str(seeds) if isinstance(seeds, int) else "".join(f"{seed}," for seed in seeds or ())
     others = untuned if isinstance(untuned, str) else ",".join(untuned)
-    asked_for = wanted(experiment, overrides, names, numbers, budget)
+    asked_for = wanted(experiment, overrides, names, numbers, budget, at_once=at_once)
     if asked_for.settings:
         raise ExperimentError(
             f"{experiment} has a block `sweep` of {len(asked_for.settings)} settings, and `umbel.compare` takes one.",
@@ -85,7 +85,7 @@ def compare(
         told.notice(notice)
     prepared = prepare_matrix(experiment, asked_for, overrides, output, tuned, others).aiming(target)
     comparison = prepared.cells[0].comparison
-    number, said = how_many(at_once or asked_for.at_once, comparison.members, asked_for.budget)
+    number, said = how_many(asked_for.at_once, comparison.members, asked_for.budget, asked_for.at_once_key)
     if said:
         told.notice(said)
     return carry_out(comparison, told, fresh, keep, number)
@@ -120,13 +120,14 @@ def carry_out(
         Job(member, index, len(comparison.members), comparison)
         for index, member in enumerate(comparison.members, start=1)
     ]
-    course = _All()
+    course, told = _All(), listener or Watcher()
     try:
-        with carrying_out(at_once, listener or Watcher(), keep) as runs:
+        with carrying_out(at_once, told, keep) as runs:
             runs.go(jobs, course)
     except (KeyboardInterrupt, StopRequested):
         with contextlib.suppress(Refusal, OSError):  # a damaged run, a full disk: all stops in any case
-            write_so_far(comparison, keep)
+            if write_so_far(comparison, keep) is not None:
+                told.page = comparison.path / "report.html"
         raise
     write(comparison)
     return comparison

@@ -15,12 +15,15 @@ from umbel.conf.errors import ExperimentError
 from umbel.conf.schema import Experiment
 from umbel.core.files import DamagedError, read_sealed
 from umbel.core.metrics import mean_and_deviation
+from umbel.core.refusal import Refusal
 from umbel.models.facts import flops
 from umbel.server import coverage, reading
 from umbel.simulations.compare.statistics import Difference, between_all, compared, interquartile_mean, interval
 from umbel.simulations.report import cost_series
 from umbel.simulations.report.measures import COLUMNS, MAIN, NOT_OF_TASKS
 from umbel.simulations.tune.tuned import Tuned
+
+_WRITTEN = ("table.md", "table.tex", "table.csv", "curves.png", "partition.png", "report.html")
 
 
 @dataclass(frozen=True)
@@ -265,3 +268,27 @@ def read_comparison(folder: Path) -> Comparison:
         raise DamagedError.of(file, str(error), "Make it again by the command that made it.") from error
     members = tuple(Member(item, seed, reading.experiment(path), path) for item, seed, path in runs)
     return Comparison(folder, items, seeds, members, source, overrides, budget, failed, found, target, open_seeds)
+
+
+def is_written(comparison: Comparison) -> bool:
+    """Say whether a comparison's folder has the tables and the report of just these runs."""
+    try:
+        there = read_comparison(comparison.path)
+    except Refusal:
+        return False
+    mine, theirs = (
+        (
+            each.items,
+            each.seeds,
+            [m.path for m in each.members],
+            each.source,
+            each.overrides,
+            each.budget,
+            each.failed,
+            each.target,
+            each.tuned,
+            each.open_seeds,
+        )
+        for each in (comparison, there)
+    )
+    return mine == theirs and all((comparison.path / name).is_file() for name in _WRITTEN)

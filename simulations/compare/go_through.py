@@ -19,19 +19,17 @@ from pathlib import Path
 from umbel.conf.schema import Experiment
 from umbel.core.files import plain, read_sealed, write_sealed, write_text
 from umbel.core.refusal import Refusal
-from umbel.server.errors import RunFailedError, RunStoppedError, StopRequested
+from umbel.server.errors import RunFailedError, RunStoppedError, StopRequested, is_unforeseen, reason
 from umbel.server.listener import Listener
 from umbel.simulations.commands.watcher import Watcher
 from umbel.simulations.compare.at_once import Course, Job, Runs, carrying_out, how_many, makespan
 from umbel.simulations.compare.carry_out import write
-from umbel.simulations.compare.comparison import Comparison, Member, read_comparison
+from umbel.simulations.compare.comparison import Comparison, Member, is_written
 from umbel.simulations.compare.matrix import FILE, Cell, Failure, Matrix, so_far
 from umbel.simulations.compare.matrix_tables import frame, latex, markdown
 from umbel.simulations.compare.plan import Estimate, states
 from umbel.simulations.compare.settings import prepare_matrix, wanted
-from umbel.simulations.compare.side_by_side import ElsewhereError
 
-_WRITTEN = ("table.md", "table.tex", "table.csv", "curves.png", "partition.png", "report.html")
 _PROBED_ROUNDS = 2  # in the first everything is new
 _LEAST_ROUNDS = 2 * _PROBED_ROUNDS  # of a run that is worth it
 _PAGES_AFTER_SECONDS = 30.0  # sooner nobody looks for pages that are about to change
@@ -83,7 +81,7 @@ def compare_settings(
     numbers = str(seeds) if isinstance(seeds, int) else "".join(f"{seed}," for seed in seeds or ())
     options = [f"{key}={','.join(map(_value, values))}" for key, values in (sweep or {}).items()]
     told = listener or Watcher()
-    asked_for = wanted(experiment, overrides, names, numbers, budget, options)
+    asked_for = wanted(experiment, overrides, names, numbers, budget, options, at_once)
     if not asked_for.settings:
         raise Refusal(f"{experiment} has one setting.", key="sweep", remedy="Use umbel.compare, or say what to vary.")
     for notice in asked_for.notices:
@@ -91,7 +89,7 @@ def compare_settings(
     others = untuned if isinstance(untuned, str) else ",".join(untuned)
     prepared = prepare_matrix(experiment, asked_for, overrides, output, tuned, others).aiming(target)
     members = [member for cell in prepared.cells for member in cell.comparison.members]
-    number, said = how_many(at_once or asked_for.at_once, members, asked_for.budget)
+    number, said = how_many(asked_for.at_once, members, asked_for.budget, asked_for.at_once_key)
     if said:
         told.notice(said)
     return go_through(prepared, told, fresh, keep, number)
@@ -117,33 +115,40 @@ def go_through(matrix: Matrix, listener: Watcher, fresh: bool = False, keep: boo
     plans = [states(cell.comparison, keep=keep) for cell in matrix.cells]
     matrix.path.mkdir(parents=True, exist_ok=True)
     estimate = Estimate(matrix, unsettled(matrix, plans))
-    course = _Course(matrix, plans, estimate, listener, at_once)
+    course = _Course(matrix, plans, estimate, listener, at_once, fresh)
     try:
         with carrying_out(at_once, listener, keep) as runs:
             _probe(matrix, plans, estimate, listener, runs, at_once)
             runs.go(course.jobs(), course)
     except (KeyboardInterrupt, StopRequested):
         with contextlib.suppress(Refusal, OSError):  # a damaged run, a full disk: all stops in any case
-            write_so_far(course.matrix(), keep)
+            there = write_so_far(course.matrix(), keep, course.before)
+            if there.num_missing < there.num_runs:
+                listener.page = matrix.path / "report.html"
         raise
+    unwritten = course.write_rest()
     done = course.matrix()
     write_matrix(done)
+    if unwritten is not None:
+        raise unwritten
     return done
 
 
-def write_so_far(matrix: Matrix, keep: bool = False) -> Matrix:
+def write_so_far(matrix: Matrix, keep: bool = False, before: Mapping[Path, Failure] | None = None) -> Matrix:
     """Write what there is to tell before all runs have ended: of each setting, and of all of them.
 
     Args:
         matrix: All runs, with those that failed; of others the folders are asked.
         keep: What other code has made counts.
+        before: Runs that failed earlier and are to be gone on with, by folder; None is what the last tables say.
 
     Returns:
         The same with the runs that are still to come. Nothing is written where none has ended or failed.
     """
-    before, cells = _failed_before(matrix.path), []
-    for cell in matrix.cells:
-        missing = so_far(cell.comparison, states(cell.comparison, keep=keep)) - cell.failed
+    plans, cells = [states(cell.comparison, keep=keep) for cell in matrix.cells], []
+    before = _failed_before(matrix, plans) if before is None else before
+    for cell, plan in zip(matrix.cells, plans, strict=True):
+        missing = so_far(cell.comparison, plan) - cell.failed
         failures = list(cell.failures)
         for member in cell.comparison.members:
             pair = (member.item.label, member.seed)
@@ -154,7 +159,7 @@ def write_so_far(matrix: Matrix, keep: bool = False) -> Matrix:
     done = dataclasses.replace(matrix, cells=tuple(cells))
     if done.num_missing < done.num_runs:
         for cell in cells:
-            if (whole := cell.whole) is not None and not _is_written(whole):
+            if (whole := cell.whole) is not None and not is_written(whole):
                 write(whole)
         write_matrix(done)
     return done
@@ -169,10 +174,20 @@ class _Course(Course):
         estimate: Learns from each how long the others may take.
         listener: Told of everything that happens.
         at_once: How many go on at once.
+        fresh: Everything is run anew: what failed earlier is of no account.
+
+    Attributes:
+        before: Runs that failed earlier and are gone on with, by folder.
     """
 
     def __init__(
-        self, matrix: Matrix, plans: Sequence[Sequence[str]], estimate: Estimate, listener: Watcher, at_once: int
+        self,
+        matrix: Matrix,
+        plans: Sequence[Sequence[str]],
+        estimate: Estimate,
+        listener: Watcher,
+        at_once: int,
+        fresh: bool = False,
     ) -> None:
         self._matrix, self._estimate, self._listener, self._at_once = matrix, estimate, listener, at_once
         self._ahead = {
@@ -187,7 +202,8 @@ class _Course(Course):
         self._complete: list[int] = []  # settings whose tables are to be written
         self._settled: set[Path] = set()
         self._failures: list[list[Failure]] = [[] for _ in matrix.cells]
-        self._before = _failed_before(matrix.path)
+        self.before = {} if fresh else _failed_before(matrix, plans)
+        self._later: list[int] = []  # settings whose tables could not be written
         self._next_pages = time.monotonic() + _PAGES_AFTER_SECONDS
 
     def jobs(self) -> list[Job]:
@@ -236,21 +252,39 @@ class _Course(Course):
         complete, self._complete = self._complete, []
         is_new, cells = False, self.matrix().cells
         for number in complete:
-            whole = cells[number].whole
-            if whole is not None and (self._has_new[number] or not _is_written(whole)):
-                write(whole)
-                is_new = True
+            try:
+                is_new |= self._write(number, cells[number])
+            except (Refusal, OSError):  # it is said when the runs have ended, which it does not concern
+                self._later.append(number)
         if is_new and any(self._open) and time.monotonic() >= self._next_pages:
             began = time.monotonic()
-            write_matrix(self._so_far(cells))
+            with contextlib.suppress(Refusal, OSError):  # likewise
+                write_matrix(self._so_far(cells))
             self._next_pages = time.monotonic() + _SHARE * (time.monotonic() - began)
+
+    def write_rest(self) -> Exception | None:
+        """Write the tables that could not be written when their setting was complete; return why some still cannot."""
+        found: Exception | None = None
+        for number in self._later:
+            try:
+                self._write(number, self.matrix().cells[number])
+            except (Refusal, OSError) as error:
+                found = found or error
+        return found
+
+    def _write(self, number: int, cell: Cell) -> bool:
+        """Write the tables of a setting that is complete; return whether they were not there."""
+        if (whole := cell.whole) is None or not (self._has_new[number] or not is_written(whole)):
+            return False
+        write(whole)
+        return True
 
     def _so_far(self, cells: Sequence[Cell]) -> Matrix:
         found = []
-        for cell in cells:
-            members = [each for each in cell.comparison.members if each.path in self._ahead]
-            before = [self._before[each.path] for each in members if each.path in self._before]
-            missing = {(each.item.label, each.seed) for each in members if each.path not in self._before}
+        for cell in cells:  # what is there from before is looked at in its turn, and counts from then on
+            members = [each for each in cell.comparison.members if each.path not in self._settled]
+            before = [self.before[each.path] for each in members if each.path in self.before]
+            missing = {(each.item.label, each.seed) for each in members if each.path not in self.before}
             failures = _in_order(cell.comparison, [*cell.failures, *before])
             found.append(Cell(cell.setting, cell.comparison, failures, frozenset(missing)))
         return dataclasses.replace(self._matrix, cells=tuple(found))
@@ -331,30 +365,6 @@ def _value(value: object) -> str:
     return str(value).lower() if isinstance(value, bool) else "null" if value is None else str(value)
 
 
-def _is_written(comparison: Comparison) -> bool:
-    """Say whether a comparison's folder has the tables and the report of just these runs."""
-    try:
-        there = read_comparison(comparison.path)
-    except Refusal:
-        return False
-    mine, theirs = (
-        (
-            each.items,
-            each.seeds,
-            [m.path for m in each.members],
-            each.source,
-            each.overrides,
-            each.budget,
-            each.failed,
-            each.target,
-            each.tuned,
-            each.open_seeds,
-        )
-        for each in (comparison, there)
-    )
-    return mine == theirs and all((comparison.path / name).is_file() for name in _WRITTEN)
-
-
 def _in_order(comparison: Comparison, failures: Sequence[Failure]) -> tuple[Failure, ...]:
     """Return failures in the order of the runs, whichever came first."""
     by_run = {(each.label, each.seed): each for each in failures}
@@ -362,15 +372,23 @@ def _in_order(comparison: Comparison, failures: Sequence[Failure]) -> tuple[Fail
     return tuple(by_run[pair] for pair in pairs if pair in by_run)
 
 
-def _failed_before(folder: Path) -> dict[Path, Failure]:
-    """Return the runs that had failed when the tables of all settings were last written, by folder."""
-    found = {}
+def _failed_before(matrix: Matrix, plans: Sequence[Sequence[str]]) -> dict[Path, Failure]:
+    """Return the runs that had failed when the tables of all settings were last written, by folder.
+
+    Those that are run anew, as their code is another now, are not among them.
+    """
+    found, folder = {}, matrix.path
+    still = {
+        member.path
+        for cell, plan in zip(matrix.cells, plans, strict=True)
+        for member, how in zip(cell.comparison.members, plan, strict=True)
+        if how in ("resumed", "new")
+    }
     try:
         for setting in read_sealed(folder / FILE).get("settings", ()):
             for run in setting["runs"]:
-                if run["failed"]:
-                    failure = Failure(run["strategy"], run["seed"], run["failed"], run["is_saved"])
-                    found[folder / setting["folder"] / run["folder"]] = failure
+                if run["failed"] and (path := folder / setting["folder"] / run["folder"]) in still:
+                    found[path] = Failure(run["strategy"], run["seed"], run["failed"], run["is_saved"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):  # there is none, or it is written anew
         return {}
     return found
@@ -396,19 +414,10 @@ def _failure(member: Member, error: Exception | None) -> Failure | None:
         return None
     if isinstance(error, StopRequested) or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
         raise error
-    if isinstance(error, RunStoppedError):
-        return Failure(label, seed, _line(error), is_saved=True)
-    if isinstance(error, ElsewhereError):
-        return Failure(label, seed, _line(error), trace=error.trace)
-    if isinstance(error, Refusal | RunFailedError | OSError):
-        return Failure(label, seed, _line(error))
-    trace = "".join(traceback.format_exception(error))
-    return Failure(label, seed, f"{type(error).__name__}: {_line(error)}", trace=trace)
-
-
-def _line(error: Exception) -> str:
-    """Return what an error says, in one line."""
-    return " ".join(str(error).split()) or type(error).__name__
+    trace = error.trace if isinstance(error, RunFailedError) else ""
+    if is_unforeseen(error):
+        trace = "".join(traceback.format_exception(error))
+    return Failure(label, seed, reason(error), isinstance(error, RunStoppedError), trace)
 
 
 # ---- how long a run takes ------------------------------------------------------------------------------------
@@ -486,15 +495,13 @@ def _probe(
 
     Of a budget of seconds nothing may be begun and stopped: what the run spends is what the others get.
     """
-    asked = []
+    asked, index = [], 1
     for number, cell in enumerate(matrix.cells):
-        member, how = cell.comparison.members[0], plans[number][0]
+        member, how, own, index = cell.comparison.members[0], plans[number][0], index, index + len(plans[number])
         is_short = member.experiment.run.rounds < _LEAST_ROUNDS
         if estimate.is_known(number) or how == "reused" or is_short or matrix.budget == "seconds":
             continue
-        asked.append((number, cell, member))
-    jobs = []
-    for index, (number, cell, member) in enumerate(asked, start=1):
-        place = (index, len(asked)) if at_once > 1 else (1, 1)  # one after the other each is announced by its setting
-        jobs.append(Job(member, *place, cell.comparison, number, cell.setting.label, _FirstRounds()))
-    runs.go(jobs, _Probes(matrix, estimate, listener))
+        # Its number is that of the run it is the beginning of; one after the other each is announced by its setting.
+        place = (own, matrix.num_runs) if at_once > 1 else (1, 1)
+        asked.append(Job(member, *place, cell.comparison, number, cell.setting.label, _FirstRounds()))
+    runs.go(asked, _Probes(matrix, estimate, listener))

@@ -59,21 +59,21 @@ def latex(matrix: Matrix) -> str:
 
 
 def frame(matrix: Matrix) -> pd.DataFrame:
-    """Return a row for each setting, strategy and measure: what is known over seeds, and how many runs failed."""
+    """Return a row for each setting, strategy and measure: what is known over seeds, and how many runs lack."""
     measures = [key for key in COLUMNS if any(key in whole.shown for cell in matrix.cells if (whole := cell.whole))]
     rows = []
     for cell in matrix.cells:
         for label in matrix.labels:
-            failed = cell.num_failed(label)
+            failed, missing = cell.num_failed(label), cell.num_missing(label)
             for measure in measures:
                 own: dict[str, float] = {"mean": math.nan, "deviation": math.nan, "interquartile_mean": math.nan}
                 low = high = math.nan
-                if not failed and not cell.num_missing(label):
+                if not failed and not missing:
                     numbers = cell.comparison.numbers(label, measure, None)
                     low, high = numbers.pop("interval", (low, high))
                     own |= numbers
                 about: dict[str, str] = {"setting": cell.setting.label, "strategy": label, "measure": measure}
-                spread = {**own, "low": low, "high": high, "num_failed": failed}
+                spread = {**own, "low": low, "high": high, "num_failed": failed, "num_missing": missing}
                 rows.append(about | spread)
     return pd.DataFrame(rows)
 

@@ -64,7 +64,8 @@ class Estimate:
         key = (number, member.item.label)
         try:
             if (member.path / reading.SUMMARY).is_file():
-                self._ended.setdefault(key, []).append(float(reading.summary(member.path)["seconds"]["total"]))
+                whole = float(reading.summary(member.path)["seconds"]["total"])
+                self._ended.setdefault(key, []).append(whole)
             elif times := measured(member.path, member.experiment.run.rounds):
                 self._spent[member.path], whole = times
                 budgeted = member.item != self._matrix.items[0] and self._matrix.budget != "rounds"

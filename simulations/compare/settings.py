@@ -34,6 +34,7 @@ class Wanted:
         settings: Empty where there is one, as the overrides have it.
         notices: Where the command line has won over the file, a sentence each.
         at_once: Such as `2` or `auto`; empty is one.
+        at_once_key: Where that was said.
     """
 
     strategies: str
@@ -42,6 +43,7 @@ class Wanted:
     settings: tuple[Setting, ...]
     notices: tuple[str, ...]
     at_once: str = ""
+    at_once_key: str = "--at-once"
 
 
 def wanted(
@@ -51,7 +53,7 @@ def wanted(
     seeds: str | None = None,
     budget: str | None = None,
     sweep: Sequence[str] = (),
-    at_once: str | None = None,
+    at_once: int | str | None = None,
 ) -> Wanted:
     """Put what the command line says before what the file says.
 
@@ -68,12 +70,12 @@ def wanted(
         ExperimentError: Nobody says which strategies, or what is said cannot be, or contradicts itself.
     """
     file = asked(experiment)
-    notices = []
+    notices, runs = [], None if at_once in (None, "") else str(at_once)
     for option, given, own in (
         ("strategies", strategies, file.strategies),
         ("seeds", seeds, file.seeds),
         ("budget", budget, file.budget),
-        ("at-once", at_once, file.at_once),
+        ("at-once", runs, file.at_once),
     ):
         if given and own and given != own:
             key = option.replace("-", "_")
@@ -87,7 +89,8 @@ def wanted(
         )
     settings, said = _settings(file.settings, sweeps.parse(sweep), overrides)
     numbers, equal = seeds or file.seeds or _SEEDS, budget or file.budget or _BUDGET
-    return Wanted(chosen, numbers, equal, settings, (*notices, *said), at_once or file.at_once)
+    key = "compare.at_once" if runs is None and file.at_once else "--at-once"
+    return Wanted(chosen, numbers, equal, settings, (*notices, *said), runs or file.at_once, key)
 
 
 def prepare_matrix(

@@ -14,7 +14,6 @@ import selectors
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -33,17 +32,12 @@ _PROGRAM = (
     "from umbel.simulations.compare.worker import main; main()"
 )
 _LOOK_SECONDS = 0.5
-_PATIENCE_SECONDS = 60.0  # for a run to save what it has
-_END_SECONDS = 5.0  # for an idle process to end
+_END_SECONDS = 5.0  # for a process that is at no run, or says no more, to end
 _CHUNK = 1 << 16
 
 
 class ElsewhereError(RunFailedError):
-    """Something that nobody foresaw ended a run in its process.
-
-    Attributes:
-        trace: Where it happened.
-    """
+    """Something ended a run in its process that this one has no error for."""
 
     def __init__(self, text: str, trace: str = "") -> None:
         super().__init__(text)
@@ -89,17 +83,19 @@ class SideBySide(Runs):
                 course.ended(job, error)
 
     def __exit__(self, *_: object) -> None:
-        """Stop what is under way, which is saved, and end the processes."""
+        """Stop what is under way, wait until it is saved, however long that takes, and end the processes."""
         self._is_stopping = True
         try:
             for worker in self._busy:
                 worker.process.terminate()
-            deadline = time.monotonic() + _PATIENCE_SECONDS
-            while self._busy and time.monotonic() < deadline:
+            while self._busy:  # a further signal ends this
                 self._look()
         finally:
+            if names := ", ".join(each.job.member.path.name for each in self._workers if each.job is not None):
+                with contextlib.suppress(OSError):  # whom that was said to is gone
+                    self._listener.notice(f"Ended before they had saved; their last checkpoints are kept: {names}.")
             for worker in self._workers:
-                worker.end()
+                worker.end(_END_SECONDS if worker.job is None else 0.0)
             self._selector.close()
 
     def _start(self, job: Job) -> None:
@@ -137,6 +133,8 @@ class SideBySide(Runs):
 
     def _look(self) -> None:
         """Hear what runs say, for as long as nobody says anything half a second."""
+        # What a process started may outlive it, and hold its line open. It has said all before it ended.
+        ended = [each for each in self._workers if each.process.poll() is not None]
         heard = self._selector.select(_LOOK_SECONDS)
         for key, _ in heard:
             worker: _Worker = key.data
@@ -145,8 +143,9 @@ class SideBySide(Runs):
                 self._hear(worker, line)
             if not is_open:
                 self._gone(worker)
-        if not heard:  # what a process started may outlive it, and hold its line open
-            for worker in [each for each in self._workers if each.process.poll() is not None]:
+        speaking = [key.data for key, _ in heard]
+        for worker in ended:
+            if worker not in speaking:
                 self._gone(worker)
 
     def _hear(self, worker: _Worker, line: str) -> None:
@@ -171,7 +170,7 @@ class SideBySide(Runs):
         """A process has ended; the run that it was at has failed."""
         self._selector.unregister(worker.said)
         self._workers.remove(worker)
-        worker.end()
+        worker.end(_END_SECONDS)  # it says no more, and may still be about to end by itself
         if worker.job is not None:
             self._over_with(worker, _death(worker.process.returncode, _log(worker.job)))
 
@@ -227,16 +226,23 @@ class _Worker:
         if self._row is not None:
             self._row.close()
 
-    def end(self) -> None:
-        """End the process: it has nothing more to do."""
+    def end(self, patience: float) -> None:
+        """End the process: it has nothing more to do.
+
+        Args:
+            patience: Seconds for it to end by itself. What it started goes with it where it does not, or was at a run.
+        """
         with contextlib.suppress(OSError):
             if self.process.stdin is not None:
                 self.process.stdin.close()
-        try:
-            self.process.wait(_END_SECONDS if self.job is None else 0.0)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        is_over = False
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(patience)
+            is_over = True
+        if not is_over or self.job is not None:
+            with contextlib.suppress(ProcessLookupError, PermissionError):  # nobody of its session is left
+                os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
         with contextlib.suppress(OSError):
             os.close(self.said)
 
@@ -264,7 +270,7 @@ def _error(end: dict[str, Any] | None) -> Exception | None:
     if end is None:
         return None
     if end.get("errno") is not None:
-        return OSError(end["errno"], os.strerror(end["errno"]), end["filename"])
+        return OSError(end["errno"], end["strerror"], end["filename"])
     if end["how"] == "failed":
         return ElsewhereError(end["text"], end["trace"])
     try:

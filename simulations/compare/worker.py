@@ -19,7 +19,7 @@ from typing import Any, TextIO
 from umbel.client.node.parent import end_with_parent
 from umbel.conf.load import load
 from umbel.core.wire.work import ClientTime
-from umbel.server.errors import ending
+from umbel.server.errors import ending, is_unforeseen, reason
 from umbel.server.listener import Both, FileListener, Listener
 from umbel.simulations import api
 from umbel.simulations.commands.supervision import Stopper
@@ -65,8 +65,7 @@ def main() -> None:
             order = json.loads(line)
             _print_to(Path(order["log"]))
             end = _carry_out(order, pipe)
-            sys.stdout.flush()
-            sys.stderr.flush()
+            _flush()
             # On a line of its own, also where a signal came in the middle of the one before.
             pipe.write("\n" + json.dumps({"event": OVER, "end": end}) + "\n")
             pipe.flush()
@@ -75,12 +74,17 @@ def main() -> None:
 def _print_to(log: Path) -> None:
     """Let whatever this process prints go to a file from here on."""
     log.parent.mkdir(parents=True, exist_ok=True)
-    sys.stdout.flush()
-    sys.stderr.flush()
+    _flush()
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
     os.close(descriptor)
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # the log's disk is full, which ends no run
+            stream.flush()
 
 
 def _carry_out(order: Mapping[str, str], pipe: TextIO) -> dict[str, Any] | None:
@@ -98,6 +102,9 @@ def _carry_out(order: Mapping[str, str], pipe: TextIO) -> dict[str, Any] | None:
         end = ending(error)
         if isinstance(error, OSError) and error.errno is not None:
             name = error.filename if isinstance(error.filename, str) else None
-            return {**end, "errno": error.errno, "filename": name}
-        return {**end, "trace": "".join(traceback.format_exception(error))} if end["how"] == "failed" else end
+            return {**end, "errno": error.errno, "strerror": error.strerror, "filename": name}
+        if end["how"] != "failed":
+            return end
+        trace = "".join(traceback.format_exception(error)) if is_unforeseen(error) else ""
+        return {**end, "text": reason(error), "trace": trace}
     return None

@@ -10,6 +10,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from umbel.simulations.compare.across import profiles
+from umbel.simulations.compare.comparison import is_written
 from umbel.simulations.compare.matrix import Cell, Matrix
 from umbel.simulations.compare.matrix_tables import in_order, ranks_told
 from umbel.simulations.compare.tables import p_value
@@ -72,19 +73,23 @@ def pairs(matrix: Matrix) -> list[tuple[str, str, str, str]]:
 
 
 def settings(matrix: Matrix) -> list[tuple[str, str, str, str]]:
-    """Return each setting's label, its overrides, what became of its runs, and where its own report is, if any."""
+    """Return each setting's label, its overrides, what became of its runs, and where its own report is.
+
+    There is no place where that is not written yet, or is of other runs.
+    """
     rows = []
     for cell in matrix.cells:
         total, failed = len(cell.comparison.members), len(cell.failures)
         runs = f"{total} runs" if not failed else f"{total} runs, {failed} failed"
         runs += f", {len(cell.missing)} still to come" if cell.missing else ""
-        link = f"{quote(cell.comparison.path.name)}/report.html" if cell.whole is not None else ""
+        is_there = (whole := cell.whole) is not None and is_written(whole)
+        link = f"{quote(cell.comparison.path.name)}/report.html" if is_there else ""
         rows.append((cell.setting.label, shlex.join(cell.setting.overrides), runs, link))
     return rows
 
 
 def command(matrix: Matrix) -> str:
-    """Return the command that makes the same again, from the settings as they were.
+    """Return the command that makes the same again, or what is missing of it, from the settings as they were.
 
     A product is written as such; settings with names are in the file.
     """
@@ -102,7 +107,8 @@ def command(matrix: Matrix) -> str:
     words += ["--budget", matrix.budget]  # the experiment may say another one
     words += ["--target", f"{matrix.target:g}"] if matrix.target is not None else []
     words += tuned_words(matrix.tuned, matrix.untuned)
-    return shlex.join([*words, "--fresh", "--output", str(matrix.path)])
+    words += [] if matrix.failures or matrix.num_missing else ["--fresh"]  # else it goes on
+    return shlex.join([*words, "--output", str(matrix.path)])
 
 
 def tuned_words(tuned: Tuned | None, untuned: Sequence[str]) -> list[str]:

@@ -283,12 +283,14 @@ def _sha(member: Member) -> str:
 
 def _compare_command(comparison: Comparison) -> str:
     labels = ",".join(item.label.replace(", ", ",") for item in comparison.items)
-    seeds = ",".join(map(str, comparison.seeds)) + ("," if len(comparison.seeds) == 1 else "")
+    asked = [*comparison.seeds, *comparison.open_seeds]
+    seeds = ",".join(map(str, asked)) + ("," if len(asked) == 1 else "")
     words = ["umbel", "compare", comparison.source, *comparison.overrides, "--strategies", labels]
     words += ["--budget", comparison.budget]  # the experiment may say another one
     words += ["--target", f"{comparison.target:g}"] if comparison.target is not None else []
     words += report_matrix.tuned_words(comparison.tuned, comparison.untuned)
-    return shlex.join([*words, "--seeds", seeds, "--fresh", "--output", str(comparison.path)])
+    whole = [] if comparison.failed or comparison.open_seeds else ["--fresh"]  # else it goes on with what is missing
+    return shlex.join([*words, "--seeds", seeds, *whole, "--output", str(comparison.path)])
 
 
 # ---- several settings --------------------------------------------------------------------------------------

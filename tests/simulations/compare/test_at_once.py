@@ -22,20 +22,23 @@ from tests.places import ROOT
 from umbel import load
 from umbel.conf.load import as_yaml
 from umbel.core.refusal import Refusal
-from umbel.server.errors import RunFailedError, RunStoppedError, StopRequested
+from umbel.server.errors import DivergedError, RunFailedError, RunStoppedError, StopRequested
 from umbel.server.lock import is_held
 from umbel.simulations.commands.display import Display
 from umbel.simulations.commands.main import main
+from umbel.simulations.commands.supervision import Stopper, supervised
 from umbel.simulations.commands.watcher import JsonLines, Watcher
 from umbel.simulations.compare import at_once, side_by_side, worker
 from umbel.simulations.compare.at_once import Course, InTurn, Job, how_many, makespan
+from umbel.simulations.compare.carry_out import _All
 from umbel.simulations.compare.comparison import Comparison, Item, Member
+from umbel.simulations.compare.go_through import _failure
 from umbel.simulations.compare.side_by_side import ElsewhereError, SideBySide
 
 TINY = ("data.num_clients=2", "data.max_train=60", "model.name=linear", "evaluate.clients=0", "run.rounds=2")
 # A process that does what the name of its run says, without torch.
 STAND_IN = """
-import json, os, signal, sys, time
+import json, os, signal, subprocess, sys, time
 sys.stdin.readline()
 pipe = os.fdopen(int(sys.argv[2]), "w")
 def say(event, **more):
@@ -53,13 +56,30 @@ for line in sys.stdin:
         os.kill(os.getpid(), signal.SIGKILL)
     if what == "exits":
         print("a word before its end", flush=True); os._exit(7)
+    if what == "raises":
+        pipe.close(); time.sleep(0.3); raise ValueError("an odd end")
+    if what == "leaves":
+        left = subprocess.Popen(["sleep", "60"], pass_fds=(int(sys.argv[2]),)); print(left.pid, flush=True)
+        os._exit(7)
+    if what == "talks":
+        for _ in range(200):
+            if os.path.exists(os.path.join(os.path.dirname(order["folder"]), "noticed")):
+                break
+            time.sleep(0.05); say("round", round=1, num_rounds=2, metrics={}, seconds=float(os.getpid()))
+        else:
+            say("over", end={"how": "diverged", "text": "nobody noticed"}); continue
+    if what == "saves":
+        def saved(*_):
+            time.sleep(1.0); open(order["folder"] + ".saved", "w").close(); stopped()
+        signal.signal(signal.SIGTERM, saved)
+        open(os.path.join(os.path.dirname(order["folder"]), "noticed"), "w").close(); time.sleep(60)
     if what == "hangs":
         signal.signal(signal.SIGTERM, stopped); time.sleep(60)
     ends = {
         "diverges": {"how": "diverged", "text": "no longer finite"},
         "stops": {"how": "asked"},
         "breaks": {"how": "failed", "text": "ValueError: odd", "trace": "line 1"},
-        "fills": {"how": "failed", "text": "OSError", "trace": "", "errno": 28, "filename": "/full"},
+        "fills": {"how": "failed", "text": "full", "trace": "", "errno": 28, "strerror": "full", "filename": "/full"},
     }
     say("over", end=ends.get(what))
 """
@@ -141,6 +161,14 @@ def test_how_many_go_by_cores_and_threads(tmp_path: Path, monkeypatch: pytest.Mo
     assert number == 10 and "share 8 cores" in said and "--at-once 8" in said
     threads = [replace(m, experiment=replace(m.experiment, run=replace(m.experiment.run, threads=3))) for m in members]
     assert how_many("auto", threads) == (2, "")
+    on_gpu = [replace(m, experiment=replace(m.experiment, client=replace(m.experiment.client, device="auto")))
+              for m in members]  # fmt: skip
+    monkeypatch.setattr(at_once, "_on_cpu", lambda _: False)
+    number, said = how_many("auto", on_gpu)
+    assert number == 1 and "one run at a time on a GPU" in said
+    assert how_many(2, on_gpu) == (2, "")
+    monkeypatch.setattr(at_once, "_on_cpu", lambda _: True)
+    assert how_many("auto", on_gpu) == (8, "")
 
 
 @pytest.mark.parametrize("asked", ["0", "-1", "two", "1.5", "٣"])
@@ -149,7 +177,7 @@ def test_what_is_no_number_is_refused(tmp_path: Path, asked: str) -> None:
         how_many(asked, [job.member for job in jobs(tmp_path, "a")])
 
 
-@pytest.mark.parametrize("engine", ["ray", "grpc"])
+@pytest.mark.parametrize("engine", ["processes", "ray", "grpc"])
 def test_engines_with_processes_of_their_own_are_refused(tmp_path: Path, engine: str) -> None:
     result = CliRunner().invoke(
         main,
@@ -218,6 +246,64 @@ def test_a_stop_of_one_or_of_all_ends_every_process_in_order(tmp_path: Path) -> 
 
 
 @pytest.mark.usefixtures("stand_in")
+def test_a_process_that_ends_by_itself_was_not_killed(tmp_path: Path) -> None:
+    course = Ends()
+    with SideBySide(1, Watcher()) as runs:
+        runs.go(jobs(tmp_path, "raises"), course)
+    error = course.errors["raises"]
+    assert isinstance(error, ElsewhereError) and "status 1" in str(error) and "SIGKILL" not in str(error)
+    assert "ValueError: an odd end" in (tmp_path / "logs" / "raises-1.log").read_text()
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_process_whose_child_holds_its_line_is_missed_while_others_talk(tmp_path: Path) -> None:
+    class Notices(Ends):
+        def ended(self, job: Job, error: Exception | None) -> None:
+            super().ended(job, error)
+            if job.member.item.label == "leaves":
+                (tmp_path / "noticed").touch()
+
+    course = Notices()
+    with SideBySide(2, Watcher()) as runs:
+        runs.go(jobs(tmp_path, "leaves", "talks"), course)
+    assert course.errors["talks"] is None and "status 7" in str(course.errors["leaves"])
+    child = int((tmp_path / "logs" / "leaves-1.log").read_text())
+    wait_until(lambda: not alive(child), 5.0)  # what it had started went with it
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_a_stop_waits_until_runs_are_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_END_SECONDS", "_PATIENCE_SECONDS"):  # the first is of a process that is at no run
+        monkeypatch.setattr(side_by_side, name, 0.1, raising=False)
+
+    class Interrupts(Ends):
+        def ended(self, job: Job, error: Exception | None) -> None:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), SideBySide(2, Watcher()) as runs:
+        runs.go(jobs(tmp_path, "saves", "talks"), Interrupts())
+    assert (tmp_path / "saves-1.saved").is_file()
+
+
+@pytest.mark.usefixtures("stand_in")
+def test_runs_that_a_further_signal_kept_from_saving_are_named(tmp_path: Path) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    class Interrupts(Ends):
+        def ended(self, job: Job, error: Exception | None) -> None:
+            runs._look = interrupted  # type: ignore[method-assign]
+            raise StopRequested
+
+    told, notices = Heard(), list[str]()
+    told.notice = notices.append  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt), SideBySide(2, told) as runs:
+        runs.go(jobs(tmp_path, "hangs", "goes"), Interrupts())
+    assert notices == ["Ended before they had saved; their last checkpoints are kept: hangs-1."]
+    assert not any(map(alive, told.processes.values()))
+
+
+@pytest.mark.usefixtures("stand_in")
 def test_lines_of_several_runs_are_told_apart(tmp_path: Path) -> None:
     stream = io.StringIO()
     with SideBySide(2, JsonLines(stream)) as runs:
@@ -229,6 +315,32 @@ def test_lines_of_several_runs_are_told_apart(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("stand_in")
 def test_runs_wait_for_the_one_whose_cost_they_may_have(tmp_path: Path) -> None:
+    """Two seeds at once: of each the first strategy begins, and the other when that has ended."""
+    made = [job.member for job in jobs(tmp_path, "goes", "budgeted", "goes", "budgeted")]
+    pairs = [replace(member, seed=index // 2) for index, member in enumerate(made)]
+    for member in pairs[::2]:
+        member.__dict__["costs"] = {"steps": 12}
+    asked = Comparison(tmp_path, (pairs[0].item, pairs[1].item), (0, 1), tuple(pairs), "digits", (), "steps")
+    order: list[tuple[str, str, int]] = []
+
+    class Told(_All):
+        def begins(self, job: Job) -> None:
+            order.append(("begins", job.member.item.label, job.member.seed))
+
+        def ended(self, job: Job, error: Exception | None) -> None:
+            super().ended(job, error)
+            order.append(("ended", job.member.item.label, job.member.seed))
+            job.member.path.mkdir(exist_ok=True)
+            (job.member.path / "summary.json").touch()
+
+    with SideBySide(2, Watcher()) as runs:
+        runs.go([Job(member, index, 4, asked) for index, member in enumerate(pairs, start=1)], Told())
+    assert order[:2] == [("begins", "goes", 0), ("begins", "goes", 1)] and len(order) == 8
+    for seed in (0, 1):
+        assert order.index(("begins", "budgeted", seed)) > order.index(("ended", "goes", seed))
+
+
+def test_a_run_whose_cost_is_not_known_yet_is_not_begun(tmp_path: Path) -> None:
     own = [job.member for job in jobs(tmp_path, "hangs", "goes")]
     pair = [replace(member, seed=0) for member in own]
     asked = Comparison(tmp_path, tuple(m.item for m in pair), (0,), tuple(pair), "digits", (), "steps")
@@ -299,6 +411,44 @@ def test_a_process_says_how_its_run_ended(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     end, _ = carried_out(f"run.results={tmp_path / 'file'}")
     assert end is not None and end.get("errno")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError("torn"), OSError(5, "no such luck", "/there"), ValueError("odd,\nvery"), ValueError(), KeyError("a"),
+        RunFailedError("gone"), Refusal("not this", key="run.rounds", remedy="Another."), DivergedError("NaN"),
+    ],
+    ids=repr,
+)  # fmt: skip
+def test_a_run_fails_in_the_same_words_wherever_it_is(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raises(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(worker.api, "run", raises)
+    (job,) = jobs(tmp_path, "a")
+    end = worker._carry_out({"do": "run", "experiment": as_yaml(job.member.experiment)}, io.StringIO())
+    here, there = (_failure(job.member, each) for each in (error, side_by_side._error(json.loads(json.dumps(end)))))
+    assert here is not None and there is not None
+    assert (here.reason, here.is_saved, bool(here.trace)) == (there.reason, there.is_saved, bool(there.trace))
+
+
+def test_what_nobody_foresaw_in_another_process_is_printed_with_its_place(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as left, Stopper() as stopper, supervised(Watcher(), stopper, again="the same"):
+        raise ElsewhereError("ValueError: odd", "Traceback: line 1 of it")
+    said = capsys.readouterr().err
+    assert left.value.code == 1 and "Traceback: line 1 of it" in said and "Error: ValueError: odd" in said
+
+
+def test_what_has_ended_is_told_of_where_it_was_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for page in (None, tmp_path / "report.html"):
+        watcher = Watcher()
+        watcher.page = page
+        with pytest.raises(SystemExit), Stopper() as stopper, supervised(watcher, stopper, again="the same"):
+            raise KeyboardInterrupt
+        assert ("What has ended so far" in capsys.readouterr().err) == (page is not None)
 
 
 @pytest.fixture

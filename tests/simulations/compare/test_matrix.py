@@ -13,13 +13,15 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from tests.damages import cut, replaced
 from tests.helpers import compared
-from umbel import compare_settings
+from umbel import compare, compare_settings
 from umbel.conf.errors import ExperimentError
 from umbel.conf.schema import Experiment
 from umbel.conf.sweep import Setting
 from umbel.core.files import DamagedError, read_json
 from umbel.core.refusal import Refusal
+from umbel.server import reading
 from umbel.server.errors import RunStoppedError
 from umbel.simulations.commands.main import main
 from umbel.simulations.commands.watcher import Watcher
@@ -123,6 +125,7 @@ def test_overrides_fix_keys_of_the_sweep(tmp_path: Path) -> None:
         (["--sweep", "run.seed=1,2"], "--seeds"),
         (["data.alpha=1", "--sweep", "data.alpha=1,2"], "contradict"),
         (["run.rounds=x"], "run.rounds"),
+        (["--only-report", "--fresh"], "--only-report runs nothing, and --fresh"),
     ],
 )
 def test_what_is_wrong_is_refused_before_anything_starts(tmp_path: Path, arguments: list[str], said: str) -> None:
@@ -133,8 +136,6 @@ def test_what_is_wrong_is_refused_before_anything_starts(tmp_path: Path, argumen
 
 
 def test_one_run_and_umbel_compare_from_python_take_one_setting(tmp_path: Path) -> None:
-    from umbel import compare
-
     path = written(tmp_path)
     alone = umbel("run", path, f"run.results={tmp_path / 'r'}")
     assert alone.exit_code == 2 and "umbel compare" in alone.stderr and not (tmp_path / "r").exists()
@@ -144,6 +145,23 @@ def test_one_run_and_umbel_compare_from_python_take_one_setting(tmp_path: Path) 
         compare_settings(str(path), "data.alpha=1")
     nobody = umbel("compare", "digits")
     assert nobody.exit_code == 2 and "--strategies" in nobody.stderr
+
+
+def test_how_many_at_once_is_refused_where_it_was_said(tmp_path: Path) -> None:
+    path = written(tmp_path, TINY.replace("seeds: 1}", "seeds: 1, at_once: 4}"))
+    where = ("--budget", "seconds", "--output", tmp_path / "m")
+    of_file = umbel("compare", path, *where)
+    assert of_file.exit_code == 2 and "compare.at_once 4: the budget is seconds" in of_file.stderr
+    assert "Take it out of the file, or say --at-once 1." in of_file.stderr
+    of_line = umbel("compare", path, *where, "--at-once", "3")
+    assert of_line.exit_code == 2 and "--at-once 3: the budget" in of_line.stderr and "Leave it out" in of_line.stderr
+    report = umbel("compare", path, *where, "--only-report")  # which runs nothing
+    assert report.exit_code == 2 and "Nothing of this comparison" in report.stderr and "seconds" not in report.stderr
+    for call in (compare, compare_settings):
+        own = ["data.alpha=1"] if call is compare else []
+        with pytest.raises(Refusal, match="--at-once takes a number from 1, or auto; found '0'"):
+            call(str(path), *own, output=tmp_path / "m", at_once=0)
+    assert not (tmp_path / "m").exists()
 
 
 def test_folders_are_told_apart() -> None:
@@ -231,8 +249,10 @@ def test_the_same_command_runs_nothing_twice(whole: tuple[Path, Result]) -> None
 def test_what_was_stopped_in_the_middle_goes_on_to_the_same_bits(whole: tuple[Path, Result], tmp_path: Path) -> None:
     folder, _ = whole
     prepared = prepare_matrix(str(folder / "mine.yaml"), wanted(str(folder / "mine.yaml")), (), tmp_path / "m")
+    killed = Killed(2)
     with pytest.raises(KeyboardInterrupt):
-        go_through(prepared, Killed(2))
+        go_through(prepared, killed)
+    assert killed.page == tmp_path / "m" / "report.html"
     # What has ended is told of, and what is still to come.
     there = read_matrix(tmp_path / "m")
     assert (there.num_missing, there.num_runs) == (3, 4) and there.ranking is None
@@ -243,6 +263,9 @@ def test_what_was_stopped_in_the_middle_goes_on_to_the_same_bits(whole: tuple[Pa
     assert "data.alpha=5: all 2 runs are still to come" in text
     html = (tmp_path / "m" / "report.html").read_text()
     assert "<h2>Still to come</h2>" in html and "2 runs, 1 still to come" in html
+    # The command on the page is the one that goes on; where all is there, it makes the same again.
+    assert "umbel compare" in html and "--fresh" not in html and "<a href" not in html
+    assert "--fresh" in (folder / "m" / "report.html").read_text()
     assert not (tmp_path / "m" / "data.alpha=5" / "report.html").exists()
     again = umbel("compare", folder / "mine.yaml", "--output", tmp_path / "m")
     assert again.exit_code == 0, again.output
@@ -267,7 +290,10 @@ def test_several_at_once_come_to_the_same_bits_and_tables(whole: tuple[Path, Res
     told = events(result)
     members = [each for each in told if each["event"] == "member"]
     # Lines of a run have its number: those of each, taken alone, are those of an ordinary run.
-    assert [each["index"] for each in members] == [1, 2, 1, 2, 3, 4] and all("run" in each for each in members)
+    assert [each["index"] for each in members] == [1, 3, 1, 2, 3, 4] and all("run" in each for each in members)
+    # That of first rounds is the number of the run that they are of.
+    begun = [each["round"] for each in told[: told.index(members[2])] if each["event"] == "round" and each["run"] == 3]
+    assert begun[:2] == [1, 2]  # and more, where they are over before it is asked to stop
     for run in (2, 4):
         rounds = [each["round"] for each in told[told.index(members[2]) :] if each["event"] == "round"
                   and each["run"] == run]  # fmt: skip
@@ -307,6 +333,20 @@ def test_a_report_can_be_had_at_any_time(whole: tuple[Path, Result], tmp_path: P
     own = read_comparison(output / "data.alpha=0.5")
     assert own.seeds == (0,) and own.open_seeds == (1,)
     assert "Not in the table yet: seed 1" in (own.path / "table.md").read_text()
+    again = page._compare_command(own)
+    assert "--seeds 0,1 " in again and "--fresh" not in again
+    assert "--seeds 0, --fresh" in page._compare_command(read_comparison(folder / "m" / "data.alpha=0.5"))
+    replaced(next((output / "data.alpha=0.5").glob("fedprox*")) / "env.json", '"umbel": "', '"umbel": "0')
+    fewer = umbel("compare", folder / "mine.yaml", "--output", output, *two_seeds)
+    assert fewer.exit_code == 0 and "1 run that is of other code" in fewer.stderr and "--keep" in fewer.stderr
+    assert [len(cell.missing) for cell in read_matrix(output).cells] == [3, 3]
+    kept = umbel("compare", folder / "mine.yaml", "--output", output, *two_seeds, "--keep")
+    assert kept.exit_code == 0 and "other code" not in kept.stderr
+    assert [len(cell.missing) for cell in read_matrix(output).cells] == [2, 3]
+    alone = ("compare", folder / "mine.yaml", "-s", "fedprox(mu=1.0)", "--only-report", "--seeds", "1")
+    none = umbel(*alone, "data.alpha=0.5", "-o", output / "data.alpha=0.5")
+    assert none.exit_code == 2 and "--keep takes 1 run" in none.stderr
+    replaced(next((output / "data.alpha=0.5").glob("fedprox*")) / "env.json", '"umbel": "0', '"umbel": "')
     one = umbel("compare", folder / "mine.yaml", "data.alpha=0.5", "-o", output / "data.alpha=0.5", *two_seeds)
     assert one.exit_code == 0 and "2 of 4 runs are in the table" in one.stderr
 
@@ -326,6 +366,66 @@ def test_a_run_that_failed_stays_failed_until_it_is_carried_out(whole: tuple[Pat
     later = write_so_far(prepared)  # asked by another process, which knows the folder alone
     assert [each.sentence for _, each in later.failures] == ["fedprox(mu=1.0), seed 0, failed: no reason"]
     assert table(later)[1][0][2] == "failed 1 of 1" and table(later)[1][1][1] == "0 of 1 so far"
+
+    def before(how: str, fresh: bool = False) -> list[Path]:
+        plans = [["reused", how], [how, "reused"]]
+        return [*through._Course(prepared, plans, Estimate(prepared), Watcher(), 1, fresh).before]
+
+    path = first.comparison.members[1].path
+    assert before("resumed") == before("new") == [path]
+    assert before("changed") == before("new", fresh=True) == []  # what is run anew has not failed
+
+
+def test_an_earlier_page_is_not_that_of_what_has_ended(whole: tuple[Path, Result], tmp_path: Path) -> None:
+    class Stops(Watcher):
+        def setting(self, index: int, total: int, label: str, probed: bool = False) -> None:
+            raise KeyboardInterrupt
+
+    path = str(whole[0] / "mine.yaml")
+    prepared, watcher = prepare_matrix(path, wanted(path), (), tmp_path), Stops()
+    (tmp_path / "report.html").touch()
+    with pytest.raises(KeyboardInterrupt):
+        go_through(prepared, watcher)
+    assert watcher.page is None
+
+
+def test_a_page_links_to_reports_that_are_there_and_of_the_same_runs(
+    whole: tuple[Path, Result], tmp_path: Path
+) -> None:
+    there = read_matrix(shutil.copytree(whole[0] / "m", tmp_path / "m"))
+
+    def links(matrix: Matrix) -> list[bool]:
+        return [bool(link) for *_, link in report_matrix.settings(matrix)]
+
+    assert links(there) == [True, True]
+    (tmp_path / "m" / "data.alpha=5" / "report.html").unlink()
+    assert links(there) == [True, False]
+    failed = replace(there.cells[0], failures=(Failure("fedprox(mu=1.0)", 0, "no reason"),))
+    assert links(replace(there, cells=(failed, there.cells[1]))) == [False, False]
+
+
+@pytest.mark.usefixtures("without_pictures")
+def test_a_damaged_earlier_run_does_not_stop_the_others(
+    whole: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(through, "_PAGES_AFTER_SECONDS", 0.0)
+    path, output = str(whole[0] / "mine.yaml"), shutil.copytree(whole[0] / "m", tmp_path / "m")
+    prepared = prepare_matrix(path, wanted(path), (), output)
+    cut(prepared.cells[1].comparison.members[0].path / "summary.json")
+    course = through._Course(prepared, [["new"] * 2, ["reused"] * 2], Estimate(prepared), Watcher(), 2)
+    jobs = course.jobs()
+    for job in jobs[:2]:
+        course.ended(job, None)
+    course.meanwhile()
+    assert read_matrix(output).num_missing == 2  # what is there was not looked at yet
+    # Tables that cannot be written are tried again at the end, and refused there.
+    cut(prepared.cells[0].comparison.members[0].path / "env.json")
+    monkeypatch.setattr(through, "write", lambda each: reading.environment(each.members[0].path))
+    course = through._Course(prepared, [["new"] * 2, ["reused"] * 2], Estimate(prepared), Watcher(), 2)
+    for job in course.jobs()[:2]:
+        course.ended(job, None)
+    course.meanwhile()
+    assert isinstance(course.write_rest(), DamagedError)
 
 
 def test_pages_of_all_settings_come_with_each_that_is_complete(
@@ -442,6 +542,10 @@ def test_a_failed_run_is_never_near_and_never_averaged_over() -> None:
     rows = frame(found)
     one = rows[(rows.setting == "1") & (rows.strategy == "c") & (rows.measure == "test_last")].to_dict("records")
     assert len(one) == 1 and math.isnan(one[0]["mean"]) and one[0]["num_failed"] == 1
+    open_ = replace(found, cells=(replace(found.cells[0], missing=frozenset({("a", 0)})), *found.cells[1:]))
+    rows = frame(open_)
+    missing = rows[(rows.setting == "0") & (rows.measure == "test_last")].set_index("strategy")
+    assert missing.num_missing.to_dict() == {"a": 1, "b": 0, "c": 0} and math.isnan(missing["mean"]["a"])
     pictures = dict(report_matrix.of_matrix(found))
     assert "c 0.0000 and 1 failed" in pictures["profiles.png"][1]
     everything = made({"0": values}, {"0": [Failure(label, 0, "x") for label in "abc"]})

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.damages import cut
+from tests.damages import cut, lose
 from tests.helpers import SMALL, small_run
 from umbel import resume
 from umbel.core.files import DamagedError, file_sha256, read_sealed, write_sealed, write_text
@@ -85,6 +85,22 @@ def test_an_older_run_has_no_such_section_and_a_damaged_table_is_refused(folder:
     cut(damaged / "confusion.csv")
     with pytest.raises(DamagedError, match=r"confusion\.csv is damaged"):
         report([damaged])
+
+
+def test_names_of_classes_take_no_weights(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = with_counts(shutil.copytree(folder, tmp_path / "run"), "0,0,6\n0,3,2\n3,3,4")
+    hashed = []
+    monkeypatch.setattr(reading, "file_sha256", lambda file: hashed.append(file.name) or file_sha256(file))
+    names = confusion.class_names(run)
+    assert len(names) == 10 and not hashed
+    content = bytearray((run / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (run / "model.safetensors").write_bytes(content)
+    assert confusion.class_names(run) == names
+    for damage in (cut, lose):
+        damage(run / "model.safetensors")
+        assert confusion.class_names(run) == ()
+    assert "class 3" in section({"": [run]})["picture"][1]
 
 
 def section(by_label: Mapping[str, list[Path]]) -> dict[str, Any]:

@@ -108,7 +108,7 @@ def test_trials_are_equally_many_and_the_best_by_validation_is_chosen(made: Path
 
 
 def test_trials_that_go_on_at_once_are_the_same(made: Path, tmp_path: Path) -> None:
-    assert tune(tmp_path / "t", "--at-once", "auto", trials=2) == ["new"] * 4
+    assert tune(tmp_path / "t", "--at-once", "2", trials=2) == ["new"] * 4
     one_by_one = trials(made)
     pd.testing.assert_frame_equal(
         trials(tmp_path / "t").drop(columns="chosen"), one_by_one[one_by_one.trial < 2].drop(columns="chosen")

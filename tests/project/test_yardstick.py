@@ -106,7 +106,8 @@ def test_the_command_line(get: Import, capsys: pytest.CaptureFixture[str]) -> No
     )
     assert (asked.experiment, asked.overrides) == ("bench_cnn", ["model.name=cvt_13", "client.lr=0.1"])
     assert asked.rounds == 3 and [each.name for each in asked.chosen] == ["plain", "umbel-ray-2"]
-    assert [each.name for each in simulation.arguments(["--profile"]).chosen] == ["umbel-inline", "umbel-ray-2"]
+    profiled = [each.name for each in simulation.arguments(["--profile"]).chosen]
+    assert profiled == ["umbel-inline", "umbel-processes-2", "umbel-ray-2"]
     assert [each.name for each in known.rotated(known.chosen("plain,pfl-1,pfl-2"), 4)] == ["pfl-1", "pfl-2", "plain"]
     for wrong, said in {
         "--contenders=umbel-ray2": "'umbel-ray-2'",

@@ -14,6 +14,7 @@ from umbel.client.deadline import attempt
 from umbel.client.host import OWN, Clients
 from umbel.client.lending import LentData, LentPayload
 from umbel.client.shared import Shared, gradients_on
+from umbel.core.device import give_back_memory
 from umbel.core.fold_tree import FoldTree
 from umbel.core.folds import Partial, Product, Shapes
 from umbel.core.memory import MemoryRecord, Version
@@ -28,6 +29,8 @@ from umbel.core.wire.work import ClientTime, Outcome, Work
 from umbel.strategies.base import ClientContext
 
 OnClient = Callable[[int], None]
+
+_LARGE = 16 << 20  # bytes of a payload: memory counts more than the moment that it takes to give it back
 
 
 @dataclass(frozen=True)
@@ -78,6 +81,7 @@ class Share:
     def __init__(self, clients: Clients, part: Part, work: Work, lent: LentPayload, framing: dict[str, int]) -> None:
         self._clients, self._host = clients, clients.host
         self._part, self._work, self._lent, self._framing = part, work, lent, framing
+        self._is_large = lent.payload.num_bytes >= _LARGE
         self._seconds = self._host.experiment.engine.client_seconds
         self._outcome = Outcome()
         # Not methods: tree and share would know each other, and keep the payload until garbage is collected.
@@ -114,6 +118,8 @@ class Share:
             else:
                 self._take(client, came.answer)
             del came  # it is added up, or waits in the tree
+            if self._is_large:
+                give_back_memory()
             if on_client is not None:
                 on_client(client)
 

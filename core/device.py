@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import sys
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
@@ -15,6 +17,7 @@ DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("fp64", "fp32", "bf16", "fp16")
 _QUOTA = Path("/sys/fs/cgroup/cpu.max")  # what a container has of the machine's CPUs
 _LARGEST_KEPT = (32 << 20) - (64 << 10)  # bytes; of larger blocks glibc learns nothing
+_TRIM = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -89,6 +92,16 @@ def keep_memory() -> None:
     none, and every step would have its activations from the system again, page by page. Elsewhere it does nothing.
     """
     np.empty(_LARGEST_KEPT, np.uint8)
+
+
+def give_back_memory() -> None:
+    """Have the C library give free memory back to the system, also between what is in use.
+
+    glibc keeps what was freed of blocks below 32 MB, and what has come and gone between such blocks leaves holes: the
+    tensors of a large model are many of them. Elsewhere it does nothing.
+    """
+    if _TRIM is not None:
+        _TRIM(0)
 
 
 def make_repeatable(device: torch.device) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 
+import numpy as np
+import psutil
 import pytest
 
 from umbel.core import device
@@ -25,3 +27,16 @@ def test_as_many_cpus_as_a_process_may_use(limit, affinity, number, tmp_path, mo
     if limit:
         (tmp_path / "cpu.max").write_text(limit + "\n")
     assert device.num_cpus() == number
+
+
+@pytest.mark.skipif(device._TRIM is None, reason="the C library keeps it")
+def test_holes_between_what_is_in_use_are_given_back():
+    """Blocks below glibc's limit, of which each second one is freed: as a large model's tensors come and go."""
+    process, size = psutil.Process(), 1 << 20
+    device.keep_memory()
+    blocks = [np.ones(size, np.uint8) for _ in range(64)]
+    del blocks[::2]
+    before = process.memory_info().rss
+    device.give_back_memory()
+    assert before - process.memory_info().rss > 16 * size
+    assert all(block.all() for block in blocks)

@@ -44,16 +44,13 @@ from umbel.core.rng import build_seeded
 from umbel.core.training import Objective
 from umbel.core.tree import Tree
 from umbel.core.wire.limits import Size
-from umbel.data.federation import Federation
 from umbel.models.base import Model
 from umbel.models.weights import load_state, shared_state
-from umbel.strategies.base import ClientContext, Phase, Predictor, ServerContext, Setting, Strategy
+from umbel.strategies.base import ClientContext, Phase, Predictor, ServerContext
 from umbel.strategies.fedavg import WEIGHTINGS
 from umbel.strategies.fedgems import divergence
 from umbel.strategies.parties import (
-    Architectures,
-    check_images,
-    check_setting,
+    OfParties,
     learn,
     public_of,
     scores_of,
@@ -215,22 +212,12 @@ class SmallModels(Collect):
         return Size(row * num_replies, 3 * len(tensors))
 
 
-class FedET(Strategy[State]):
+class FedET(OfParties[State]):
     """A large model at the server, taught by a weighted consensus of clients' small ones."""
 
     config_class = Config
     config: Config
     own_model = True
-
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        self.parties = Architectures(config.models, config.sizes)
-
-    def check(self, setting: Setting) -> None:
-        check_setting(setting, "fedet")
-
-    def check_data(self, federation: Federation) -> None:
-        check_images(federation, "fedet")
 
     def initial(self, server: ServerContext) -> State:
         self.parties.try_all(server)

@@ -43,15 +43,12 @@ from umbel.core.ranges import OneOf
 from umbel.core.records import Payload, Reply
 from umbel.core.training import Objective
 from umbel.core.tree import Tree
-from umbel.data.federation import Federation
 from umbel.models.weights import shared_state
-from umbel.strategies.base import ClientContext, Phase, Predictor, ServerContext, Setting, Strategy, initial_model
+from umbel.strategies.base import ClientContext, Phase, Predictor, ServerContext, initial_model
 from umbel.strategies.creamfl.public import fingerprint
 from umbel.strategies.parties import (
-    Architectures,
-    check_images,
+    OfParties,
     check_public,
-    check_setting,
     learn,
     public_of,
     scores_of,
@@ -164,21 +161,11 @@ def distilling(labels_P: Tensor, targets_PC: Tensor, taught_P: Tensor, epsilon: 
     return loss
 
 
-class FedGEMS(Strategy[State]):
+class FedGEMS(OfParties[State]):
     """A server's larger model and clients' own, which say to one another what they think of public examples."""
 
     config_class = Config
     config: Config
-
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        self.parties = Architectures(config.models, config.sizes)
-
-    def check(self, setting: Setting) -> None:
-        check_setting(setting, "fedgems")
-
-    def check_data(self, federation: Federation) -> None:
-        check_images(federation, "fedgems")
 
     def initial(self, server: ServerContext) -> State:
         self.parties.try_all(server)

@@ -42,16 +42,13 @@ from umbel.core.ranges import OneOf
 from umbel.core.records import Payload, Reply
 from umbel.core.training import Objective
 from umbel.core.tree import Tree
-from umbel.data.federation import Federation
 from umbel.models.weights import shared_state
-from umbel.strategies.base import ClientContext, Phase, Predictor, ServerContext, Setting, Strategy, initial_model
+from umbel.strategies.base import ClientContext, Phase, Predictor, ServerContext, initial_model
 from umbel.strategies.creamfl.public import fingerprint
 from umbel.strategies.fedavg import WEIGHTINGS, mean_fold
 from umbel.strategies.parties import (
-    Architectures,
-    check_images,
+    OfParties,
     check_public,
-    check_setting,
     learn,
     public_of,
     rows_of,
@@ -107,21 +104,11 @@ def digest_objective(consensus_MC: Tensor, loss: str) -> Objective:
     return lambda model, x, index: distance(model(x), consensus_MC[index].to(x.dtype))
 
 
-class FedMD(Strategy[State]):
+class FedMD(OfParties[State]):
     """Parties with models of their own, which learn from what all of them say of public examples."""
 
     config_class = Config
     config: Config
-
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
-        self.parties = Architectures(config.models, config.sizes)
-
-    def check(self, setting: Setting) -> None:
-        check_setting(setting, "fedmd")
-
-    def check_data(self, federation: Federation) -> None:
-        check_images(federation, "fedmd")
 
     def initial(self, server: ServerContext) -> State:
         self.parties.try_all(server)

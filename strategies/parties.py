@@ -26,7 +26,7 @@ from umbel.data.federation import Federation
 from umbel.data.types import Examples
 from umbel.models import registry
 from umbel.models.base import Model
-from umbel.strategies.base import ClientContext, ServerContext, Setting
+from umbel.strategies.base import ClientContext, S, ServerContext, Setting, Strategy
 from umbel.strategies.creamfl.public import fingerprint
 from umbel.strategies.setting import refuse_collapse_of_own_parts
 
@@ -172,6 +172,20 @@ class Architectures:
         if client.memory is not None and "party" in client.memory.trees:
             model.load_state_dict(dict(client.memory.trees["party"]))
         return model.to(client.device)
+
+
+class OfParties(Strategy[S]):
+    """A strategy whose clients are parties: its configuration has their architectures as `models` and `sizes`."""
+
+    def __init__(self, config: Any) -> None:
+        super().__init__(config)
+        self.parties = Architectures(config.models, config.sizes)
+
+    def check(self, setting: Setting) -> None:
+        check_setting(setting, type(self).__name__.lower())
+
+    def check_data(self, federation: Federation) -> None:
+        check_images(federation, type(self).__name__.lower())
 
 
 def train(

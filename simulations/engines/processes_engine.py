@@ -41,13 +41,7 @@ class _Worker:
 
 
 class ProcessesPort(WorkersPort):
-    """A port to processes of this machine; a context manager.
-
-    Args:
-        experiment: The experiment.
-        run_config: The run configuration for the workers.
-        memory: Folder of the clients' memory.
-    """
+    """A port to processes of this machine; a context manager."""
 
     def __init__(self, experiment: Experiment, run_config: dict[str, Any], memory: Path) -> None:
         if not is_possible():
@@ -56,9 +50,7 @@ class ProcessesPort(WorkersPort):
                 key="engine.name",
                 remedy="Say inline or ray.",
             )
-        super().__init__(experiment)
-        self._run_config = run_config
-        self._node_config = {"state-folder": str(memory)}
+        super().__init__(experiment, run_config, memory)
         self._nursery: Nursery | None = None
         self._gpus: tuple[str, ...] = ()
 
@@ -106,6 +98,9 @@ class ProcessesPort(WorkersPort):
             number = config.workers or devices.num_cpus()
             self.more(number, 1)
             self.notices = _of_one_gpu(number) if on_gpu else ()
+        if config.ray_address:
+            ignored = f"engine.ray_address={config.ray_address} is of engine.name=ray; processes are of this machine."
+            self.notices = (*self.notices, ignored)
 
     def more(self, number: int, on_each_gpu: int) -> list[Any]:
         """Start workers, so many of which share a GPU where they have one, and wait until they are ready."""

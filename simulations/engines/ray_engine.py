@@ -34,18 +34,10 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 
 class RayPort(WorkersPort):
-    """A port to Ray workers; a context manager.
-
-    Args:
-        experiment: The experiment.
-        run_config: The run configuration for the workers.
-        memory: Folder of the clients' memory.
-    """
+    """A port to Ray workers; a context manager."""
 
     def __init__(self, experiment: Experiment, run_config: dict[str, Any], memory: Path) -> None:
-        super().__init__(experiment)
-        self._run_config = run_config
-        self._node_config = {"state-folder": str(memory)}
+        super().__init__(experiment, run_config, memory)
         self._started_ray = self._on_gpu = False
         self._raylet: Raylet | None = None
         self._neutral = memory.parent / "ray"

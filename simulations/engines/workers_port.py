@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from abc import abstractmethod
 from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flwr.app import Message
@@ -29,11 +30,15 @@ class WorkersPort(LocalPort):
 
     Args:
         experiment: The experiment.
+        run_config: The run configuration for the workers.
+        memory: Folder of the clients' memory.
     """
 
-    def __init__(self, experiment: Experiment) -> None:
+    def __init__(self, experiment: Experiment, run_config: dict[str, Any], memory: Path) -> None:
         super().__init__()
         self._experiment = experiment
+        self._run_config = run_config
+        self._node_config = {"state-folder": str(memory)}
         self._workers: list[Any] = []
         self._reach: Any = None
         self._pace: Pace | None = None

@@ -14,6 +14,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
 from umbel.core.collecting import Collect
+from umbel.core.flat import pieces
 from umbel.core.fold_tree import FoldTree, merged
 from umbel.core.folds import Sum, UniformMean, WeightedMean, product
 from umbel.core.records import Reply
@@ -121,12 +122,18 @@ def test_a_hole_is_not_closed_up():
     assert fold.finish(tree.root()).trees["s"]["x"].item() == 2**53 + 2
 
 
+@pytest.mark.parametrize("names", [(), ("x",)])
 @pytest.mark.parametrize(("short", "spilled"), [(0, False), (1, True)])
-def test_in_order_at_most_one_accumulator_a_level_waits(short, spilled):
+def test_in_order_at_most_one_accumulator_a_level_waits(short, spilled, names):
     """Of 64 replies six wait before the last one comes, one a level: a reply as it came, and five accumulators."""
-    fold, count = product({"s": Sum()}), 64
-    reply = Reply({"s": {"x": torch.zeros(2)}})  # 8 bytes, and its accumulator 24 with the weight
-    assert fold.lift(0, reply).num_bytes == 3 * reply.num_bytes
+    fold, count = product({"s": Sum(keys=names)}), 64
+    assert fold.is_sum is bool(names)  # sums are added to piece by piece, anything else is merged as a whole
+
+    def fresh(place=0):
+        return Reply({"s": {"x": torch.full((2,), float(place))}})  # 8 bytes, and its accumulator 24 with the weight
+
+    num_bytes = fresh().num_bytes
+    assert fold.lift(0, fresh()).num_bytes == 3 * num_bytes
     written = []
 
     class Elsewhere:
@@ -136,6 +143,9 @@ def test_in_order_at_most_one_accumulator_a_level_waits(short, spilled):
         def load(self):
             return self.trees
 
+        def pieces(self, tree, name):
+            return pieces(self.trees[tree][name])
+
         def forget(self):
             pass
 
@@ -143,11 +153,12 @@ def test_in_order_at_most_one_accumulator_a_level_waits(short, spilled):
         written.append(trees)
         return Elsewhere(trees)
 
-    tree = FoldTree(fold, count, spill, max_waiting_bytes=(1 + 3 * 5) * reply.num_bytes - short)
+    tree = FoldTree(fold, count, spill, max_waiting_bytes=(1 + 3 * 5) * num_bytes - short)
     for place in range(count):
-        tree.add_reply(place, place, reply)
+        tree.add_reply(place, place, fresh(place))
     assert bool(written) is spilled
-    assert tree.root().num_replies == count
+    root = tree.root()
+    assert root.num_replies == count and root.trees["s"]["x"].tolist() == [sum(range(count))] * 2
 
 
 @settings(max_examples=60, deadline=None)

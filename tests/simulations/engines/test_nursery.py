@@ -279,10 +279,19 @@ def test_as_many_workers_as_are_of_use(tmp_path):
             self.texts.append(text)
 
     run(
-        *("digits", *SMALL, "engine.name=processes", "engine.workers=auto", "run.rounds=1", f"run.results={tmp_path}"),
+        *(
+            "digits",
+            *SMALL,
+            "engine.name=processes",
+            "engine.workers=auto",
+            "run.rounds=1",
+            "engine.ray_address=auto",
+            f"run.results={tmp_path}",
+        ),
         listener=Notices(),
     )
     assert sum(text.startswith("engine.workers=auto: ") for text in Notices.texts) == 1
+    assert sum(text.startswith("engine.ray_address=auto is of engine.name=ray") for text in Notices.texts) == 1
 
 
 def test_all_gpus_are_shared_out(monkeypatch):

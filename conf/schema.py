@@ -200,7 +200,8 @@ class TuneConfig:
     """What `umbel tune` searches; the command line comes first, and a run takes no notice of it.
 
     Attributes:
-        strategies: The contenders, as `umbel compare` takes them: `fedavg,fedprox,scaffold`.
+        strategies: The contenders, as `umbel compare` takes them: `fedavg,fedprox,scaffold`; empty takes those of the
+            file's block `compare`.
         space: The values that each key may have: `log:0.001..0.3`, `1..5`, or `choice:sgd,adam`. Keys are those of
             `client`, which all contenders have, `strategy.<option>` for all that know it, and `<contender>.<key>`.
         trials: Combinations of values that each contender is run with.

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from umbel.conf.check import validated
 from umbel.conf.errors import ExperimentError
+from umbel.conf import load as files
 from umbel.conf.load import as_dict, experiment_names, load
 from umbel.conf.schema import Experiment, TuneConfig
 from umbel.core.names import file_stem
@@ -69,7 +70,7 @@ def prepare(
 ) -> Plan:
     """Read and check what is to be tuned; nothing is started or written.
 
-    What is not given stands in the experiment's section `tune`.
+    What is not given stands in the experiment's section `tune`; contenders, if not there, in its block `compare`.
 
     Args:
         experiment: Name of a shipped experiment, or path of a YAML file.
@@ -90,7 +91,7 @@ def prepare(
             raise ExperimentError(f"{key} is no key of tuning; use --strategies, --seeds or --output.", key=key)
     asked = load(experiment, [each for each in overrides if not each.startswith("strategy.")]).tune
     tune = TuneConfig(
-        strategies or asked.strategies,
+        strategies or asked.strategies or files.asked(experiment).strategies,
         {**asked.space, **space},
         trials or asked.trials,
         seeds or asked.seeds,
@@ -100,7 +101,7 @@ def prepare(
         raise ExperimentError(
             "Nothing says which strategies are to be tuned.",
             key="tune.strategies",
-            remedy="Name them: --strategies fedavg,fedprox.",
+            remedy="Name them: --strategies fedavg,fedprox, or in the file's block `tune` or `compare`.",
         )
     if tune.trials < 1:
         raise ExperimentError(f"--trials is at least 1, found {tune.trials}.", key="--trials")

@@ -75,6 +75,31 @@ def aggregate(
     return aggregated, weights_KP
 
 
+def by_variance(representations_KMD: Tensor) -> tuple[Tensor, Tensor]:
+    """Combine clients' representations by their variance over the dimensions, as FedET weighs class scores.
+
+    Of a row z of unit length it is 1/D - mean(z)^2, so that nothing but a row's mean tells clients apart: near the
+    uniform mean, which FedMD takes. Where nobody's row varies, all weigh the same.
+
+    Args:
+        representations_KMD: Of one modality, [K, M, D].
+
+    Returns:
+        The combined representations [M, D], not normalised again, and the weights [K, M], which sum to 1 over K.
+
+    Source:
+        Cho et al., "Heterogeneous Ensemble Knowledge Transfer", IJCAI 2022, whose scores of classes are dimensions
+        here; the reading is ours.
+    """
+    spread_KM = torch.stack([each.double().var(-1, unbiased=False) for each in representations_KMD])
+    spread_KM = torch.where(spread_KM.sum(0) > 0, spread_KM, 1.0)
+    weights_KM = (spread_KM / spread_KM.sum(0)).to(representations_KMD.dtype)
+    combined_MD = torch.zeros_like(representations_KMD[0])
+    for weights_M, each_MD in zip(weights_KM, representations_KMD, strict=True):
+        combined_MD += weights_M[:, None] * each_MD
+    return combined_MD, weights_KM
+
+
 def combine(config: Config, sent_KMD: Tensor, across_MD: Tensor) -> Tensor:
     """Return the ensemble of one modality, in the order of the cohort."""
     # One copy of all replies beside them; the mean of more than 16 has other bits when it is summed one by one.
@@ -83,4 +108,6 @@ def combine(config: Config, sent_KMD: Tensor, across_MD: Tensor) -> Tensor:
         stacked[client] = from_wire(each)
     if config.ensemble == "mean":
         return stacked.mean(0)
+    if config.ensemble == "variance":
+        return by_variance(stacked)[0]
     return aggregate(stacked, across_MD, config.ensemble_temperature, config.exclude_self)[0]

@@ -87,7 +87,7 @@ class Config:
         intra: Contrast to the same modality's, against the client's own at the start of the round.
         contrast: gamma, weight of both.
         temperature: tau of both.
-        ensemble: `contrast` (weights alpha_k), or `mean`.
+        ensemble: `contrast` (weights alpha_k); `mean` (as FedMD), or `variance` (as FedET weighs class scores).
         ensemble_temperature: tau of the weights; the paper has 1, at which they are nearly equal.
         exclude_self: See `aggregate`.
         distil: Weight of the distillation of each modality; 0 leaves the server alone.
@@ -125,7 +125,7 @@ class Config:
     intra: bool = True
     contrast: Annotated[float, Ge(0)] = 0.5
     temperature: Annotated[float, Gt(0)] = 0.5
-    ensemble: Annotated[str, OneOf("contrast", "mean")] = "contrast"
+    ensemble: Annotated[str, OneOf("contrast", "mean", "variance")] = "contrast"
     ensemble_temperature: Annotated[float, Gt(0)] = 1.0
     exclude_self: bool = False
     distil: Annotated[float, Ge(0)] = 0.3

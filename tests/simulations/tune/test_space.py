@@ -13,6 +13,7 @@ from umbel.server.errors import RunStoppedError
 from umbel.simulations.compare.prepare import parse_strategies
 from umbel.simulations.tune import search
 from umbel.simulations.tune.carry_out import Run, Trial, common_metric
+from umbel.simulations.tune.prepare import prepare
 from umbel.simulations.tune.space import Dimension, contenders, own_values, parsed, split
 
 
@@ -160,6 +161,15 @@ def test_the_space_may_stand_in_the_file(tmp_path: Path) -> None:
     assert tune.space == {"client.lr": "log:0.001..0.3", "client.epochs": "1..5", "fedprox.mu": "choice:0.01,0.1"}
     with pytest.raises(ExperimentError, match=r"tune\.trials"):
         load(str(file), ["tune.trials=0"])
+
+
+def test_contenders_that_the_block_leaves_out_are_those_of_the_comparison(tmp_path: Path) -> None:
+    file, block = tmp_path / "mine.yaml", "data: {name: digits}\ncompare: {strategies: [fedavg, 'fedprox(mu=0.5)']}\n"
+    file.write_text(block + "tune: {space: {client.lr: 0.1..1}}\n")
+    assert [each.item.label for each in prepare(str(file), ()).contenders] == ["fedavg", "fedprox(mu=0.5)"]
+    assert [each.item.label for each in prepare(str(file), (), strategies="moon").contenders] == ["moon"]
+    file.write_text(block + "tune: {strategies: scaffold, space: {client.lr: 0.1..1}}\n")
+    assert [each.item.label for each in prepare(str(file), ()).contenders] == ["scaffold"]
 
 
 def test_the_choice_goes_by_what_all_have() -> None:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from umbel.core.metrics import retrieval
 from umbel.core.rng import generator
 from umbel.strategies.creamfl.contrasts import inter_contrast, intra_contrast
-from umbel.strategies.creamfl.ensemble import aggregate
+from umbel.strategies.creamfl.ensemble import aggregate, by_variance
 
 K, P, D = 4, 30, 6
 
@@ -48,6 +48,21 @@ def test_two_samples_by_hand():
     right = math.exp(2) / (math.exp(2) + 1)  # of the first client; 1 - right of the second
     torch.testing.assert_close(weights, torch.tensor([[right, right], [1 - right, 1 - right]]))
     torch.testing.assert_close(combined, torch.tensor([[right, 1 - right], [1 - right, right]]))
+
+
+def test_weights_by_variance_by_hand():
+    """Rows of the two clients: variances 1 and 4 of the first sample, 0 and 1 of the second, 0 and 0 of the third."""
+    reps = torch.tensor([[[1.0, -1.0], [2.0, 2.0], [5.0, 5.0]], [[2.0, -2.0], [3.0, 1.0], [7.0, 7.0]]])
+    combined, weights = by_variance(reps)
+    torch.testing.assert_close(weights, torch.tensor([[0.2, 0.0, 0.5], [0.8, 1.0, 0.5]]))
+    torch.testing.assert_close(combined, torch.tensor([[1.8, -1.8], [3.0, 1.0], [6.0, 6.0]]))
+
+
+def test_weights_by_variance_tell_unit_vectors_apart_by_their_mean_alone():
+    reps = unit(K, P)
+    _, weights = by_variance(reps)
+    spread = 1 / D - reps.mean(-1) ** 2
+    torch.testing.assert_close(weights, spread / spread.sum(0))
 
 
 def test_invariants_of_aggregation():

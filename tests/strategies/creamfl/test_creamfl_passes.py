@@ -18,7 +18,7 @@ from umbel.models.pair import class_logits, margin_loss, pair_contrast
 from umbel.strategies.creamfl import ensemble as ensembles
 from umbel.strategies.creamfl.architectures import client_model
 from umbel.strategies.creamfl.contrasts import class_loss, contrast_loss, pair_loss
-from umbel.strategies.creamfl.ensemble import aggregate, combine
+from umbel.strategies.creamfl.ensemble import aggregate, by_variance, combine
 from umbel.strategies.creamfl.method import Config
 from umbel.strategies.creamfl.passes import by_turns, server_training
 from umbel.strategies.creamfl.representations import from_wire, to_wire
@@ -179,13 +179,14 @@ def test_the_server_is_evaluated_in_evaluation_mode(tmp_path):
 
 
 @pytest.mark.parametrize("wire", ["float32", "int8"])
-@pytest.mark.parametrize("ensemble", ["contrast", "mean"])
+@pytest.mark.parametrize("ensemble", ["contrast", "mean", "variance"])
 def test_replies_are_read_one_by_one_into_one_table(monkeypatch, ensemble, wire):
     """With the bits of a stack of all of them, which takes their bytes twice; above 16, a running sum has others."""
     sent = torch.stack([to_wire(unit(50, seed), wire) for seed in range(20)])
     across = unit(50, 99)
     stacked = torch.stack([from_wire(each) for each in sent])
-    expected = stacked.mean(0) if ensemble == "mean" else aggregate(stacked, across, 0.2)[0]
+    ways = {"contrast": lambda: aggregate(stacked, across, 0.2)[0], "variance": lambda: by_variance(stacked)[0]}
+    expected = ways.get(ensemble, lambda: stacked.mean(0))()
     alive, most = [], []
 
     def watched(each: torch.Tensor) -> torch.Tensor:

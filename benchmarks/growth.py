@@ -3,11 +3,12 @@
 `rounds` looks at one run again and again; `sweep` at a process that carries out run after run (three rounds each, so
 that most of it is beginning and ending). Memory is that of the process and all that it started, by their shares of
 what several map; these change with what else the machine runs, and `own_mb` is without what several map. Growth is the
-last look beside the first that counts: each process keeps the prepared data of clients that it has met, up to 512 MB,
-and with a later `--first` it has met nearly all of them.
+last look beside the first that counts. Each process keeps the examples of clients that it has met (200 KB a client in
+`bench_cnn`, 20 MB for all), and of several workers one meets a client for the first time even after hundreds of rounds.
+Clients of six images tell that from what a round leaves behind: `data.options.num_examples=600`.
 
-    python benchmarks/growth.py rounds [--rounds 1000] [--first 50] [--engines inline,processes-2,ray-2]
-    python benchmarks/growth.py sweep [--runs 50] [--first 5] [--engines inline,processes-2,ray-2]
+    python benchmarks/growth.py rounds [--rounds 1000] [--first 50] [--engines inline,processes-2,ray-2] [key=value ...]
+    python benchmarks/growth.py sweep [--runs 50] [--first 5] [--engines inline,processes-2,ray-2] [key=value ...]
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -79,10 +80,10 @@ def tell(at: int) -> None:
     print(json.dumps({"at": at, **look()}), flush=True)
 
 
-def carry_out(study: str, engine: str, number: int) -> None:
+def carry_out(study: str, engine: str, number: int, given: Sequence[str]) -> None:
     """Do the work of a study in this process."""
     name, _, workers = engine.partition("-")
-    overrides = [f"engine.name={name}", *([f"engine.workers={workers}"] if workers else [])]
+    overrides = [*given, f"engine.name={name}", *([f"engine.workers={workers}"] if workers else [])]
     with tempfile.TemporaryDirectory() as results:
         overrides.append(f"run.results={results}")
         if study == "rounds":
@@ -97,22 +98,23 @@ def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=("rounds", "sweep"))
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="of the experiment bench_cnn")
     parser.add_argument("--rounds", type=int, default=1000)
     parser.add_argument("--runs", type=int, default=50)
     parser.add_argument("--first", type=int, default=0, help="round or run from which growth counts")
     parser.add_argument("--engines", default="inline,processes-2,ray-2")
     parser.add_argument("--engine", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
+    asked = parser.parse_intermixed_args()
     number, first = (asked.rounds, FIRST_ROUND) if asked.study == "rounds" else (asked.runs, FIRST_RUN)
     first = asked.first or first
     if asked.engine:
-        carry_out(asked.study, asked.engine, number)
+        carry_out(asked.study, asked.engine, number, asked.overrides)
         return
     print(machine(os.getloadavg()[0]))
     print(f"\n| engine, {asked.study} | {' | '.join(COLUMNS)} |\n|---|{'---:|' * len(COLUMNS)}")
     for engine in asked.engines.split(","):
         command = [sys.executable, __file__, asked.study, "--engine", engine]
-        command += ["--rounds", str(asked.rounds), "--runs", str(asked.runs)]
+        command += ["--rounds", str(asked.rounds), "--runs", str(asked.runs), *asked.overrides]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         looks = [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"at"')]
         counted = [each for each in looks if each["at"] >= first]

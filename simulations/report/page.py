@@ -23,7 +23,8 @@ from umbel.simulations.commands.display import describe
 from umbel.simulations.compare import matrix_tables
 from umbel.simulations.compare import target as targets
 from umbel.simulations.compare.comparison import Comparison, Member, read_comparison
-from umbel.simulations.compare.matrix import Matrix, is_matrix, read_matrix
+from umbel.simulations.compare.matrix import Matrix
+from umbel.simulations.compare.read_matrix import is_matrix, read_matrix
 from umbel.simulations.compare.tables import footnote, table
 from umbel.simulations.compare.verdict import question, verdict
 from umbel.simulations.plots import heat, inline

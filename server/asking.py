@@ -88,25 +88,25 @@ class Asking:
             DivergedError: Likewise, and all others hold NaN, infinity or too large values.
             BadReplyError: Replies are good each for itself and do not go together.
         """
-        session, progress = self._session, now.progress
-        begins = session.begins(phase, progress.virtual_seconds)
+        cohorts, progress = self._session.cohorts, now.progress
+        begins = cohorts.begins(phase, progress.virtual_seconds)
         is_first = now.number == 1 and not any(now.cohorts.values())
-        now.cohorts[phase.name] = cohort = session.cohort(phase, now.number, now.cohorts, begins)
+        now.cohorts[phase.name] = cohort = cohorts.of(phase, now.number, now.cohorts, begins)
         if phase.who == "server":
             return Folded({}, {}, 0, 0)
         with self._accounts.stage(phase.name, progress):
             payload = phase.broadcast(now.state, now.context)
-            turn = session.turn(phase, now.state, now.number, cohort, payload, begins, is_first)
+            turn = cohorts.turn(phase, now.state, now.number, cohort, payload, begins, is_first)
             now.cohorts[phase.name], out = (cohort := turn.clients), turn.dropped_out
             progress.virtual_seconds, progress.num_late = turn.ends, progress.num_late + len(turn.late)
             self._listener.phase(now.number, phase.name, len(cohort))
             work = self._work(now, phase.name, step, cohort)
-            work = replace(work, squads=session.squads(cohort, now.number))
+            work = replace(work, squads=cohorts.squads(cohort, now.number))
             most = partial(_most_trained, phase, now.state)
             came, report = self._exchange.run(work, payload, cohort, phase.fold(), out, most)
         folded = self._enough(came, report, work, progress)
         now.coverage.count(phase.name, cohort, report.failures)
-        spared = out | session.idle(cohort, now.number)
+        spared = out | cohorts.idle(cohort, now.number)
         now.coverage.ask(set(cohort) - spared, report.failures.keys() - spared)
         return folded
 

@@ -172,7 +172,7 @@ class FederatedRun:
         if not config.every or (round_ % config.every and not is_last and not ends_task):
             return {}
         metrics: dict[str, float] = {}
-        cohort = self.session.evaluation_cohort(round_)
+        cohort = self.session.cohorts.evaluation(round_)
         if not config.server and not cohort:
             return metrics
         with self._accounts.stage("evaluate", progress):

@@ -34,7 +34,7 @@ def show_plan(console: Console, matrix: Matrix, fresh: bool, keep: bool, as_json
     from rich.table import Table
     from rich.text import Text
 
-    from umbel.simulations.commands.display import clock
+    from umbel.simulations.commands.words import clock
     from umbel.simulations.compare.plan import STATES, Estimate, states, unsettled
 
     plans = [states(cell.comparison, fresh, keep) for cell in matrix.cells]

@@ -92,3 +92,18 @@ def learning_rates(experiment: Experiment) -> dict[str, float]:
     for section, options in {"strategy": own, **inner}.items():
         rates |= {f"{section}.{key}": value for key, value in options.items() if _RATE.search(key)}
     return rates
+
+
+def diverged(what: str, experiment: Experiment, kept_round: int) -> DivergedError:
+    """Return the error of a run that has diverged.
+
+    Args:
+        what: What holds NaN or infinity, up to a space or the end of a line.
+        experiment: The run's, whose learning rates are named.
+        kept_round: The last completed round.
+    """
+    rates = ", ".join(f"{key}={value}" for key, value in learning_rates(experiment).items())
+    return DivergedError(
+        f"{what}The run has diverged; it is kept as it was after round {kept_round}. Learning rates in force: {rates}. "
+        "Start a new run with lower ones."
+    )

@@ -1,8 +1,8 @@
 """What a site lets others run on its node: whose bundles, and which experiments.
 
 Two files of the site say it. `trusted.yaml` has the names and public keys of those whose signed runs it takes; with it,
-what nobody of them signed is refused. `policy.yaml` has lists of what it allows. Both are read again when they change,
-and both are asked before a bundle is unpacked: what they refuse has run nothing.
+what nobody of them signed is refused. `policy.yaml` has lists of what it allows (`allowed.py` compares). Both are read
+again when they change, and both are asked before a bundle is unpacked: what they refuse has run nothing.
 
 What is signed is good for one run, and has a number of its own that nothing else has (`nonce`). The node notes by which
 run it came first, by its hash and not by the signature, which can be written in several ways; with another run it is a
@@ -12,17 +12,15 @@ taken at all (`max_age_days`), after which its age refuses it; a run that is not
 
 from __future__ import annotations
 
-import json
 import re
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from umbel.conf.errors import ExperimentError
-from umbel.conf.typed import convert, section, untyped
-from umbel.conf.written import Tree, read_yaml
+from umbel.client.node.allowed import Allowed, Forbidden, check_experiment, read_allowed, read_file
+from umbel.conf.typed import convert
 from umbel.core.files import read_json, stamp, write_json
 from umbel.core.refusal import Refusal
 from umbel.core.wire.identity import PublicKey, digest, read_public, verify
@@ -30,52 +28,9 @@ from umbel.core.wire.identity import PublicKey, digest, read_public, verify
 PURPOSE = "run"  # what a signature of a submitted run is for
 SIGNED_KEYS = ("experiment", "overrides", "experiment_yaml", "folder", "resume", "signed", "nonce")
 _WITH_SIGNATURE = ("signer", "signature")
-# Names with a colon that are no import path, and the only keys where they are read so: a strategy of Flower, a data set
-# of the hub, an encoder by its name or folder.
-_NO_CODE = {
-    ("strategy", "name"): "flwr:",
-    ("strategy", "base"): "flwr:",
-    ("data", "name"): "hub:",
-    ("data", "encoder"): "clip:",
-    ("data", "text_encoder"): "clip:",
-}
-_OWN_CODE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 _SECONDS = re.compile("[0-9]{1,12}")
 _DAY = 24 * 60 * 60.0
 _AHEAD_SECONDS = 300.0  # a submitter's clock may be so far ahead
-
-
-class Forbidden(Refusal):
-    """A site does not take a run; nothing of it has been unpacked or started."""
-
-
-@dataclass(frozen=True)
-class Allowed:
-    """What a site's policy file says; a list that is not there allows all.
-
-    Attributes:
-        experiments: Names of experiments: what a submitter calls them, and no more than a word. What they say is bound
-            by the other lists.
-        strategies: Names of strategies, `flwr:<class>` for Flower's own; one that another goes over has to be named
-            too.
-        models: Names of models.
-        data: Names of data sets.
-        data_keys: Keys of the section `data` that an experiment may set to something else than their default.
-        bundles: SHA-256 of bundles (`umbel federate bundle` prints it): code that the site has read.
-        max_rounds: The most rounds.
-        own_code: Whether an experiment may name code by its import path (`module:name`).
-        max_age_days: How long after it was signed a run may come.
-    """
-
-    experiments: tuple[str, ...] | None = None
-    strategies: tuple[str, ...] | None = None
-    models: tuple[str, ...] | None = None
-    data: tuple[str, ...] | None = None
-    data_keys: tuple[str, ...] | None = None
-    bundles: tuple[str, ...] | None = None
-    max_rounds: int | None = None
-    own_code: bool = False
-    max_age_days: float = 7.0
 
 
 def signed_content(bundle_hash: str, run_config: Mapping[str, Any]) -> dict[str, str]:
@@ -100,7 +55,7 @@ def read_trusted(path: Path) -> dict[str, PublicKey]:
     Raises:
         Refusal: It cannot be read, or has something that is no name of a key.
     """
-    tree = _read(path)
+    tree = read_file(path)
     if not isinstance(tree, dict):
         return {}
     keys = {}
@@ -149,7 +104,7 @@ class Policy:
 
     def allowed(self) -> Allowed:
         """Return what the policy file says now."""
-        return Allowed() if self.policy is None else _allowed(self.policy)
+        return Allowed() if self.policy is None else read_allowed(self.policy)
 
     def signers(self) -> dict[str, PublicKey] | None:
         """Return whose signatures are taken now; None takes runs without one."""
@@ -178,7 +133,7 @@ class Policy:
             is_known = mark in self._used and self._used[mark][0] == str(run_id)
             self._check_signature(signers, allowed, content, run_config, is_known)
         if self.policy is not None:
-            _check_experiment(allowed, bundle_hash, run_config)
+            check_experiment(allowed, bundle_hash, run_config)
         if signers is not None:
             self._check_first(mark, run_id, allowed)
 
@@ -241,108 +196,3 @@ class Policy:
         self._used[mark] = [str(run_id), now]
         if self.seen is not None:
             write_json(self.seen, self._used)
-
-
-def _allowed(path: Path) -> Allowed:
-    tree = _read(path)
-    allowed: Allowed = section(Allowed, tree, "")
-    if allowed.max_rounds is not None and allowed.max_rounds < 1:
-        raise Refusal(f"{path}: max_rounds={allowed.max_rounds} allows nothing.", key="max_rounds", remedy="Set 1.")
-    if not allowed.max_age_days > 0:
-        raise Refusal(f"{path}: max_age_days is above 0.", key="max_age_days", remedy="Set 7.")
-    if allowed.data_keys is not None:
-        known = _defaults_of_data()
-        for key in allowed.data_keys:
-            if key not in known:
-                raise Refusal(f"{path}: there is no key data.{key}.", key="data_keys", remedy="See umbel list keys.")
-    return allowed
-
-
-def _read(path: Path) -> Tree:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise Refusal(f"{path} cannot be read: {error}.", remedy="Make it readable for the node.") from error
-    return read_yaml(text, str(path))
-
-
-def _check_experiment(allowed: Allowed, bundle_hash: str, run_config: Mapping[str, Any]) -> None:
-    """Compare what an experiment says with what is allowed."""
-    if allowed.bundles is not None and bundle_hash not in allowed.bundles:
-        raise Forbidden(f"This site does not allow the bundle {bundle_hash}: its code is not on its list.")
-    if str(run_config.get("overrides", "")):
-        raise Forbidden("The run has overrides beside its experiment.", remedy="Submit it with umbel federate submit.")
-    text = str(run_config.get("experiment-yaml", ""))
-    if not text:
-        raise Forbidden("The run names an experiment without its text.", remedy="Submit it with umbel federate submit.")
-    try:
-        experiment = untyped(read_yaml(text, "The experiment"), "")
-    except ExperimentError as error:
-        raise Forbidden(f"The experiment cannot be read: {error}") from error
-    if not isinstance(experiment, dict):
-        raise Forbidden("The experiment is no mapping of sections.")
-    name = str(run_config.get("experiment", ""))
-    _check_listed("experiment", name, allowed.experiments)
-    if base := _part(experiment, "strategy").get("base"):
-        _check_listed("strategy", str(base), allowed.strategies)
-    for kind, listed in (("strategy", allowed.strategies), ("model", allowed.models), ("data", allowed.data)):
-        _check_listed(kind, str(_part(experiment, kind).get("name", "")), listed)
-    rounds = _part(experiment, "run").get("rounds")
-    if allowed.max_rounds is not None and not (isinstance(rounds, int) and rounds <= allowed.max_rounds):
-        raise Forbidden(f"The run has {rounds} rounds, and this site allows {allowed.max_rounds}.", key="run.rounds")
-    if not allowed.own_code:
-        for path, value in _texts(experiment, ()):
-            if _is_code(path, value):
-                key = ".".join(path)
-                raise Forbidden(f"The run names code of its own, {key}={value}, and this site allows none.", key=key)
-    if allowed.data_keys is not None:
-        _check_data_keys(_part(experiment, "data"), allowed.data_keys)
-
-
-def _check_listed(kind: str, name: str, listed: tuple[str, ...] | None) -> None:
-    if listed is not None and name not in listed:
-        raise Forbidden(f"This site does not allow the {kind} {name!r}; it allows {', '.join(listed) or 'none'}.")
-
-
-def _check_data_keys(section_: Mapping[str, Any], listed: tuple[str, ...]) -> None:
-    defaults = _defaults_of_data()
-    for key, value in section_.items():
-        plain = list(value) if isinstance(value, tuple) else value
-        default = list(defaults[key]) if isinstance(defaults.get(key), tuple) else defaults.get(key)
-        if key not in listed and (key not in defaults or plain != default):
-            shown = json.dumps(plain, default=str)[:60]
-            raise Forbidden(
-                f"The run sets data.{key}={shown}, and this site allows {', '.join(listed) or 'no key of data'}.",
-                key=f"data.{key}",
-            )
-
-
-def _defaults_of_data() -> dict[str, Any]:
-    from umbel.data.config import DataConfig  # brings torch, for which nodes of other sites need not wait
-
-    return {each.name: getattr(DataConfig(), each.name) for each in fields(DataConfig)}
-
-
-def _part(experiment: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    part = experiment.get(name)
-    return part if isinstance(part, dict) else {}
-
-
-def _texts(value: Any, path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], str]]:
-    """Yield all texts of an experiment with their keys, keys of mappings among them: operators are named by those."""
-    if isinstance(value, str):
-        yield path, value
-    elif isinstance(value, dict):
-        for key, each in value.items():
-            yield (*path, key), key
-            yield from _texts(each, (*path, key))
-    elif isinstance(value, list):
-        for each in value:
-            yield from _texts(each, path)
-
-
-def _is_code(path: tuple[str, ...], value: str) -> bool:
-    """Say whether what stands at a key would be imported; names of the run's own and places never are."""
-    if path in (("name",), ("description",), ("run", "name"), ("run", "results")) or path[0] == "engine":
-        return False
-    return bool(_OWN_CODE.fullmatch(value)) and not (path in _NO_CODE and value.startswith(_NO_CODE[path]))

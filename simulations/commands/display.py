@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -16,11 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from umbel.conf.schema import Experiment
-from umbel.data import partition
 from umbel.simulations.commands.watcher import JsonLines, Watcher
+from umbel.simulations.commands.words import clock, describe, sparkline
 from umbel.simulations.report import progress
 from umbel.simulations.report.measures import AFTER_TASKS, MEASURES
-from umbel.strategies import registry
 
 _SHOWN_FAILURES = 3
 _NOTES = {
@@ -28,8 +26,6 @@ _NOTES = {
     "reused": ": reused, it is there already",
     "resumed": ": goes on from its checkpoint",
 }
-_SHOWN_OPTIONS = 5
-_BARS = "▁▂▃▄▅▆▇█"
 _VIRTUAL = (MEASURES["virtual_seconds"].metric, "train/num_late")
 _OF_TASKS = tuple(MEASURES[key].of_split(split) for split in ("test", "validation") for key in AFTER_TASKS)
 
@@ -284,48 +280,6 @@ class _Row(Display):
             parts.append(Text(f"  {self._num_failures} failures, the first: {self._failures[0]}", style="yellow"))
         parts += [Text(f"  {text}", style="yellow") for text in self._notices]
         return Group(*parts)
-
-
-def describe(experiment: Experiment, with_strategy: bool = True) -> str:
-    """Return one line: strategy with a few options that are not its defaults, model, data, clients, engine."""
-    data = experiment.data
-    cut = f"{data.partition}({data.alpha:g})" if "alpha" in partition.keys(data.partition) else data.partition
-    sampled = experiment.num_sampled < data.num_clients
-    parts = [
-        experiment.model.name,
-        f"{data.name}, {cut}",
-        f"{experiment.num_sampled} of {data.num_clients:,} clients" if sampled else f"{data.num_clients:,} clients",
-    ]
-    if with_strategy:
-        parts = [strategy_label(experiment), *parts, f"seed {experiment.run.seed}"]
-    return " · ".join([*parts, experiment.engine.name])
-
-
-def strategy_label(experiment: Experiment) -> str:
-    """Return a strategy's name with a few options that are not its defaults."""
-    name, options = experiment.strategy.name, experiment.strategy.options
-    defaults = {} if name.startswith(registry.FLOWER_PREFIX) else registry.options(name)
-    given = {key: value for key, value in options.items() if key not in defaults or defaults[key] != value}
-    # One line: tables and lists of sizes are in the run's config.yaml.
-    short = [f"{key}={value}" for key, value in given.items() if not isinstance(value, (dict, list, tuple))]
-    shown = short[:_SHOWN_OPTIONS] + (["…"] if len(given) > min(len(short), _SHOWN_OPTIONS) else [])
-    return f"{name}({', '.join(shown)})" if shown else name
-
-
-def sparkline(values: list[float]) -> str:
-    """Draw values as block characters, the smallest to the largest."""
-    known = [value for value in values if math.isfinite(value)]
-    if not known:
-        return ""
-    low, span = min(known), (max(known) - min(known)) or 1.0
-    return "".join(_BARS[int((v - low) / span * 7)] if math.isfinite(v) else " " for v in values)
-
-
-def clock(seconds: float) -> str:
-    """Return seconds as minutes and seconds, or with hours."""
-    whole = int(seconds + 0.5)
-    hours, rest = divmod(whole, 3600)
-    return f"{hours}:{rest // 60:02d}:{rest % 60:02d}" if hours else f"{rest // 60}:{rest % 60:02d}"
 
 
 def watcher(console: Console, quiet: bool, as_json: bool, transient: bool = False) -> Watcher:

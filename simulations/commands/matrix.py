@@ -34,9 +34,8 @@ def show_plan(console: Console, matrix: Matrix, fresh: bool, keep: bool, as_json
     from rich.table import Table
     from rich.text import Text
 
-    from umbel.simulations.commands.display import clock
-    from umbel.simulations.compare.go_through import unsettled
-    from umbel.simulations.compare.plan import STATES, Estimate, states
+    from umbel.simulations.commands.words import clock
+    from umbel.simulations.compare.plan import STATES, Estimate, states, unsettled
 
     plans = [states(cell.comparison, fresh, keep) for cell in matrix.cells]
     estimate = Estimate(matrix, unsettled(matrix, plans))
@@ -82,7 +81,7 @@ def so_far(matrix: Matrix, keep: bool) -> Matrix:
     Raises:
         Refusal: Nothing is.
     """
-    from umbel.simulations.compare.go_through import write_so_far
+    from umbel.simulations.compare.write_matrix import write_so_far
 
     there = write_so_far(matrix, keep)
     if there.num_missing == there.num_runs:

@@ -7,21 +7,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from umbel.conf.errors import ExperimentError
-from umbel.conf.schema import Experiment
 from umbel.conf.sweep import Setting
-from umbel.core.files import DamagedError, read_sealed
 from umbel.core.metrics import mean_and_deviation
-from umbel.server import reading
 from umbel.simulations.compare.across import Ranking, ranking
 from umbel.simulations.compare.comparison import Comparison, Item, Member
 from umbel.simulations.compare.statistics import interval
 from umbel.simulations.report.measures import COLUMNS, MAIN
 from umbel.simulations.tune.tuned import Tuned
-
-FILE = "comparison.json"
 
 
 @dataclass(frozen=True)
@@ -281,60 +275,13 @@ def so_far(comparison: Comparison, plan: Sequence[str]) -> frozenset[tuple[str, 
     return frozenset((member.item.label, member.seed) for member, how in pairs if how != "reused")
 
 
-def is_matrix(folder: Path) -> bool:
-    """Say whether a folder's comparison is one of several settings.
+def in_order(comparison: Comparison, failures: Sequence[Failure]) -> tuple[Failure, ...]:
+    """Return failures in the order of the runs, whichever came first.
 
-    Raises:
-        DamagedError: Its file is not what was written.
+    Args:
+        comparison: All runs.
+        failures: Of some of them.
     """
-    return "settings" in _content(folder)
-
-
-def read_matrix(folder: Path) -> Matrix:
-    """Read the folder of a comparison in several settings.
-
-    Raises:
-        DamagedError: comparison.json is not what was written, or a run of it.
-    """
-    content = _content(folder)
-    try:
-        items = tuple(Item(item["label"], item["name"], tuple(item["options"])) for item in content["strategies"])
-        seeds, overrides, source = tuple(content["seeds"]), tuple(content["overrides"]), str(content["source"])
-        by_label, tuned = {item.label: item for item in items}, Tuned.from_said(content.get("tuned"))
-        target = content.get("target")
-        cells = []
-        for each in content["settings"]:
-            setting, place = Setting(each["label"], tuple(each["overrides"])), folder / each["folder"]
-            runs = [(by_label[run["strategy"]], run["seed"], place / run["folder"], run) for run in each["runs"]]
-            failures = tuple(
-                Failure(item.label, seed, run["failed"], run["is_saved"])
-                for item, seed, _, run in runs
-                if run["failed"]
-            )
-            missing = frozenset((item.label, seed) for item, seed, _, run in runs if run.get("missing"))
-            # What has failed, or is still to come, may have left no configuration, and nothing of it is read.
-            members = tuple(
-                Member(
-                    item, seed, Experiment() if run["failed"] or run.get("missing") else reading.experiment(path), path
-                )
-                for item, seed, path, run in runs
-            )
-            own = (*overrides, *setting.overrides)
-            comparison = Comparison(
-                place, items, seeds, members, source, own, content["budget"], tuned=tuned, target=target
-            )
-            cells.append(Cell(setting, comparison, failures, missing))
-    except (KeyError, TypeError) as error:
-        raise _damaged(folder, error) from error
-    return Matrix(folder, tuple(cells), source, overrides)
-
-
-def _content(folder: Path) -> dict[str, Any]:
-    try:
-        return read_sealed(folder / FILE)
-    except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(folder, error) from error
-
-
-def _damaged(folder: Path, error: Exception) -> DamagedError:
-    return DamagedError.of(folder / FILE, str(error), "Make it again by the command that made it.")
+    by_run = {(each.label, each.seed): each for each in failures}
+    pairs = ((member.item.label, member.seed) for member in comparison.members)
+    return tuple(by_run[pair] for pair in pairs if pair in by_run)

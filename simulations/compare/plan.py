@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -36,6 +36,21 @@ def states(comparison: Comparison, fresh: bool = False, keep: bool = False) -> l
         except Refusal:  # what it would go by cannot be read: said in its turn, and the others go on
             found.append("new")
     return found
+
+
+def unsettled(matrix: Matrix, plans: Sequence[Sequence[str]]) -> frozenset[Path]:
+    """Return the folders of runs that are run anew, whose times tell nothing.
+
+    Args:
+        matrix: All runs.
+        plans: What becomes of each, by setting, from `states`.
+    """
+    return frozenset(
+        member.path
+        for cell, plan in zip(matrix.cells, plans, strict=True)
+        for member, how in zip(cell.comparison.members, plan, strict=True)
+        if how in ("changed", "new")
+    )
 
 
 class Estimate:

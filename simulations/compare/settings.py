@@ -14,8 +14,9 @@ from umbel.conf.load import asked, load
 from umbel.conf.sweep import Setting, key_of
 from umbel.core.names import file_stem
 from umbel.simulations.compare.comparison import Comparison
-from umbel.simulations.compare.matrix import FILE, Cell, Matrix, is_matrix
+from umbel.simulations.compare.matrix import Cell, Matrix
 from umbel.simulations.compare.prepare import prepare
+from umbel.simulations.compare.read_matrix import FILE, is_matrix
 
 _SEEDS, _BUDGET = "3", "rounds"
 _LONGEST_NAME = 120  # file systems take 255 bytes

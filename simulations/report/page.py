@@ -19,11 +19,12 @@ from umbel.core.files import DamagedError, read_json, write_text
 from umbel.data.errors import DataError
 from umbel.server import reading
 from umbel.simulations.commands.data_view import statistics, title
-from umbel.simulations.commands.display import describe
+from umbel.simulations.commands.words import describe
 from umbel.simulations.compare import matrix_tables
 from umbel.simulations.compare import target as targets
 from umbel.simulations.compare.comparison import Comparison, Member, read_comparison
-from umbel.simulations.compare.matrix import Matrix, is_matrix, read_matrix
+from umbel.simulations.compare.matrix import Matrix
+from umbel.simulations.compare.read_matrix import is_matrix, read_matrix
 from umbel.simulations.compare.tables import footnote, table
 from umbel.simulations.compare.verdict import question, verdict
 from umbel.simulations.plots import heat, inline

@@ -11,7 +11,7 @@ from typing import Any
 
 from umbel.core.names import shown
 from umbel.server import coverage, reading
-from umbel.simulations.commands.display import describe, strategy_label
+from umbel.simulations.commands.words import describe, strategy_label
 from umbel.simulations.report import progress
 from umbel.simulations.report import rows as report_rows
 from umbel.simulations.report import series as report_series

@@ -29,7 +29,9 @@ def one_round(folder, *options: str, here: tuple[int, ...] = COHORT) -> tuple[Ou
     session = Session(worker.experiment)
     state = session.strategy.initial(session.context(0))
     phase = session.phases(state)[0]
-    whole = Work("run", "a", 1, 0, phase.name, worker.config_hash, 0, len(COHORT), squads=session.squads(COHORT, 1))
+    whole = Work(
+        "run", "a", 1, 0, phase.name, worker.config_hash, 0, len(COHORT), squads=session.cohorts.squads(COHORT, 1)
+    )
     return worker.run(share(whole, COHORT, here), phase.broadcast(state, session.context(1))), session
 
 

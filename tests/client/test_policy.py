@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature, encode_dss_signature
 
-from umbel.client.node.policy import PURPOSE, Forbidden, Policy, signed_content
+from umbel.client.node.allowed import Forbidden
+from umbel.client.node.policy import PURPOSE, Policy, signed_content
 from umbel.conf.load import as_yaml, load
 from umbel.core.refusal import Refusal
 from umbel.core.wire.identity import new_key, public_text, sign

@@ -109,7 +109,7 @@ def session_of(*overrides: str) -> Session:
 
 def draws(session: Session, rounds: int = 400) -> list[tuple[int, ...]]:
     (phase,) = session.strategy.every_phase()
-    return [session.cohort(phase, round_, {}) for round_ in range(1, rounds + 1)]
+    return [session.cohorts.of(phase, round_, {}) for round_ in range(1, rounds + 1)]
 
 
 def test_clients_are_drawn_by_their_examples() -> None:
@@ -129,24 +129,24 @@ def test_no_client_is_drawn_twice_in_a_round() -> None:
 
 def test_as_many_stay_as_a_round_needs() -> None:
     session = session_of("run.dropout=0.99", "run.min_replies=2")
-    assert {4 - len(session.dropped_out(range(4), round_)) for round_ in range(1, 101)} == {2}
+    assert {4 - len(session.cohorts.dropped_out(range(4), round_)) for round_ in range(1, 101)} == {2}
     session = session_of("run.dropout=0.99", "run.min_replies=0.6")
-    assert {4 - len(session.dropped_out(range(4), round_)) for round_ in range(1, 101)} == {3}
+    assert {4 - len(session.cohorts.dropped_out(range(4), round_)) for round_ in range(1, 101)} == {3}
 
 
 def test_a_group_of_which_nobody_is_drawn_is_no_fault() -> None:
     session = session_of("run.clients_per_round=1", "run.sampling=examples")
     phase = replace(session.strategy.every_phase()[0], groups=(0, 1, 1, 2))
-    assert {len(session.cohort(phase, round_, {})) for round_ in range(1, 31)} == {1}
+    assert {len(session.cohorts.of(phase, round_, {})) for round_ in range(1, 31)} == {1}
 
 
 def test_who_drops_out_is_a_failure_of_that_round_and_the_others_go_on(tmp_path: Path) -> None:
     session = session_of("run.dropout=0.3")
-    share = sum(len(session.dropped_out(range(4), round_)) for round_ in range(1, 401)) / 1600
+    share = sum(len(session.cohorts.dropped_out(range(4), round_)) for round_ in range(1, 401)) / 1600
     assert share == pytest.approx(0.3, abs=0.05)
     result = small_run(tmp_path, "run.dropout=0.3", "run.rounds=6", "run.name=a")
     session = Session(load("digits", [*SMALL, "run.dropout=0.3", "run.rounds=6"]))
-    expected = sum(len(session.dropped_out(range(4), round_)) for round_ in range(1, 7))
+    expected = sum(len(session.cohorts.dropped_out(range(4), round_)) for round_ in range(1, 7))
     assert result.summary["num_failures"] == expected > 0
     assert "run.dropout" in (result.path / "progress.jsonl").read_text()
     assert bits(small_run(tmp_path, "run.dropout=0.3", "run.rounds=6", "run.name=b")) == bits(result)

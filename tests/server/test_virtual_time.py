@@ -111,12 +111,12 @@ def test_who_is_away_is_not_selected(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("\n".join(rows), encoding="utf-8")
     session = Session(load("digits", [*SMALL, f"simulation.devices.availability={tmp_path / 'a.csv'}"]))
     (phase,) = session.strategy.every_phase()
-    assert [session.cohort(phase, 1, {}, now) for now in (0.0, 60.0, 90.0)] == [(0, 1), (2,), (2, 3)]
-    assert session.begins(phase, 60.0) == 60.0
+    assert [session.cohorts.of(phase, 1, {}, now) for now in (0.0, 60.0, 90.0)] == [(0, 1), (2,), (2, 3)]
+    assert session.cohorts.begins(phase, 60.0) == 60.0
     two = Session(
         load("digits", [*SMALL, f"simulation.devices.availability={tmp_path / 'a.csv'}", "run.min_replies=2"])
     )
-    assert two.begins(phase, 60.0) == 80.0  # when a second one has come
+    assert two.cohorts.begins(phase, 60.0) == 80.0  # when a second one has come
 
 
 class Ends(Listener):

@@ -17,6 +17,7 @@ from tests.strategies.creamfl.pairs import PAIRS
 from umbel import run
 from umbel.conf.load import load
 from umbel.simulations.commands import display
+from umbel.simulations.commands.words import describe
 from umbel.simulations.compare.comparison import Comparison, measures
 from umbel.simulations.compare.tables import cell, difference_cell, footnote, markdown, table
 from umbel.simulations.plots import metrics as metric_plots
@@ -94,9 +95,9 @@ def test_the_display_keeps_what_was_measured_after_the_last_task() -> None:
 
 
 def test_options_that_are_long_do_not_fill_the_screen() -> None:
-    said = display.describe(load("digits", PAIRS))
+    said = describe(load("digits", PAIRS))
     assert said.startswith("creamfl(num_image=2, ") and "{" not in said and "…)" in said
-    assert display.describe(load("digits", ["strategy.name=fedprox", "strategy.mu=3"])).startswith("fedprox(mu=3.0) ·")
+    assert describe(load("digits", ["strategy.name=fedprox", "strategy.mu=3"])).startswith("fedprox(mu=3.0) ·")
 
 
 # ---- comparisons ---------------------------------------------------------------------------------------------

@@ -103,7 +103,7 @@ def literals(path: Path) -> Iterator[str]:
 def test_no_other_module_of_these_folders_names_a_metric_or_words_of_one() -> None:
     folders = [Path(str(package.__file__)).parent for package in _READERS]
     modules = [path for folder in folders for path in folder.glob("*.py") if path.name not in ("measures.py",)]
-    modules += [Path(str(commands.__file__)).parent / name for name in ("display.py", "compare.py")]
+    modules += [Path(str(commands.__file__)).parent / name for name in ("display.py", "words.py", "compare.py")]
     assert len(modules) > 10
     words = {measure.meaning for measure in MEASURES.values()} | {measure.tile for measure in MEASURES.values()}
     words |= {measure.heading for measure in COLUMNS.values()} - {"seconds", "steps", "examples", *measures.GROUPS}

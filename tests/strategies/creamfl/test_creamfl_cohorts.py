@@ -9,8 +9,9 @@ import pytest
 from tests.strategies.creamfl.halves import Halves
 from tests.strategies.creamfl.pairs import DIMENSION, PAIRS, go
 from umbel.conf.load import load
+from umbel.server.cohorts import quotas
 from umbel.server.listener import Listener
-from umbel.server.session import Session, quotas
+from umbel.server.session import Session
 
 
 class Spy(Listener):
@@ -28,7 +29,7 @@ def test_a_round_without_a_modality_goes_on(tmp_path):
     heard = Spy()
     options = ("strategy.stratify=false", "run.clients_per_round=2", "run.rounds=4", "run.seed=8")
     session = Session(load("digits", [*PAIRS, *options]))
-    cohorts = [session.cohort(session.strategy.phase("contrast"), round_, {}) for round_ in range(1, 5)]
+    cohorts = [session.cohorts.of(session.strategy.phase("contrast"), round_, {}) for round_ in range(1, 5)]
     assert {(0, 1), (2, 3)} <= set(cohorts)
     summary = go(tmp_path, *options, "evaluate.every=4", listener=heard).summary
     assert summary["rounds"] == 4
@@ -41,7 +42,7 @@ def test_a_round_without_a_modality_goes_on(tmp_path):
 def test_a_stratified_sample_has_every_kind_and_another_may_not(stratify):
     session = Session(load("digits", [*PAIRS, "run.clients_per_round=3", f"strategy.stratify={str(stratify).lower()}"]))
     phase = session.strategy.phase("contrast")
-    cohorts = [session.cohort(phase, round_, {}) for round_ in range(1, 12)]
+    cohorts = [session.cohorts.of(phase, round_, {}) for round_ in range(1, 12)]
     every = [sorted(client // 2 for client in cohort) == [0, 1, 2] for cohort in cohorts]
     assert all(every) if stratify else not all(every)
     assert len(set(cohorts)) > 3
@@ -75,7 +76,7 @@ def test_quotas_are_proportional_on_average_with_one_each(number, sizes):
 def test_no_kind_is_shut_out_when_a_round_has_fewer_clients_than_kinds():
     session = Session(load("digits", [*PAIRS, "run.clients_per_round=1"]))
     phase = session.strategy.phase("contrast")
-    assert {session.cohort(phase, round_, {})[0] // 2 for round_ in range(1, 30)} == {0, 1, 2}
+    assert {session.cohorts.of(phase, round_, {})[0] // 2 for round_ in range(1, 30)} == {0, 1, 2}
 
 
 def test_without_stratify_anyone_is_drawn(tmp_path):

@@ -24,7 +24,7 @@ from umbel.core.stored import Spill
 from umbel.core.training import Trainer, train
 from umbel.core.training.together import Done, Job
 from umbel.core.tree import clone
-from umbel.core.wire.messages import reply_framing
+from umbel.core.wire.heads import reply_framing
 from umbel.core.wire.work import ClientTime, Outcome, Work
 from umbel.strategies.base import ClientContext
 

@@ -12,14 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from flwr.app import Message
-
 from umbel.conf.errors import ExperimentError
 from umbel.conf.schema import Experiment
 from umbel.core.files import DamagedError, read_sealed, write_sealed
 from umbel.core.names import shortened
 from umbel.core.refusal import Refusal
-from umbel.core.wire.messages import decode_json, encode_json
 from umbel.data import partition
 from umbel.data.sites import agreement
 from umbel.data.sites.agreement import Agreement, Inventory, read_notices
@@ -27,7 +24,7 @@ from umbel.data.sites.description import SPLITS
 from umbel.data.sites.sums import Sums
 from umbel.server.errors import RunStoppedError
 from umbel.server.nodes import Directory
-from umbel.server.port import Port
+from umbel.server.port import Port, Question
 
 FILE = "agreed.json"
 _KIND = "query.agree"
@@ -121,23 +118,21 @@ class Round:
         self, assigned: Mapping[int, frozenset[int]], question: Mapping[str, Any]
     ) -> Iterator[tuple[int, dict[str, Any]]]:
         """Ask every node, and yield its answer; refusals of all of them are one."""
-        messages = [
-            Message(encode_json({"agree": self._config_hash, "clients": sorted(clients), **question}), node, _KIND)
+        questions = [
+            Question(node, _KIND, {"agree": self._config_hash, "clients": sorted(clients), **question})
             for node, clients in assigned.items()
         ]
         deadline = time.monotonic() + self._experiment.engine.deadline_seconds
         answers: dict[int, dict[str, Any]] = {}
         refused: list[Refusal] = []
-        for reply in self._port.stream(messages, deadline, self._on_wait):
-            node = reply.metadata.src_node_id
-            if reply.has_error():
-                raise RunStoppedError(
-                    f"Before the first round node {node} failed: {shortened(str(reply.error.reason))}"
-                )
+        for said in self._port.ask(questions, deadline, self._on_wait):
+            node = said.node
+            if said.error:
+                raise RunStoppedError(f"Before the first round node {node} failed: {shortened(said.error)}")
             with _sensible(node):
-                answers[node] = decode_json(reply.content)
-                if said := answers[node].get("refused"):
-                    refused.append(_refusal(said))
+                answers[node] = said.read()
+                if why := answers[node].get("refused"):
+                    refused.append(_refusal(why))
         if refused:
             raise Refusal(
                 "; ".join(sorted(error.reason.rstrip(".") for error in refused)) + ".",

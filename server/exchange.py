@@ -11,7 +11,7 @@ from umbel.core.fold_tree import FoldTree
 from umbel.core.folds import Folded, Product
 from umbel.core.records import Payload
 from umbel.core.stored import Spill
-from umbel.core.wire.messages import work_framing
+from umbel.core.wire.heads import work_framing
 from umbel.core.wire.work import Work, share
 from umbel.server.nodes import Directory
 from umbel.server.port import Port, Task

@@ -9,18 +9,16 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from flwr.app import Message
-
 from umbel.core import clients
 from umbel.core.files import write_json
 from umbel.core.names import shortened
-from umbel.core.wire.messages import decode_json, encode_json
 from umbel.server.errors import RunStoppedError
 from umbel.server.greeting import ForbiddenError, Greeting, Member, challenge, check_claims, most_bytes, site_of
-from umbel.server.port import Port
+from umbel.server.port import Port, Question, Said
 from umbel.server.sites import SITES, Sites
 
 NODES = "nodes.json"  # in the run's folder: who is there, and who was turned away
+_HELLO = "query"  # umbel.client.process answers it
 _FIRST_WAIT, _LONGEST_WAIT = 0.005, 0.25
 _WRITE_SECONDS = 5.0  # how old what stands in the file may be
 _MOST_NOTICES = 20  # in a run's report; the log has all
@@ -158,14 +156,14 @@ class Directory:
         new = sorted(self._present - self._members.keys() - turned_away - self._port.silent())
         greetings = [self._greeting(node) for node in new]
         answers = self._port.greet(greetings, time.monotonic() + self._timeout, self._most_bytes)
-        for answer in sorted(answers, key=lambda answer: answer.metadata.src_node_id):
+        for answer in sorted(answers, key=lambda answer: answer.node):
             self._welcome(answer)
         self._write()
 
-    def _greeting(self, node: int) -> Message:
+    def _greeting(self, node: int) -> Question:
         self._challenges[node] = challenge()
         hello = {"hello": self._config_hash, "challenge": self._challenges[node], "run": self._run}
-        return Message(encode_json(hello), node, "query")
+        return Question(node, _HELLO, hello)
 
     def _read_sites(self) -> None:
         """Take up what has changed in the list of sites: who may no longer take part goes, who was refused may try."""
@@ -204,18 +202,18 @@ class Directory:
             if node not in present or (refused.until_left and not blocked):
                 refused.stands = False  # whoever comes back is asked anew
 
-    def _welcome(self, answer: Message) -> None:
-        node = answer.metadata.src_node_id
+    def _welcome(self, answer: Said) -> None:
+        node = answer.node
         asked = self._challenges.pop(node, None)
         if asked is None:
             return  # nobody asked, or it answered before
-        if answer.has_error():
+        if answer.error:
             self._num_failed[node] = self._num_failed.get(node, 0) + 1
             if self._num_failed[node] >= self._port.num_tries:
-                self._refuse(node, str(answer.error.reason))
+                self._refuse(node, answer.error)
             return
         try:
-            said = decode_json(answer.content, self._most_bytes)
+            said = answer.read()
             site = site_of(said, asked, self._run, node, self._sites.now) if self._sites is not None else None
             greeting = Greeting.read(said, self._num_clients)
             if site is not None:

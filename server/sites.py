@@ -21,15 +21,17 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from umbel.conf.written import Scalar, Tree, read_yaml, resolve
 from umbel.core import clients
 from umbel.core.files import stamp
 from umbel.core.names import nearest, shortened, shown
 from umbel.core.refusal import Refusal
-from umbel.core.wire.identity import PublicKey, fingerprint, read_public
 from umbel.server.variables import SITES as SITES
+
+if TYPE_CHECKING:  # where there is no list, there is no need of keys
+    from umbel.core.wire.identity import PublicKey
 
 _SHARE = re.compile(r"\s*([0-9]{1,9}) of ([0-9]{1,9})\s*")
 _TOP, _SUBMITTER, _SITE = ("federation", "submitters", "sites"), ("key",), ("key", "clients", "max_examples", "revoked")
@@ -167,6 +169,8 @@ class _Reader:
         return SiteList(federation, keys, by_key)
 
     def _site(self, name: str, content: Tree) -> Site:
+        from umbel.core.wire.identity import fingerprint
+
         where = f"sites.{name}"
         fields = self._mapping(content, where, _SITE)
         text = fields.get("clients", Scalar(""))
@@ -190,6 +194,8 @@ class _Reader:
             self._refuse(f"the sites {other.name} and {site.name} both have {both}", "A client is at one site.")
 
     def _key(self, fields: Mapping[str, Tree], where: str) -> PublicKey:
+        from umbel.core.wire.identity import read_public
+
         text = fields.get("key")
         if not isinstance(text, Scalar) or not text.text:
             self._refuse(f"{where} has no key", "Give its public key in PEM.")

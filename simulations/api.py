@@ -186,10 +186,11 @@ def _start(experiment: Experiment, listener: Listener, folder: Path, resuming: b
 
 def _memory_place(experiment: Experiment) -> str:
     """Return where the clients' memory lives: a federation that is up keeps it, else it is in the run's folder."""
+    if experiment.engine.name != "grpc":
+        return "run"
     from umbel.simulations.engines import federate
 
-    outside = experiment.engine.name == "grpc" and federate.find() is not None
-    return "nodes" if outside else "run"
+    return "run" if federate.find() is None else "nodes"
 
 
 def _check_memory_place(experiment: Experiment, folder: Path) -> None:

@@ -25,16 +25,14 @@ STAGES = tuple(MEANINGS)
 FUNCTIONS = {
     "umbel.server.session": {
         "Session.phases": "select",
-        "Session.cohort": "select",
-        "Session.dropped_out": "select",
-        "Session.idle": "select",
     },
+    "umbel.server.cohorts": {"Cohorts.of": "select", "Cohorts.dropped_out": "select", "Cohorts.idle": "select"},
     "umbel.server.nodes": {"Directory.refresh": "select", "Directory.split": "select"},
     "umbel.core.wire.work": {"share": "select"},
     "umbel.core.fold_tree": {"FoldTree.add": "fold", "FoldTree.add_reply": "fold", "FoldTree.root": "fold"},
     "umbel.core.flat": {"flattened": "send"},
     "umbel.strategies.base": {"Strategy.send_model": "send"},
-    "umbel.core.wire.messages": {
+    "umbel.core.wire.heads": {
         "work_framing": "send",
         "reply_framing": "answer",
     },

@@ -27,24 +27,18 @@ from umbel.core.spent import Passes, Spent
 from umbel.core.tree import Tree
 from umbel.core.wire import fields
 from umbel.core.wire.fields import FormError
+from umbel.core.wire.heads import BLOB, HEAD, JSON, TENSORS, MessageError, flat_names, work_head
 from umbel.core.wire.limits import Limits
-from umbel.core.wire.tensors import NUMPY_HEADER, TensorsError, header_bytes, inside, read_tensors
+from umbel.core.wire.tensors import TensorsError, inside, read_tensors
 from umbel.core.wire.text import TextError, read_json
 from umbel.core.wire.work import Outcome, Work
 
-TENSORS, BLOB = "tensors", "safetensors"
-HEAD, JSON = "umbel", "json"  # names of the ConfigRecord that holds everything but tensors, and of the text in it
 _NUMPY = "numpy.ndarray"  # how Flower calls what `numpy.save` writes
-_TENSORS_FRAMING = len(TENSORS) + len(BLOB) + NUMPY_HEADER
 _GREETING_BYTES = 1 << 24  # of a head without tensors: a million numbers of clients take eight
 
 
-class MessageError(ValueError):
-    """A message that is not of this project's form."""
-
-
 def _encode_trees(trees: Mapping[str, Tree]) -> ArrayRecord:
-    blob = np.frombuffer(tensors_to_bytes(_flat_names(trees)), dtype=np.uint8)
+    blob = np.frombuffer(tensors_to_bytes(flat_names(trees)), dtype=np.uint8)
     return ArrayRecord({BLOB: Array(blob)})
 
 
@@ -61,16 +55,6 @@ def _decode_trees(content: RecordDict, limits: Limits) -> dict[str, dict[str, Te
         tree, _, key = name.partition("/")
         trees.setdefault(tree, {})[key] = tensor
     return trees
-
-
-def _flat_names(trees: Mapping[str, Tree]) -> dict[str, Tensor]:
-    return {f"{tree}/{name}": tensor for tree, tensors in trees.items() for name, tensor in tensors.items()}
-
-
-def work_framing(work: Work, payload: Payload) -> int:
-    """Return what `framing_bytes` says of a work's message, without encoding its tensors."""
-    head = json.dumps(_work_head(work, payload))
-    return _TENSORS_FRAMING + header_bytes(_flat_names(payload.trees)) + len(JSON) + len(head)
 
 
 def framing_bytes(content: RecordDict) -> int:
@@ -119,32 +103,10 @@ def encode_payload(payload: Payload) -> dict[str, ArrayRecord]:
 
 def encode_work(work: Work, payload: Payload, arrays: dict[str, ArrayRecord]) -> RecordDict:
     """Turn a node's work into the content of its message; `arrays` are shared between messages."""
-    content = _record(_work_head(work, payload), {})
+    content = _record(work_head(work, payload), {})
     for name, record in arrays.items():
         content[name] = record
     return content
-
-
-def _work_head(work: Work, payload: Payload) -> dict[str, Any]:
-    return {
-        "work": {
-            "run": work.run,
-            "attempt": work.attempt,
-            "round": work.round,
-            "step": work.step,
-            "phase": work.phase,
-            "config_hash": work.config_hash,
-            "checkpoint_round": work.checkpoint_round,
-            "num_leaves": work.num_leaves,
-            "leaves": list(work.leaves.items()),
-            "memories": [[c, v.round, v.step, v.attempt] for c, v in sorted(work.memories.items())],
-            **({"agreed": dict(work.agreed)} if work.agreed else {}),
-            "most_examples": [[client, most] for client, most in sorted(work.most_examples.items())],
-            **({"squads": [list(squad) for squad in work.squads]} if work.squads else {}),
-        },
-        "numbers": dict(payload.numbers),
-        "trees": list(payload.trees),
-    }
 
 
 def decode_work(content: RecordDict) -> tuple[Work, Payload]:
@@ -163,22 +125,6 @@ def decode_work(content: RecordDict) -> tuple[Work, Payload]:
     except (KeyError, TypeError, ValueError, AttributeError, EOFError) as error:
         raise MessageError(f"The work in this message cannot be read: {error}") from error
     return work, payload
-
-
-def encode_reply(reply: Reply) -> RecordDict:
-    """Turn one client's reply into a content of its own, as it would travel alone."""
-    return _record(_reply_head(reply), reply.trees)
-
-
-def _reply_head(reply: Reply) -> dict[str, Any]:
-    return {"num_examples": reply.num_examples, "numbers": dict(reply.numbers)}
-
-
-def reply_framing(reply: Reply) -> int:
-    """Return what `framing_bytes` says of `encode_reply`, without encoding tensors."""
-    head = json.dumps(_reply_head(reply))
-    tensors = _TENSORS_FRAMING + header_bytes(_flat_names(reply.trees)) if reply.trees else 0
-    return tensors + len(JSON) + len(head)
 
 
 def encode_outcome(outcome: Outcome) -> RecordDict:

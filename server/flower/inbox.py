@@ -12,8 +12,9 @@ from flwr.serverapp import Grid
 
 from umbel.core.wire.limits import Limits
 from umbel.server.flower.internals import node_left
+from umbel.server.flower.message_port import MessagePort
 from umbel.server.flower.pulling import UnreadableError, pull, refusal
-from umbel.server.port import OnWait, Port
+from umbel.server.port import OnWait
 
 _FIRST_WAIT, _LONGEST_WAIT = 0.005, 1.0  # a reply that is there is late by a second at most
 _SHARE = 0.02  # looks are this part of the time waited so far apart
@@ -133,7 +134,7 @@ class Inbox:
         self._waiting.clear()
 
 
-class FlowerPort(Port):
+class FlowerPort(MessagePort):
     """A port over Flower's grid.
 
     Flower's own `send_and_receive` looks every three seconds and returns everything at once; this looks soon and then
@@ -179,7 +180,7 @@ class FlowerPort(Port):
         finally:
             inbox.close()
 
-    def greet(self, messages: Collection[Message], deadline: float, most_bytes: int) -> list[Message]:
+    def greetings(self, messages: Collection[Message], deadline: float, most_bytes: int) -> list[Message]:
         """Send greetings and return the answers that have come."""
         if messages:
             most = Limits(head_bytes=most_bytes, header_bytes=0, value_bytes=0).message_bytes

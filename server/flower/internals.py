@@ -5,8 +5,23 @@ from __future__ import annotations
 from flwr.app import Error
 from flwr.common.constant import ErrorCode
 from flwr.supercore.inflatable.inflatable_utils import pull_objects
+from flwr.supercore.task_identity import TaskIdentity
+
+from umbel.core.wire.flower_versions import fleet
 
 _PULL_SECONDS = 0.02
+
+
+def identify() -> None:
+    """Give this process an identity, unless Flower has given it one: a Message cannot be made without.
+
+    Raises:
+        Refusal: Nobody has tried the version of Flower that is installed.
+    """
+    fleet()
+    unset: int | None = TaskIdentity._task_id
+    if unset is None:
+        TaskIdentity.task_id, TaskIdentity.run_id, TaskIdentity.node_id = 1, 1, 1
 
 
 def node_left() -> Error:

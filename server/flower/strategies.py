@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from umbel.conf.errors import ExperimentError
@@ -23,6 +22,7 @@ from umbel.strategies.registry import FLOWER_PREFIX
 from umbel.strategies.whole_models import State, WholeModels
 
 if TYPE_CHECKING:
+    from flwr.app import Message
     from flwr.serverapp.strategy import Strategy as FlowerStrategy
 
 # Ours select the cohort, so what these say about sampling is set to something that never refuses.
@@ -46,6 +46,13 @@ def _flower() -> ModuleType:
     from flwr.serverapp import strategy
 
     return strategy
+
+
+def _records() -> ModuleType:
+    """Return Flower's records and messages, likewise."""
+    import flwr.app
+
+    return flwr.app
 
 
 def flower_names() -> list[str]:
@@ -132,22 +139,29 @@ def bind(strategy: WholeModels) -> None:
 
 def _message(client: int, num_examples: int, tree: Mapping[str, Tensor]) -> Message:
     """Make the message that Flower's `aggregate_train` expects of one client."""
-    content = RecordDict(
-        {
-            "arrays": ArrayRecord({name: Array(tensor.numpy()) for name, tensor in tree.items()}),
-            "metrics": MetricRecord({"num-examples": num_examples}),
-        }
+    from umbel.server.flower.internals import identify
+
+    identify()
+    app = _records()
+    content = app.RecordDict(
+        {"arrays": _arrays(tree), "metrics": app.MetricRecord({"num-examples": num_examples})},
     )
     # Node 0 means none to Flower.
-    instruction = Message(RecordDict(), dst_node_id=client + 1, message_type="train")
-    return Message(content, reply_to=instruction)
+    instruction = app.Message(app.RecordDict(), dst_node_id=client + 1, message_type="train")
+    made: Message = app.Message(content, reply_to=instruction)
+    return made
+
+
+def _arrays(tree: Mapping[str, Tensor]) -> Any:
+    app = _records()
+    return app.ArrayRecord({name: app.Array(tensor.numpy()) for name, tensor in tree.items()})
 
 
 def _as_flower(tree: Mapping[str, Tensor], like: object) -> Any:
     if all(name.startswith(_LIST) for name in tree):
         return [tensor.numpy().copy() for tensor in tree.values()]
-    if isinstance(like, ArrayRecord):
-        return ArrayRecord({name: Array(tensor.numpy()) for name, tensor in tree.items()})
+    if isinstance(like, _records().ArrayRecord):
+        return _arrays(tree)
     return {name: tensor.numpy().copy() for name, tensor in tree.items()}
 
 
@@ -156,7 +170,7 @@ def _restore(flower: FlowerStrategy, state: State) -> None:
         # FedOpt's family keeps numpy arrays there, the others an ArrayRecord.
         is_adaptive = isinstance(flower, _flower().FedAdagrad | _flower().FedAdam)
         adaptive = is_adaptive or isinstance(flower, _flower().FedYogi)
-        setattr(flower, _MODEL, _as_flower(state.model, {} if adaptive else ArrayRecord()))
+        setattr(flower, _MODEL, _as_flower(state.model, {} if adaptive else _records().ArrayRecord()))
     for name, tree in state.arrays.items():
         setattr(flower, name, _as_flower(tree, getattr(flower, name)))
     for name, number in state.numbers.items():
@@ -170,7 +184,7 @@ def _own_state(flower: FlowerStrategy, before: FlowerStrategy) -> tuple[dict[str
     for name, value in vars(flower).items():
         if name == _MODEL:
             continue
-        if isinstance(value, ArrayRecord):
+        if isinstance(value, _records().ArrayRecord):
             trees[name] = {key: torch.from_numpy(np.array(array.numpy())) for key, array in value.items()}
         elif isinstance(value, dict) and value and all(isinstance(item, np.ndarray) for item in value.values()):
             trees[name] = {key: torch.from_numpy(np.array(item)) for key, item in value.items()}

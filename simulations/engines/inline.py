@@ -1,18 +1,14 @@
-"""The inline engine: both apps in one process, one client after the other; a breakpoint works."""
+"""The inline engine: server and clients in one process, one client after the other; a breakpoint works."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from flwr.app import Message
-
-from umbel.client.app import app
-from umbel.client.handlers import process
+from umbel.client.process import Place, answer, process
 from umbel.core.records import reason
-from umbel.server.port import Answer, OnWait, Task
-from umbel.simulations.engines.flower_internals import error_reply, make_context
-from umbel.simulations.engines.local import LocalPort
+from umbel.server.port import Answer, OnWait, Question, Said, Task
+from umbel.simulations.engines.local import NODE, LocalPort
 
 
 class InlinePort(LocalPort):
@@ -27,8 +23,7 @@ class InlinePort(LocalPort):
     def __init__(
         self, run_config: dict[str, Any], node_config: dict[str, Any], on_clients: Callable[[int], None]
     ) -> None:
-        super().__init__()
-        self._context = make_context(run_config, node_config)
+        self._place = Place(run_config, node_config, NODE)
         self._on_clients = on_clients
 
     def __enter__(self) -> InlinePort:
@@ -48,18 +43,15 @@ class InlinePort(LocalPort):
 
         for task in tasks:
             try:
-                outcome = process.worker(self._context).run(task.work, task.payload, count)
+                outcome = process.worker(self._place).run(task.work, task.payload, count)
             except Exception as error:  # noqa: BLE001 - as on a node: what raises there is its answer
                 yield Answer(task.node, None, reason(error))
             else:
                 yield Answer(task.node, outcome, framing=outcome.framing_up)
 
-    def stream(
-        self, messages: Collection[Message], deadline: float, on_wait: OnWait | None = None
-    ) -> Iterator[Message]:
-        """Run each message by the ClientApp and yield its reply."""
-        for message in messages:
-            try:
-                yield app(message, self._context)
-            except Exception as error:  # noqa: BLE001 - as Flower does: an app that raises answers with an error
-                yield error_reply(message, error)
+    def say(self, question: Question) -> Said:
+        """Answer a question, as a node does."""
+        try:
+            return Said(question.node, answer(question.kind, question.content, self._place))
+        except Exception as error:  # noqa: BLE001 - as on a node: what raises there is its answer
+            return Said(question.node, None, reason(error))

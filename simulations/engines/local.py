@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
 
-from flwr.app import Message
+from umbel.server.port import OnWait, Port, Question, Said
 
-from umbel.server.port import OnWait, Port
-from umbel.simulations.engines.flower_internals import NODE, identify
+NODE = 1
 
 
 class LocalPort(Port):
-    """A port to one node, in this process or in workers of it."""
-
-    def __init__(self) -> None:
-        identify()
+    """A port to one node, in this process or in workers of it; nothing is encoded, and Flower is not needed."""
 
     @abstractmethod
-    def stream(
-        self, messages: Collection[Message], deadline: float, on_wait: OnWait | None = None
-    ) -> Iterator[Message]:
-        """Run each message and yield its replies."""
+    def say(self, question: Question) -> Said:
+        """Answer a question."""
 
     def nodes(self) -> set[int]:
         """Return the one node."""
         return {NODE}
 
-    def greet(self, messages: Collection[Message], deadline: float, most_bytes: int) -> list[Message]:
+    def ask(self, questions: Sequence[Question], deadline: float, on_wait: OnWait | None = None) -> Iterator[Said]:
+        return map(self.say, questions)
+
+    def greet(self, questions: Sequence[Question], deadline: float, most_bytes: int) -> list[Said]:
         """Return the answers at once: the node is here."""
-        return list(self.stream(messages, deadline))
+        return [self.say(question) for question in questions]

@@ -263,7 +263,7 @@ def _settle_down(mine: int) -> None:
 
 
 def _in_copy(mine: socket.socket, other: socket.socket, arguments: tuple[Any, ...]) -> None:
-    from umbel.client.handlers import process
+    from umbel.client.process import process
 
     mine.close()
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # what is said to all of a group is for the driver to answer

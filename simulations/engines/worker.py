@@ -9,11 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flwr.app import Message, RecordDict
-
 import umbel
 from umbel.server.errors import ending
-from umbel.simulations.engines.flower_internals import identify, make_context
 
 if TYPE_CHECKING:  # a worker that imported another umbel says so before it loads more of it
     from umbel.client.share import Share
@@ -82,17 +79,15 @@ class WorkerProcess:
                 f"This worker imported {umbel.__file__}, the driver {umbel_file}: another `umbel` comes first "
                 "on the worker's path. Start from another folder, or install the project on this machine."
             )
+        from umbel.client.process import Place, process
         from umbel.conf.federation import adopt
         from umbel.conf.load import load
         from umbel.data.federation import Federation
 
-        identify()
-        self._context = make_context(run_config, node_config)
+        self._place = Place(run_config, node_config)
         experiment = load(str(run_config["experiment"]), (), str(run_config["experiment-yaml"]))
         adopt(experiment, Federation.from_arrays(arrays, meta))
-        from umbel.client.handlers import process
-
-        process.worker(self._context)  # model and device are ready before the first clients come
+        process.worker(self._place)  # model and device are ready before the first clients come
 
     def run(
         self,
@@ -115,14 +110,14 @@ class WorkerProcess:
         if self._error is not None:
             raise self._error
         self._training = None  # what was measured with it is known
-        from umbel.client.handlers import process
         from umbel.client.lending import LentPayload
+        from umbel.client.process import process
         from umbel.core.training.compiled import take_told
         from umbel.core.wire.packed import Packed
 
         if opening is not None:
             lent = LentPayload(opening.outline, opening.memory, opening.numbers, opening.file)
-            self._share = process.worker(self._context).share(opening.work, lent)
+            self._share = process.worker(self._place).share(opening.work, lent)
         assert self._share is not None, "clients come after a phase was opened"
         self._share.run(clients)
         if not closes:
@@ -137,10 +132,10 @@ class WorkerProcess:
         if self._error is not None:
             raise self._error
         if self._training is None:
-            from umbel.client.handlers import process
+            from umbel.client.process import process
             from umbel.simulations.engines.how_many import Training
 
-            self._training = Training(process.worker(self._context).host)
+            self._training = Training(process.worker(self._place).host)
 
     def probe(self) -> Probed:
         """Say how fast this worker trains, and how many such memory holds."""
@@ -160,18 +155,18 @@ class WorkerProcess:
 
         serve(self, address, number)
 
-    def answer(self, content: RecordDict, kind: str) -> RecordDict:
-        """Answer a message that is no part of a phase.
+    def answer(self, kind: str, asked: dict[str, Any]) -> dict[str, Any]:
+        """Answer a question that is no part of a phase.
 
         Args:
-            content: Its content.
-            kind: Flower's message type.
+            kind: A kind of `umbel.client.process`.
+            asked: The question.
         """
         if self._error is not None:
             raise self._error
-        from umbel.client.app import app
+        from umbel.client.process import answer
 
-        return app(Message(content, 1, kind), self._context).content
+        return answer(kind, asked, self._place)
 
     def ready(self) -> tuple[int, dict[str, Any] | None, str]:
         """Return the process id, once it is ready, what kept it from that, and which machine it is on, if asked."""

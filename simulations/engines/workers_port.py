@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-from flwr.app import Message
 
 from umbel.conf.federation import held
 from umbel.conf.schema import Experiment
 from umbel.core.wire.work import Outcome
-from umbel.server.port import Answer, OnWait, Task
-from umbel.simulations.engines.flower_internals import failed_reply
+from umbel.server.port import Answer, OnWait, Question, Said, Task
 from umbel.simulations.engines.how_many import ProbeError
 from umbel.simulations.engines.local import LocalPort
 from umbel.simulations.engines.workers import LOOK_SECONDS, WorkerDiedError, WorkerFailedError
@@ -35,7 +32,6 @@ class WorkersPort(LocalPort):
     """
 
     def __init__(self, experiment: Experiment, run_config: dict[str, Any], memory: Path) -> None:
-        super().__init__()
         self._experiment = experiment
         self._run_config = run_config
         self._node_config = {"state-folder": str(memory)}
@@ -102,23 +98,19 @@ class WorkersPort(LocalPort):
         """Estimate a client's time: its training examples."""
         return self._sizes[client]
 
-    def stream(
-        self, messages: Collection[Message], deadline: float, on_wait: OnWait | None = None
-    ) -> Iterator[Message]:
-        """Have a worker answer messages that are no part of a phase."""
-        for message in messages:
+    def say(self, question: Question) -> Said:
+        """Have a worker answer a question."""
+        try:
             try:
-                try:
-                    content = self._asked(message)
-                except WorkerDiedError:  # for a reason of its own, perhaps
-                    self.replace(self._workers[0])
-                    content = self._asked(message)
-                yield Message(content, reply_to=message)
-            except (WorkerFailedError, WorkerDiedError) as error:
-                yield failed_reply(message, str(error))
+                return Said(question.node, self._asked(question))
+            except WorkerDiedError:  # for a reason of its own, perhaps
+                self.replace(self._workers[0])
+                return Said(question.node, self._asked(question))
+        except (WorkerFailedError, WorkerDiedError) as error:
+            return Said(question.node, None, str(error))
 
-    def _asked(self, message: Message) -> Any:
-        given = self._reach.ask(self._workers[0], "answer", message.content, message.metadata.message_type)
+    def _asked(self, question: Question) -> Any:
+        given = self._reach.ask(self._workers[0], "answer", question.kind, dict(question.content))
         while self._reach.wait([given], LOOK_SECONDS) is None:
             self.look()
         return self._reach.take(given)

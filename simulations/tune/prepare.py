@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from umbel.conf import load as files
 from umbel.conf.check import validated
 from umbel.conf.errors import ExperimentError
-from umbel.conf import load as files
 from umbel.conf.load import as_dict, experiment_names, load
 from umbel.conf.schema import Experiment, TuneConfig
 from umbel.core.names import file_stem

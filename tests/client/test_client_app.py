@@ -10,12 +10,15 @@ from typing import Any
 import pytest
 from flwr.app import Message
 
+from tests.flower_apps import make_context
 from umbel.client import handlers
+from umbel.client import process as of_process
 from umbel.conf.federation import federation
 from umbel.conf.load import portable_hash
 from umbel.core.wire.identity import fingerprint, greeting_content, new_key, verify, write_key
 from umbel.core.wire.messages import decode_json, encode_json
-from umbel.simulations.engines.flower_internals import NODE, identify, make_context
+from umbel.server.flower.internals import identify
+from umbel.simulations.engines.local import NODE
 
 RUN = {"experiment": "digits", "overrides": "model.name=cnn data.num_clients=10 'data.max_train=100'"}
 
@@ -32,29 +35,29 @@ RUN = {"experiment": "digits", "overrides": "model.name=cnn data.num_clients=10 
     ],
 )
 def test_partitions_of_a_node(config: dict[str, int | str], expected: list[int]) -> None:
-    assert handlers.partitions_of(make_context(RUN, config), 10) == expected
+    assert of_process.partitions_of(make_context(RUN, config), 10) == expected
 
 
 @pytest.mark.parametrize("num_nodes", [1, 3, 4, 7])
 def test_every_client_is_held_once(num_nodes: int) -> None:
     contexts = [make_context(RUN, {"partition-id": i, "num-partitions": num_nodes}) for i in range(num_nodes)]
-    held = [client for context in contexts for client in handlers.partitions_of(context, 10)]
+    held = [client for context in contexts for client in of_process.partitions_of(context, 10)]
     assert held == list(range(10))
 
 
 def test_a_site_sets_its_own_device_and_path(tmp_path: Path) -> None:
     """They are not part of what server and clients must agree on."""
-    plain = handlers.process.worker(make_context(RUN, {"state-folder": str(tmp_path)}))
+    plain = of_process.process.worker(make_context(RUN, {"state-folder": str(tmp_path)}))
     site = {"state-folder": str(tmp_path), "device": "cpu", "data-path": "/site/data"}
-    own = handlers.process.worker(make_context(RUN, site))
+    own = of_process.process.worker(make_context(RUN, site))
     assert (own.experiment.client.device, own.experiment.data.path) == ("cpu", "/site/data")
     assert own.config_hash == plain.config_hash == portable_hash(plain.experiment)
 
 
 def test_the_state_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("UMBEL_STATE", str(tmp_path / "environment"))
-    assert handlers.state_folder(make_context(RUN, {})) == tmp_path / "environment"
-    assert handlers.state_folder(make_context(RUN, {"state-folder": "/node"})) == Path("/node")
+    assert of_process.state_folder(make_context(RUN, {})) == tmp_path / "environment"
+    assert of_process.state_folder(make_context(RUN, {"state-folder": "/node"})) == Path("/node")
 
 
 def greeted(node_config: dict[str, int | str]) -> dict[str, Any]:
@@ -67,7 +70,7 @@ def test_a_node_says_how_many_examples_its_clients_have(tmp_path: Path) -> None:
     identify()
     config = {"partitions": "2-3", "state-folder": str(tmp_path)}
     said = greeted(config)
-    data = federation(handlers.process.worker(make_context(RUN, config)).experiment)
+    data = federation(of_process.process.worker(make_context(RUN, config)).experiment)
     assert said["examples"] == {str(client): int(data.num_train[client]) for client in (2, 3)}
     assert said["partitions"] == [2, 3] and said["version"] == metadata.version("umbel")
     assert abs(said["time"] - time.time()) < 60

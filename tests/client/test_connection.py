@@ -18,7 +18,7 @@ from umbel.client.node.flower_serde import from_bytes, to_bytes
 from umbel.core.records import Payload
 from umbel.core.wire.flower_versions import fleet
 from umbel.core.wire.messages import encode_payload
-from umbel.simulations.engines.flower_internals import identify
+from umbel.server.flower.internals import identify
 
 
 def message() -> Message:

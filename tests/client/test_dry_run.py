@@ -13,14 +13,16 @@ from click.testing import CliRunner
 from flwr.app import Message
 
 from tests.data.sites.makers import SIDE, folder, site
+from tests.flower_apps import make_context
 from umbel.client import handlers
 from umbel.client.node.site_data import dry_run
 from umbel.conf.load import load, portable_hash
 from umbel.core.refusal import Refusal
 from umbel.core.wire.messages import decode_json, encode_json
+from umbel.server.flower.internals import identify
 from umbel.simulations.api import run_config
 from umbel.simulations.commands.main import main
-from umbel.simulations.engines.flower_internals import NODE, identify, make_context
+from umbel.simulations.engines.local import NODE
 
 DATA = {"name": "sites", "num_clients": 4, "image_size": SIDE, "channels": 3, "client_test": 0.2}
 CLIENTS = [range(1, 2), range(3, 4)]

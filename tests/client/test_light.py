@@ -43,13 +43,16 @@ print(*sys.modules)
 
 
 @pytest.mark.slow
-def test_nor_does_a_run_on_one_machine(tmp_path: Path) -> None:
+@pytest.mark.parametrize("engine", ["inline", "processes"])
+def test_nor_does_a_run_on_one_machine(engine: str, tmp_path: Path) -> None:
     """Metrics are written, a model is trained and evaluated; tables and pictures are for who asks for them."""
-    command = [sys.executable, "-c", RUN, str(tmp_path), *SMALL, "data.partition=dirichlet"]
+    engines = (f"engine.name={engine}", "engine.workers=1")
+    command = [sys.executable, "-c", RUN, str(tmp_path), *SMALL, "data.partition=dirichlet", *engines]
     done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT)
     loaded = set(done.stdout.split())
     assert "umbel.server.rounds" in loaded
-    assert not loaded.intersection((*HEAVY, "fastapi", "flwr.cli", "torch._dynamo", "sympy"))
+    # Nothing travels, so nothing is encoded or signed: Flower, with gRPC and cryptography, is for federations.
+    assert not loaded.intersection((*HEAVY, "fastapi", "flwr", "grpc", "cryptography", "torch._dynamo", "sympy"))
     assert list(tmp_path.glob("*/metrics.parquet"))
 
 

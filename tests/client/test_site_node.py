@@ -16,7 +16,7 @@ from umbel.core.refusal import Refusal
 from umbel.core.wire import messages
 from umbel.core.wire.identity import fingerprint, greeting_content, new_key, verify, write_key
 from umbel.core.wire.messages import decode_json, encode_json
-from umbel.simulations.engines.flower_internals import identify
+from umbel.server.flower.internals import identify
 
 ASKED = {"hello": "hash", "challenge": "c0ffee", "run": "a run"}
 SAID = {"partitions": [0, 1], "config_hash": "hash", "examples": {"0": 3, "1": 4}}

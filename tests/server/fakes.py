@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 from flwr.app import Message
 
+from tests.flower_apps import error_reply
 from tests.helpers import tree as T
 from umbel.core.collecting import Collect
 from umbel.core.fold_tree import FoldTree
@@ -17,9 +18,9 @@ from umbel.core.wire.identity import fingerprint, greeting_signature
 from umbel.core.wire.messages import decode_json, decode_work, encode_json, encode_outcome
 from umbel.core.wire.work import Outcome, Work
 from umbel.server.exchange import Exchange
+from umbel.server.flower.internals import identify
+from umbel.server.flower.message_port import MessagePort
 from umbel.server.nodes import Directory
-from umbel.simulations.engines.flower_internals import error_reply, identify
-from umbel.simulations.engines.local import LocalPort
 
 PAYLOAD = Payload({"model": T(w=[0.0, 0.0])})
 FOLDS = {
@@ -46,7 +47,7 @@ def work_honestly(message, fold, answer):
     return outcome
 
 
-class FakePort(LocalPort):
+class FakePort(MessagePort):
     """Nodes in this process; `behave` turns a node's honest outcome into what it sends.
 
     `examples` has the training examples that nodes declare for their clients.
@@ -145,7 +146,7 @@ def single(client, change):
     return behave
 
 
-class Greeted(LocalPort):
+class Greeted(MessagePort):
     """Nodes in this process that are only greeted; `answers` has, for each that is there, what it says.
 
     An answer is a mapping, an error, or a function of what the node is asked.

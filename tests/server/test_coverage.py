@@ -162,7 +162,6 @@ class TwoNodes(LocalPort):
     """Two nodes in this process; the second leaves after some rounds, and may come back."""
 
     def __init__(self, config: dict[str, str], state: Path, left: range) -> None:
-        super().__init__()
         self._left, self.round = left, 1
         self._nodes = {
             node: InlinePort(config, {"state-folder": str(state), "partitions": held}, lambda _: None)
@@ -172,9 +171,8 @@ class TwoNodes(LocalPort):
     def nodes(self) -> set[int]:
         return {1} if self.round in self._left else {1, 2}
 
-    def stream(self, messages, deadline, on_wait=None):
-        for message in messages:
-            yield from self._nodes[message.metadata.dst_node_id].stream([message], deadline)
+    def say(self, question):
+        return self._nodes[question.node].say(question)
 
     def exchange(self, tasks, deadline, on_wait=None):
         for task in tasks:

@@ -14,10 +14,11 @@ from umbel.core.wire.identity import new_key
 from umbel.core.wire.messages import decode_json, encode_json
 from umbel.server.errors import RunStoppedError
 from umbel.server.flower.inbox import FlowerPort
+from umbel.server.flower.internals import identify
 from umbel.server.greeting import most_bytes
 from umbel.server.nodes import Directory
+from umbel.server.port import Question
 from umbel.server.sites import Sites
-from umbel.simulations.engines.flower_internals import identify
 
 HASH = "0" * 64
 SITE = {"key": "SHA256:" + "x" * 43, "signature": "x" * 140}
@@ -97,11 +98,11 @@ def test_no_more_of_a_greeting_is_fetched_than_it_may_have():
 
     grid = SuperLinkGrid(said, answer)
     port = FlowerPort(grid)
-    messages = [Message(encode_json({"hello": "hash"}), node, "query") for node in said]
-    answers = port.greet(messages, time.monotonic() + 30, most_bytes(2))
+    questions = [Question(node, "query", {"hello": "hash"}) for node in said]
+    answers = port.greet(questions, time.monotonic() + 30, most_bytes(2))
     while port.silent():
         time.sleep(0.01)
         answers += port.greet([], time.monotonic() + 30, most_bytes(2))
-    (error,) = [each.error.reason for each in answers if each.has_error()]
+    (error,) = [each.error for each in answers if each.error]
     assert len(answers) == 2 and error == "its answer has more than the 131,272 bytes that it can have"
     assert len(grid.confirmed) == 2  # the SuperLink need not keep it

@@ -15,8 +15,8 @@ from umbel.core.records import Reply
 from umbel.core.wire.messages import decode_json, encode_json, encode_outcome
 from umbel.core.wire.work import Outcome
 from umbel.server.flower.inbox import FlowerPort
+from umbel.server.flower.internals import identify
 from umbel.server.flower.pulling import UnreadableError, inflated
-from umbel.simulations.engines.flower_internals import identify
 
 GOOD, BAD = 7, 8
 

@@ -22,7 +22,7 @@ from umbel.core.evaluation import evaluation_fold
 from umbel.core.fold_tree import FoldTree
 from umbel.core.folds import Product, WeightedMean, product
 from umbel.core.wire.messages import decode_work
-from umbel.server.port import read_answer
+from umbel.server.flower.message_port import read_answer
 from umbel.server.receiver import Receiver, Report
 
 TRAIN: Product = product({"delta": WeightedMean("model")}, ["loss"])  # as FedAvg has it

@@ -19,7 +19,7 @@ from umbel.client.node import process
 from umbel.client.node.bundle import unpack
 from umbel.client.node.node import Node, Rules
 from umbel.core.wire.messages import encode_json
-from umbel.simulations.engines.flower_internals import identify
+from umbel.server.flower.internals import identify
 
 NARRATED = ANSWERING.replace("TEXT", "'answered'")
 

@@ -11,8 +11,8 @@ from tests.end_to_end.faults.helpers import until
 from umbel.core.wire.messages import encode_json
 from umbel.server.errors import RunStoppedError
 from umbel.server.flower.inbox import FlowerPort
+from umbel.server.flower.internals import identify
 from umbel.server.nodes import Directory
-from umbel.simulations.engines.flower_internals import identify
 
 
 class Polled:

@@ -25,10 +25,10 @@ from umbel.core.wire.messages import encode_json, encode_outcome, encode_payload
 from umbel.core.wire.work import share
 from umbel.server.exchange import Exchange, Report
 from umbel.server.flower.inbox import FlowerPort
+from umbel.server.flower.internals import identify
+from umbel.server.flower.message_port import MessagePort
 from umbel.server.nodes import Directory
 from umbel.server.port import OnWait
-from umbel.simulations.engines.flower_internals import identify
-from umbel.simulations.engines.local import LocalPort
 
 HOSTILE = 2  # holds the clients 3 to 7: one block with a neighbour, two of its own
 FOLDS: dict[str, Product] = {
@@ -89,11 +89,10 @@ def cases(number: int, seed: int = 0) -> list[Case]:
     ]
 
 
-class Replayed(LocalPort):
+class Replayed(MessagePort):
     """Nodes that send what they would, the hostile one with a change."""
 
     def __init__(self, case: Case) -> None:
-        super().__init__()
         self._case = case
 
     def nodes(self) -> set[int]:

@@ -1,11 +1,10 @@
-"""Messages that are no part of a phase: a worker that died for reasons of its own costs the run nothing."""
+"""Questions that are no part of a phase: a worker that died for reasons of its own costs the run nothing."""
 
 from __future__ import annotations
 
 import pytest
-from flwr.app import Message, RecordDict
 
-from umbel.simulations.engines.flower_internals import identify
+from umbel.server.port import Question, Said
 from umbel.simulations.engines.workers import WorkerDiedError, WorkerFailedError
 from umbel.simulations.engines.workers_port import WorkersPort
 
@@ -27,7 +26,6 @@ class Reach:
 
 class Port(WorkersPort):
     def __init__(self, workers):
-        identify()
         self._reach, self._workers, self._next = Reach(), workers[:1], workers[1:]
 
     def replace(self, worker):
@@ -38,7 +36,7 @@ class Port(WorkersPort):
         pass
 
 
-DIED, FAILED, ANSWER = WorkerDiedError("it died"), WorkerFailedError("ValueError: no"), RecordDict()
+DIED, FAILED, ANSWER = WorkerDiedError("it died"), WorkerFailedError("ValueError: no"), {"partitions": [0]}
 
 
 @pytest.mark.parametrize(
@@ -46,5 +44,6 @@ DIED, FAILED, ANSWER = WorkerDiedError("it died"), WorkerFailedError("ValueError
     [([ANSWER], ""), ([DIED, ANSWER], ""), ([DIED, DIED], "it died"), ([FAILED, ANSWER], "ValueError: no")],
 )
 def test_a_worker_that_died_is_replaced_once(workers, why):
-    (reply,) = Port(list(workers)).stream([Message(RecordDict(), 1, "query")], deadline=0.0)
-    assert (reply.error.reason if reply.has_error() else "") == why
+    question = Question(1, "query", {"hello": "hash"})
+    expected = Said(1, None, why) if why else Said(1, ANSWER)
+    assert list(Port(list(workers)).ask([question], deadline=0.0)) == [expected]

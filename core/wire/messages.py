@@ -165,18 +165,9 @@ def decode_work(content: RecordDict) -> tuple[Work, Payload]:
     return work, payload
 
 
-def encode_reply(reply: Reply) -> RecordDict:
-    """Turn one client's reply into a content of its own, as it would travel alone."""
-    return _record(_reply_head(reply), reply.trees)
-
-
-def _reply_head(reply: Reply) -> dict[str, Any]:
-    return {"num_examples": reply.num_examples, "numbers": dict(reply.numbers)}
-
-
 def reply_framing(reply: Reply) -> int:
-    """Return what `framing_bytes` says of `encode_reply`, without encoding tensors."""
-    head = json.dumps(_reply_head(reply))
+    """Return what `framing_bytes` would say of a reply that travels alone, without encoding tensors."""
+    head = json.dumps({"num_examples": reply.num_examples, "numbers": dict(reply.numbers)})
     tensors = _TENSORS_FRAMING + header_bytes(_flat_names(reply.trees)) if reply.trees else 0
     return tensors + len(JSON) + len(head)
 

@@ -2,7 +2,8 @@
 
 torch has no tensors that are read-only. So a payload lies in one piece of memory, of which each client gets views of
 its own, and which is compared with what it was when the client is done. A large one is mapped from a file in memory in
-such a way that only pages into which somebody writes are copied. Data and memory are looked at less closely, by the
+such a way that only pages into which somebody writes are copied, and is in a process's memory only while a client has
+it. Data and memory are looked at less closely, by the
 counter that torch keeps of changes in place.
 """
 
@@ -40,13 +41,15 @@ class LentPayload:
     def __init__(
         self, outline: Outline, memory: NDArray[np.uint8], numbers: Mapping[str, float], file: int = -1
     ) -> None:
-        self._memory = memory
         self._file: File | None = None
+        self._pages: mmap.mmap | None = None
         if file >= 0 and len(memory) >= _LARGE:
             self._file = File(os.dup(file))
             # Private: who writes gets pages of its own, and the file stays as it is.
-            self._own = np.frombuffer(mmap.mmap(file, len(memory), access=mmap.ACCESS_COPY), np.uint8)
+            self._pages = mmap.mmap(file, len(memory), access=mmap.ACCESS_COPY)
+            self._own = np.frombuffer(self._pages, np.uint8)
         else:
+            self._memory = memory
             whole = np.empty(len(memory) + ALIGNED, np.uint8)
             place = -whole.ctypes.data % ALIGNED
             self._own = whole[place : place + len(memory)]
@@ -81,6 +84,8 @@ class LentPayload:
             if not np.array_equal(own.view(np.uint64), before.view(np.uint64)):  # eight bytes each: quicker
                 own[:] = before
                 is_same = False
+        if self._pages is not None and hasattr(mmap, "MADV_DONTNEED"):
+            self._pages.madvise(mmap.MADV_DONTNEED)  # what is looked at again comes from the file
         return is_same
 
     def _before(self, begin: int, num_bytes: int) -> NDArray[np.uint8]:

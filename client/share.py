@@ -53,7 +53,7 @@ class _Answer:
     """What came of a client.
 
     Attributes:
-        reply: Its reply; in memory of its own where it waits.
+        reply: Its reply; where it waits, in memory of its own or in a file.
         lifted: Its accumulator where it does not, and that is no plain sum; else None.
         record: Its memory from now on; None leaves it as it is.
         framing: Bytes of framing that the reply would have, sent singly.
@@ -229,7 +229,7 @@ class Share:
         framing = self._framing.get(phase) or reply_framing(reply)
         record = self._record(before, remembered) if self._part.remembers else None
         if waits or self._tree.waits(self._work.leaves[client]):
-            return _Answer(reply.owned(), None, record, framing, spent)
+            return _Answer(self._tree.kept(reply), None, record, framing, spent)
         if fold.is_sum:  # is added at once, piece by piece, and no code of anybody's runs for it
             return _Answer(reply, None, record, framing, spent)
         return _Answer(reply, fold.lift(client, reply), record, framing, spent)

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from umbel.core.records import LARGEST, BadReplyError, NotFiniteError, Payload
+from umbel.core.stored import parts_of
 from umbel.core.tree import Tree, TreeMismatchError, check_same, largest
 from umbel.core.wire.limits import Size
 
@@ -80,8 +81,8 @@ class Fold(ABC):
 
     def check_accumulator(self, what: str, accumulator: Tree, payload: Payload, clients: Sequence[int]) -> None:
         """Raise `BadReplyError` unless an accumulator of these clients that came from elsewhere may be merged."""
-        for name, tensor in accumulator.items():
-            if flaw := _flaw(tensor, _LARGEST_SUM):
+        for name in accumulator:
+            if flaw := _flaw(parts_of(accumulator, name), _LARGEST_SUM):
                 raise BadReplyError(f"{what}: the partial sum of {name!r} holds {flaw}")
 
     def check_examples(self, what: str, tree: Tree, most: float) -> None:  # noqa: B027 - most folds count none
@@ -144,20 +145,22 @@ def check_values(what: str, tree: Tree, expected: Tree, squared: bool = False, w
         squared: They are changes of parameters: so are their squares.
         weight: Of the sum.
     """
-    for name, tensor in tree.items():
-        wanted = expected[name].dtype if name in expected else tensor.dtype
+    for name in tree:
+        wanted = (expected if name in expected else tree)[name].dtype
         limit = min(LARGEST, torch.finfo(wanted).max) if wanted.is_floating_point else LARGEST
         if squared and wanted.is_floating_point and torch.finfo(wanted).max > _WIDE:
             limit = min(LARGEST, math.sqrt(torch.finfo(wanted).max))
-        if flaw := _flaw(tensor, weight * limit):
+        if flaw := _flaw(parts_of(tree, name), weight * limit):
             raise NotFiniteError(f"{what}: {name!r} holds {flaw}")
 
 
-def _flaw(tensor: Tensor, limit: float) -> str:
-    """Say what is wrong with the values of a tensor; "" when nothing is."""
-    if not tensor.is_floating_point() or not tensor.numel():
-        return ""
-    most = largest(tensor)
-    if not math.isfinite(most):
-        return "NaN or infinity"
+def _flaw(parts: Iterable[Tensor], limit: float) -> str:
+    """Say what is wrong with the values of a tensor, which come in parts; "" when nothing is."""
+    most = 0.0
+    for part in parts:
+        if part.is_floating_point() and part.numel():
+            here = largest(part)
+            if not math.isfinite(here):
+                return "NaN or infinity"
+            most = max(most, here)
     return "" if most <= limit else f"values up to {most:.3g}; more than {limit:.3g} cannot be combined"

@@ -129,6 +129,19 @@ class FoldTree:
             level, index = level + 1, index // 2
         return level, index
 
+    def kept(self, reply: Reply) -> Reply:
+        """Return a reply that waits, which nobody else can change: in memory of its own, or on disk.
+
+        One of a sum that is larger than all that may wait in memory would go there anyway, and so is never in memory
+        twice.
+        """
+        if self._fold.is_sum and self._spill is not None and reply.num_bytes > self._max_waiting_bytes:
+            try:
+                return replace(reply, trees=self._spill(reply.trees).trees())
+            except OSError:  # as in `_store`
+                self._spill = None
+        return reply.owned()
+
     def add_reply(self, place: int, client: int, reply: Reply | None) -> None:
         """Put a client's reply in, or a hole.
 

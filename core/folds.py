@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from umbel.core.device import give_back_memory
 from umbel.core.flat import pieces
 from umbel.core.fold import ROUNDED
 from umbel.core.fold import WEIGHT as WEIGHT
@@ -25,10 +26,13 @@ from umbel.core.fold import Fold as Fold
 from umbel.core.fold import Like as Like
 from umbel.core.fold import Shapes as Shapes
 from umbel.core.names import shortened
+from umbel.core.once import Once
 from umbel.core.records import LARGEST, MOST_EXAMPLES, BadReplyError, NotFiniteError, Payload, Reply
+from umbel.core.stored import without
 from umbel.core.tree import Tree, num_bytes
 from umbel.core.wire.limits import Size
 
+_GIVEN_BACK = 16 << 20  # bytes, from which on memory counts more than the moment that it takes to give it back
 Pieces = Callable[[str, str], Iterable[Tensor]]
 
 
@@ -86,8 +90,7 @@ class _Linear(Fold):
             raise BadReplyError(f"{what}: a partial sum has no weight above 0")
         if any(tensor.dtype != torch.float64 for tensor in accumulator.values()):
             raise BadReplyError(f"{what}: a partial sum should be float64")
-        values = {name: tensor for name, tensor in accumulator.items() if name != WEIGHT}
-        self.check_tree(what, values, payload, float(weight) * ROUNDED)
+        self.check_tree(what, without(accumulator, WEIGHT), payload, float(weight) * ROUNDED)
 
     def check_weights(self, what: str, accumulator: Tree, num_examples: int, most: Mapping[int, float]) -> None:
         weight, expected = float(accumulator[WEIGHT]), self.total_weight(num_examples, len(most))
@@ -176,7 +179,8 @@ class Folded:
     """The combination of all replies of a phase.
 
     Attributes:
-        trees: Result of each named tree; means are float64 and cast when they are applied.
+        trees: Result of each named tree; means are float64 and cast when they are applied. A mean or sum is a
+            `umbel.core.once.Once`, of which the server's step lets each tensor go as it uses it.
         numbers: Means of the replies' numbers over examples.
         num_examples: Examples behind all replies.
         num_replies: Replies that were used.
@@ -308,7 +312,11 @@ class Product:
         return Partial(trees, numbers, reply.num_examples, 1)
 
     def lift_away(self, client: int, reply: Reply) -> Partial:
-        """Return the accumulator of one reply of a sum, which is used up: its trees are emptied tensor by tensor."""
+        """Return the accumulator of one reply of a sum, which is used up: its trees are emptied tensor by tensor.
+
+        What that frees is between what is in use, and too small for what comes: it is given back as it goes.
+        """
+        freed = 0
         accumulator = self.lift(client, replace(reply, trees={name: {} for name in self.folds}))
         for name, fold in self.folds.items():
             tree, lifted = reply.trees[name], accumulator.trees[name]
@@ -316,7 +324,11 @@ class Product:
             for key in list(tree):
                 tensor = tree.pop(key) if isinstance(tree, dict) else tree[key]
                 lifted[key] = fold.lift({key: tensor}, reply.num_examples, client)[key]
+                freed += tensor.nbytes
                 del tensor  # so that all of them are never there twice
+                if freed >= _GIVEN_BACK:
+                    give_back_memory()
+                    freed = 0
             lifted[WEIGHT] = weight
         return accumulator
 
@@ -367,7 +379,10 @@ class Product:
         """Turn the accumulator of all replies into the result; it is used up."""
         if not accumulator.num_replies:
             raise ValueError("There is no reply to combine.")
-        trees = {name: fold.finish(accumulator.trees[name]) for name, fold in self.folds.items()}
+        trees: dict[str, dict[str, Tensor]] = {}
+        for name, fold in self.folds.items():
+            finished = fold.finish(accumulator.trees[name])
+            trees[name] = Once(finished) if fold.is_sum else finished
         numbers = {name: total / accumulator.num_examples for name, total in accumulator.numbers.items()}
         return Folded(trees, numbers, accumulator.num_examples, accumulator.num_replies)
 

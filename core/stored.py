@@ -79,7 +79,7 @@ class Stored:
         file: The file.
         outline: What lies where.
         base: The byte where they begin.
-        on_forgotten: Called when they are no longer needed.
+        on_forgotten: Called once, when they are no longer needed, or nobody knows of them any more.
     """
 
     def __init__(
@@ -88,7 +88,8 @@ class Stored:
         self._file = file
         self._base = base
         self.outline = outline
-        self._on_forgotten = on_forgotten
+        self._forgotten = weakref.finalize(self, on_forgotten)
+        self._forgotten.atexit = False
 
     def trees(self) -> dict[str, StoredTree]:
         """Return them as mappings, whose tensors are read-only and mapped whenever they are asked for."""
@@ -121,7 +122,7 @@ class Stored:
 
     def forget(self) -> None:
         """Let them go."""
-        self._on_forgotten()
+        self._forgotten()
 
 
 class StoredTree(Mapping[str, Tensor]):
@@ -130,14 +131,16 @@ class StoredTree(Mapping[str, Tensor]):
     Args:
         stored: The trees that lie there.
         name: Which of them this is.
+        places: Its tensors; None: all that lie there.
 
     Attributes:
         stored: As given.
     """
 
-    def __init__(self, stored: Stored, name: str) -> None:
+    def __init__(self, stored: Stored, name: str, places: Mapping[str, Place] | None = None) -> None:
         self.stored = stored
-        self._places = stored.outline.trees[name]
+        self._name = name
+        self._places = stored.outline.trees[name] if places is None else places
 
     def __getitem__(self, name: str) -> Tensor:
         return self.stored.map(self._places[name])
@@ -147,6 +150,29 @@ class StoredTree(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self._places)
+
+    def pieces(self, name: str) -> Iterator[Tensor]:
+        """Yield a tensor's values as `Stored.pieces`."""
+        return self.stored.pieces(self._name, name)
+
+    def without(self, name: str) -> StoredTree:
+        """Return it less one tensor."""
+        return StoredTree(self.stored, self._name, {key: at for key, at in self._places.items() if key != name})
+
+
+def parts_of(tree: Tree, name: str) -> Iterator[Tensor]:
+    """Yield a tensor as it is, or, of a tree in a file, its values as `Stored.pieces`: it is never there as a whole."""
+    if isinstance(tree, StoredTree):
+        yield from tree.pieces(name)
+    else:
+        yield tree[name]
+
+
+def without(tree: Tree, name: str) -> Tree:
+    """Return a tree less one tensor; nothing of one in a file is read."""
+    if isinstance(tree, StoredTree):
+        return tree.without(name)
+    return {key: tensor for key, tensor in tree.items() if key != name}
 
 
 def stored_of(trees: Mapping[str, Tree]) -> Stored | None:

@@ -72,6 +72,7 @@ def execute(
             for text in _notices(path, session, before):
                 told.notice(text)
         run = FederatedRun(session, run_folder, told, before)
+        del before  # a State that no round changes
         run.start(port, directory)
         _finish(run, run_folder, agreement)
     return path

@@ -5,10 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from umbel.core import state as states
+from umbel.core.device import give_back_memory
 from umbel.core.records import BadReplyError
 from umbel.core.refusal import Refusal
 from umbel.core.schedule import parse_until
 from umbel.core.settled import settled
+from umbel.core.tree import num_bytes
 from umbel.server import checkpoint, endings, evaluation
 from umbel.server.accounts import Accounts
 from umbel.server.asking import Asking, OpenRound
@@ -22,6 +24,8 @@ from umbel.server.nodes import Directory
 from umbel.server.port import Port
 from umbel.server.results import RunFolder
 from umbel.server.session import Session
+
+_LARGE = 32 << 20  # bytes of what replies came to: memory counts more than the moment that it takes to give it back
 
 
 class FederatedRun:
@@ -117,7 +121,9 @@ class FederatedRun:
             if experiment.schedule.is_sequence and experiment.evaluate.every and experiment.evaluate.server:
                 evaluation.before_training(self.session, state, self.progress)
             return state
-        return checkpoint.restore(self._resume, self.session.strategy, lambda: self.session.context(0))
+        state = checkpoint.restore(self._resume, self.session.strategy, lambda: self.session.context(0))
+        self._resume = None  # nobody else has its tensors once a round has made others
+        return state
 
     def _round(self, asking: Asking, round_: int, total: int) -> None:
         """Run one round; `self.state` and `self.progress` change only when it is complete."""
@@ -130,9 +136,12 @@ class FederatedRun:
         for step, phase in enumerate(self.session.phases(now.state)):
             self.folder.look_for_stop()
             folded = asking.phase(now, step, phase)
+            is_large = sum(map(num_bytes, folded.trees.values())) >= _LARGE
             with accounts.stage("server", progress):
                 now.state = self._finite(phase.update(now.state, folded, now.context), round_, phase.name)
             del folded  # twice as large as the model
+            if is_large:
+                give_back_memory()
             if values := phase.measured(now.state):
                 self.folder.add(round_, "server", "train", values, accounts.seconds, phase=phase.name)
         progress.round, progress.num_rounds = round_, total

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from umbel.core import training
 from umbel.core.folds import Folded
+from umbel.core.once import Once
 from umbel.core.records import Payload, Reply
 from umbel.core.tree import Tree, subtract_from
 from umbel.models.base import Model
@@ -44,13 +45,19 @@ def server_step(model: Tree, delta: Tree, lr: float = 1.0) -> dict[str, Tensor]:
 
     Args:
         model: w, shared state of the global model.
-        delta: Mean change of the clients in float64, same names and shapes.
+        delta: Mean change of the clients in float64, same names and shapes. As it comes out of a phase
+            (`umbel.core.once.Once`) it is used up: each of its tensors goes as it is added; anything else stays.
         lr: Server learning rate (eta_g).
     """
-    return {
-        name: torch.add(weight, delta[name].to(weight.dtype).to(weight.device), alpha=lr)
-        for name, weight in model.items()
-    }
+    stepped: dict[str, Tensor] = {}
+    for name, weight in model.items():
+        change = delta.take(name) if isinstance(delta, Once) else delta[name]
+        step = change.to(weight.dtype).to(weight.device)
+        # In the memory of what was cast, where there is some: the sum is the same.
+        is_own = step is not change and step.stride() == weight.stride() and not weight.requires_grad
+        del change
+        stepped[name] = torch.add(weight, step, alpha=lr, out=step) if is_own else torch.add(weight, step, alpha=lr)
+    return stepped
 
 
 def replied_share(weighting: str, folded: Folded, server: ServerContext) -> float:

@@ -14,7 +14,7 @@ from umbel.core.stored import File, Stored
 from umbel.core.tree import Tree
 from umbel.core.wire.work import Outcome
 
-Lay = Callable[[Mapping[str, Tree], Outline], Any]
+Lay = Callable[[Mapping[str, Tree], Outline, Callable[[str], None]], Any]
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,8 @@ class Packed:
 
         Args:
             outcome: The answer.
-            lay: Lays trees down and returns the memory; None takes new one.
+            lay: Lays trees down and returns the memory, and tells what a user should know, which becomes a notice of
+                the answer; None takes new memory.
         """
         trees: dict[str, Tree] = {}
         nodes, singles = [], {}
@@ -47,11 +48,11 @@ class Packed:
         for client, reply in outcome.singles.items():
             trees |= {f"single{client}.{name}": tree for name, tree in reply.trees.items()}
             singles[client] = replace(reply, trees={name: {} for name in reply.trees})
-        told = replace(outcome, nodes=nodes, singles=singles)
+        told = replace(outcome, nodes=nodes, singles=singles, notices=list(outcome.notices))
         if lay is None:
             return cls(told, *flattened(trees))
         outline = Outline.of(trees)
-        return cls(told, outline, lay(trees, outline))
+        return cls(told, outline, lay(trees, outline, told.notices.append))
 
     def unpacked(self) -> Outcome:
         """Return the answer, its tensors in memory of their own: accumulators are added to in place; or in its file."""

@@ -11,7 +11,8 @@ import os
 import pickle
 import socket
 import struct
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
@@ -25,6 +26,7 @@ from umbel.core.tree import Tree
 
 _LENGTH = struct.Struct("<Q")
 _MOST_KEPT = 64 << 20  # bytes of an answer in memory
+_LARGE = 16 << 20  # bytes from which on memory counts more than the moment that it takes to have it from the system
 _GROWN = 1.25  # memory that is too small is made so much larger than what is asked for
 
 
@@ -50,20 +52,42 @@ class Memory:
             self.version += 1
         return np.frombuffer(self._map, np.uint8, num_bytes)
 
-    def lay(self, trees: Mapping[str, Tree], outline: Outline) -> bool:
+    def lay(self, trees: Mapping[str, Tree], outline: Outline, tell: Callable[[str], None] = lambda text: None) -> bool:
         """Lay trees down; say whether they are in a file on disk, of their own, which the other end keeps.
 
         So a large answer is in no process's memory as a whole.
+
+        Args:
+            trees: The trees.
+            outline: What lies where.
+            tell: Told what a user should know: there is no room on disk.
         """
         if outline.num_bytes > _MOST_KEPT:
-            with suppress(OSError):  # no room there
+            try:
                 file = File.new()
                 file.write(trees, outline)
+            except OSError as error:
+                where = tempfile.gettempdir()
+                tell(f"A worker's answer finds no room on disk, in {where}: {error}. It takes memory, as all like it.")
+            else:
                 self.close()
                 self.file, self.version = os.dup(file.descriptor), self.version + 1
                 return True
         outline.write(trees, torch.from_numpy(self.of(outline.num_bytes)))
         return False
+
+    def look_away(self) -> None:
+        """Let what is large stay where it is, but in no memory of this process's: who looks at it has it again."""
+        self._advise("MADV_DONTNEED")
+
+    def empty(self) -> None:
+        """Give what is large back to the system, in all processes; who looks at it all the same finds zeros."""
+        self._advise("MADV_REMOVE")
+
+    def _advise(self, name: str) -> None:
+        if self._map is not None and len(self._map) >= _LARGE and (advice := getattr(mmap, name, None)) is not None:
+            with suppress(OSError):  # a system that does not do it for such memory: it stays
+                self._map.madvise(advice)
 
     def given_away(self) -> None:
         """Forget what `lay` has put into a file: it is the other end's now."""

@@ -234,7 +234,12 @@ class Lines:
         memory = self._memory.of(outline.num_bytes + len(described))
         outline.write(payload.trees, torch.from_numpy(memory[: outline.num_bytes]))
         memory[outline.num_bytes :] = described
+        self._memory.look_away()
         return outline.num_bytes, len(described)
+
+    def clear(self) -> None:
+        """Let a phase go that is over: whoever had it has answered, or is never heard again."""
+        self._memory.empty()
 
     def give(self, worker: Any, opening: tuple[int, int] | None, clients: tuple[int, ...], closes: bool) -> _Given:
         """Give a worker clients to run, after all that it was given before."""

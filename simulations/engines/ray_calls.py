@@ -59,6 +59,9 @@ class RayCalls:
         outline, memory = flattened(task.payload.trees)
         return ray.put(Opening(task.work, outline, dict(task.payload.numbers), memory))
 
+    def clear(self) -> None:
+        """Nothing is kept of a phase that is over: Ray lets go of what nobody refers to."""
+
     def give(self, worker: Any, opening: Any, clients: tuple[int, ...], closes: bool) -> Any:
         """Call a worker."""
         return self._noted(worker, worker.run.remote(opening, clients, closes))

@@ -93,6 +93,7 @@ class WorkersPort(LocalPort):
             phase = WorkersPhase(task, self, self._cost, self._pace, limits)
             yield from phase.answers(deadline, on_wait)
             phase.abandon()
+            self._reach.clear()
 
     def _cost(self, client: int) -> float:
         """Estimate a client's time: its training examples."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -51,6 +53,32 @@ def test_everybody_gets_the_same() -> None:
     assert is_as_sent(payload.lend()) and payload.take_back()
     assert is_as_sent(payload.lend()) and is_as_sent(payload.payload) and payload.take_back()
     assert LentPayload.of(Payload()).take_back()
+
+
+def test_a_mapped_payload_is_in_memory_once_and_only_while_a_client_has_it(way: None) -> None:
+    if lending._LARGE > 1 or not Path("/proc/self/smaps").is_file():
+        return
+    gc.collect()
+    before = _mapped()
+    payload = LentPayload.of(Payload({"model": {"w": torch.ones(1 << 18)}}))
+    seen = payload.lend().trees["model"]["w"]
+    assert seen.sum() == 1 << 18 and [size - 1024 for size in _mapped()[len(before) :]] == [0]
+    seen[:1000] = 3
+    assert not payload.take_back()
+    assert _mapped()[len(before) :] == [0] and seen.sum() == 1 << 18  # once, and it comes again when it is looked at
+
+
+def _mapped() -> list[int]:
+    """Return how much of each mapped payload is in this process's memory, in KiB, in the order of their files."""
+    found, inode = [], 0
+    for line in Path("/proc/self/smaps").read_text(encoding="utf-8").splitlines():
+        words = line.split()
+        if "memfd:umbel" in line:
+            inode = int(words[4])
+        elif words[0] == "Rss:" and inode:
+            found.append((inode, int(words[1])))
+            inode = 0
+    return [size for _, size in sorted(found)]
 
 
 CHANGES: dict[str, Callable[[Tensor], object]] = {

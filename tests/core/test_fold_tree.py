@@ -14,7 +14,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.overrides import TorchFunctionMode
 
 from umbel.core.collecting import Collect
-from umbel.core.flat import pieces
+from umbel.core.flat import PIECE, pieces
 from umbel.core.fold_tree import FoldTree, merged
 from umbel.core.folds import Sum, UniformMean, WeightedMean, product
 from umbel.core.records import Reply
@@ -252,6 +252,33 @@ def test_however_many_clients_a_sum_takes_little_more_than_itself(num_clients, m
         expected.add(0, place, fold.lift(place, fresh(place)))
     whole = fold.finish(expected.root())
     assert all(torch.equal(mean.trees["m"][name], tensor) for name, tensor in whole.trees["m"].items())
+
+
+def test_a_reply_that_would_wait_on_disk_is_never_in_memory_twice():
+    fold, spill, reply = product({"m": WeightedMean("m")}), Spill(), fresh(3)
+    before = {name: tensor.clone() for name, tensor in reply.trees["m"].items()}
+    tree = FoldTree(fold, 4, spill, max_waiting_bytes=1 << 16)
+    with Peak() as peak:
+        kept = tree.kept(reply)
+    assert peak.most <= PIECE * 8  # what is written at once
+    for tensor in reply.trees["m"].values():
+        tensor.zero_()  # as its client may
+    assert isinstance(kept.trees["m"], StoredTree) and (kept.num_examples, kept.numbers) == (4, {})
+    assert all(torch.equal(kept.trees["m"][name], tensor) for name, tensor in before.items())
+    room = spill.num_bytes
+    del kept  # its client failed after all
+    again = tree.kept(fresh(4))
+    assert spill.num_bytes == room
+    tree.add_reply(0, 4, again)
+    assert tree._waiting_bytes == 0
+    # Where there is room, and where a fold looks at replies one by one, they are in memory.
+    for other in (
+        FoldTree(fold, 4, spill, 1 << 30),
+        FoldTree(product({"m": Collect()}), 4, spill, 0),
+        FoldTree(fold, 4),
+    ):
+        owned = other.kept(reply := fresh(5))
+        assert type(owned.trees["m"]) is dict and owned.trees["m"]["w0"].data_ptr() != reply.trees["m"]["w0"].data_ptr()
 
 
 def test_room_on_disk_is_used_again():

@@ -9,9 +9,12 @@ import torch
 
 from tests.core.replies import FOLD, GOOD, PAYLOAD, fold_all, moments_reply, partial, reply
 from tests.helpers import tree as T
+from umbel.core import fold as fold_module
+from umbel.core import stored
 from umbel.core.collecting import Collect, Moments
 from umbel.core.folds import Partial, Sum, UniformMean, WeightedMean, product
 from umbel.core.records import BadReplyError, Payload, Reply
+from umbel.core.stored import Spill
 
 # Closed forms -------------------------------------------------------------------------------------------------
 
@@ -219,3 +222,32 @@ def test_of_trees_of_which_a_client_takes_one_the_largest_counts():
     trees = {"a": T(w=[1.0, 2.0]), "b": T(w=[1.0, 2.0, 3.0]), "other": T(w=[1.0])}
     assert Payload(trees).num_bytes == 48
     assert Payload(trees, one_of=frozenset({"a", "b"})).num_bytes == 24 + 8
+
+
+def test_a_sum_in_a_file_is_checked_piece_by_piece(monkeypatch):
+    """It is twice as large as the model, next to which it would have to be in memory."""
+    sizes, looked = [], fold_module.largest
+    monkeypatch.setattr(stored, "PIECE", 4)
+    monkeypatch.setattr(fold_module, "largest", lambda part: sizes.append(part.numel()) or looked(part))
+    fold, payload = product({"delta": WeightedMean("model")}), Payload({"model": T(w=[0.0] * 10, v=[0.0])})
+
+    def flaw(**changed):
+        trees = {"delta": T(w=[1.0] * 10, v=[1.0], **{"#weight": 2.0})}
+        trees["delta"] = {name: tensor.double() for name, tensor in trees["delta"].items()}
+        trees["delta"]["#weight"] = trees["delta"]["#weight"].reshape(())
+        for name, value in changed.items():
+            trees["delta"][name][-1] = value
+        sizes.clear()
+        in_file = Partial(Spill()(trees).trees(), {}, 2, 1)
+        for sum_ in (in_file, replace(in_file, trees=trees)):
+            try:
+                fold.check_partial(sum_, payload, [0])
+            except BadReplyError as error:
+                yield str(error)
+
+    assert list(flaw()) == [] and sizes == [4, 4, 2, 1, 10, 1]
+    assert list(flaw(w=float("nan"))) == ["delta: 'w' holds NaN or infinity"] * 2
+    in_file, in_memory = flaw(v=1e105)
+    assert in_file == in_memory and "values up to 1e+105" in in_file
+    in_file, in_memory = flaw(w=-1e105)
+    assert in_file == in_memory and "'w' holds values up to 1e+105" in in_file

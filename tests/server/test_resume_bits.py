@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from tests.end_to_end.test_engines import STRATEGIES
 from tests.helpers import Notices, small_run
 from umbel import resume
+from umbel.server import checkpoint
 from umbel.server.errors import StopRequested
 from umbel.server.listener import Listener
 
@@ -129,3 +132,23 @@ def test_what_a_resume_may_not_change(tmp_path):
         resume(folder, "client.lr=0.5")
     with pytest.raises(ValueError, match=r"is no run: it has no config\.yaml"):
         resume(tmp_path / "nowhere")
+
+
+def test_what_a_run_goes_on_from_is_let_go_once_a_round_has_made_another(tmp_path, monkeypatch):
+    """A State is as large as the model, or larger."""
+    kept, restore = [], checkpoint.restore
+
+    def watched(found, *more):
+        kept.append(weakref.ref(found))
+        return restore(found, *more)
+
+    class Alive(Listener):
+        def round(self, *_):
+            gc.collect()
+            seen.append(kept[0]() is not None)
+
+    seen = []
+    folder = killed(tmp_path, *options("fedavg"))
+    monkeypatch.setattr(checkpoint, "restore", watched)
+    resume(folder, listener=Alive())
+    assert seen == [False, False]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -27,10 +29,19 @@ def outcome():
     )
 
 
-def in_a_file(trees, outline):
+def in_a_file(trees, outline, tell):
     file = File.new()
     file.write(trees, outline)
     return file
+
+
+def test_what_is_told_where_an_answer_is_laid_down_is_a_notice_of_it():
+    def full(trees, outline, tell):
+        tell("no room")
+        return in_a_file(trees, outline, tell)
+
+    asked = replace(outcome(), notices=["before"])
+    assert Packed.of(asked, full).unpacked().notices == ["before", "no room"] and asked.notices == ["before"]
 
 
 @pytest.mark.parametrize("lay", [None, in_a_file])

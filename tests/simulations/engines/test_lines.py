@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gc
+import mmap
 import os
 import resource
 import socket
+import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -73,7 +75,9 @@ def test_a_full_disk_leaves_a_large_answer_in_memory(ends, monkeypatch):
     monkeypatch.setattr("umbel.core.stored.File.new", lambda: (_ for _ in ()).throw(OSError(28, "no space")))
     trees = {"a": {"w": torch.arange(4.0)}}
     memory, outline = Memory(), Outline.of(trees)
-    assert memory.lay(trees, outline) is False
+    told = []
+    assert memory.lay(trees, outline, told.append) is False
+    assert len(told) == 1 and "no space" in told[0] and tempfile.gettempdir() in told[0]
     one.send("laid", memory)
     assert other.receive() == "laid"
     assert outline.read(torch.from_numpy(other.memory(outline.num_bytes).copy()))["a"]["w"].tolist() == [0, 1, 2, 3]
@@ -98,6 +102,46 @@ def test_a_large_answer_is_held_by_who_has_it_and_nobody_else(ends, monkeypatch)
         del file
         gc.collect()
         assert len(list(Path("/proc/self/fd").iterdir())) == num_files
+
+
+def resident(address, num_bytes):
+    """Which of a memory's pages this process has in its own tables."""
+    with Path("/proc/self/pagemap").open("rb") as pages:
+        pages.seek(address // mmap.PAGESIZE * 8)
+        entries = np.frombuffer(pages.read(num_bytes // mmap.PAGESIZE * 8), np.uint64)
+    return int((entries >> np.uint64(63)).sum())
+
+
+def test_a_large_phase_is_in_no_memory_of_who_laid_it_and_nowhere_once_it_is_over(ends, monkeypatch):
+    one, other = ends
+    monkeypatch.setattr("umbel.simulations.engines.line._LARGE", 1 << 16)
+    memory = Memory()
+    laid = memory.of(1 << 20)
+    laid[:] = 7
+    one.send("laid", memory)
+    assert other.receive() == "laid"
+    assert resident(laid.ctypes.data, 1 << 20) == (1 << 20) // mmap.PAGESIZE
+    memory.look_away()
+    assert resident(laid.ctypes.data, 1 << 20) == 0
+    assert (other.memory(1 << 20) == 7).all() and (laid == 7).all()
+    assert os.fstat(memory.file).st_blocks
+    memory.empty()
+    assert os.fstat(memory.file).st_blocks == 0
+    assert not other.memory(1 << 20).any()
+    memory.of(1 << 20)[:] = 8
+    assert (other.memory(1 << 20) == 8).all()
+    memory.close()
+
+
+def test_a_small_phase_stays_where_it_is(ends):
+    one, other = ends
+    memory = Memory()
+    memory.of(1 << 16)[:] = 7
+    memory.look_away()
+    memory.empty()
+    one.send("laid", memory)
+    assert other.receive() == "laid" and (other.memory(1 << 16) == 7).all()
+    memory.close()
 
 
 def test_a_process_without_room_for_a_file_says_so(ends):

@@ -3,8 +3,7 @@
 torch has no tensors that are read-only. So a payload lies in one piece of memory, of which each client gets views of
 its own, and which is compared with what it was when the client is done. A large one is mapped from a file in memory in
 such a way that only pages into which somebody writes are copied, and is in a process's memory only while a client has
-it. Data and memory are looked at less closely, by the
-counter that torch keeps of changes in place.
+it. Data and memory are looked at less closely, by the counter that torch keeps of changes in place.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -85,7 +85,8 @@ class LentPayload:
                 own[:] = before
                 is_same = False
         if self._pages is not None and hasattr(mmap, "MADV_DONTNEED"):
-            self._pages.madvise(mmap.MADV_DONTNEED)  # what is looked at again comes from the file
+            with suppress(OSError):  # it is locked into memory, and stays
+                self._pages.madvise(mmap.MADV_DONTNEED)  # what is looked at again comes from the file
         return is_same
 
     def _before(self, begin: int, num_bytes: int) -> NDArray[np.uint8]:

@@ -206,12 +206,12 @@ class Spill:
             base = free.pop()
         else:
             base, self.num_bytes = self.num_bytes, self.num_bytes + outline.num_bytes
-        what = f"Partial sums that wait have come to engine.memory_bytes={self._memory_bytes}"
+        what = f"What waits to be added up has come to engine.memory_bytes={self._memory_bytes}"
         try:
             file = self._file = self._file or File.new()
             file.write(trees, outline, base)
         except OSError as error:
-            self._tell(f"{what}, and cannot wait on disk, in {tempfile.gettempdir()}: {error}. They wait in memory.")
+            self._tell(f"{what}, and cannot wait on disk, in {tempfile.gettempdir()}: {error}. It waits in memory.")
             raise
         self._tell(f"{what}: others wait on disk, in {tempfile.gettempdir()}. This changes no result.")
         return Stored(file, outline, base, lambda: self._free.setdefault(outline.num_bytes, []).append(base))

@@ -6,6 +6,7 @@ from typing import Any
 
 from umbel.core import state as states
 from umbel.core.device import give_back_memory
+from umbel.core.once import keep_rest
 from umbel.core.records import BadReplyError
 from umbel.core.refusal import Refusal
 from umbel.core.schedule import parse_until
@@ -139,6 +140,7 @@ class FederatedRun:
             is_large = sum(map(num_bytes, folded.trees.values())) >= _LARGE
             with accounts.stage("server", progress):
                 now.state = self._finite(phase.update(now.state, folded, now.context), round_, phase.name)
+            keep_rest(folded.trees.values())
             del folded  # twice as large as the model
             if is_large:
                 give_back_memory()

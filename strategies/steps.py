@@ -54,7 +54,8 @@ def server_step(model: Tree, delta: Tree, lr: float = 1.0) -> dict[str, Tensor]:
         change = delta.take(name) if isinstance(delta, Once) else delta[name]
         step = change.to(weight.dtype).to(weight.device)
         # In the memory of what was cast, where there is some: the sum is the same.
-        is_own = step is not change and step.stride() == weight.stride() and not weight.requires_grad
+        is_like = step.shape == weight.shape and step.stride() == weight.stride()
+        is_own = step is not change and is_like and not (weight.requires_grad or step.requires_grad)
         del change
         stepped[name] = torch.add(weight, step, alpha=lr, out=step) if is_own else torch.add(weight, step, alpha=lr)
     return stepped

@@ -17,6 +17,7 @@ from torch import Tensor
 from umbel.conf.errors import ExperimentError
 from umbel.conf.schema import Experiment
 from umbel.core.names import nearest, unknown
+from umbel.core.wire.flower_versions import fleet
 from umbel.server.errors import RunStoppedError
 from umbel.strategies.registry import FLOWER_PREFIX
 from umbel.strategies.whole_models import State, WholeModels
@@ -87,6 +88,7 @@ def check(experiment: Experiment) -> None:
     """Raise `ExperimentError` when the experiment names a Flower strategy that cannot be made as it says."""
     name, options = experiment.strategy.name, experiment.strategy.options
     if name.startswith(FLOWER_PREFIX):
+        fleet()  # refuses a Flower that nobody has tried
         _check(name, json.dumps(options, sort_keys=True))
 
 

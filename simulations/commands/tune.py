@@ -19,7 +19,12 @@ if TYPE_CHECKING:
 @click.command(short_help="Tune strategies by equally many trials each.")
 @click.argument("experiment")
 @click.argument("arguments", nargs=-1, metavar="[KEY=VALUE|KEY=RANGE]...")
-@click.option("--strategies", "-s", default="", help="As umbel compare takes them  [default: tune.strategies]")
+@click.option(
+    "--strategies",
+    "-s",
+    default="",
+    help="As umbel compare takes them  [default: tune.strategies, else those of compare]",
+)
 @click.option("--trials", type=click.IntRange(min=1), help="Trials of each strategy  [default: tune.trials, 20]")
 @click.option("--seeds", default="", help="How many a trial is run with, or which  [default: tune.seeds, 1]")
 @click.option("--metric", default="", help="What the choice goes by, of validation data  [default: accuracy]")

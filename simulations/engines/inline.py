@@ -12,7 +12,7 @@ from umbel.simulations.engines.local import NODE, LocalPort
 
 
 class InlinePort(LocalPort):
-    """Runs clients where the server stands, with the worker of the ClientApp; nothing is encoded.
+    """Runs clients where the server stands, with the worker that a node has; nothing is encoded.
 
     Args:
         run_config: The run configuration, as Flower would give it.

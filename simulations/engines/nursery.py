@@ -353,7 +353,7 @@ def main() -> NoReturn:
         signal.signal(number, signal.SIG_IGN)
     line = Line(socket.socket(fileno=int(sys.argv[1])))
     if os.getppid() == before:
-        from umbel.client import app, handlers  # noqa: F401 - here, once for all workers
+        from umbel.client import lending, process, share  # noqa: F401 - here, once for all workers
 
         with contextlib.suppress(LineError):  # the driver has ended
             arguments = line.receive()

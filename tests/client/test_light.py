@@ -56,6 +56,39 @@ def test_nor_does_a_run_on_one_machine(engine: str, tmp_path: Path) -> None:
     assert list(tmp_path.glob("*/metrics.parquet"))
 
 
+SPY = """
+import os, sys
+from umbel.strategies.base import Phase
+from umbel.strategies.fedavg import FedAvg
+from umbel.strategies.steps import train_and_subtract
+
+def local(payload, client):
+    with open(os.environ["SPIED"], "a") as file:
+        print(os.getpid(), *sys.modules, file=file)
+    return train_and_subtract(payload, client)
+
+class Spy(FedAvg):
+    def every_phase(self):
+        return (Phase("train", self.send_model, local, self.fold, self.update),)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("threads", [1, 2])  # with two, workers are no copies: each process begins anew
+def test_nor_do_its_workers(threads: int, tmp_path: Path) -> None:
+    (tmp_path / "spy.py").write_text(SPY)
+    spied = tmp_path / "spied"
+    options = (*SMALL, "strategy.name=spy:Spy", "engine.name=processes", "engine.workers=1", f"run.threads={threads}")
+    environment = os.environ | {"SPIED": str(spied), "PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, "-c", RUN, str(tmp_path / "runs"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
+    for line in spied.read_text().splitlines():
+        loaded = set(line.split())
+        assert "umbel.client.share" in loaded
+        assert not loaded.intersection((*HEAVY, "flwr", "grpc", "cryptography", "torch._dynamo"))
+
+
 KEEPS = """
 import resource, sys
 import numpy as np

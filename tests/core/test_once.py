@@ -7,7 +7,7 @@ import torch
 
 from tests.core.test_fold_tree import Peak
 from umbel.core.folds import WeightedMean, product
-from umbel.core.once import Once, UsedUpError
+from umbel.core.once import Once, UsedUpError, keep_rest
 from umbel.core.records import Payload, Reply
 from umbel.strategies.steps import server_step
 
@@ -35,7 +35,9 @@ def test_a_step_gives_the_same_bits_and_lets_go_of_what_is_given_once(dtype, lr)
         assert all(stepped[name].dtype == dtype for name in NAMES)
     assert all(torch.equal(delta[name], tensor) for name, tensor in change().items())
     assert all(torch.equal(before[name], tensor) for name, tensor in model(dtype).items())
-    assert not len(once)
+    for name in NAMES:
+        with pytest.raises(UsedUpError):
+            once[name]
 
 
 def test_a_step_takes_no_more_than_what_it_was_given():
@@ -65,12 +67,35 @@ def test_what_was_used_up_is_not_found_empty():
         once["other"]
     first = once.take("w0")
     assert torch.equal(first, change()["w0"])
-    ways = [lambda: once["w0"], lambda: once.take("w0"), lambda: list(once), lambda: dict(once), lambda: {**once}]
-    ways += [lambda: list(once.items()), lambda: [*once.values()], lambda: [*once.keys()]]
+    ways = [lambda: once["w0"], lambda: once.take("w0"), lambda: dict(once), lambda: {**once}]
+    ways += [lambda: list(once.items()), lambda: [*once.values()], lambda: once.get("w0"), lambda: once.pop("w0", None)]
+    ways += [
+        lambda: once == change(),
+        lambda: once != change(),
+        lambda: once.copy(),
+        lambda: once | {},
+        lambda: {} | once,
+    ]
     for way in ways:
         with pytest.raises(UsedUpError, match="server_step"):
             way()
     assert torch.equal(once["w1"], change()["w1"])  # what is still there can be looked at
+    assert (
+        list(once) == list(once.keys()) == list(reversed([*reversed(once)])) == NAMES and len(once) == 8
+    )  # so are names
+    assert "w0" in once and "other" not in once and once.get("other", 1) == 1 and once.pop("other", 2) == 2
+    with pytest.raises(KeyError, match="other"):  # was never there
+        once.take("other")
+
+
+def test_what_is_left_when_a_phase_is_over_stays():
+    """A State may have kept it, which a stop or an evaluation reads again."""
+    taken, kept, plain = Once(change()), Once(change()), change()
+    taken.take("w0")
+    keep_rest([taken, kept, plain])
+    assert torch.equal(kept.take("w0"), kept.take("w0")) and torch.equal(taken.take("w1"), taken["w1"])
+    with pytest.raises(UsedUpError):
+        taken.take("w0")
 
 
 def test_means_and_sums_are_given_once():

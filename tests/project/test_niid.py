@@ -38,7 +38,7 @@ def test_more_than_a_point_is_bold(ours: list[float], text: str) -> None:
 
 def test_a_row_has_what_was_run_and_dashes_for_the_rest() -> None:
     kept = {"test/accuracy": [0.5], "seeds": [0], "weights_sha256": ["ab" * 32], "minutes": [1.5], "overrides": ["a=1"]}
-    kept |= {"commit": "c" * 40, "processor": "a processor", "torch": "2"}
+    kept |= {"commits": ["c" * 40], "processors": ["a processor"], "torch": ["2"]}
     page = NIID["page"]({"mnist/iid/scaffold": kept})
     assert "| mnist | IID | – (99.1) | **50.0** (99.2) | – (99.2) | – (99.0) |" in page
     assert "| fashion |" not in page and "Dirichlet .5" not in page
@@ -55,4 +55,11 @@ def test_a_record_is_what_the_runs_came_to(tmp_path: Path) -> None:
     assert kept["test/accuracy"] == [each["metrics"]["test/accuracy"] for each in summaries]
     assert kept["weights_sha256"] == [each["weights_sha256"] for each in summaries]
     assert kept["seeds"] == [0, 1] and kept["overrides"] == ["x=1"]
-    assert re.fullmatch(r"([0-9a-f]{40}\+?)?", kept["commit"])
+    assert all(re.fullmatch(r"([0-9a-f]{40}\+?)?", commit) for commit in kept["commits"])
+
+
+def test_another_experiment_does_not_come_into_the_table(monkeypatch, capsys) -> None:
+    monkeypatch.setattr("sys.argv", ["niid.py", "--data", "mnist", "run.rounds=1"])
+    with pytest.raises(SystemExit):
+        NIID["main"]()
+    assert "run.rounds=1 is not what was published" in capsys.readouterr().err

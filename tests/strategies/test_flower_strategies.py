@@ -193,7 +193,7 @@ class Overheard(scaffold.Scaffold):
     trees: ClassVar[dict[str, Tree]] = {}
 
     def update(self, state, folded, server):
-        self.trees.update(folded.trees)
+        self.trees.update({name: dict(tree) for name, tree in folded.trees.items()})
         return super().update(state, folded, server)
 
 

@@ -12,7 +12,7 @@ import click
 import pytest
 
 from tests.project.pages import DOCS, PAGES, blocks, called, commands, write_files
-from umbel.conf.load import load
+from umbel.conf.load import asked, load
 from umbel.simulations.commands.main import main
 
 
@@ -52,8 +52,8 @@ def assert_parses(words: list[str]) -> None:
     elif "strategies" in given:
         from umbel.simulations.compare.settings import prepare_matrix, wanted
 
-        asked = [given[name] for name in ("overrides", "strategies", "seeds", "budget", "sweep")]
-        prepare_matrix(given["experiment"], wanted(given["experiment"], *asked), given["overrides"], given["output"])
+        said = [given[name] for name in ("overrides", "strategies", "seeds", "budget", "sweep")]
+        prepare_matrix(given["experiment"], wanted(given["experiment"], *said), given["overrides"], given["output"])
     elif given.get("experiment"):
         load(given["experiment"], given["overrides"])
 
@@ -65,7 +65,8 @@ def assert_can_be_tuned(given: dict[str, Any]) -> None:
 
     overrides, space = split(given["arguments"])
     tune = load(given["experiment"], overrides).tune
-    for each in contenders(parse_strategies(given["strategies"] or tune.strategies), {**tune.space, **space}):
+    named = given["strategies"] or tune.strategies or asked(given["experiment"]).strategies
+    for each in contenders(parse_strategies(named), {**tune.space, **space}):
         compose(given["experiment"], each.item, None, overrides)
 
 

@@ -12,6 +12,7 @@ import importlib.util
 import platform
 import re
 import sys
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from importlib import metadata
@@ -30,6 +31,7 @@ from umbel.strategies import registry as strategies
 
 _ALWAYS = ("umbel.server.main", "umbel.client.worker")  # what all runs go through, with all that these import
 _TABLES = (strategies.module_of, models.module_of, operators.module_of, data_sets.module_of, encoders.module_of)
+_CACHE_SECONDS = 3.0  # a file is this old before Python's cache is asked for it
 _VERSIONS = ("torch", "numpy", "scikit-learn")
 _IMPORT = re.compile(r"^[ \t]*(?:from[ \t]+([\w.]+)[ \t]+import[ \t]+(\([^)]*\)|[^\n]+)|import[ \t]+([^\n]+))", re.M)
 _NAME = re.compile(r"([\w.]+)(?:[ \t]+as[ \t]+\w+)?")
@@ -137,10 +139,21 @@ def hash_of(files: Iterable[Path]) -> str:
     return digest.hexdigest()
 
 
+def _code(loader: SourceFileLoader, path: Path, changed: int) -> CodeType | None:
+    """Return a file's code, as a rule out of Python's cache.
+
+    That goes by whole seconds and the file's size: of a file that was just written it may have what stood there before.
+    """
+    if time.time() - changed / 1e9 < _CACHE_SECONDS:
+        made: CodeType = loader.source_to_code(path.read_bytes(), str(path))
+        return made
+    return loader.get_code(path.stem)
+
+
 @cache
 def _hash_of_file(path: Path, changed: int) -> str:
     try:
-        code = SourceFileLoader(path.stem, str(path)).get_code(path.stem)
+        code = _code(SourceFileLoader(path.stem, str(path)), path, changed)
     except (SyntaxError, ValueError):  # a file beside those that are imported
         return hashlib.sha256(path.read_bytes()).hexdigest()
     return hashlib.sha256(repr(_plain(code)).encode()).hexdigest()

@@ -302,7 +302,7 @@ def test_without_room_on_disk_what_waits_is_in_memory_and_somebody_is_told(monke
         tree.add_reply(place, place, reply_for(SUMS, place))
     assert bits(tree.root()) == in_one_process(list(range(5)), (), SUMS)
     (text,) = told
-    assert "engine.memory_bytes=7" in text and "No space left" in text and "wait in memory" in text
+    assert "engine.memory_bytes=7" in text and "No space left" in text and "waits in memory" in text
 
 
 def test_what_lies_in_a_file_is_added_from_there():

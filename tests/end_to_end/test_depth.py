@@ -13,7 +13,7 @@ from tests.end_to_end.test_engines import SMALL
 from tests.places import ROOT
 from umbel.simulations.commands.main import main
 
-MOST = 16
+MOST = 17
 
 
 def test_frames_from_the_command_line_to_the_gradient(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

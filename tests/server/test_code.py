@@ -57,6 +57,13 @@ def test_what_it_does_is(tmp_path: Path, change: tuple[str, str]) -> None:
     assert of(tmp_path, plain) != of(tmp_path, plain.replace(*change))
 
 
+def test_pythons_cache_is_not_asked_for_what_was_just_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It goes by whole seconds and sizes."""
+    monkeypatch.setattr(sys, "dont_write_bytecode", False)
+    plain = CODE.format(scale=1)
+    assert of(tmp_path, plain) != of(tmp_path, plain.replace("r**2", "r**3"))
+
+
 def test_a_hash_is_the_same_in_every_process(tmp_path: Path) -> None:
     """Sets have another order in each."""
     (tmp_path / "m.py").write_text(CODE.format(scale=1))

@@ -222,7 +222,7 @@ def test_a_nursery_that_does_not_answer_is_not_waited_for(monkeypatch):
         home.last_words(0, has_hung_up=False)
     monkeypatch.setattr(nursery, "_PATIENCE_SECONDS", 0.1)
     home.close()
-    assert home._process.has_ended()
+    assert home._process.has_ended(10.0)
 
 
 def test_the_end_is_known_also_where_another_process_has_a_copy_of_the_line(born):

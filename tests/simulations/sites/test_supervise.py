@@ -55,13 +55,15 @@ def test_its_output_is_read_by_lines_and_kept_but_for_what_is_not_worth_it(tmp_p
 def test_it_is_started_again_later_each_time(tmp_path: Path, log: Log) -> None:
     process = kept(tmp_path, log, "import sys; sys.exit(3)", [])
     process.start()
-    waits = []
-    for _ in range(2):
-        ended: list[int] = []
-        until(lambda ended=ended: ended.append(process.look()) or ended[-1] is not None)  # type: ignore[misc]
-        assert ended[-1] == 3
-        waits.append(process.seconds_to_start)
-        until(lambda: process.look() is None and process.pid != 0)
+    waits: list[float] = []
+
+    def has_ended_twice() -> bool:
+        if (status := process.look()) is not None:
+            assert status == 3
+            waits.append(process.seconds_to_start)
+        return len(waits) == 2
+
+    until(has_ended_twice)
     assert 0.5 < waits[0] <= 1.0 < waits[1] <= 2.0
     process.end()
     assert process.pid == 0

@@ -56,6 +56,7 @@ from umbel.strategies.base import (
     split_buffers,
 )
 from umbel.strategies.fedavg import WEIGHTINGS, mean_fold
+from umbel.strategies.steps import check_linear
 
 
 @dataclass(frozen=True)
@@ -118,14 +119,7 @@ class FedNova(Strategy[State]):
 
     def check(self, setting: Setting) -> None:
         local = setting.client
-        for key, value, off in (("optimizer", local.optimizer, "sgd"), ("clip_norm", local.clip_norm, 0.0)):
-            if value != off:
-                raise Refusal(
-                    "FedNova divides a client's change by what its gradients count in it, which is known where the "
-                    f"change is linear in them, and not with client.{key}={value}.",
-                    key=f"client.{key}",
-                    remedy=f"Set client.{key}={off if key == 'optimizer' else 0}.",
-                )
+        check_linear(local, "FedNova divides a client's change by what its gradients count in it")
         if local.lr * self.config.mu >= 1:
             raise Refusal(
                 f"With client.lr={local.lr:g}, strategy.mu={self.config.mu:g} pulls each step to the global model, or "

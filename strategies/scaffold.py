@@ -10,7 +10,7 @@ Karimireddy, Kale, Mohri, Reddi, Stich, Suresh. ICML 2020, arXiv:1910.06378, alg
 | y_i | the local model | |
 | Delta y_i = y_i - x | tree `delta` | change of the model |
 | Delta c_i = c_i^+ - c_i | tree `control` of the reply | change of the control variate |
-| K, eta_l | steps of the local run, `client.lr` | local steps and learning rate |
+| K, eta_l | what the local run's gradients count, `client.lr` | local steps and learning rate |
 | eta_g | `Config.server_lr` | global learning rate |
 | N, S | `data.num_clients`, the cohort | all clients, those selected |
 
@@ -18,6 +18,12 @@ Karimireddy, Kale, Mohri, Reddi, Stich, Suresh. ICML 2020, arXiv:1910.06378, alg
     option I     c_i^+ = g_i(x), the gradient at the server's model over all local examples
     option II    c_i^+ = c_i - c + (x - y_i) / (K eta_l)
     server       x <- x + eta_g mean_S Delta y_i,    c <- c + |S| / N mean_S Delta c_i
+
+Option II wants the mean gradient of the local steps. Plain SGD goes y_i - x = -eta_l sum_k (g_k - c_i + c), and K is
+the number of steps. The paper has no local momentum; with it a gradient counts as often as later steps repeat it, the
+change is still linear in the gradients, and K here is the sum of what they count, `fednova.summed_weights` (FedNova's
+norm_1(a_i)), so that c_i^+ is their weighted mean. To divide by the steps instead, as some implementations do, makes
+the control variates 1 / (1 - rho) times too long. Weight decay is part of g_k, the gradient of the penalised loss.
 
 Both means are uniform in the paper. `weighting=examples` weighs both by n_i: a weighted mean of one and a uniform
 mean of the other has no fixed point at either optimum when clients differ in size. It then also takes the share
@@ -39,7 +45,6 @@ from umbel.core.folds import Folded, Product, product
 from umbel.core.memory import MemoryRecord
 from umbel.core.ranges import OneOf
 from umbel.core.records import Payload, Reply
-from umbel.core.refusal import Refusal
 from umbel.core.training.corrections import AffineCorrection
 from umbel.core.tree import Tree, map_tree, subtract, zeros_like
 from umbel.strategies.base import (
@@ -53,7 +58,8 @@ from umbel.strategies.base import (
     split_buffers,
 )
 from umbel.strategies.fedavg import WEIGHTINGS, mean_fold
-from umbel.strategies.steps import replied_share
+from umbel.strategies.fednova import summed_weights
+from umbel.strategies.steps import check_linear, replied_share
 
 
 @dataclass(frozen=True)
@@ -86,7 +92,7 @@ class State:
 
 
 def renewed_control(
-    control_i: Tree, control: Tree, before: Tree, after: Tree, num_steps: int, lr: float
+    control_i: Tree, control: Tree, before: Tree, after: Tree, num_steps: float, lr: float
 ) -> dict[str, Tensor]:
     """Return option II's c_i^+ = c_i - c + (x - y_i) / (K eta_l); all trees have the same names and shapes.
 
@@ -95,7 +101,7 @@ def renewed_control(
         control: c.
         before: x.
         after: y_i.
-        num_steps: K, at least 1.
+        num_steps: K > 0; with momentum what the gradients count, `summed_weights`.
         lr: eta_l.
     """
     return map_tree(
@@ -121,15 +127,11 @@ class Scaffold(Strategy[State]):
     config: Config
 
     def check(self, setting: Setting) -> None:
-        local = setting.client
-        plain = local.optimizer == "sgd" and not (local.momentum or local.weight_decay or local.clip_norm)
-        if self.config.option == "II" and not plain:
-            raise Refusal(
-                "SCAFFOLD's option II reads the mean gradient off (x - y_i) / (K eta_l), which holds for plain SGD "
-                "only.",
-                key="strategy.option",
-                remedy="Set client.optimizer=sgd, client.momentum=0, client.weight_decay=0 and client.clip_norm=0, or "
-                "strategy.option=I.",
+        if self.config.option == "II":
+            check_linear(
+                setting.client,
+                "SCAFFOLD's option II reads the mean gradient off (x - y_i) / (K eta_l)",
+                instead="strategy.option=I",
             )
 
     def initial(self, server: ServerContext) -> State:
@@ -156,7 +158,8 @@ class Scaffold(Strategy[State]):
             renewed = {name: gradient_at_x[name].cpu() for name in c}
         else:
             before, after = {name: x[name] for name in c}, {name: y[name] for name in c}
-            renewed = renewed_control(c_i, c, before, after, max(report.num_steps, 1), report.lr)
+            num_steps = summed_weights(max(report.num_steps, 1), client.local.momentum, nesterov=client.local.nesterov)
+            renewed = renewed_control(c_i, c, before, after, num_steps, report.lr)
         client.remember(MemoryRecord({"control": renewed}))
         trees = {"delta": subtract(y, x), "control": subtract(renewed, c_i)}
         return Reply(trees, {"loss": report.loss}, client.num_examples)

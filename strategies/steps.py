@@ -12,6 +12,7 @@ from umbel.core import training
 from umbel.core.folds import Folded
 from umbel.core.once import Once
 from umbel.core.records import Payload, Reply
+from umbel.core.refusal import Refusal
 from umbel.core.tree import Tree, subtract_from
 from umbel.models.base import Model
 from umbel.models.weights import load_state, parameter_names, shared_state
@@ -59,6 +60,26 @@ def server_step(model: Tree, delta: Tree, lr: float = 1.0) -> dict[str, Tensor]:
         del change
         stepped[name] = torch.add(weight, step, alpha=lr, out=step) if is_own else torch.add(weight, step, alpha=lr)
     return stepped
+
+
+def check_linear(local: training.LocalConfig, method: str, instead: str = "") -> None:
+    """Refuse a local optimiser whose change of the weights is not linear in the gradients.
+
+    Args:
+        local: How clients train.
+        method: What is made of the change, as a sentence begins.
+        instead: Another setting that helps, if there is one.
+
+    Raises:
+        Refusal: Another optimiser than SGD, or clipped gradients.
+    """
+    for key, value, plain in (("optimizer", local.optimizer, "sgd"), ("clip_norm", local.clip_norm, 0)):
+        if value != plain:
+            raise Refusal(
+                f"{method}, which holds where the change is linear in the gradients, not with client.{key}={value}.",
+                key=f"client.{key}",
+                remedy=f"Set client.{key}={plain}" + (f", or {instead}." if instead else "."),
+            )
 
 
 def replied_share(weighting: str, folded: Folded, server: ServerContext) -> float:

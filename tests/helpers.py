@@ -63,6 +63,7 @@ class Quadratics:
         memory: What each client remembers.
         devices: Their devices in virtual time.
         num_sampled: Clients of a sample.
+        sgd: Momentum, Nesterov's form and weight decay of the steps.
     """
 
     a: Tensor
@@ -73,6 +74,7 @@ class Quadratics:
     memory: dict[int, MemoryRecord] = field(default_factory=dict)
     devices: Devices | None = None
     num_sampled: int = 0
+    sgd: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_clients(self) -> int:
@@ -80,7 +82,7 @@ class Quadratics:
 
     @property
     def local(self) -> LocalConfig:
-        return LocalConfig(epochs=self.num_steps, batch_size=0, lr=self.lr, device="cpu", precision="fp64")
+        return LocalConfig(epochs=self.num_steps, batch_size=0, lr=self.lr, device="cpu", precision="fp64", **self.sgd)
 
     def shares(self, weighting: str) -> Tensor:
         """p_k as a column [K, 1]."""

@@ -36,13 +36,17 @@ def test_more_than_a_point_is_bold(ours: list[float], text: str) -> None:
     assert NIID["cell"](ours, 89.0) == text
 
 
+def test_what_was_not_published_stands_by_itself() -> None:
+    assert NIID["cell"]([0.88], None) == "88.0" and NIID["cell"]((), None) == "–"
+
+
 def test_a_row_has_what_was_run_and_dashes_for_the_rest() -> None:
     kept = {"test/accuracy": [0.5], "seeds": [0], "weights_sha256": ["ab" * 32], "minutes": [1.5], "overrides": ["a=1"]}
     kept |= {"commits": ["c" * 40], "processors": ["a processor"], "torch": ["2"]}
     page = NIID["page"]({"mnist/iid/scaffold": kept})
-    assert "| mnist | IID | – (99.1) | **50.0** (99.2) | – (99.2) | – (99.0) |" in page
+    assert "| mnist | IID | – (99.1) | **50.0** (99.2) | – (99.2) | – (99.0) | – |" in page
     assert "| fashion |" not in page and "Dirichlet .5" not in page
-    where = "| mnist | iid | `scaffold(option=I)` | seed 0: `abababababab`, 1.5 min | `a=1` | a processor, torch 2"
+    where = "| mnist | iid | `scaffold` | seed 0: `abababababab`, 1.5 min | `a=1` | a processor, torch 2"
     assert where in page
 
 

@@ -8,6 +8,7 @@ sum p a b / sum p a.
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -81,6 +82,39 @@ def test_scaffold_ends_at_the_optimum_when_two_of_three_take_part(weighting, opt
     own = torch.stack([problem.memory[k].trees["control"]["w"] for k in range(3)])
     assert close((problem.shares(weighting) * own).sum(0), state.control["w"])
     assert close(state.control["w"], torch.zeros(2, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("option", ["I", "II"])
+@pytest.mark.parametrize(
+    "sgd", [{"momentum": 0.6}, {"momentum": 0.6, "nesterov": True}, {"weight_decay": 0.3}], ids=str
+)
+@pytest.mark.parametrize("num_steps", [1, 3])
+def test_scaffold_ends_at_the_optimum_with_momentum_and_of_the_penalised_loss(num_steps, sgd, option):
+    problem = replace(unequal(), lr=0.2, num_steps=num_steps, sgd=sgd)
+    end = problem.run(scaffold.Scaffold(scaffold.Config(option=option)), 100)
+    a, decay = problem.a, sgd.get("weight_decay", 0.0)
+    assert close(end, (a * problem.b).sum(0) / (a + decay).sum(0))
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_scaffolds_control_variate_with_momentum_is_the_weighted_mean_of_the_gradients(nesterov):
+    rho, lr, steps = 0.5, 0.25, 3
+    sgd = {"momentum": rho, "nesterov": nesterov}
+    problem = Quadratics(torch.tensor([[2.0]]).double(), torch.tensor([[4.0]]).double(), (1,), lr, steps, sgd=sgd)
+    strategy = scaffold.Scaffold(scaffold.Config())
+    problem.round(strategy, strategy.initial(problem.server()), 1)
+    # By torch's own optimiser: the gradients on the way, and how often later steps repeat each.
+    w = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    optimizer, gradients = torch.optim.SGD([w], lr, **sgd), []
+    for _ in range(steps):
+        w.grad = 2 * (w.detach() - 4)
+        gradients.append(float(w.grad))
+        optimizer.step()
+    counts = [sum(rho**i for i in range(steps - k)) for k in range(steps)]
+    if nesterov:
+        counts = [sum(rho**i for i in range(steps - k + 1)) for k in range(steps)]
+    mean = sum(n * g for n, g in zip(counts, gradients, strict=True)) / sum(counts)
+    assert problem.memory[0].trees["control"]["w"].item() == pytest.approx(mean, rel=1e-14)
 
 
 def test_scaffold_first_round_by_hand():

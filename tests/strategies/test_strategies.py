@@ -189,19 +189,12 @@ def test_values_that_cannot_be(make, message):
         make()
 
 
-@pytest.mark.parametrize(
-    "local",
-    [
-        LocalConfig(momentum=0.9),
-        LocalConfig(weight_decay=0.1),
-        LocalConfig(clip_norm=1.0),
-        LocalConfig(optimizer="adam"),
-    ],
-)
-def test_scaffolds_option_two_wants_plain_sgd(local):
+@pytest.mark.parametrize("local", [LocalConfig(clip_norm=1.0), LocalConfig(optimizer="adam")])
+def test_scaffolds_option_two_wants_changes_that_are_linear_in_the_gradients(local):
     scaffold.Scaffold(scaffold.Config(option="I")).check(Experiment(client=local))
-    scaffold.Scaffold(scaffold.Config(option="II")).check(Experiment())
-    with pytest.raises(ValueError, match=r"strategy\.option=I"):
+    linear = LocalConfig(momentum=0.9, nesterov=True, weight_decay=0.1)
+    scaffold.Scaffold(scaffold.Config(option="II")).check(Experiment(client=linear))
+    with pytest.raises(ValueError, match=r"linear in the gradients, not with client\..*strategy\.option=I"):
         scaffold.Scaffold(scaffold.Config(option="II")).check(Experiment(client=local))
 
 

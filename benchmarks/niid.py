@@ -3,9 +3,9 @@
 Li, Diao, Chen, He, "Federated learning on non-IID data silos: an experimental study" (ICDE 2022), as Flower's baseline
 `niid_bench` reports it: test accuracy in per cent after 50 rounds of FedAvg, SCAFFOLD, FedProx (the best mu of .001,
 .01, .1 and 1, by which accuracy is not said) and FedNova. Here FedProx is run with mu = .01, chosen before and by no
-result. SCAFFOLD's option II divides x - y by what the gradients count under momentum, where that baseline divides by
-the steps, which makes its control variates ten times too long; option I, which nobody published, stands beside it.
-Where more than a point lies between theirs and ours the difference is bold.
+result. SCAFFOLD's option II corrects the gradient, before momentum, and divides x - y by what the gradients count; that
+baseline corrects the step, after momentum, and divides by the number of steps. Option I was not published and stands
+beside it. Where more than a point lies between theirs and ours the difference is bold.
 
 A run is some forty minutes of one core. Finished runs are used again, and stopped ones go on: give the same command
 once more. What came of each strategy is kept in benchmarks/results/niid.json, from which the page is written: a row
@@ -78,10 +78,10 @@ where more than {POINT:g} point lies between them. Ten clients, ten local epochs
 momentum .9 and weight decay 1e-5, and LeNet: the experiments `niid_fashion` and `niid_mnist`.
 
 Two columns are not the same by construction. Published FedProx is the best of four mu (.001, .01, .1, 1), by which
-accuracy is not said; ours is mu = .01, chosen before and by no result. Published SCAFFOLD divides the way of a client
-by its steps; under momentum .9 a gradient counts some ten times in that way, so that its control variates are ten
-times the mean gradient. Ours divides by what the gradients count ([scaffold.md](../strategies/scaffold.md)). SCAFFOLD's
-option I, the gradient at the server's model, by which a client then corrects all of its 940 steps of a round, was not
+accuracy is not said; ours is mu = .01, chosen before and by no result. Published SCAFFOLD corrects the step,
+after momentum, and divides a client's way by its steps; ours corrects the gradient, before momentum, and divides by
+what the gradients count ([scaffold.md](../strategies/scaffold.md)): over a round of many steps both corrections sum to
+nearly the same, within it they come at other steps. SCAFFOLD's option I, the gradient at the server's model, was not
 published. A dash: not run yet.
 """
 

@@ -22,8 +22,9 @@ Karimireddy, Kale, Mohri, Reddi, Stich, Suresh. ICML 2020, arXiv:1910.06378, alg
 Option II wants the mean gradient of the local steps. Plain SGD goes y_i - x = -eta_l sum_k (g_k - c_i + c), and K is
 the number of steps. The paper has no local momentum; with it a gradient counts as often as later steps repeat it, the
 change is still linear in the gradients, and K here is the sum of what they count, `fednova.summed_weights` (FedNova's
-norm_1(a_i)), so that c_i^+ is their weighted mean. To divide by the steps instead, as some implementations do, makes
-the control variates 1 / (1 - rho) times too long. Weight decay is part of g_k, the gradient of the penalised loss.
+norm_1(a_i)), so that c_i^+ is their weighted mean. Dividing by the steps belongs to a correction of the step, after
+momentum; with this one of the gradient it would make control variates 1 / (1 - rho) times too long. Weight decay is
+part of g_k, the gradient of the penalised loss.
 
 Both means are uniform in the paper. `weighting=examples` weighs both by n_i: a weighted mean of one and a uniform
 mean of the other has no fixed point at either optimum when clients differ in size. It then also takes the share

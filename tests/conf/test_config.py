@@ -120,7 +120,7 @@ COMBINATIONS = [
     (["client.optimizer=adam", "client.momentum=0.9"], "client.momentum goes with client.optimizer=sgd"),
     (["data.client_validation=0.5", "data.client_test=0.5"], "leave nothing to train on"),
     (["run.participation=0.1", "run.min_replies=2"], "run.min_replies=2 can never be met: a round selects 1"),
-    (["strategy.name=scaffold", "client.momentum=0.9"], "client.momentum=0"),
+    (["strategy.name=scaffold", "client.clip_norm=1"], "client.clip_norm=0, or strategy.option=I"),
     (["strategy.name=fedopt", "strategy.bias_correction=true"], "strategy.optimizer=adam"),
     (["strategy.name=fedprox", "strategy.mu=-1"], "strategy.mu"),
 ]

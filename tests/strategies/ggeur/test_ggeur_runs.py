@@ -107,9 +107,9 @@ def test_options_that_cannot_be():
             GGEUR(Config(**options))
     with pytest.raises(ValueError, match="Did you mean 'fedavg'"):
         GGEUR(Config(base="fedavgg"))
-    with pytest.raises(ValueError, match="plain SGD"):
+    with pytest.raises(ValueError, match="linear in the gradients"):
         GGEUR(Config(base="scaffold")).check(
-            Experiment(data=DataConfig(encoder="pixels"), client=LocalConfig(momentum=0.9))
+            Experiment(data=DataConfig(encoder="pixels"), client=LocalConfig(clip_norm=1.0))
         )
 
 

@@ -13,6 +13,7 @@ import pytest
 
 from tests.project.pages import DOCS, PAGES, blocks, called, commands, write_files
 from umbel.conf.load import asked, load
+from umbel.data import MissingDataError
 from umbel.simulations.commands.main import main
 
 
@@ -27,8 +28,14 @@ def test_links_resolve(page: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=called)
 def test_commands_parse(page: Path, page_folder: Path) -> None:
     write_files(page, page_folder)
+    missing = []
     for words in commands(page):
-        assert_parses(words)
+        try:
+            assert_parses(words)
+        except MissingDataError as error:  # after the command's own words were checked
+            missing.append(f"{shlex.join(words)}: {error}")
+    if missing:
+        pytest.skip("; ".join(missing))
 
 
 def assert_parses(words: list[str]) -> None:

@@ -45,8 +45,11 @@ format: $(STAMP)  ## put the code into the house's format
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-results: $(STAMP)  ## the experiments behind the tables of benchmarks/RESULTS.md; they take an hour
+# What has ended is not run again: after a stop, or for the pages alone, give the command once more.
+results: $(STAMP)  ## the comparisons behind the tables of accuracy in benchmarks/RESULTS.md; they take many hours
 	$(BIN)/python benchmarks/fashion.py
+	for method in ggeur fot fedloge creamfl parties; do $(BIN)/python benchmarks/tables.py $$method || exit; done
+	$(BIN)/python benchmarks/niid.py
 
 bench: $(STAMP)  ## speed of the engines beside a plain loop and stock Flower
 	$(BIN)/python benchmarks/simulation.py

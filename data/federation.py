@@ -280,6 +280,14 @@ class Federation:
         return (sizes - validation - test) * self.partition.repeats
 
     @cached_property
+    def num_train_per_class(self) -> Tensor:
+        """Training examples of each class over all clients, [C] int64, each counted once whatever its tasks repeat."""
+        counts = torch.zeros(self.num_classes, dtype=torch.int64)
+        for client in range(self.num_clients):
+            counts += torch.bincount(self.pool.labels[self.client_indices(client)[0]], minlength=self.num_classes)
+        return counts
+
+    @cached_property
     def num_held_out(self) -> Tensor:
         """Examples of each client that it does not train on, [K] int64, over all its tasks."""
         return self.partition.sizes * self.partition.repeats - self.num_train

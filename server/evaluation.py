@@ -196,7 +196,7 @@ def class_groups(session: Session, predictors: Mapping[str, Predictor]) -> Tenso
 
 
 def _groups(session: Session, predictor: Predictor) -> Tensor | None:
-    """Return the class groups of a predictor: its own, else those of the classes that clients have, in a long tail."""
+    """Return the class groups of a predictor: its own, else by what clients train on, where they have a long tail."""
     if predictor.groups is not None or predictor.family != "classification":
         return predictor.groups
     data = session.data
@@ -204,7 +204,7 @@ def _groups(session: Session, predictor: Predictor) -> Tensor | None:
     present = counts[counts > 0]
     if len(present) < 3 or present.max() < LONG_TAIL * present.min():
         return None
-    return metrics.split_at(counts)
+    return metrics.split_at(data.num_train_per_class)
 
 
 def of_clients(

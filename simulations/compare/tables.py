@@ -200,7 +200,10 @@ def _missing(comparison: Comparison) -> list[str]:
             empty.setdefault(label, []).append(COLUMNS[measure].column)
     if not empty:
         return []
-    parts = [f"– is what is not measured in all runs of {who}: {'; '.join(what)}." for who, what in empty.items()]
+    alike: dict[str, list[str]] = {}
+    for label, columns in empty.items():
+        alike.setdefault("; ".join(columns), []).append(label)
+    parts = [f"– is what is not measured in all runs of {'; '.join(who)}: {what}." for what, who in alike.items()]
     if comparison.main is not None and comparison.lacking(comparison.main):
         parts.append("Strategies of different kinds share no measure of quality: there is no ranking between them.")
     return parts

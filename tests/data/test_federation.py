@@ -46,6 +46,9 @@ def test_all_parts_are_disjoint_and_cover_the_training_set(name: str) -> None:
     for client in range(7):
         whole = federation.client(client)
         assert len(whole.train) == int(federation.num_train[client])
+    labels = torch.cat([federation.client(client).train.labels for client in range(federation.num_clients)])
+    counted = torch.bincount(labels, minlength=federation.num_classes)
+    assert torch.equal(federation.num_train_per_class * federation.partition.repeats, counted)
 
 
 def test_client_data_are_the_examples_of_its_indices() -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import statistics
 import subprocess
 import sys
 from collections import defaultdict
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from tests.places import BENCHMARKS, ROOT
-from umbel.simulations.compare.carry_out import compare
-from umbel.simulations.tune.carry_out import tune
+from umbel.simulations.compare.comparison import read_comparison
+from umbel.simulations.compare.prepare import compose, parse_strategies
+from umbel.simulations.compare.settings import wanted
 
 PAGES = [page for page in sorted((BENCHMARKS / "results").glob("*.md")) if "\n## Runs\n" in page.read_text("utf-8")]
 _RUN = re.compile(r"\| (.+) \| (\d+) \| (-?[\d.]+) \| `([0-9a-f]{16})` \|")
@@ -51,20 +54,50 @@ def test_a_table_that_says_otherwise_is_found() -> None:
     assert disagreements(text.replace(first[0], changed)) == [first[1]]
 
 
-@pytest.mark.slow  # six runs
-def test_a_page_is_made_of_a_comparison(tmp_path: Path) -> None:
-    options = ("run.rounds=1", "data.max_train=200", "data.num_clients=2", "client.max_steps=1", "evaluate.clients=0")
-    searched = "client.lr=choice:0.05,0.1"
-    tune("digits", *options, searched, strategies="fedavg,fednova", trials=1, output=tmp_path / "t")
-    done = compare(
-        "digits", *options, strategies="fedavg,fednova", seeds=2, output=tmp_path / "c", tuned=tmp_path / "t"
-    )
+@pytest.mark.slow  # twelve runs
+def test_one_command_tunes_compares_and_writes_the_page(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("# What I said\n\nIt is so.\n\n## Tables\n\nof before\n")
-    command = [sys.executable, BENCHMARKS / "comparison_page.py", tmp_path / "c", tmp_path / "t", page]
-    subprocess.run([str(each) for each in command], check=True, cwd=ROOT)
-    text = page.read_text()
-    assert text.startswith("# What I said\n\nIt is so.\n\n## Tables\n") and "of before" not in text
-    assert not disagreements(text)
-    for member in done.members:
+    small = ("data.name=digits", "data.num_clients=3", "data.max_train=300", "data.max_test=50", "tune.trials=1")
+    small += ("model.sizes={width: 2, hidden: 8}", "client.max_steps=1", "run.rounds=1", "evaluate.every=1")
+    command = [sys.executable, BENCHMARKS / "tables.py", "parties", *small, "--seeds", "2", "--page", page]
+    command += ["--results", tmp_path]
+    for _ in range(2):  # the second time nothing is run, and the same is written
+        done = subprocess.run([str(each) for each in command], check=True, cwd=ROOT, capture_output=True, text=True)
+        text = page.read_text()
+        assert text.startswith("# What I said\n\nIt is so.\n\n## Tables\n") and "of before" not in text
+        assert not disagreements(text)
+        assert done.stdout.splitlines()[-1] == str(page)
+    compared = read_comparison(tmp_path / "parties_fashion" / "compared")
+    assert len(compared.members) == 8
+    for member in compared.members:
         assert f"`{member.summary['weights_sha256'][:16]}`" in text
+
+
+@pytest.fixture
+def tables(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """Import the script."""
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    return importlib.import_module("tables")
+
+
+def test_each_method_has_a_comparison_that_can_be_composed(tables: ModuleType) -> None:
+    for method in tables.METHODS.values():
+        for experiment in (method.experiment, *method.originals):
+            items = parse_strategies(wanted(experiment).strategies)
+            assert len(items) >= 4, experiment
+            for item in items:
+                assert compose(experiment, item, None, []).strategy.name == item.name
+        if method.ablation:
+            script, study = method.ablation
+            module = importlib.import_module(script.removesuffix(".py"))
+            assert study in module.STUDIES
+
+
+def test_data_that_no_paper_has_are_refused(
+    tables: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["tables.py", "fot", "--original", "cifar10_paper"])
+    with pytest.raises(SystemExit):
+        tables.arguments()
+    assert "--original of fot is one of: pmnist_paper, cifar100_paper" in capsys.readouterr().err

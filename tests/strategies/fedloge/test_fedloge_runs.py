@@ -14,6 +14,7 @@ from tests.helpers import watch_phases
 from umbel import models, run
 from umbel.conf.load import load
 from umbel.conf.schema import Experiment
+from umbel.core import metrics
 from umbel.core.metrics import collapse, split_at
 from umbel.core.rng import generator
 from umbel.core.training import LocalConfig
@@ -298,6 +299,18 @@ def test_class_groups_are_reported_for_server_and_clients(tmp_path):
         for where in ("validation", "test", "test/psi", "test/frame", "clients/test", "clients/test/generic"):
             assert 0 <= reported[f"{where}/accuracy_{group}"] <= 1, where
     assert "accuracy_tail" in set(result.metrics.query("side == 'server'")["metric"])
+
+
+def test_head_and_tail_are_the_same_classes_for_every_strategy(tmp_path, monkeypatch):
+    seen = {"fedloge": set(), "fedavg": set()}
+    told = metrics.by_group
+    tail = ("data.partition=long_tail", "data.imbalance=20", "data.max_train=0", "data.min_examples=5")
+    tail += ("data.num_clients=4", "data.client_test=0.4", "run.rounds=1", f"run.results={tmp_path}")
+    for name, groups in seen.items():
+        monkeypatch.setattr(metrics, "by_group", lambda c, g, to=groups: to.add(tuple(g.tolist())) or told(c, g))
+        run("digits", *tail, f"strategy.name={name}")
+    # Of all examples that clients have, also those held out, class 8 would be in the tail and class 7 not.
+    assert seen["fedavg"] == seen["fedloge"] == {(0, 0, 0, 0, 1, 1, 1, 2, 1, 2)}
 
 
 def test_counters_of_batch_norm_stay_at_home(tmp_path, monkeypatch):

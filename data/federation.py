@@ -276,8 +276,13 @@ class Federation:
             trained = self._roles[self.partition.indices] == TRAIN
             owners = self.partition.owners()[trained]
             return torch.bincount(owners, minlength=self.num_clients) * self.partition.repeats
-        validation, test = held_out(sizes, self.meta["client_validation"], self.meta["client_test"])
+        validation, test = self._held_out
         return (sizes - validation - test) * self.partition.repeats
+
+    @cached_property
+    def _held_out(self) -> tuple[Tensor, Tensor]:
+        """How many examples each client holds out for validation and test, [K] each, where each decides by lot."""
+        return held_out(self.partition.sizes, self.meta["client_validation"], self.meta["client_test"])
 
     @cached_property
     def num_train_per_class(self) -> Tensor:
@@ -310,11 +315,10 @@ class Federation:
         if self._roles is not None:
             roles = self._roles[numbers]
             return numbers[roles == TRAIN], numbers[roles == VALIDATION], numbers[roles == TEST]
-        size = torch.tensor([len(numbers)])
-        validation, test = held_out(size, self.meta["client_validation"], self.meta["client_test"])
+        validation, test = (int(sizes[client]) for sizes in self._held_out)
         random = generator(int(self.meta["seed"]), client=client, purpose="client split")
         numbers = numbers[torch.randperm(len(numbers), generator=random)]
-        lengths = [len(numbers) - int(validation) - int(test), int(validation), int(test)]
+        lengths = [len(numbers) - validation - test, validation, test]
         train_part, validation_part, test_part = torch.split(numbers, lengths)
         return train_part, validation_part, test_part
 

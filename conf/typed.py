@@ -166,6 +166,8 @@ def _mapping(value: Tree, hint: Any, key: str) -> dict[str, Any]:
 def _word(hint: Any) -> str:
     if typing.get_origin(hint) is dict:
         return "a mapping"
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(map(str, typing.get_args(hint)))
     return _NAMES.get(hint) or str(getattr(hint, "__name__", hint))
 
 

@@ -11,6 +11,7 @@ from torch import Tensor
 from umbel.conf.load import portable_hash
 from umbel.conf.own_data import is_own
 from umbel.conf.schema import Experiment
+from umbel.conf.unused import unused
 from umbel.core.device import set_threads
 from umbel.core.kernels import kernels
 from umbel.core.memory import MemoryStore, Version
@@ -61,7 +62,7 @@ def execute(
         told.begin(experiment, str(path))
         agreement, directory = _agreed(experiment, port, run_folder, told)
         session = Session(experiment, agreement)
-        for text in (*port.notices, *session.data.notices):
+        for text in (*unused(experiment.engine), *port.notices, *session.data.notices):
             told.notice(text)
         for text in modes.notices(*session.trains):
             told.notice(text)

@@ -56,7 +56,7 @@ def _workers(inline: Row, done: Mapping[str, Row]) -> list[str]:
     own = best.memory_bytes / max(number, 1)
     fit = int(psutil.virtual_memory().available / own) if own else 0
     cores = num_cpus()
-    if number and number < cores and fit > number:
+    if ratio < _WORTH and number < cores and fit > number:
         lines.append(f"There are {cores} cores, and memory for {fit} workers: try more of them (--workers).")
     return lines
 

@@ -98,9 +98,6 @@ class ProcessesPort(WorkersPort):
             number = config.workers or devices.num_cpus()
             self.more(number, 1)
             self.notices = _of_one_gpu(number) if on_gpu else ()
-        if config.ray_address:
-            ignored = f"engine.ray_address={config.ray_address} is of engine.name=ray; processes are of this machine."
-            self.notices = (*self.notices, ignored)
 
     def more(self, number: int, on_each_gpu: int) -> list[Any]:
         """Start workers, so many of which share a GPU where they have one, and wait until they are ready."""

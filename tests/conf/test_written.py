@@ -120,6 +120,9 @@ def test_options_of_a_data_set_have_the_type_of_its_default(name, option, text, 
 
 REFUSED = [
     ("run.rounds=010", "run.rounds: expected a whole number, found '010'"),
+    ("engine.workers=some", "engine.workers: expected a whole number or auto, found 'some'"),
+    ("client.together=1.5", "client.together: expected a whole number or auto, found '1.5'"),
+    ("client.channels_last=maybe", "client.channels_last: expected true or false or auto, found 'maybe'"),
     ("run.rounds=1:30", "run.rounds: expected a whole number"),
     ("run.rounds=1_000", "run.rounds: expected a whole number"),
     ("run.rounds=1e3", "run.rounds: expected a whole number"),

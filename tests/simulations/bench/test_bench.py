@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -91,6 +92,14 @@ def test_advice_says_what_keeps_it_from_being_faster():
     waits = advice([row("inline", 2.0), row("ray, 2 workers", 1.5, busy=0.6)], 16)
     assert waits[1] == "Its workers are at clients 60% of the time that a phase takes."
     assert advice([Row("inline", failure="it ended without a word")], 16) == []
+
+
+def test_more_workers_are_advised_where_workers_pay(monkeypatch):
+    monkeypatch.setattr("umbel.simulations.bench.advice.num_cpus", lambda: 8)
+    monkeypatch.setattr("psutil.virtual_memory", lambda: SimpleNamespace(available=1 << 44))
+    pays, not_so = (advice([row("inline", 2.0), row("ray, 2 workers", each)], 16) for each in (1.1, 2.2))
+    assert pays[-1] == "There are 8 cores, and memory for 32 workers: try more of them (--workers)."
+    assert not_so == ["Workers do not pay here: 1.10 of a round in one process. engine.name=inline"]
 
 
 def test_who_is_measured():

@@ -2,10 +2,12 @@
 
 `rounds` looks at one run again and again; `sweep` at a process that carries out run after run (three rounds each, so
 that most of it is beginning and ending). Memory is that of the process and all that it started, by their shares of
-what several map; these change with what else the machine runs, and `own_mb` is without what several map. Growth is the
-last look beside the first that counts. Each process keeps the examples of clients that it has met (200 KB a client in
-`bench_cnn`, 20 MB for all), and of several workers one meets a client for the first time even after hundreds of rounds.
-Clients of six images tell that from what a round leaves behind: `data.options.num_examples=600`.
+what several map; these change with what else the machine runs, and `own_mb` is without what several map. Files,
+threads and shared memory are those of all these processes together; each counts the shared memory that it has touched,
+and what has a name in /dev/shm counts besides. Growth is the last look beside the first that counts. Each process keeps
+the examples of clients that it has met (200 KB a client in `bench_cnn`, 20 MB for all), and of several workers one
+meets a client for the first time even after hundreds of rounds. Clients of six images tell that from what a round
+leaves behind: `data.options.num_examples=600`.
 
     python benchmarks/growth.py rounds [--rounds 1000] [--first 50] [--engines inline,processes-2,ray-2] [key=value ...]
     python benchmarks/growth.py sweep [--runs 50] [--first 5] [--engines inline,processes-2,ray-2] [key=value ...]
@@ -16,10 +18,10 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -47,14 +49,27 @@ def own_bytes(process: psutil.Process) -> int:
 def look() -> dict[str, float]:
     """Return what this process, and all that it started, hold now."""
     own = psutil.Process()
-    shared = sum(path.stat().st_size for path in SHARED.rglob("*") if path.is_file()) if SHARED.is_dir() else 0
+    files, threads, mapped = 0, 0, 0
+    for each in (own, *own.children(recursive=True)):
+        with suppress(psutil.Error, OSError):  # it has just ended
+            files += each.num_fds() if hasattr(each, "num_fds") else each.num_handles()
+            threads += each.num_threads()
+            mapped += shared_bytes(each.pid)
+    named = sum(path.stat().st_size for path in SHARED.rglob("*") if path.is_file()) if SHARED.is_dir() else 0
     return {
         "memory_mb": memory_bytes(tree(own)) / 1e6,
         "own_mb": own_bytes(own) / 1e6,
-        "files": own.num_fds() if hasattr(own, "num_fds") else own.num_handles(),
-        "threads": threading.active_count(),
-        "shared_mb": shared / 1e6,
+        "files": files,
+        "threads": threads,
+        "shared_mb": (mapped + named) / 1e6,
     }
+
+
+def shared_bytes(pid: int) -> int:
+    """Return the shared memory that a process has touched, with and without a name; 0 where the system does not say."""
+    status = Path(f"/proc/{pid}/status")
+    found = re.search(r"^RssShmem:\s+(\d+) kB", status.read_text(), re.MULTILINE) if status.is_file() else None
+    return int(found[1]) * 1024 if found else 0
 
 
 class Looks(Listener):

@@ -1,9 +1,9 @@
 """How do a round's time and memory grow with the clients of a round, with parameters, and with the clients there are?
 
-Clients do nothing (yardstick/idle.py), so that what is seen is umbel's own. `exponent` is the slope between the last
-two columns on logarithmic axes: 1 is linear, 0 does not grow. `copies` is the most memory that a process has had at any
-moment, by the kernel's own account (VmHWM), over that of the same process with a tiny model, in sizes of the model
-(four bytes a parameter). Memory that several processes map counts in each of them.
+Clients do nothing (yardstick/idle.py), so that what is seen is umbel's own. `exponent` is the slope of a line through
+all columns on logarithmic axes, and between the last two: 1 is linear, 0 does not grow. `copies` is the most memory
+that a process has had at any moment, by the kernel's own account (VmHWM), over that of the same process with a tiny
+model, in sizes of the model (four bytes a parameter). Memory that several processes map counts in each of them.
 
     python benchmarks/scaling.py clients [--numbers 10,100,1000,10000] [--engine inline]
     python benchmarks/scaling.py parameters [--numbers 100000,1000000,10000000,100000000] [--engine inline]
@@ -136,9 +136,11 @@ def measured(asked: Asked) -> Mapping[str, Any]:
     return found
 
 
-def exponent(numbers: list[int], values: list[float]) -> float:
-    """Return the slope between the last two on logarithmic axes."""
-    return math.log(values[-1] / values[-2]) / math.log(numbers[-1] / numbers[-2])
+def exponents(numbers: list[int], values: list[float]) -> str:
+    """Write the slope of a line through all on logarithmic axes, and that between the last two."""
+    x, y = ([math.log(each) for each in both] for both in (numbers, values))
+    fitted = statistics.linear_regression(x, y).slope
+    return f"{fitted:.2f}, {(y[-1] - y[-2]) / (x[-1] - x[-2]):.2f}"
 
 
 def print_copies(asked: Asked) -> None:
@@ -188,11 +190,11 @@ def main() -> None:
     else:
         cases = [Asked(100, 10, number, engine, rounds, depth=depth, overrides=given) for number in numbers]
     rows = [measured(each) for each in cases]
-    print(f"\n| {asked.study} a round | {' | '.join(f'{number:,}' for number in numbers)} | exponent |")
+    print(f"\n| {asked.study} a round | {' | '.join(f'{number:,}' for number in numbers)} | exponent, at the end |")
     print(f"|---|{'---:|' * (len(numbers) + 1)}")
     seconds, driver = [row["seconds"] for row in rows], [row["driver"] / 1e6 for row in rows]
     shown = " | ".join(f"{value * 1e3:,.1f}" for value in seconds)
-    print(f"| ms a round | {shown} | {exponent(numbers, seconds):.2f} |")
+    print(f"| ms a round | {shown} | {exponents(numbers, seconds)} |")
     print(f"| peak MB of the driver | {' | '.join(f'{value:,.0f}' for value in driver)} | |")
     print(f"\n{time.perf_counter() - begin:.0f} s in all")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -47,14 +47,25 @@ class Contender:
         return [HERE / "hook", BENCHMARKS, *([PROJECT] if self.needs_pfl else [])]
 
 
-def _umbel(name: str, *overrides: str) -> list[Contender]:
-    plain = Contender(f"umbel-{name}", "umbel_simulation", {"overrides": list(overrides)})
-    faster = {"overrides": [*overrides, "client.channels_last=true"]}
-    return [plain, Contender(f"umbel-{name}-channels-last", "umbel_simulation", faster)]
+# umbel's modes of arithmetic, by what their contenders are called.
+_ORDERS = {"": (), "-channels-last": ("client.channels_last=true",)}
+_MODES = _ORDERS | {
+    "-step": ("client.compile=step",),
+    "-step-channels-last": ("client.compile=step", "client.channels_last=true"),
+    "-together": ("client.together=auto",),
+}
+
+
+def _umbel(name: str, modes: Mapping[str, Sequence[str]], *overrides: str) -> list[Contender]:
+    return [
+        Contender(f"umbel-{name}{mode}", "umbel_simulation", {"overrides": [*overrides, *more]})
+        for mode, more in modes.items()
+    ]
 
 
 def _on(engine: str, workers: int) -> list[Contender]:
-    return _umbel(f"{engine}-{workers}", f"engine.name={engine}", f"engine.workers={workers}")
+    modes = _MODES if workers == 2 and engine == "processes" else _ORDERS
+    return _umbel(f"{engine}-{workers}", modes, f"engine.name={engine}", f"engine.workers={workers}")
 
 
 ALL = {
@@ -68,7 +79,7 @@ ALL = {
         Contender("pfl-2", "pfl_simulation", {"processes": 2}, needs_pfl=True),
         Contender("pfl-2-channels-last", "pfl_simulation", {"processes": 2, "channels_last": True}, needs_pfl=True),
         Contender("flower-2", "flower_simulation", {"workers": 2}),
-        *_umbel("inline", "engine.name=inline"),
+        *_umbel("inline", _MODES, "engine.name=inline"),
         *(each for engine in ("processes", "ray") for workers in (1, 2, 3) for each in _on(engine, workers)),
     )
 }

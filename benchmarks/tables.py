@@ -25,6 +25,7 @@ from pathlib import Path
 
 from umbel.core.files import read_json
 from umbel.simulations.compare.comparison import Comparison, read_comparison
+from umbel.simulations.report.measures import COLUMNS
 
 HERE = "## Tables\n"
 BENCHMARKS = Path(__file__).resolve().parent
@@ -61,13 +62,15 @@ METHODS = {
 
 
 def runs(comparison: Comparison, measure: str) -> list[str]:
-    """Return a table of all runs: their value of a measure, a fraction or a sum of such, and how their hash begins."""
+    """Return a table of all runs: their value of a measure, fractions in per cent, and how their hash begins."""
+    whole = COLUMNS[measure].unit.whole
+    scale, sign = (100, " (%)") if whole == 1 else (1, "")
     lines = [
-        f"| strategy | seed | {measure.replace('_', ', ')} (%) | weights_sha256 begins with |",
+        f"| strategy | seed | {measure.replace('_', ', ')}{sign} | weights_sha256 begins with |",
         "|---|---:|---:|---|",
     ]
     for member in sorted(comparison.members, key=lambda each: each.seed):
-        value, sha = 100 * member.measures[measure], member.summary["weights_sha256"]
+        value, sha = scale * member.measures[measure], member.summary["weights_sha256"]
         lines.append(f"| {member.item.label} | {member.seed} | {value:.2f} | `{sha[:16]}` |")
     return lines
 
@@ -88,14 +91,14 @@ def write_page(page: Path, compared: Path, tuning: Path | None, ablation: Path |
 
     Args:
         page: The page.
-        compared: Folder of `umbel compare`.
+        compared: Folder of `umbel compare`, within that of its experiment.
         tuning: Folder of `umbel tune`; None where nothing was tuned.
         ablation: Tables of a study of the parts; None where there are none.
     """
     comparison = read_comparison(compared)
     if comparison.main is None:
         raise SystemExit(f"{compared} has no measure that all runs have; nothing was written to {page}.")
-    said = page.read_text(encoding="utf-8") if page.is_file() else f"# {comparison.experiment}\n\n"
+    said = page.read_text(encoding="utf-8") if page.is_file() else f"# {compared.parent.name}\n\n"
     parts = [said.partition(HERE)[0] + HERE, (compared / "table.md").read_text(encoding="utf-8").strip()]
     if tuning:
         parts += ["\n## What was tuned\n", (tuning / "tuning.md").read_text(encoding="utf-8").strip()]

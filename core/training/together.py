@@ -31,6 +31,7 @@ from umbel.core.training.steps import (
     Step,
     UnfitError,
     form_of_loss,
+    form_of_model,
     rates_of,
     state_of,
     tensors_of_loss,
@@ -58,6 +59,8 @@ class Job:
         loss: Mean loss of (logits, labels).
         objective: What takes the place of the loss of the model's logits, or None.
         trained: Names of the parameters that were to be trained.
+        made: What the model computed then, besides its state; None where that may depend on anything.
+        unfit: Why it may.
     """
 
     model: nn.Module
@@ -73,6 +76,8 @@ class Job:
     loss: Loss
     objective: Objective | None = None
     trained: tuple[str, ...] = ()
+    made: Hashable = None
+    unfit: str = ""
 
     @classmethod
     def of(
@@ -92,8 +97,11 @@ class Job:
     ) -> Job:
         """Return the job of a call of `train` with these arguments, none of which it changes."""
         state, sources = clone(state_of(model)), (batches.get_state(), noise.get_state())
-        trained = trained_names(model)
-        return cls(model, state, images, labels, config, *sources, round_, correct, augment, loss, objective, trained)
+        try:
+            built = trained_names(model), _made_of(model), ""
+        except UnfitError as error:
+            built = trained_names(model), None, str(error)
+        return cls(model, state, images, labels, config, *sources, round_, correct, augment, loss, objective, *built)
 
     def is_same(self, other: Job) -> bool:
         """Say whether another job would end alike: all that it reads is the same, to the bit."""
@@ -117,10 +125,12 @@ class Job:
             raise UnfitError("its gradients are corrected by a function that may read anything")
         if self.config.precision == "fp16" and self.images.device.type == "cuda":
             raise UnfitError("fp16 scales its loss by what the steps before came to")
+        if self.unfit:
+            raise UnfitError(self.unfit)
         correction = None if self.correct is None else self.correct.form
         shapes = (self.images.shape, self.images.dtype, self.labels.shape, self.labels.dtype)
         loss = form_of_loss(self.loss)
-        return shapes, self.config, self.round, loss, correction, self.augment is None, self.trained
+        return shapes, self.config, self.round, loss, correction, self.augment is None, self.trained, self.made
 
     def _tensors(self) -> list[Tensor]:
         reads = self.correct.tensors if isinstance(self.correct, AffineCorrection) else []
@@ -156,9 +166,21 @@ def train_together(jobs: Sequence[Job], width: int = 0) -> list[Done]:
     first, width = jobs[0], max(width, len(jobs))
     if any(job.form() != first.form() or job.model is not first.model for job in jobs):
         raise UnfitError("its clients differ in more than their numbers")
+    if _made_of(first.model) != first.made:  # a half has let go of it, and put back what it had done to it
+        raise UnfitError("its clients change what it computes around their training")
     if any(isinstance(module, Constrained) for module in first.model.modules()):
         raise UnfitError("its parameters are put back within bounds after each step")
     return _Stacked([*jobs, *[first] * (width - len(jobs))], first.model).train()[: len(jobs)]
+
+
+def _made_of(model: nn.Module) -> Hashable:
+    """Return what a model computes besides the values of its state; modes are those in which it will train.
+
+    Raises:
+        UnfitError: It may depend on anything.
+    """
+    places = tuple((name, tensor.shape, tensor.dtype) for name, tensor in state_of(model).items())
+    return form_of_model(model, modes=False), places
 
 
 class _Stacked:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,11 +14,15 @@ from umbel.client.ahead import Turn, at_once
 from umbel.client.worker import Worker
 from umbel.conf.load import load
 from umbel.core.losses import CrossEntropy
+from umbel.core.records import Payload, Reply
 from umbel.core.rng import generator
 from umbel.core.training import LocalConfig, TrainReport, compiled
 from umbel.core.training.together import Done
+from umbel.core.tree import subtract
 from umbel.core.wire.work import Outcome, Work, share, squads
 from umbel.server.session import Session
+from umbel.strategies.base import ClientContext, Phase
+from umbel.strategies.fedavg import FedAvg
 
 COHORT = (0, 1, 2, 3)
 IID = (*SMALL, "data.partition=iid", "client.precision=fp64", "client.batch_size=8")
@@ -91,6 +96,34 @@ def test_an_objective_of_ones_own_trains_one_by_one_and_says_so(tmp_path, caplog
     assert all(torch.equal(at_once[client][name], tensor) for client in alone for name, tensor in alone[client].items())
     (said,) = caplog.messages
     assert said.endswith("trains one client after the other, for its objective is a function that may read anything.")
+
+
+class Sharpened(FedAvg):
+    """Trains on logits that are multiplied by five."""
+
+    def every_phase(self) -> tuple[Phase, ...]:
+        return tuple(replace(phase, local=self.half) for phase in super().every_phase())
+
+    def half(self, payload: Payload, client: ClientContext) -> Reply:
+        before = payload.trees["model"]
+        model = client.model(before)
+        handle = model.register_forward_hook(lambda module, given, logits: 5.0 * logits)
+        try:
+            report = client.train(model)
+        finally:
+            handle.remove()
+        return Reply({"delta": subtract(client.weights(model), before)}, {"loss": report.loss}, client.num_examples)
+
+
+def test_what_a_half_does_to_the_model_while_it_trains_counts(tmp_path, caplog):
+    compiled.tell_once.cache_clear()
+    name = f"strategy.name={__name__}:Sharpened"
+    with caplog.at_level(logging.WARNING, logger="umbel.client"):
+        at_once = replies(tmp_path / "a", name, "client.together=4", here=(0, 2))
+    alone = replies(tmp_path / "b", name, here=(0, 2))
+    assert all(torch.equal(at_once[client][name], tensor) for client in alone for name, tensor in alone[client].items())
+    (said,) = caplog.messages
+    assert "has hooks" in said
 
 
 def job_of(trainer, client: int, num_examples: int = 4, **more: object) -> object:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -185,6 +186,70 @@ def test_refusals():
     jobs = [Job.of(model, **arguments(model, 0, FP64, (n, 1, 2, 2), 3)) for n in (5, 6)]
     with pytest.raises(UnfitError, match="differ in more than their numbers"):
         train_together(jobs)
+
+
+@contextmanager
+def hooked(model: nn.Module) -> Iterator[None]:
+    handle = model[1].register_forward_hook(lambda module, given, output: 5.0 * output)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def swapped(model: nn.Module) -> Iterator[None]:
+    before = model[2]
+    model[2] = nn.Sigmoid()
+    try:
+        yield
+    finally:
+        model[2] = before
+
+
+@contextmanager
+def dropping(model: nn.Module) -> Iterator[None]:
+    model[3].p = 0.5
+    try:
+        yield
+    finally:
+        model[3].p = 0.0
+
+
+@contextmanager
+def widened(model: nn.Module) -> Iterator[None]:
+    model.idle = nn.Parameter(torch.ones(2, dtype=torch.float64))
+    try:
+        yield
+    finally:
+        del model.idle
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [(hooked, "has hooks"), *((each, "change what it computes") for each in (swapped, dropping, widened))],
+)
+def test_what_was_done_to_a_model_around_its_training_is_not_forgotten(change, said):
+    """A half lets go of the model before the jobs are done, and puts back what it had done to it."""
+    model = classifier(nn.ReLU(), nn.Dropout(0.0))
+    given = [{**arguments(model, client, FP64, (6, 1, 2, 2), 3), "correct": None} for client in range(2)]
+    with change(model):
+        jobs = [Job.of(model, **each) for each in given]
+    plain = Job.of(model, **given[0])
+    assert not jobs[0].is_same(plain) and not plain.is_same(jobs[0])
+    with pytest.raises(UnfitError, match=said):
+        train_together(jobs)
+    assert len(train_together([plain])) == 1
+
+
+def test_a_model_that_was_looked_at_in_evaluation_mode_is_the_same():
+    """Whoever begins to train puts it into training mode."""
+    model = classifier(nn.ReLU())
+    given = arguments(model, 1, FP64, (5, 1, 2, 2), 3)
+    job = Job.of(model.eval(), **given)
+    model.train()
+    assert job.is_same(Job.of(model, **given))
+    assert len(train_together([job])) == 1
 
 
 def test_a_job_is_the_same_only_if_all_that_training_reads_is():

@@ -95,20 +95,15 @@ class _Gives:
 
 def at_once(
     clients: Sequence[int],
-    width: int,
     turn: Callable[[int, training.Trainer], Turn[T]],
-    do: Callable[[Mapping[int, Job], int], Mapping[int, Done]],
+    do: Callable[[Mapping[int, Job]], Mapping[int, Done]],
 ) -> dict[int, Turn[T]]:
     """Let clients of a squad take their turns, training at once.
 
-    As many at once as there are in the squad: those whom a node does not run, or who drop out, are made up for, and a
-    client's bits are the same wherever it runs.
-
     Args:
         clients: Those of the squad that run here.
-        width: How many the squad has.
         turn: Gives a client its turn, with what stands in for `train`.
-        do: Does jobs, by client, as so many at once; one that is missing was not done.
+        do: Does jobs, by client, at once; one that is missing was not done.
     """
     turns: dict[int, Turn[T]] = {}
     jobs: dict[int, Job] = {}
@@ -119,7 +114,7 @@ def at_once(
             jobs[client] = notes.job
     begin = time.perf_counter()
     with counted():  # each counts its own when its turn comes
-        done = do(jobs, width) if jobs else {}
+        done = do(jobs) if jobs else {}
     share = (time.perf_counter() - begin) / max(len(jobs), 1)
     for client, job in jobs.items():
         before = turns[client].seconds + share
@@ -128,13 +123,16 @@ def at_once(
     return turns
 
 
-def do_at_once(host: Host, jobs: Mapping[int, Job], width: int, client_seconds: float) -> dict[int, Done]:
+def do_at_once(host: Host, jobs: Mapping[int, Job], squad: Sequence[int], client_seconds: float) -> dict[int, Done]:
     """Do clients' training at once as far as that goes, and say once where it does not.
+
+    Each has the slot that it has in its squad. Those whom a node does not run, who fail, or whose job is of another
+    form are made up for, and a client's bits are the same wherever it runs.
 
     Args:
         host: Whose model they train; others are left out.
         jobs: By client.
-        width: As so many at once those of one form are done.
+        squad: All clients of the squad.
         client_seconds: How long one client may take.
     """
     forms: dict[Hashable, list[int]] = {}
@@ -149,7 +147,8 @@ def do_at_once(host: Host, jobs: Mapping[int, Job], width: int, client_seconds: 
             tell_once(f"{told}, for {error}.")
     done: dict[int, Done] = {}
     for clients in forms.values():
-        act, whose = partial(train_together, [jobs[client] for client in clients], width), f"Training of {clients}"
+        slots, whose = [squad.index(client) for client in clients], f"Training of {clients}"
+        act = partial(train_together, [jobs[client] for client in clients], slots, len(squad))
         with gradients_on():
             said = attempt(act, client_seconds * len(clients), whose)
         if said.made is None:

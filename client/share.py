@@ -132,13 +132,13 @@ class Share:
             answer, failure = self._turn(each, trainer, waits=True)
             return Turn(answer, failure, time.perf_counter() - begin, began)
 
-        def do(jobs: Mapping[int, Job], width: int) -> dict[int, Done]:
+        def do(jobs: Mapping[int, Job]) -> dict[int, Done]:
             try:
-                return do_at_once(self._host, jobs, width, self._seconds)
+                return do_at_once(self._host, jobs, squad, self._seconds)
             finally:
                 self._shared.put_back()
 
-        return at_once([each for each in squad if each in here], len(squad), turn, do)
+        return at_once([each for each in squad if each in here], turn, do)
 
     def outcome(self) -> Outcome:
         """Return what came of the clients that ran; the share is at its end."""

@@ -96,12 +96,14 @@ class Job:
         objective: Objective | None = None,
     ) -> Job:
         """Return the job of a call of `train` with these arguments, none of which it changes."""
-        state, sources = clone(state_of(model)), (batches.get_state(), noise.get_state())
+        state, sources, trained = clone(state_of(model)), (batches.get_state(), noise.get_state()), trained_names(model)
+        made, unfit = None, ""
         try:
-            built = trained_names(model), _made_of(model), ""
+            made = _made_of(model)
         except UnfitError as error:
-            built = trained_names(model), None, str(error)
-        return cls(model, state, images, labels, config, *sources, round_, correct, augment, loss, objective, *built)
+            unfit = str(error)
+        given = (model, state, images, labels, config, *sources, round_, correct, augment, loss, objective)
+        return cls(*given, trained, made, unfit)
 
     def is_same(self, other: Job) -> bool:
         """Say whether another job would end alike: all that it reads is the same, to the bit."""
@@ -151,26 +153,31 @@ class Done:
     report: TrainReport
 
 
-def train_together(jobs: Sequence[Job], width: int = 0) -> list[Done]:
+def train_together(jobs: Sequence[Job], slots: Sequence[int] = (), width: int = 0) -> list[Done]:
     """Do jobs of one form at once; each comes to what `train` makes of it, but for rounding.
+
+    Kernels round by where in memory numbers lie: what a job comes to depends on its slot, and not on who else is there.
 
     Args:
         jobs: One or more, of one model and one form.
-        width: K; where there are fewer jobs, the first fills up, so that what a job comes to does not depend on how
-            many of the others are there. 0 takes as many as there are.
+        slots: Place of each among K, ascending; from the first on if they are not given.
+        width: K; slots without a job are filled with the first one. 0 takes as many as there are.
 
     Raises:
         UnfitError: They cannot be done at once: they differ in form, or what the model does is different for each
             client, such as dropout's noise.
     """
-    first, width = jobs[0], max(width, len(jobs))
+    first, slots = jobs[0], slots or range(len(jobs))
     if any(job.form() != first.form() or job.model is not first.model for job in jobs):
         raise UnfitError("its clients differ in more than their numbers")
     if _made_of(first.model) != first.made:  # a half has let go of it, and put back what it had done to it
         raise UnfitError("its clients change what it computes around their training")
     if any(isinstance(module, Constrained) for module in first.model.modules()):
         raise UnfitError("its parameters are put back within bounds after each step")
-    return _Stacked([*jobs, *[first] * (width - len(jobs))], first.model).train()[: len(jobs)]
+    of_slot = dict(zip(slots, jobs, strict=True))
+    stacked = [of_slot.get(slot, first) for slot in range(max(width, slots[-1] + 1))]
+    done = _Stacked(stacked, first.model).train()
+    return [done[slot] for slot in slots]
 
 
 def _made_of(model: nn.Module) -> Hashable:

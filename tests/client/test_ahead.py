@@ -25,6 +25,8 @@ from umbel.strategies.base import ClientContext, Phase
 from umbel.strategies.fedavg import FedAvg
 
 COHORT = (0, 1, 2, 3)
+# Tensors whose length is no multiple of a vector's.
+ODD = ("model.name=mlp", "model.sizes={hidden: 9}", "client.batch_size=7")
 IID = (*SMALL, "data.partition=iid", "client.precision=fp64", "client.batch_size=8")
 
 
@@ -71,10 +73,10 @@ def test_replies_are_those_of_clients_that_train_one_by_one(options, tmp_path):
 
 def test_bits_do_not_depend_on_who_else_is_here(tmp_path):
     some, fewer = (
-        replies(tmp_path / str(len(here)), "client.together=4", "client.precision=fp32", here=here)
-        for here in ((1, 2), (1,))
+        replies(tmp_path / str(len(here)), "client.together=4", "client.precision=fp32", *ODD, here=here)
+        for here in ((1, 2), (2,))
     )
-    assert all(torch.equal(some[1][name], tensor) for name, tensor in fewer[1].items())
+    assert all(torch.equal(some[2][name], tensor) for name, tensor in fewer[2].items())
 
 
 def test_a_model_with_noise_trains_one_by_one_and_says_so(tmp_path, caplog):
@@ -144,9 +146,8 @@ def test_squads_are_consecutive_clients_with_equally_many_examples():
     assert squads(tuple(sizes), 1, lambda client: pytest.fail("nobody asks")) == ()
 
 
-def test_a_squad_trains_at_once_as_wide_as_it_is():
-    """Those that are elsewhere are made up for."""
-    asked: list[tuple[set[int], int]] = []
+def test_who_has_come_to_train_is_done_at_once_and_others_train_alone():
+    asked: list[set[int]] = []
     given: dict[int, list[TrainReport]] = {}
 
     def turn(client: int, trainer) -> Turn[int]:
@@ -156,15 +157,15 @@ def test_a_squad_trains_at_once_as_wide_as_it_is():
             return Turn(None, repr(error), 1.0)
         return Turn(client, "", 1.0)
 
-    def do(jobs, width: int) -> dict[int, Done]:
-        asked.append((set(jobs), width))
+    def do(jobs) -> dict[int, Done]:
+        asked.append(set(jobs))
         report = TrainReport(0.5, 3, 0.1)
         return {client: Done(job.state, report) for client, job in jobs.items() if client != 12}
 
-    taken = at_once([10, 12], 3, turn, do)
+    taken = at_once([10, 12], turn, do)
     assert list(taken) == [10, 12]
     assert all(answer.answer == client and not answer.failure for client, answer in taken.items())
-    assert asked == [({10, 12}, 3)]
+    assert asked == [{10, 12}]
     assert given[10] == [TrainReport(0.5, 3, 0.1)]  # it ran up to there, and again
     assert len(given[12]) == 1 and given[12] != given[10]  # nobody did it: it trained by itself
     assert taken[10].seconds >= 2.0
@@ -177,7 +178,7 @@ def test_an_optimiser_that_goes_on_is_one_clients_alone():
         times.append(client)
         return Turn(job_of(trainer, client, moments={}), "", 0.0)
 
-    taken = at_once([0, 1], 2, turn, lambda jobs, width: pytest.fail("nothing to do"))
+    taken = at_once([0, 1], turn, lambda jobs: pytest.fail("nothing to do"))
     assert times == [0, 1] and all(turn.answer.moments == {} for turn in taken.values())
 
 
@@ -192,10 +193,10 @@ def test_a_half_that_does_otherwise_the_second_time_trains_itself():
         except BaseException as error:  # noqa: BLE001
             return Turn(None, repr(error), 0.0)
 
-    def do(jobs, width: int) -> dict[int, Done]:
+    def do(jobs) -> dict[int, Done]:
         return {client: Done(job.state, TrainReport(-1.0, 9, 0.1)) for client, job in jobs.items()}
 
-    taken = at_once([0, 1], 2, turn, do)
+    taken = at_once([0, 1], turn, do)
     assert times == [0, 1, 0, 1]
     assert all(turn.answer.num_steps == 1 and turn.answer.loss > 0 for turn in taken.values())
 
@@ -207,8 +208,8 @@ def test_halves_that_do_not_train_run_once():
         times.append(client)
         return Turn(client, "", 0.0)
 
-    def do(jobs, width: int) -> dict[int, Done]:
+    def do(jobs) -> dict[int, Done]:
         pytest.fail("there is nothing to do")
 
-    taken = at_once([4, 5, 6], 3, turn, do)
+    taken = at_once([4, 5, 6], turn, do)
     assert times == [4, 5, 6] == [turn.answer for turn in taken.values()]

@@ -156,10 +156,26 @@ def test_what_a_client_comes_to_does_not_depend_on_who_else_is_there():
         Job.of(model, **arguments(model, client, replace(FP64, precision="fp32"), (6, 1, 8, 8), 3))
         for client in range(4)
     ]
-    whole, some = train_together(jobs), train_together([jobs[3], jobs[1]], width=4)
-    for one, other in ((whole[3], some[0]), (whole[1], some[1])):
+    whole, some = train_together(jobs), train_together([jobs[1], jobs[3]], [1, 3], width=4)
+    for one, other in ((whole[1], some[0]), (whole[3], some[1])):
         assert one.report == other.report
         assert all(torch.equal(tensor, other.state[name]) for name, tensor in one.state.items())
+
+
+@pytest.mark.parametrize("batch_size", [5, 16])
+@pytest.mark.parametrize("features", [9, 27, 301])
+def test_a_job_alone_in_its_slot_has_the_bits_that_it_has_among_all(features, batch_size):
+    """Of odd lengths, each slot lies differently in memory, and kernels round by that."""
+    model = build("linear", 7, image_size=1, in_channels=features)
+    config = replace(FP64, precision="fp32", batch_size=batch_size)
+    given = [arguments(model, client, config, (2 * batch_size, features, 1, 1), 7) for client in range(4)]
+    jobs = [Job.of(model, **each) for each in given]
+    whole = train_together(jobs)
+    for slot, job in enumerate(jobs):
+        (alone,) = train_together([job], [slot], width=4)
+        assert alone.report == whole[slot].report
+        for name, tensor in alone.state.items():
+            assert torch.equal(tensor, whole[slot].state[name]), (slot, name)
 
 
 class Bound(Constrained):

@@ -23,8 +23,8 @@ from umbel.client.shared import gradients_on
 from umbel.core import training
 from umbel.core.spent import count, count_trained, counted
 from umbel.core.training import TrainReport
-from umbel.core.training.compiled import tell_once
 from umbel.core.training.config import LocalConfig
+from umbel.core.training.fallbacks import OTHER_BITS, tell
 from umbel.core.training.steps import UnfitError, state_of
 from umbel.core.training.together import Done, Job, train_together
 
@@ -124,7 +124,7 @@ def at_once(
 
 
 def do_at_once(host: Host, jobs: Mapping[int, Job], squad: Sequence[int], client_seconds: float) -> dict[int, Done]:
-    """Do clients' training at once as far as that goes, and say once where it does not.
+    """Do clients' training at once as far as that goes, and say where it does not.
 
     Each has the slot that it has in its squad. Those whom a node does not run, who fail, or whose job is of another
     form are made up for, and a client's bits are the same wherever it runs.
@@ -144,15 +144,25 @@ def do_at_once(host: Host, jobs: Mapping[int, Job], squad: Sequence[int], client
                 raise UnfitError("each of its clients trains a model of its own")
             forms.setdefault(job.form(), []).append(client)
         except UnfitError as error:
-            tell_once(f"{told}, for {error}.")
+            tell(f"{told}, for {error}.")
     done: dict[int, Done] = {}
     for clients in forms.values():
         slots, whose = [squad.index(client) for client in clients], f"Training of {clients}"
-        act = partial(train_together, [jobs[client] for client in clients], slots, len(squad))
+        act = partial(_together, [jobs[client] for client in clients], slots, len(squad))
         with gradients_on():
             said = attempt(act, client_seconds * len(clients), whose)
-        if said.made is None:
-            tell_once(f"{told}, for {said.failure}.")
+        if said.made is None:  # memory, time: of this process
+            tell(f"{told} where they cannot train at once ({said.failure}); {OTHER_BITS}.")
+        elif isinstance(said.made, UnfitError):
+            tell(f"{told}, for {said.made}.")
         else:
             done |= zip(clients, said.made, strict=True)
     return done
+
+
+def _together(jobs: Sequence[Job], slots: Sequence[int], width: int) -> list[Done] | UnfitError:
+    """Do jobs at once; return why they cannot be, if that is of the model, and so in all processes."""
+    try:
+        return train_together(jobs, slots, width)
+    except UnfitError as error:
+        return error

@@ -22,6 +22,7 @@ from umbel.core.records import BadReplyError, Payload, Reply, plain, reason
 from umbel.core.spent import Spent, counted
 from umbel.core.stored import Spill
 from umbel.core.training import Trainer, train
+from umbel.core.training.fallbacks import told_to
 from umbel.core.training.together import Done, Job
 from umbel.core.tree import clone
 from umbel.core.wire.heads import reply_framing
@@ -102,6 +103,10 @@ class Share:
             chosen: Of those of the work.
             on_client: Called after each of them.
         """
+        with told_to(self._outcome.fallbacks):
+            self._run(chosen, on_client)
+
+    def _run(self, chosen: Iterable[int], on_client: OnClient | None) -> None:
         self._shared, outcome = Shared(self._host.device), self._outcome
         clients, ahead = list(chosen), dict[int, Turn[_Answer]]()
         for client in clients:

@@ -40,6 +40,8 @@ from umbel.core.training.steps import (
 )
 from umbel.core.tree import Tree, clone
 
+_OF_PROCESS = ("allocate memory", "out of memory", "CUDA error", "CUDNN_STATUS", "CUBLAS_STATUS")  # no model's doing
+
 
 @dataclass(frozen=True)
 class Job:
@@ -166,6 +168,7 @@ def train_together(jobs: Sequence[Job], slots: Sequence[int] = (), width: int = 
     Raises:
         UnfitError: They cannot be done at once: they differ in form, or what the model does is different for each
             client, such as dropout's noise.
+        RuntimeError: It failed in this process, of whose memory they take more than each by itself, say.
     """
     first, slots = jobs[0], slots or range(len(jobs))
     if any(job.form() != first.form() or job.model is not first.model for job in jobs):
@@ -248,6 +251,8 @@ class _Stacked:
             with torch.no_grad():
                 return self._step(*tensors) if graph is None else graph(*tensors)
         except RuntimeError as error:
+            if any(word in str(error) for word in _OF_PROCESS):
+                raise
             raise UnfitError(f"torch.func.vmap refuses it ({str(error).partition(chr(10))[0]})") from error
 
 

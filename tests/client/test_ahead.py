@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 
 import pytest
@@ -10,13 +9,14 @@ import torch
 from torch import nn
 
 from tests.end_to_end.test_engines import SMALL
+from umbel.client import ahead
 from umbel.client.ahead import Turn, at_once
 from umbel.client.worker import Worker
 from umbel.conf.load import load
 from umbel.core.losses import CrossEntropy
 from umbel.core.records import Payload, Reply
 from umbel.core.rng import generator
-from umbel.core.training import LocalConfig, TrainReport, compiled
+from umbel.core.training import LocalConfig, TrainReport
 from umbel.core.training.together import Done
 from umbel.core.tree import subtract
 from umbel.core.wire.work import Outcome, Work, share, squads
@@ -44,9 +44,24 @@ def one_round(folder, *options: str, here: tuple[int, ...] = COHORT) -> tuple[Ou
 
 def replies(folder, *options: str, here: tuple[int, ...] = COHORT) -> dict[int, dict[str, torch.Tensor]]:
     """Return what each client changed; those that are here are no siblings, so that their replies travel singly."""
+    return told(folder, *options, here=here)[0]
+
+
+def told(folder, *options: str, here: tuple[int, ...] = COHORT) -> tuple[dict[int, dict[str, torch.Tensor]], list[str]]:
+    """Return the same, and what trained without a mode."""
     outcome, _ = one_round(folder, *options, here=here)
-    assert not outcome.failures and not outcome.nodes
-    return {client: dict(reply.trees["delta"]) for client, reply in outcome.singles.items()}
+    assert not outcome.failures and not outcome.nodes and not outcome.notices
+    return {client: dict(reply.trees["delta"]) for client, reply in outcome.singles.items()}, outcome.fallbacks
+
+
+def said_alone(folder, *options: str) -> str:
+    """Return what is said of clients that train with the bits that they have one by one, which is asserted."""
+    at_once, texts = told(folder / "a", *options, "client.together=4", here=(0, 2))
+    alone, nothing = told(folder / "b", *options, here=(0, 2))
+    assert at_once.keys() == alone.keys() == {0, 2} and not nothing
+    assert all(torch.equal(at_once[client][name], tensor) for client in alone for name, tensor in alone[client].items())
+    (text,) = texts
+    return text
 
 
 @pytest.mark.parametrize(
@@ -79,25 +94,32 @@ def test_bits_do_not_depend_on_who_else_is_here(tmp_path):
     assert all(torch.equal(some[2][name], tensor) for name, tensor in fewer[2].items())
 
 
-def test_a_model_with_noise_trains_one_by_one_and_says_so(tmp_path, caplog):
-    compiled.tell_once.cache_clear()
-    noisy = ("model.name=mlp", "model.sizes={hidden: 8, dropout: 0.5}")
-    with caplog.at_level(logging.WARNING, logger="umbel.client"):
-        at_once = replies(tmp_path / "a", *noisy, "client.together=4", here=(0, 2))
-    alone = replies(tmp_path / "b", *noisy, here=(0, 2))
-    assert all(torch.equal(at_once[client][name], tensor) for client in alone for name, tensor in alone[client].items())
-    (said,) = caplog.messages
-    assert said.startswith("client.together=4: mlp trains one client after the other, for")
+def test_a_model_with_noise_trains_one_by_one_and_says_so(tmp_path):
+    said = said_alone(tmp_path, "model.name=mlp", "model.sizes={hidden: 8, dropout: 0.5}")
+    assert said.startswith("client.together=4: mlp trains one client after the other, for torch.func.vmap refuses it")
 
 
-def test_an_objective_of_ones_own_trains_one_by_one_and_says_so(tmp_path, caplog):
-    compiled.tell_once.cache_clear()
-    with caplog.at_level(logging.WARNING, logger="umbel.client"):
-        at_once = replies(tmp_path / "a", "strategy.name=fedntd", "client.together=4", here=(0, 2))
-    alone = replies(tmp_path / "b", "strategy.name=fedntd", here=(0, 2))
-    assert all(torch.equal(at_once[client][name], tensor) for client in alone for name, tensor in alone[client].items())
-    (said,) = caplog.messages
+def test_an_objective_of_ones_own_trains_one_by_one_and_says_so(tmp_path):
+    said = said_alone(tmp_path, "strategy.name=fedntd")
     assert said.endswith("trains one client after the other, for its objective is a function that may read anything.")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("no room")])
+def test_what_one_process_cannot_do_is_said_with_what_it_means_for_bits(error, tmp_path, monkeypatch):
+    def fails(*given: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ahead, "train_together", fails)
+    said = said_alone(tmp_path)
+    assert f"where they cannot train at once ({type(error).__name__}: {error})" in said
+    assert said.endswith("so that another run, or engine, may end with other bits.")
+
+
+def test_what_is_said_is_said_again_in_the_next_run(tmp_path):
+    """Once a run, not once a process."""
+    noisy = ("model.name=mlp", "model.sizes={hidden: 8, dropout: 0.5}", "client.together=4")
+    first, second = (told(tmp_path / each, *noisy, here=(0, 2))[1] for each in "ab")
+    assert first == second and len(first) == 1
 
 
 class Sharpened(FedAvg):
@@ -117,15 +139,8 @@ class Sharpened(FedAvg):
         return Reply({"delta": subtract(client.weights(model), before)}, {"loss": report.loss}, client.num_examples)
 
 
-def test_what_a_half_does_to_the_model_while_it_trains_counts(tmp_path, caplog):
-    compiled.tell_once.cache_clear()
-    name = f"strategy.name={__name__}:Sharpened"
-    with caplog.at_level(logging.WARNING, logger="umbel.client"):
-        at_once = replies(tmp_path / "a", name, "client.together=4", here=(0, 2))
-    alone = replies(tmp_path / "b", name, here=(0, 2))
-    assert all(torch.equal(at_once[client][name], tensor) for client in alone for name, tensor in alone[client].items())
-    (said,) = caplog.messages
-    assert "has hooks" in said
+def test_what_a_half_does_to_the_model_while_it_trains_counts(tmp_path):
+    assert "has hooks" in said_alone(tmp_path, f"strategy.name={__name__}:Sharpened")
 
 
 def job_of(trainer, client: int, num_examples: int = 4, **more: object) -> object:

@@ -204,6 +204,18 @@ def test_refusals():
         train_together(jobs)
 
 
+class Large(nn.Module):
+    """Takes more memory than there is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes.")
+
+
+def test_what_a_process_lacks_is_not_taken_for_the_models_doing():
+    with pytest.raises(RuntimeError, match="can't allocate"):
+        both(classifier(Large()), FP64)
+
+
 @contextmanager
 def hooked(model: nn.Module) -> Iterator[None]:
     handle = model[1].register_forward_hook(lambda module, given, output: 5.0 * output)

@@ -29,6 +29,7 @@ from umbel.core.training.steps import UnfitError, state_of
 from umbel.core.training.together import Done, Job, train_together
 
 T = TypeVar("T")
+_OTHERWISE = "a client's half asked for another training when it ran again, and its client trained"
 
 
 class _Noted(BaseException):
@@ -61,6 +62,7 @@ class _Notes:
         self, model: nn.Module, images: Tensor, labels: Tensor, config: LocalConfig, **words: object
     ) -> TrainReport:
         if words.get("moments") is not None:  # an optimiser that goes on is one client's alone
+            tell(f"client.together={config.together}: what trains with an optimiser that goes on trains one by one.")
             return training.train(model, images, labels, config, **words)  # type: ignore[arg-type]
         words.pop("moments", None)
         self.job = Job.of(model, images, labels, config, **words)  # type: ignore[arg-type]
@@ -71,13 +73,16 @@ class _Gives:
     """Stands in for `train`: gives what came of a job where the same is asked for, and else trains."""
 
     def __init__(self, job: Job, done: Done) -> None:
-        self._job, self._done = job, done
+        self._job, self._done, self._gave = job, done, False
 
     def __call__(
         self, model: nn.Module, images: Tensor, labels: Tensor, config: LocalConfig, **words: object
     ) -> TrainReport:
         if words.get("moments") is not None or not self._is_asked(model, images, labels, config, words):
+            why = "clients train more than once in a turn, the first time at once, then" if self._gave else _OTHERWISE
+            tell(f"client.together={config.together}: {why} one by one.")
             return training.train(model, images, labels, config, **words)  # type: ignore[arg-type]
+        self._gave = True
         model.train()
         with torch.no_grad():
             for name, tensor in state_of(model).items():

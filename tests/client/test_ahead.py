@@ -17,6 +17,7 @@ from umbel.core.losses import CrossEntropy
 from umbel.core.records import Payload, Reply
 from umbel.core.rng import generator
 from umbel.core.training import LocalConfig, TrainReport
+from umbel.core.training.fallbacks import told_to
 from umbel.core.training.together import Done
 from umbel.core.tree import subtract
 from umbel.core.wire.work import Outcome, Work, share, squads
@@ -115,6 +116,16 @@ def test_what_one_process_cannot_do_is_said_with_what_it_means_for_bits(error, t
     assert said.endswith("so that another run, or engine, may end with other bits.")
 
 
+def test_further_trainings_of_a_turn_are_one_by_one_and_that_is_said(tmp_path):
+    """The head trains first, then the body."""
+    at_once, texts = told(tmp_path / "a", "strategy.name=fedrep", "client.together=4", here=(0, 2))
+    alone, nothing = told(tmp_path / "b", "strategy.name=fedrep", here=(0, 2))
+    assert at_once.keys() == alone.keys() == {0, 2} and not nothing
+    assert texts == [
+        "client.together=4: clients train more than once in a turn, the first time at once, then one by one."
+    ]
+
+
 def test_what_is_said_is_said_again_in_the_next_run(tmp_path):
     """Once a run, not once a process."""
     noisy = ("model.name=mlp", "model.sizes={hidden: 8, dropout: 0.5}", "client.together=4")
@@ -193,7 +204,10 @@ def test_an_optimiser_that_goes_on_is_one_clients_alone():
         times.append(client)
         return Turn(job_of(trainer, client, moments={}), "", 0.0)
 
-    taken = at_once([0, 1], turn, lambda jobs: pytest.fail("nothing to do"))
+    heard: list[str] = []
+    with told_to(heard):
+        taken = at_once([0, 1], turn, lambda jobs: pytest.fail("nothing to do"))
+    assert heard == ["client.together=1: what trains with an optimiser that goes on trains one by one."]
     assert times == [0, 1] and all(turn.answer.moments == {} for turn in taken.values())
 
 
@@ -211,7 +225,11 @@ def test_a_half_that_does_otherwise_the_second_time_trains_itself():
     def do(jobs) -> dict[int, Done]:
         return {client: Done(job.state, TrainReport(-1.0, 9, 0.1)) for client, job in jobs.items()}
 
-    taken = at_once([0, 1], turn, do)
+    heard: list[str] = []
+    with told_to(heard):
+        taken = at_once([0, 1], turn, do)
+    (said,) = heard
+    assert "asked for another training when it ran again" in said
     assert times == [0, 1, 0, 1]
     assert all(turn.answer.num_steps == 1 and turn.answer.loss > 0 for turn in taken.values())
 

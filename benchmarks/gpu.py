@@ -37,6 +37,7 @@ from umbel import Listener, run
 from umbel.core import device as devices
 from umbel.core.records import reason
 from umbel.core.training import LocalConfig, compiled
+from umbel.core.training.fallbacks import told_to
 from umbel.data.sources.cache import folder
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -104,13 +105,14 @@ def compare(bench: Bench, names: list[str], repeats: int, clock: Clock, where: t
         if clock.left < 0:
             print(f"  {name}: left out, no time")
             continue
-        contender = Contender(name, bench.contender(name), bench.steps, where)
+        contender, told = Contender(name, bench.contender(name), bench.steps, where), list[str]()
         try:
-            contender.warm_up()
+            with told_to(told):
+                contender.warm_up()
         except Exception as error:  # noqa: BLE001 - memory, a compiler, what vmap does not know: the others go on
             print(f"  {name}: left out, {reason(error)}")
             continue
-        for text in compiled.take_told():
+        for text in told:
             print(f"  {name}: {text}")
         there.append(contender)
     for repeat in range(repeats):

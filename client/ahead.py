@@ -23,12 +23,13 @@ from umbel.client.shared import gradients_on
 from umbel.core import training
 from umbel.core.spent import count, count_trained, counted
 from umbel.core.training import TrainReport
-from umbel.core.training.compiled import tell_once
 from umbel.core.training.config import LocalConfig
+from umbel.core.training.fallbacks import OTHER_BITS, tell
 from umbel.core.training.steps import UnfitError, state_of
 from umbel.core.training.together import Done, Job, train_together
 
 T = TypeVar("T")
+_OTHERWISE = "a client's half asked for another training when it ran again, and its client trained"
 
 
 class _Noted(BaseException):
@@ -61,6 +62,7 @@ class _Notes:
         self, model: nn.Module, images: Tensor, labels: Tensor, config: LocalConfig, **words: object
     ) -> TrainReport:
         if words.get("moments") is not None:  # an optimiser that goes on is one client's alone
+            tell(f"client.together={config.together}: what trains with an optimiser that goes on trains one by one.")
             return training.train(model, images, labels, config, **words)  # type: ignore[arg-type]
         words.pop("moments", None)
         self.job = Job.of(model, images, labels, config, **words)  # type: ignore[arg-type]
@@ -71,13 +73,16 @@ class _Gives:
     """Stands in for `train`: gives what came of a job where the same is asked for, and else trains."""
 
     def __init__(self, job: Job, done: Done) -> None:
-        self._job, self._done = job, done
+        self._job, self._done, self._gave = job, done, False
 
     def __call__(
         self, model: nn.Module, images: Tensor, labels: Tensor, config: LocalConfig, **words: object
     ) -> TrainReport:
         if words.get("moments") is not None or not self._is_asked(model, images, labels, config, words):
+            why = "clients train more than once in a turn, the first time at once, then" if self._gave else _OTHERWISE
+            tell(f"client.together={config.together}: {why} one by one.")
             return training.train(model, images, labels, config, **words)  # type: ignore[arg-type]
+        self._gave = True
         model.train()
         with torch.no_grad():
             for name, tensor in state_of(model).items():
@@ -95,20 +100,15 @@ class _Gives:
 
 def at_once(
     clients: Sequence[int],
-    width: int,
     turn: Callable[[int, training.Trainer], Turn[T]],
-    do: Callable[[Mapping[int, Job], int], Mapping[int, Done]],
+    do: Callable[[Mapping[int, Job]], Mapping[int, Done]],
 ) -> dict[int, Turn[T]]:
     """Let clients of a squad take their turns, training at once.
 
-    As many at once as there are in the squad: those whom a node does not run, or who drop out, are made up for, and a
-    client's bits are the same wherever it runs.
-
     Args:
         clients: Those of the squad that run here.
-        width: How many the squad has.
         turn: Gives a client its turn, with what stands in for `train`.
-        do: Does jobs, by client, as so many at once; one that is missing was not done.
+        do: Does jobs, by client, at once; one that is missing was not done.
     """
     turns: dict[int, Turn[T]] = {}
     jobs: dict[int, Job] = {}
@@ -119,7 +119,7 @@ def at_once(
             jobs[client] = notes.job
     begin = time.perf_counter()
     with counted():  # each counts its own when its turn comes
-        done = do(jobs, width) if jobs else {}
+        done = do(jobs) if jobs else {}
     share = (time.perf_counter() - begin) / max(len(jobs), 1)
     for client, job in jobs.items():
         before = turns[client].seconds + share
@@ -128,13 +128,16 @@ def at_once(
     return turns
 
 
-def do_at_once(host: Host, jobs: Mapping[int, Job], width: int, client_seconds: float) -> dict[int, Done]:
-    """Do clients' training at once as far as that goes, and say once where it does not.
+def do_at_once(host: Host, jobs: Mapping[int, Job], squad: Sequence[int], client_seconds: float) -> dict[int, Done]:
+    """Do clients' training at once as far as that goes, and say where it does not.
+
+    Each has the slot that it has in its squad. Those whom a node does not run, who fail, or whose job is of another
+    form are made up for, and a client's bits are the same wherever it runs.
 
     Args:
         host: Whose model they train; others are left out.
         jobs: By client.
-        width: As so many at once those of one form are done.
+        squad: All clients of the squad.
         client_seconds: How long one client may take.
     """
     forms: dict[Hashable, list[int]] = {}
@@ -146,14 +149,25 @@ def do_at_once(host: Host, jobs: Mapping[int, Job], width: int, client_seconds: 
                 raise UnfitError("each of its clients trains a model of its own")
             forms.setdefault(job.form(), []).append(client)
         except UnfitError as error:
-            tell_once(f"{told}, for {error}.")
+            tell(f"{told}, for {error}.")
     done: dict[int, Done] = {}
     for clients in forms.values():
-        act, whose = partial(train_together, [jobs[client] for client in clients], width), f"Training of {clients}"
+        slots, whose = [squad.index(client) for client in clients], f"Training of {clients}"
+        act = partial(_together, [jobs[client] for client in clients], slots, len(squad))
         with gradients_on():
             said = attempt(act, client_seconds * len(clients), whose)
-        if said.made is None:
-            tell_once(f"{told}, for {said.failure}.")
+        if said.made is None:  # memory, time: of this process
+            tell(f"{told} where they cannot train at once ({said.failure}); {OTHER_BITS}.")
+        elif isinstance(said.made, UnfitError):
+            tell(f"{told}, for {said.made}.")
         else:
             done |= zip(clients, said.made, strict=True)
     return done
+
+
+def _together(jobs: Sequence[Job], slots: Sequence[int], width: int) -> list[Done] | UnfitError:
+    """Do jobs at once; return why they cannot be, if that is of the model, and so in all processes."""
+    try:
+        return train_together(jobs, slots, width)
+    except UnfitError as error:
+        return error

@@ -22,6 +22,7 @@ from umbel.core.records import BadReplyError, Payload, Reply, plain, reason
 from umbel.core.spent import Spent, counted
 from umbel.core.stored import Spill
 from umbel.core.training import Trainer, train
+from umbel.core.training.fallbacks import told_to
 from umbel.core.training.together import Done, Job
 from umbel.core.tree import clone
 from umbel.core.wire.heads import reply_framing
@@ -102,6 +103,10 @@ class Share:
             chosen: Of those of the work.
             on_client: Called after each of them.
         """
+        with told_to(self._outcome.fallbacks):
+            self._run(chosen, on_client)
+
+    def _run(self, chosen: Iterable[int], on_client: OnClient | None) -> None:
         self._shared, outcome = Shared(self._host.device), self._outcome
         clients, ahead = list(chosen), dict[int, Turn[_Answer]]()
         for client in clients:
@@ -132,13 +137,13 @@ class Share:
             answer, failure = self._turn(each, trainer, waits=True)
             return Turn(answer, failure, time.perf_counter() - begin, began)
 
-        def do(jobs: Mapping[int, Job], width: int) -> dict[int, Done]:
+        def do(jobs: Mapping[int, Job]) -> dict[int, Done]:
             try:
-                return do_at_once(self._host, jobs, width, self._seconds)
+                return do_at_once(self._host, jobs, squad, self._seconds)
             finally:
                 self._shared.put_back()
 
-        return at_once([each for each in squad if each in here], len(squad), turn, do)
+        return at_once([each for each in squad if each in here], turn, do)
 
     def outcome(self) -> Outcome:
         """Return what came of the clients that ran; the share is at its end."""

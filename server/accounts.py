@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 
 from umbel.core.spent import Spent, counted
-from umbel.core.wire.work import ClientTime, Work
+from umbel.core.wire.work import MOST_FALLBACKS, ClientTime, Work
 from umbel.models import registry
 from umbel.server.checkpoint import Progress
 from umbel.server.listener import Listener
@@ -79,6 +79,8 @@ class Accounts:
         self._times[work.phase] = report.times
         for text in dict.fromkeys(report.notices):
             self._notice_once(text)
+        for text in dict.fromkeys(report.fallbacks):
+            self.fall_back(text, progress)
         for client in report.remembered:
             progress.memories[str(client)] = (work.round, work.step, work.attempt)
         for client, (node, reason) in sorted(report.failures.items()):
@@ -98,6 +100,13 @@ class Accounts:
         moved = {"bytes_down": sum(progress.bytes_down.values()), "bytes_up": sum(progress.bytes_up.values())}
         self._listener.costs(progress.round, progress.counted_costs | moved)
         self._listener.round(progress.round, progress.num_rounds, metrics, progress.seconds["total"])
+
+    def fall_back(self, text: str, progress: Progress) -> None:
+        """Tell, once, that something trains without a fast mode that was asked for, and keep it for the summary."""
+        if text not in progress.fallbacks and len(progress.fallbacks) < MOST_FALLBACKS:
+            progress.fallbacks.append(text)
+        if text in progress.fallbacks:
+            self._notice_once(text)
 
     def _known(self, spent: Spent, progress: Progress) -> Spent:
         """Return what nodes say that training cost, without models that nobody here has built: a name is free text."""

@@ -68,6 +68,7 @@ class Progress:
         memories: For each client that has one, the version of its memory as (round, step, attempt).
         virtual_seconds: Virtual time that the clients' devices have taken.
         num_late: Replies that were not asked for because they would have come too late in virtual time.
+        fallbacks: What trained without a fast mode that was asked for, and why.
     """
 
     round: int = 0
@@ -94,6 +95,7 @@ class Progress:
     memories: dict[str, tuple[int, int, str]] = field(default_factory=dict)
     virtual_seconds: float = 0.0
     num_late: int = 0
+    fallbacks: list[str] = field(default_factory=list)
 
     def spend(self, side: str, spent: Spent) -> None:
         """Count what training cost on a side, `clients` or `server`."""
@@ -148,6 +150,7 @@ class Progress:
             passes=deepcopy(self.passes),
             memories=dict(self.memories),
             tasks=deepcopy(self.tasks),
+            fallbacks=list(self.fallbacks),
         )
 
 

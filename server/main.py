@@ -64,8 +64,6 @@ def execute(
         session = Session(experiment, agreement)
         for text in (*unused(experiment.engine), *port.notices, *session.data.notices):
             told.notice(text)
-        for text in modes.notices(*session.trains):
-            told.notice(text)
         if before is None and (text := session.start()):
             told.notice(text)
         if resume:
@@ -74,6 +72,7 @@ def execute(
                 told.notice(text)
         run = FederatedRun(session, run_folder, told, before)
         del before  # a State that no round changes
+        run.fall_back(modes.notices(*session.trains))
         run.start(port, directory)
         _finish(run, run_folder, agreement)
     return path
@@ -209,7 +208,7 @@ def _finish(run: FederatedRun, folder: RunFolder, agreement: Agreement | None) -
             "num_parameters": sum(t.numel() for t in run.session.strategy.model(run.state).values()),
             "weights_sha256": digest,
             "config_hash": session.config_hash,
-            "modes": modes.named(*session.trains),
+            "modes": modes.named(*session.trains) | ({"fallbacks": progress.fallbacks} if progress.fallbacks else {}),
         }
         | _representations(folder, session.strategy.representations(run.state))
         | ({} if agreement is None else agree.summary(agreement))

@@ -36,6 +36,7 @@ class Report:
         spent: What training cost the clients, by the nodes' word.
         times: When each client ran, where that is known.
         notices: What whoever reads the result should know.
+        fallbacks: What trained without a fast mode that was asked for, and why, by the nodes' word.
     """
 
     cohort: tuple[int, ...] = ()
@@ -49,6 +50,7 @@ class Report:
     spent: Spent = field(default_factory=Spent)
     times: list[ClientTime] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    fallbacks: list[str] = field(default_factory=list)
 
 
 class Receiver:
@@ -124,6 +126,7 @@ class Receiver:
         self.answered.add(node)
         self._report.times += outcome.times
         self._report.notices += outcome.notices
+        self._report.fallbacks += outcome.fallbacks
         waited = time.monotonic() - self._began
         self._report.seconds |= {
             client: min(seconds, waited)

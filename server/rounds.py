@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from umbel.core import state as states
@@ -62,6 +63,11 @@ class FederatedRun:
         self._checkpoint_round = self._older_checkpoint_round = self.progress.round
         self.state: Any = None
         self.lost: list[int] = []
+
+    def fall_back(self, texts: Iterable[str]) -> None:
+        """Tell, and keep for the summary, what is known before a step to train without a mode that was asked for."""
+        for text in texts:
+            self._accounts.fall_back(text, self.progress)
 
     def start(self, port: Port, directory: Directory | None = None) -> None:
         """Run all rounds that are still to come.

@@ -9,18 +9,18 @@ runs.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Callable, Hashable, Sequence
-from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from umbel.core.names import shortened
 from umbel.core.training.config import LocalConfig
 from umbel.core.training.corrections import AffineCorrection, Correction
+from umbel.core.training.fallbacks import OTHER_BITS, tell
 from umbel.core.training.steps import (
     Loss,
     Step,
@@ -33,14 +33,12 @@ from umbel.core.training.steps import (
 )
 
 Graph = Callable[..., Tensor]
-log = logging.getLogger("umbel.client")
 # Of a step's length, by which a compiled one may differ: it adds up in another order.
 _ROUNDED = {"fp64": 1e-6, "fp32": 5e-3, "bf16": 0.1, "fp16": 0.1}
 _APART = 0.5  # likewise for parameters under Adam, whose quotients of small numbers may change their sign
 _NOTHING = 1e-12  # length of a step that stands still
 _RECURSION = 2000
-_graphs: dict[Hashable, Graph | None] = {}  # None could not be compiled
-_told: list[str] = []  # what nobody has asked for yet
+_graphs: dict[Hashable, Graph | str] = {}  # or what there is to say of a step that could not be compiled
 
 
 class Steps:
@@ -128,7 +126,7 @@ def form_of(step: Step) -> Hashable:
 
 
 def graph_of(step: Step, form: Hashable, tensors: Sequence[Tensor], backend: str = "inductor") -> Graph | None:
-    """Return a step as a graph for tensors like these; None where it cannot be one, which is told once.
+    """Return a step as a graph for tensors like these; None where it cannot be one, which is told each time.
 
     Args:
         step: The step.
@@ -138,31 +136,46 @@ def graph_of(step: Step, form: Hashable, tensors: Sequence[Tensor], backend: str
     """
     key = (form, backend, _shapes(tensors))
     if key not in _graphs:
-        try:
-            _graphs[key] = _compile(step, tensors, backend)
-        except Exception as error:  # noqa: BLE001 - whatever a compiler cannot do can be done without it
-            _graphs[key] = None
-            name, first = type(step.model).__name__, str(error).strip().partition("\n")[0]
-            tell_once(f"client.compile=step: {name} trains without, for it cannot be compiled ({first}).")
-    return _graphs[key]
+        _graphs[key] = _compile(step, tensors, backend)
+    made = _graphs[key]
+    if isinstance(made, str):
+        tell(made)
+        return None
+    return made
 
 
 def _shapes(tensors: Sequence[Tensor]) -> Hashable:
     return tuple((t.shape, t.stride(), t.dtype, t.device) for t in tensors)
 
 
-def _compile(step: Step, tensors: Sequence[Tensor], backend: str) -> Graph:
-    """Return the graph; it has run once, on copies, so that what it can raise it has raised."""
+def _compile(step: Step, tensors: Sequence[Tensor], backend: str) -> Graph | str:
+    """Return the graph, or why there is none; it has run once, on copies, so that what it can raise it has raised.
+
+    That a step cannot be traced comes of the model, in all processes alike. What comes later (no compiler, a full disk)
+    may be so in this process alone.
+    """
     from torch.fx.experimental.proxy_tensor import make_fx  # a second of imports, for whoever compiles
 
-    # Fake tensors refuse others: a graph cannot have taken a tensor for a constant that was none of its arguments.
-    graph: Graph = torch.compile(
-        make_fx(step.__call__, tracing_mode="fake")(*tensors), fullgraph=True, dynamic=False, backend=backend
-    )
+    without = f"client.compile=step: {type(step.model).__name__} trains without"
+    try:
+        # Fake tensors refuse others: a graph cannot have taken a tensor for a constant that was none of its arguments.
+        traced = make_fx(step.__call__, tracing_mode="fake")(*tensors)
+    except Exception as error:  # noqa: BLE001 - whatever a compiler cannot do can be done without it
+        return f"{without}, for it cannot be compiled ({_in_short(error)})."
+    graph: Graph = torch.compile(traced, fullgraph=True, dynamic=False, backend=backend)
     cuda = [tensors[0].device] if tensors[0].device.type == "cuda" else []
-    with torch.no_grad(), torch.random.fork_rng(devices=cuda):
-        _compare(step, graph, tensors)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=cuda):
+            _compare(step, graph, tensors)
+    except Exception as error:  # noqa: BLE001 - likewise
+        return f"{without} where it cannot be compiled ({_in_short(error)}); {OTHER_BITS}."
     return graph
+
+
+def _in_short(error: Exception) -> str:
+    """Return the first line of what a compiler says, and the next where that one only says whose words follow."""
+    lines = str(error).strip().split("\n")
+    return shortened(" ".join(lines[: 2 if lines[0].endswith(":") else 1]))
 
 
 def _compare(step: Step, graph: Graph, tensors: Sequence[Tensor]) -> None:
@@ -210,17 +223,3 @@ def keep_in(folder: Path) -> None:
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     # The compiler raises it to this in whoever's turn it is that needs it first.
     sys.setrecursionlimit(max(sys.getrecursionlimit(), _RECURSION))
-
-
-@cache
-def tell_once(text: str) -> None:
-    """Log a warning, once a process, and keep it for `take_told`."""
-    log.warning("%s", text)
-    _told.append(text)
-
-
-def take_told() -> list[str]:
-    """Return what was told since the last time: a process whose log nobody reads hands it on."""
-    told = list(_told)
-    _told.clear()
-    return told

@@ -23,6 +23,7 @@ from umbel.core.training import compiled
 from umbel.core.training.config import LocalConfig as LocalConfig
 from umbel.core.training.config import learning_rate as learning_rate
 from umbel.core.training.corrections import Correction as Correction
+from umbel.core.training.fallbacks import tell
 from umbel.core.training.optimizers import eager
 from umbel.core.training.steps import Loss as Loss
 from umbel.core.training.steps import UnfitError, freeze_batch_norm
@@ -221,7 +222,7 @@ def _compiled(
             raise UnfitError("fp16 scales its loss by what the steps before came to")
         return compiled.Steps(model, config, lr, correct, loss, device)
     except UnfitError as error:
-        compiled.tell_once(f"client.compile=step: {type(model).__name__} trains without, for {error}.")
+        tell(f"client.compile=step: {type(model).__name__} trains without, for {error}.")
         return None
 
 

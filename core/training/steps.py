@@ -244,22 +244,28 @@ def form_of_loss(loss: Loss) -> Hashable:
     raise UnfitError("its loss is a function that reads more than its arguments")
 
 
-def form_of_model(model: nn.Module) -> Hashable:
+def form_of_model(model: nn.Module, modes: bool = True) -> Hashable:
     """Return what a model computes besides its state: types, modes and plain attributes of its modules.
+
+    Args:
+        model: The model.
+        modes: Whether it counts which modules are in training mode; whoever begins to train sets that anew.
 
     Raises:
         UnfitError: A module has something else, on which its computation may depend.
     """
-    return tuple((name, *_form_of_module(name, module)) for name, module in model.named_modules(remove_duplicate=False))
+    left_out = _NO_ATTRIBUTES if modes else {*_NO_ATTRIBUTES, "training"}
+    named = model.named_modules(remove_duplicate=False)
+    return tuple((name, *_form_of_module(name, module, left_out)) for name, module in named)
 
 
-def _form_of_module(name: str, module: nn.Module) -> Iterator[Any]:
+def _form_of_module(name: str, module: nn.Module, left_out: Collection[str]) -> Iterator[Any]:
     yield type(module)
     for key, value in vars(module).items():
         if key.endswith("_hooks"):
             if value:
                 raise UnfitError(f"its module {name or type(module).__name__!r} has hooks")
-        elif key not in _NO_ATTRIBUTES:
+        elif key not in left_out:
             yield key, _form(value, f"{name}.{key}" if name else key)
 
 

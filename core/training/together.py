@@ -31,6 +31,7 @@ from umbel.core.training.steps import (
     Step,
     UnfitError,
     form_of_loss,
+    form_of_model,
     rates_of,
     state_of,
     tensors_of_loss,
@@ -38,6 +39,8 @@ from umbel.core.training.steps import (
     training_only,
 )
 from umbel.core.tree import Tree, clone
+
+_OF_PROCESS = ("allocate memory", "out of memory", "CUDA error", "CUDNN_STATUS", "CUBLAS_STATUS")  # no model's doing
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,8 @@ class Job:
         loss: Mean loss of (logits, labels).
         objective: What takes the place of the loss of the model's logits, or None.
         trained: Names of the parameters that were to be trained.
+        made: What the model computed then, besides its state; None where that may depend on anything.
+        unfit: Why it may.
     """
 
     model: nn.Module
@@ -73,6 +78,8 @@ class Job:
     loss: Loss
     objective: Objective | None = None
     trained: tuple[str, ...] = ()
+    made: Hashable = None
+    unfit: str = ""
 
     @classmethod
     def of(
@@ -91,9 +98,14 @@ class Job:
         objective: Objective | None = None,
     ) -> Job:
         """Return the job of a call of `train` with these arguments, none of which it changes."""
-        state, sources = clone(state_of(model)), (batches.get_state(), noise.get_state())
-        trained = trained_names(model)
-        return cls(model, state, images, labels, config, *sources, round_, correct, augment, loss, objective, trained)
+        state, sources, trained = clone(state_of(model)), (batches.get_state(), noise.get_state()), trained_names(model)
+        made, unfit = None, ""
+        try:
+            made = _made_of(model)
+        except UnfitError as error:
+            unfit = str(error)
+        given = (model, state, images, labels, config, *sources, round_, correct, augment, loss, objective)
+        return cls(*given, trained, made, unfit)
 
     def is_same(self, other: Job) -> bool:
         """Say whether another job would end alike: all that it reads is the same, to the bit."""
@@ -117,10 +129,12 @@ class Job:
             raise UnfitError("its gradients are corrected by a function that may read anything")
         if self.config.precision == "fp16" and self.images.device.type == "cuda":
             raise UnfitError("fp16 scales its loss by what the steps before came to")
+        if self.unfit:
+            raise UnfitError(self.unfit)
         correction = None if self.correct is None else self.correct.form
         shapes = (self.images.shape, self.images.dtype, self.labels.shape, self.labels.dtype)
         loss = form_of_loss(self.loss)
-        return shapes, self.config, self.round, loss, correction, self.augment is None, self.trained
+        return shapes, self.config, self.round, loss, correction, self.augment is None, self.trained, self.made
 
     def _tensors(self) -> list[Tensor]:
         reads = self.correct.tensors if isinstance(self.correct, AffineCorrection) else []
@@ -141,24 +155,42 @@ class Done:
     report: TrainReport
 
 
-def train_together(jobs: Sequence[Job], width: int = 0) -> list[Done]:
+def train_together(jobs: Sequence[Job], slots: Sequence[int] = (), width: int = 0) -> list[Done]:
     """Do jobs of one form at once; each comes to what `train` makes of it, but for rounding.
+
+    Kernels round by where in memory numbers lie: what a job comes to depends on its slot, and not on who else is there.
 
     Args:
         jobs: One or more, of one model and one form.
-        width: K; where there are fewer jobs, the first fills up, so that what a job comes to does not depend on how
-            many of the others are there. 0 takes as many as there are.
+        slots: Place of each among K, ascending; from the first on if they are not given.
+        width: K; slots without a job are filled with the first one. 0 takes as many as there are.
 
     Raises:
         UnfitError: They cannot be done at once: they differ in form, or what the model does is different for each
             client, such as dropout's noise.
+        RuntimeError: It failed in this process, of whose memory they take more than each by itself, say.
     """
-    first, width = jobs[0], max(width, len(jobs))
+    first, slots = jobs[0], slots or range(len(jobs))
     if any(job.form() != first.form() or job.model is not first.model for job in jobs):
         raise UnfitError("its clients differ in more than their numbers")
+    if _made_of(first.model) != first.made:  # a half has let go of it, and put back what it had done to it
+        raise UnfitError("its clients change what it computes around their training")
     if any(isinstance(module, Constrained) for module in first.model.modules()):
         raise UnfitError("its parameters are put back within bounds after each step")
-    return _Stacked([*jobs, *[first] * (width - len(jobs))], first.model).train()[: len(jobs)]
+    of_slot = dict(zip(slots, jobs, strict=True))
+    stacked = [of_slot.get(slot, first) for slot in range(max(width, slots[-1] + 1))]
+    done = _Stacked(stacked, first.model).train()
+    return [done[slot] for slot in slots]
+
+
+def _made_of(model: nn.Module) -> Hashable:
+    """Return what a model computes besides the values of its state; modes are those in which it will train.
+
+    Raises:
+        UnfitError: It may depend on anything.
+    """
+    places = tuple((name, tensor.shape, tensor.dtype) for name, tensor in state_of(model).items())
+    return form_of_model(model, modes=False), places
 
 
 class _Stacked:
@@ -219,6 +251,8 @@ class _Stacked:
             with torch.no_grad():
                 return self._step(*tensors) if graph is None else graph(*tensors)
         except RuntimeError as error:
+            if any(word in str(error) for word in _OF_PROCESS):
+                raise
             raise UnfitError(f"torch.func.vmap refuses it ({str(error).partition(chr(10))[0]})") from error
 
 

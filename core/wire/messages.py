@@ -31,7 +31,7 @@ from umbel.core.wire.heads import BLOB, HEAD, JSON, TENSORS, MessageError, flat_
 from umbel.core.wire.limits import Limits
 from umbel.core.wire.tensors import TensorsError, inside, read_tensors
 from umbel.core.wire.text import TextError, read_json
-from umbel.core.wire.work import Outcome, Work
+from umbel.core.wire.work import MOST_FALLBACKS, Outcome, Work
 
 _NUMPY = "numpy.ndarray"  # how Flower calls what `numpy.save` writes
 _GREETING_BYTES = 1 << 24  # of a head without tensors: a million numbers of clients take eight
@@ -159,6 +159,8 @@ def encode_outcome(outcome: Outcome) -> RecordDict:
         "examples": outcome.spent.examples,
         "passes": [[spec, each.forward, each.backward, each.head] for spec, each in outcome.spent.passes.items()],
     }
+    if outcome.fallbacks:
+        head["fallbacks"] = [shortened(text) for text in outcome.fallbacks[:MOST_FALLBACKS]]
     return _record(head, trees)
 
 
@@ -209,6 +211,8 @@ def decode_outcome(content: RecordDict, limits: Limits | None = None) -> Outcome
         for spec, *counts in fields.rows(head, "passes", 4, limits):
             passes = Passes(*(fields.as_whole(each, "images") for each in counts))
             outcome.spent.passes[fields.as_text(spec, "a model")] = passes
+        told = fields.items(head, "fallbacks", limits)[:MOST_FALLBACKS] if "fallbacks" in head else []
+        outcome.fallbacks = [shortened(fields.as_text(each, "a fallback")) for each in told]
     except FormError as error:
         raise MessageError(f"The answer in this message cannot be read: {error}.") from error
     return outcome

@@ -11,6 +11,8 @@ from umbel.core.memory import Version
 from umbel.core.records import Reply
 from umbel.core.spent import Spent
 
+MOST_FALLBACKS = 16  # that a node tells of a phase, and a run of all its rounds
+
 
 @dataclass(frozen=True)
 class Work:
@@ -82,6 +84,7 @@ class Outcome:
         spent: What training cost the clients whose replies were good, by the node's word.
         times: When each client ran; only of the simulation's own processes, and never sent as a message.
         notices: What whoever reads the result should know; likewise.
+        fallbacks: What trained without a fast mode that was asked for, and why.
     """
 
     nodes: list[tuple[int, int, Partial]] = field(default_factory=list)
@@ -95,6 +98,7 @@ class Outcome:
     spent: Spent = field(default_factory=Spent)
     times: list[ClientTime] = field(default_factory=list)
     notices: list[str] = field(default_factory=list)
+    fallbacks: list[str] = field(default_factory=list)
 
 
 def share(work: Work, cohort: Sequence[int], held: Collection[int]) -> Work:

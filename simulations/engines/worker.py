@@ -112,7 +112,6 @@ class WorkerProcess:
         self._training = None  # what was measured with it is known
         from umbel.client.lending import LentPayload
         from umbel.client.process import process
-        from umbel.core.training.compiled import take_told
         from umbel.core.wire.packed import Packed
 
         if opening is not None:
@@ -123,9 +122,7 @@ class WorkerProcess:
         if not closes:
             return None
         share, self._share = self._share, None
-        outcome = share.outcome()
-        outcome.notices += take_told()  # nobody reads a worker's log
-        return Packed.of(outcome, lay)
+        return Packed.of(share.outcome(), lay)
 
     def warm_up(self) -> None:
         """Make ready for `probe`, if it is not."""

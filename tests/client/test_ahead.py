@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-import logging
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
 from tests.end_to_end.test_engines import SMALL
+from umbel.client import ahead
 from umbel.client.ahead import Turn, at_once
 from umbel.client.worker import Worker
 from umbel.conf.load import load
 from umbel.core.losses import CrossEntropy
+from umbel.core.records import Payload, Reply
 from umbel.core.rng import generator
-from umbel.core.training import LocalConfig, TrainReport, compiled
+from umbel.core.training import LocalConfig, TrainReport
+from umbel.core.training.fallbacks import told_to
 from umbel.core.training.together import Done
+from umbel.core.tree import subtract
 from umbel.core.wire.work import Outcome, Work, share, squads
 from umbel.server.session import Session
+from umbel.strategies.base import ClientContext, Phase
+from umbel.strategies.fedavg import FedAvg
 
 COHORT = (0, 1, 2, 3)
+# Tensors whose length is no multiple of a vector's.
+ODD = ("model.name=mlp", "model.sizes={hidden: 9}", "client.batch_size=7")
 IID = (*SMALL, "data.partition=iid", "client.precision=fp64", "client.batch_size=8")
 
 
@@ -37,9 +45,24 @@ def one_round(folder, *options: str, here: tuple[int, ...] = COHORT) -> tuple[Ou
 
 def replies(folder, *options: str, here: tuple[int, ...] = COHORT) -> dict[int, dict[str, torch.Tensor]]:
     """Return what each client changed; those that are here are no siblings, so that their replies travel singly."""
+    return told(folder, *options, here=here)[0]
+
+
+def told(folder, *options: str, here: tuple[int, ...] = COHORT) -> tuple[dict[int, dict[str, torch.Tensor]], list[str]]:
+    """Return the same, and what trained without a mode."""
     outcome, _ = one_round(folder, *options, here=here)
-    assert not outcome.failures and not outcome.nodes
-    return {client: dict(reply.trees["delta"]) for client, reply in outcome.singles.items()}
+    assert not outcome.failures and not outcome.nodes and not outcome.notices
+    return {client: dict(reply.trees["delta"]) for client, reply in outcome.singles.items()}, outcome.fallbacks
+
+
+def said_alone(folder, *options: str) -> str:
+    """Return what is said of clients that train with the bits that they have one by one, which is asserted."""
+    at_once, texts = told(folder / "a", *options, "client.together=4", here=(0, 2))
+    alone, nothing = told(folder / "b", *options, here=(0, 2))
+    assert at_once.keys() == alone.keys() == {0, 2} and not nothing
+    assert all(torch.equal(at_once[client][name], tensor) for client in alone for name, tensor in alone[client].items())
+    (text,) = texts
+    return text
 
 
 @pytest.mark.parametrize(
@@ -66,31 +89,69 @@ def test_replies_are_those_of_clients_that_train_one_by_one(options, tmp_path):
 
 def test_bits_do_not_depend_on_who_else_is_here(tmp_path):
     some, fewer = (
-        replies(tmp_path / str(len(here)), "client.together=4", "client.precision=fp32", here=here)
-        for here in ((1, 2), (1,))
+        replies(tmp_path / str(len(here)), "client.together=4", "client.precision=fp32", *ODD, here=here)
+        for here in ((1, 2), (2,))
     )
-    assert all(torch.equal(some[1][name], tensor) for name, tensor in fewer[1].items())
+    assert all(torch.equal(some[2][name], tensor) for name, tensor in fewer[2].items())
 
 
-def test_a_model_with_noise_trains_one_by_one_and_says_so(tmp_path, caplog):
-    compiled.tell_once.cache_clear()
-    noisy = ("model.name=mlp", "model.sizes={hidden: 8, dropout: 0.5}")
-    with caplog.at_level(logging.WARNING, logger="umbel.client"):
-        at_once = replies(tmp_path / "a", *noisy, "client.together=4", here=(0, 2))
-    alone = replies(tmp_path / "b", *noisy, here=(0, 2))
-    assert all(torch.equal(at_once[client][name], tensor) for client in alone for name, tensor in alone[client].items())
-    (said,) = caplog.messages
-    assert said.startswith("client.together=4: mlp trains one client after the other, for")
+def test_a_model_with_noise_trains_one_by_one_and_says_so(tmp_path):
+    said = said_alone(tmp_path, "model.name=mlp", "model.sizes={hidden: 8, dropout: 0.5}")
+    assert said.startswith("client.together=4: mlp trains one client after the other, for torch.func.vmap refuses it")
 
 
-def test_an_objective_of_ones_own_trains_one_by_one_and_says_so(tmp_path, caplog):
-    compiled.tell_once.cache_clear()
-    with caplog.at_level(logging.WARNING, logger="umbel.client"):
-        at_once = replies(tmp_path / "a", "strategy.name=fedntd", "client.together=4", here=(0, 2))
-    alone = replies(tmp_path / "b", "strategy.name=fedntd", here=(0, 2))
-    assert all(torch.equal(at_once[client][name], tensor) for client in alone for name, tensor in alone[client].items())
-    (said,) = caplog.messages
+def test_an_objective_of_ones_own_trains_one_by_one_and_says_so(tmp_path):
+    said = said_alone(tmp_path, "strategy.name=fedntd")
     assert said.endswith("trains one client after the other, for its objective is a function that may read anything.")
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("no room")])
+def test_what_one_process_cannot_do_is_said_with_what_it_means_for_bits(error, tmp_path, monkeypatch):
+    def fails(*given: object) -> None:
+        raise error
+
+    monkeypatch.setattr(ahead, "train_together", fails)
+    said = said_alone(tmp_path)
+    assert f"where they cannot train at once ({type(error).__name__}: {error})" in said
+    assert said.endswith("so that another run, or engine, may end with other bits.")
+
+
+def test_further_trainings_of_a_turn_are_one_by_one_and_that_is_said(tmp_path):
+    """The head trains first, then the body."""
+    at_once, texts = told(tmp_path / "a", "strategy.name=fedrep", "client.together=4", here=(0, 2))
+    alone, nothing = told(tmp_path / "b", "strategy.name=fedrep", here=(0, 2))
+    assert at_once.keys() == alone.keys() == {0, 2} and not nothing
+    assert texts == [
+        "client.together=4: clients train more than once in a turn, the first time at once, then one by one."
+    ]
+
+
+def test_what_is_said_is_said_again_in_the_next_run(tmp_path):
+    """Once a run, not once a process."""
+    noisy = ("model.name=mlp", "model.sizes={hidden: 8, dropout: 0.5}", "client.together=4")
+    first, second = (told(tmp_path / each, *noisy, here=(0, 2))[1] for each in "ab")
+    assert first == second and len(first) == 1
+
+
+class Sharpened(FedAvg):
+    """Trains on logits that are multiplied by five."""
+
+    def every_phase(self) -> tuple[Phase, ...]:
+        return tuple(replace(phase, local=self.half) for phase in super().every_phase())
+
+    def half(self, payload: Payload, client: ClientContext) -> Reply:
+        before = payload.trees["model"]
+        model = client.model(before)
+        handle = model.register_forward_hook(lambda module, given, logits: 5.0 * logits)
+        try:
+            report = client.train(model)
+        finally:
+            handle.remove()
+        return Reply({"delta": subtract(client.weights(model), before)}, {"loss": report.loss}, client.num_examples)
+
+
+def test_what_a_half_does_to_the_model_while_it_trains_counts(tmp_path):
+    assert "has hooks" in said_alone(tmp_path, f"strategy.name={__name__}:Sharpened")
 
 
 def job_of(trainer, client: int, num_examples: int = 4, **more: object) -> object:
@@ -111,9 +172,8 @@ def test_squads_are_consecutive_clients_with_equally_many_examples():
     assert squads(tuple(sizes), 1, lambda client: pytest.fail("nobody asks")) == ()
 
 
-def test_a_squad_trains_at_once_as_wide_as_it_is():
-    """Those that are elsewhere are made up for."""
-    asked: list[tuple[set[int], int]] = []
+def test_who_has_come_to_train_is_done_at_once_and_others_train_alone():
+    asked: list[set[int]] = []
     given: dict[int, list[TrainReport]] = {}
 
     def turn(client: int, trainer) -> Turn[int]:
@@ -123,15 +183,15 @@ def test_a_squad_trains_at_once_as_wide_as_it_is():
             return Turn(None, repr(error), 1.0)
         return Turn(client, "", 1.0)
 
-    def do(jobs, width: int) -> dict[int, Done]:
-        asked.append((set(jobs), width))
+    def do(jobs) -> dict[int, Done]:
+        asked.append(set(jobs))
         report = TrainReport(0.5, 3, 0.1)
         return {client: Done(job.state, report) for client, job in jobs.items() if client != 12}
 
-    taken = at_once([10, 12], 3, turn, do)
+    taken = at_once([10, 12], turn, do)
     assert list(taken) == [10, 12]
     assert all(answer.answer == client and not answer.failure for client, answer in taken.items())
-    assert asked == [({10, 12}, 3)]
+    assert asked == [{10, 12}]
     assert given[10] == [TrainReport(0.5, 3, 0.1)]  # it ran up to there, and again
     assert len(given[12]) == 1 and given[12] != given[10]  # nobody did it: it trained by itself
     assert taken[10].seconds >= 2.0
@@ -144,7 +204,10 @@ def test_an_optimiser_that_goes_on_is_one_clients_alone():
         times.append(client)
         return Turn(job_of(trainer, client, moments={}), "", 0.0)
 
-    taken = at_once([0, 1], 2, turn, lambda jobs, width: pytest.fail("nothing to do"))
+    heard: list[str] = []
+    with told_to(heard):
+        taken = at_once([0, 1], turn, lambda jobs: pytest.fail("nothing to do"))
+    assert heard == ["client.together=1: what trains with an optimiser that goes on trains one by one."]
     assert times == [0, 1] and all(turn.answer.moments == {} for turn in taken.values())
 
 
@@ -159,10 +222,14 @@ def test_a_half_that_does_otherwise_the_second_time_trains_itself():
         except BaseException as error:  # noqa: BLE001
             return Turn(None, repr(error), 0.0)
 
-    def do(jobs, width: int) -> dict[int, Done]:
+    def do(jobs) -> dict[int, Done]:
         return {client: Done(job.state, TrainReport(-1.0, 9, 0.1)) for client, job in jobs.items()}
 
-    taken = at_once([0, 1], 2, turn, do)
+    heard: list[str] = []
+    with told_to(heard):
+        taken = at_once([0, 1], turn, do)
+    (said,) = heard
+    assert "asked for another training when it ran again" in said
     assert times == [0, 1, 0, 1]
     assert all(turn.answer.num_steps == 1 and turn.answer.loss > 0 for turn in taken.values())
 
@@ -174,8 +241,8 @@ def test_halves_that_do_not_train_run_once():
         times.append(client)
         return Turn(client, "", 0.0)
 
-    def do(jobs, width: int) -> dict[int, Done]:
+    def do(jobs) -> dict[int, Done]:
         pytest.fail("there is nothing to do")
 
-    taken = at_once([4, 5, 6], 3, turn, do)
+    taken = at_once([4, 5, 6], turn, do)
     assert times == [4, 5, 6] == [turn.answer for turn in taken.values()]

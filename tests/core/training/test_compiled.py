@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from tests.helpers import COMPILES
 from umbel.core.losses import CrossEntropy
 from umbel.core.rng import generator
-from umbel.core.training import LocalConfig, compiled, learning_rate, train
+from umbel.core.training import LocalConfig, compiled, fallbacks, learning_rate, train
 from umbel.core.training.corrections import AffineCorrection
 from umbel.core.training.loop import batch_order, make_ready
 from umbel.core.training.steps import UnfitError, state_of
@@ -29,7 +29,7 @@ OPTIMIZERS = {
 
 @pytest.fixture(autouse=True)
 def seeded():
-    compiled.tell_once.cache_clear()
+    fallbacks.log_once.cache_clear()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(3)
         yield
@@ -205,6 +205,23 @@ def test_a_graph_that_does_something_else_is_not_used_and_that_is_told(caplog):
     assert_close(made, ordinarily(other, FP64))
     (said,) = caplog.messages
     assert "trains without" in said and "comes to other" in said and "than the step, by 30.0% of its length" in said
+
+
+def test_what_one_process_cannot_compile_is_told_to_whoever_listens_each_time_with_what_it_means_for_bits():
+    """As on a machine whose disk is full: which steps are graphs is then no matter of the model."""
+
+    def full(module, examples):
+        raise OSError("No space left on device")
+
+    for _ in range(2):
+        model, heard = Scaled(1.0).double(), list[str]()
+        other = copy.deepcopy(model)
+        with fallbacks.told_to(heard):
+            made = by_graphs(model, FP64, backend=full)
+        assert_close(made, ordinarily(other, FP64))
+        (said,) = heard
+        assert said.startswith("client.compile=step: Scaled trains without where it cannot be compiled (")
+        assert "No space left on device" in said and said.endswith("may end with other bits.")
 
 
 @pytest.mark.parametrize("attribute", [torch.ones(3), object()])

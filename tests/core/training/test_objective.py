@@ -11,7 +11,7 @@ from torch import nn
 
 from umbel.core.losses import CrossEntropy
 from umbel.core.rng import generator
-from umbel.core.training import LocalConfig, TrainReport, compiled, train
+from umbel.core.training import LocalConfig, TrainReport, fallbacks, train
 
 CONFIG = LocalConfig(epochs=2, batch_size=4, lr=0.1, momentum=0.9, clip_norm=1.0, device="cpu")
 
@@ -64,7 +64,7 @@ def test_corrections_come_after_it():
 
 
 def test_its_steps_are_not_compiled_which_is_said_once(caplog):
-    compiled.tell_once.cache_clear()
+    fallbacks.log_once.cache_clear()
 
     def objective(model, x, y):
         return F.cross_entropy(model(x), y)

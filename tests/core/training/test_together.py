@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -155,10 +156,26 @@ def test_what_a_client_comes_to_does_not_depend_on_who_else_is_there():
         Job.of(model, **arguments(model, client, replace(FP64, precision="fp32"), (6, 1, 8, 8), 3))
         for client in range(4)
     ]
-    whole, some = train_together(jobs), train_together([jobs[3], jobs[1]], width=4)
-    for one, other in ((whole[3], some[0]), (whole[1], some[1])):
+    whole, some = train_together(jobs), train_together([jobs[1], jobs[3]], [1, 3], width=4)
+    for one, other in ((whole[1], some[0]), (whole[3], some[1])):
         assert one.report == other.report
         assert all(torch.equal(tensor, other.state[name]) for name, tensor in one.state.items())
+
+
+@pytest.mark.parametrize("batch_size", [5, 16])
+@pytest.mark.parametrize("features", [9, 27, 301])
+def test_a_job_alone_in_its_slot_has_the_bits_that_it_has_among_all(features, batch_size):
+    """Of odd lengths, each slot lies differently in memory, and kernels round by that."""
+    model = build("linear", 7, image_size=1, in_channels=features)
+    config = replace(FP64, precision="fp32", batch_size=batch_size)
+    given = [arguments(model, client, config, (2 * batch_size, features, 1, 1), 7) for client in range(4)]
+    jobs = [Job.of(model, **each) for each in given]
+    whole = train_together(jobs)
+    for slot, job in enumerate(jobs):
+        (alone,) = train_together([job], [slot], width=4)
+        assert alone.report == whole[slot].report
+        for name, tensor in alone.state.items():
+            assert torch.equal(tensor, whole[slot].state[name]), (slot, name)
 
 
 class Bound(Constrained):
@@ -185,6 +202,82 @@ def test_refusals():
     jobs = [Job.of(model, **arguments(model, 0, FP64, (n, 1, 2, 2), 3)) for n in (5, 6)]
     with pytest.raises(UnfitError, match="differ in more than their numbers"):
         train_together(jobs)
+
+
+class Large(nn.Module):
+    """Takes more memory than there is."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes.")
+
+
+def test_what_a_process_lacks_is_not_taken_for_the_models_doing():
+    with pytest.raises(RuntimeError, match="can't allocate"):
+        both(classifier(Large()), FP64)
+
+
+@contextmanager
+def hooked(model: nn.Module) -> Iterator[None]:
+    handle = model[1].register_forward_hook(lambda module, given, output: 5.0 * output)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def swapped(model: nn.Module) -> Iterator[None]:
+    before = model[2]
+    model[2] = nn.Sigmoid()
+    try:
+        yield
+    finally:
+        model[2] = before
+
+
+@contextmanager
+def dropping(model: nn.Module) -> Iterator[None]:
+    model[3].p = 0.5
+    try:
+        yield
+    finally:
+        model[3].p = 0.0
+
+
+@contextmanager
+def widened(model: nn.Module) -> Iterator[None]:
+    model.idle = nn.Parameter(torch.ones(2, dtype=torch.float64))
+    try:
+        yield
+    finally:
+        del model.idle
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [(hooked, "has hooks"), *((each, "change what it computes") for each in (swapped, dropping, widened))],
+)
+def test_what_was_done_to_a_model_around_its_training_is_not_forgotten(change, said):
+    """A half lets go of the model before the jobs are done, and puts back what it had done to it."""
+    model = classifier(nn.ReLU(), nn.Dropout(0.0))
+    given = [{**arguments(model, client, FP64, (6, 1, 2, 2), 3), "correct": None} for client in range(2)]
+    with change(model):
+        jobs = [Job.of(model, **each) for each in given]
+    plain = Job.of(model, **given[0])
+    assert not jobs[0].is_same(plain) and not plain.is_same(jobs[0])
+    with pytest.raises(UnfitError, match=said):
+        train_together(jobs)
+    assert len(train_together([plain])) == 1
+
+
+def test_a_model_that_was_looked_at_in_evaluation_mode_is_the_same():
+    """Whoever begins to train puts it into training mode."""
+    model = classifier(nn.ReLU())
+    given = arguments(model, 1, FP64, (5, 1, 2, 2), 3)
+    job = Job.of(model.eval(), **given)
+    model.train()
+    assert job.is_same(Job.of(model, **given))
+    assert len(train_together([job])) == 1
 
 
 def test_a_job_is_the_same_only_if_all_that_training_reads_is():

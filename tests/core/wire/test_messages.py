@@ -99,6 +99,7 @@ def test_outcome_round_trip():
         bytes_up=100,
         framing_up=7,
         spent=Spent(3, 11, {"a model": Passes(11, 8, 3)}),
+        fallbacks=["client.together=4: ünicode", *("x" * 600 for _ in range(20))],
     )
     decoded = decode_outcome(encode_outcome(outcome))
     (level, index, partial), (*place, hole) = decoded.nodes
@@ -107,6 +108,8 @@ def test_outcome_round_trip():
     assert (partial.numbers, partial.num_examples, partial.num_replies) == ({"loss": 1.5}, 12, 3)
     assert same(decoded.singles[5].trees["delta"], ODD) and decoded.singles[5].trees["empty"] == {}
     assert (decoded.singles[5].numbers, decoded.singles[5].num_examples) == ({"loss": 0.1}, 4)
+    assert decoded.fallbacks[0] == outcome.fallbacks[0] and len(decoded.fallbacks) == 16
+    assert all(len(text) <= 500 for text in decoded.fallbacks)
     for name in ("failures", "seconds", "remembered", "bytes_up", "framing_up", "spent"):
         assert getattr(decoded, name) == getattr(outcome, name)
     assert decode_outcome(encode_outcome(Outcome())) == Outcome()

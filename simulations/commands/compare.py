@@ -109,10 +109,11 @@ def compare(
 
     Runs that are there with the same configuration are used again, and stopped ones are gone on with: give
     the same command once more. After a stop, or with --only-report at any time, tables and reports are of what has
-    ended, and say what is still to come. What began with other code than there is now (of its strategy, model or
-    data, of umbel, or another torch; comments do not count) is run anew, and put aside in earlier/. The folder then
-    holds table.md, table.tex, table.csv, comparison.json, curves.png, partition.png and report.html, and is the last
-    line of standard output.
+    ended, and say what is still to come. A run that fails is named in the table, in which its strategy is not; the
+    others go on, and the exit status is 3, or 1 where nobody foresaw it. What began with other code than there is now
+    (of its strategy, model or data, of umbel, or another torch; comments do not count) is run anew, and put aside in
+    earlier/. The folder then holds table.md, table.tex, table.csv, comparison.json, curves.png, partition.png and
+    report.html, and is the last line of standard output.
     """  # noqa: D301 - click reads the backspace as "keep these lines"
     with Stopper() as stopper:
         from rich.console import Console

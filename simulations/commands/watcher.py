@@ -82,7 +82,7 @@ class Watcher(Listener):
         """So many runs are still to come, in about so many seconds; None where nothing was measured yet."""
 
     def run_failed(self, label: str, seed: int, reason: str) -> None:
-        """A run of a comparison in several settings failed; the others go on."""
+        """A run of a comparison failed; the others go on."""
 
     def close(self) -> None:
         """Nothing more will come."""

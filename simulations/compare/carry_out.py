@@ -16,14 +16,15 @@ from typing import Any
 
 from umbel.conf.errors import ExperimentError
 from umbel.conf.sweep import Setting
-from umbel.core.files import plain, write_sealed, write_text
+from umbel.core.files import plain, read_sealed, write_sealed, write_text
 from umbel.core.refusal import Refusal
-from umbel.server.errors import StopRequested
+from umbel.server.errors import RunStoppedError, StopRequested
 from umbel.simulations.commands.watcher import Watcher
 from umbel.simulations.compare import target as targets
 from umbel.simulations.compare.at_once import Course, Job, carrying_out, how_many
 from umbel.simulations.compare.comparison import Comparison
-from umbel.simulations.compare.matrix import Cell, so_far
+from umbel.simulations.compare.failures import failure_of
+from umbel.simulations.compare.matrix import Cell, Failure, in_order, so_far
 from umbel.simulations.compare.plan import states
 from umbel.simulations.compare.settings import prepare_matrix, wanted
 from umbel.simulations.compare.tables import frame, latex, markdown
@@ -110,7 +111,8 @@ def carry_out(
         at_once: How many go on at once.
 
     Raises:
-        RunStoppedError: A run could not go on, and those beside it are stopped; the same call goes on with them.
+        RunStoppedError: A run could not go on. The others have ended, and the tables are of the strategies all of whose
+            runs have; the same call goes on with it.
     """
     if fresh:
         for member in comparison.members:
@@ -120,7 +122,8 @@ def carry_out(
         Job(member, index, len(comparison.members), comparison)
         for index, member in enumerate(comparison.members, start=1)
     ]
-    course, told = _All(), listener or Watcher()
+    told = listener or Watcher()
+    course = _All(told)
     try:
         with carrying_out(at_once, told, keep) as runs:
             runs.go(jobs, course)
@@ -129,6 +132,17 @@ def carry_out(
             if write_so_far(comparison, keep) is not None:
                 told.page = comparison.path / "report.html"
         raise
+    if course.error is not None:
+        failures = in_order(comparison, course.failures)
+        if (whole := Cell(Setting("", ()), comparison, failures).whole) is not None:
+            write(whole, failures)
+            told.page = comparison.path / "report.html"
+        if isinstance(course.error, RunStoppedError):
+            others = "" if whole is None else f" The tables in {comparison.path} are of the other strategies."
+            first = f"{course.failures[0].label}, seed {course.failures[0].seed}"
+            said = f"{len(failures)} of {len(comparison.members)} runs failed.{others} The first was {first}:"
+            raise type(course.error)(f"{said}\n{course.error}") from course.error
+        raise course.error
     write(comparison)
     return comparison
 
@@ -141,28 +155,49 @@ def write_so_far(comparison: Comparison, keep: bool = False) -> Comparison | Non
         keep: What other code has made counts.
     """
     missing = so_far(comparison, states(comparison, keep=keep))
-    if (there := Cell(Setting("", ()), comparison, missing=missing).whole) is not None:
-        write(there)
+    before = _failed_before(comparison)
+    failures = in_order(comparison, [each for each in before if (each.label, each.seed) in missing])
+    missing -= {(each.label, each.seed) for each in failures}
+    if (there := Cell(Setting("", ()), comparison, failures, missing).whole) is not None:
+        write(there, failures)
     return there
 
 
-class _All(Course):
-    """All runs are to end well."""
+def _failed_before(comparison: Comparison) -> list[Failure]:
+    """Return the runs that had failed when the tables were last written; none where that cannot be read."""
+    try:
+        return [Failure(**each) for each in read_sealed(comparison.path / "comparison.json").get("failures", ())]
+    except (OSError, ValueError, TypeError, RecursionError):  # there is none, or it is written anew
+        return []
 
-    def __init__(self) -> None:
+
+class _All(Course):
+    """All runs, whether those before have failed or not."""
+
+    def __init__(self, listener: Watcher) -> None:
+        self._listener = listener
         self._ended: set[Path] = set()
+        self.failures: list[Failure] = []
+        self.error: Exception | None = None  # of the first of them
 
     def is_ready(self, job: Job) -> bool:
         return job.reference is None or job.reference.path in self._ended
 
     def ended(self, job: Job, error: Exception | None) -> None:
-        if error is not None:
-            raise error
+        if failure := failure_of(job.member, error):
+            self.failures.append(failure)
+            self.error = self.error or error or RunStoppedError(failure.sentence)
+            self._listener.run_failed(failure.label, failure.seed, failure.reason)
         self._ended.add(job.member.path)
 
 
-def write(comparison: Comparison) -> None:
-    """Write comparison.json, the table as Markdown, LaTeX and CSV, curves.png, partition.png and report.html."""
+def write(comparison: Comparison, failures: Sequence[Failure] = ()) -> None:
+    """Write comparison.json, the table as Markdown, LaTeX and CSV, curves.png, partition.png and report.html.
+
+    Args:
+        comparison: Of the strategies all of whose runs have ended.
+        failures: Runs of others.
+    """
     from umbel.simulations.report.page import report, write_pictures
 
     runs = [
@@ -198,6 +233,7 @@ def write(comparison: Comparison) -> None:
         "table": table,
         "runs": runs,
         "failed": list(comparison.failed),
+        "failures": [dataclasses.asdict(each) for each in failures],
         "open_seeds": list(comparison.open_seeds),
         "target": comparison.target,
     }

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import time
-import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from umbel.core.refusal import Refusal
-from umbel.server.errors import RunFailedError, RunStoppedError, StopRequested, is_unforeseen, reason
 from umbel.server.listener import Listener
 from umbel.simulations.commands.watcher import Watcher
 from umbel.simulations.compare.at_once import Course, Job, makespan
 from umbel.simulations.compare.carry_out import write
 from umbel.simulations.compare.comparison import Member, is_written
+from umbel.simulations.compare.failures import failure_of
 from umbel.simulations.compare.matrix import Cell, Failure, Matrix, in_order
 from umbel.simulations.compare.plan import Estimate
 from umbel.simulations.compare.read_matrix import failed_before
@@ -159,33 +157,6 @@ class MatrixCourse(Course):
         times = [self._estimate.left(number, member) for number, member in self._ahead.values()]
         known = [each for each in times if each is not None]
         self._listener.left(len(times), makespan(known, self._at_once) if len(known) == len(times) else None)
-
-
-def failure_of(member: Member, error: Exception | None) -> Failure | None:
-    """Return how a run failed, by what it ended with; None where it did not.
-
-    Args:
-        member: The run.
-        error: What it ended with, if not well.
-
-    Raises:
-        StopRequested: All is to stop.
-        OSError: The disk is full, and the next run would fare no better.
-    """
-    label, seed = member.item.label, member.seed
-    if error is None:
-        try:
-            member.measures  # noqa: B018 - a summary that is damaged is this run's failure, and not that of the table
-        except Exception as damage:  # noqa: BLE001 - as of the run itself
-            error = damage
-    if error is None:
-        return None
-    if isinstance(error, StopRequested) or (isinstance(error, OSError) and error.errno == errno.ENOSPC):
-        raise error
-    trace = error.trace if isinstance(error, RunFailedError) else ""
-    if is_unforeseen(error):
-        trace = "".join(traceback.format_exception(error))
-    return Failure(label, seed, reason(error), isinstance(error, RunStoppedError), trace)
 
 
 class _Spent(Listener):

@@ -215,13 +215,13 @@ def test_runs_wait_for_the_one_whose_cost_they_may_have(tmp_path: Path) -> None:
             order.append(("begins", job.member.item.label, job.member.seed))
 
         def ended(self, job: Job, error: Exception | None) -> None:
+            job.member.path.mkdir(exist_ok=True)
+            (job.member.path / "summary.json").write_text('{"metrics": {}}')
             super().ended(job, error)
             order.append(("ended", job.member.item.label, job.member.seed))
-            job.member.path.mkdir(exist_ok=True)
-            (job.member.path / "summary.json").touch()
 
     with SideBySide(2, Watcher()) as runs:
-        runs.go([Job(member, index, 4, asked) for index, member in enumerate(pairs, start=1)], Told())
+        runs.go([Job(member, index, 4, asked) for index, member in enumerate(pairs, start=1)], Told(Watcher()))
     assert order[:2] == [("begins", "goes", 0), ("begins", "goes", 1)] and len(order) == 8
     for seed in (0, 1):
         assert order.index(("begins", "budgeted", seed)) > order.index(("ended", "goes", seed))

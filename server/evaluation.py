@@ -257,7 +257,7 @@ def of_clients(
             for statistic, value in metrics.over_clients([own[metric] for own in values.values()]).items()
             if metric == "accuracy" or statistic == "mean"
         }
-        spread |= _spread_of_scores(_prefix(name), scored.get((split, name), {}))
+        spread |= _spread_of_scores(_prefix(name), scored.get((split, name), {}), names)
         whole = metrics.total(per_client.values(), len(next(iter(per_client.values())).total_C))
         pooled = metrics.summarise(whole)
         if groups is not None:
@@ -268,14 +268,17 @@ def of_clients(
     return by_name
 
 
-def _spread_of_scores(prefix: str, per_client: Mapping[int, Mapping[str, float]]) -> dict[str, float]:
+def _spread_of_scores(
+    prefix: str, per_client: Mapping[int, Mapping[str, float]], names: Sequence[str]
+) -> dict[str, float]:
     """Return mean, deviation, worst tenth and least of each metric over the clients where it has a value."""
-    titles = sorted({title for own in per_client.values() for title in own})
-    return {
-        f"{prefix}{title}_{statistic}": value
-        for title in titles
-        for statistic, value in metrics.over_clients([o[title] for o in per_client.values() if title in o]).items()
-    }
+    spread = {}
+    for name in sorted(names, key=scores.title):
+        title = scores.title(name)
+        if known := [own[title] for own in per_client.values() if title in own]:
+            over = metrics.over_clients(known, scores.less_is_better(name))
+            spread |= {f"{prefix}{title}_{statistic}": value for statistic, value in over.items()}
+    return spread
 
 
 def _matched(

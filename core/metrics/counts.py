@@ -235,11 +235,12 @@ def by_domain(counts: Mapping[str, ClassCounts]) -> dict[str, float]:
     return measures
 
 
-def over_clients(values: Sequence[float]) -> dict[str, float]:
+def over_clients(values: Sequence[float], less_is_better: bool = False) -> dict[str, float]:
     """Describe how a metric spreads over clients.
 
     Args:
         values: One value a client, NaN left out.
+        less_is_better: Of two values the larger is the worse one, as of an error.
 
     Returns:
         mean (uniform over clients), std (population), min, worst10: the mean over the worst tenth of the clients, at
@@ -251,7 +252,8 @@ def over_clients(values: Sequence[float]) -> dict[str, float]:
         return dict.fromkeys(("mean", "std", "worst10", "min", "jain"), math.nan)
     mean = math.fsum(known) / len(known)
     squares = math.fsum(value**2 for value in known)
-    worst = known[: max(1, len(known) // 10)]
+    number = max(1, len(known) // 10)
+    worst = known[-number:] if less_is_better else known[:number]
     return {
         "mean": mean,
         "std": math.sqrt(math.fsum((value - mean) ** 2 for value in known) / len(known)),

@@ -35,6 +35,8 @@ BY_NAME: dict[str, tuple[str, str, dict[str, object]]] = {
     "top5": ("multiclass_accuracy", _SHARES, {"average": "micro", "top_k": 5}),
 }
 
+_ERRORS = ("calibration_error",)  # of which less is better
+
 
 def check(names: Sequence[str], key: str = _KEY) -> None:
     """Refuse names that are neither in `BY_NAME` nor a `package.module:function`, and two that would be called alike.
@@ -53,6 +55,13 @@ def check(names: Sequence[str], key: str = _KEY) -> None:
             raise Refusal(
                 f"{key} has two metrics called {each}.", key=key, remedy="Leave one out, or rename its function."
             )
+
+
+def less_is_better(name: str) -> bool:
+    """Say whether of two values of a metric the less is the better, of one's own by its `higher_is_better = False`."""
+    if name in BY_NAME:
+        return name in _ERRORS
+    return getattr(find(name, "metric", _KEY), "higher_is_better", True) is False
 
 
 def title(name: str) -> str:

@@ -68,6 +68,7 @@ def test_over_clients():
     assert metrics.over_clients([0.0, 0.5, 0.0, 0.0])["jain"] == 0.25 and metrics.over_clients([0.0] * 3)["jain"] == 1.0
     # Of 20 clients the worst two: (0 + 1) / 2.
     assert metrics.over_clients([float(i) for i in range(20)])["worst10"] == 0.5
+    assert metrics.over_clients([float(i) for i in range(20)], less_is_better=True)["worst10"] == 18.5
     assert all(math.isnan(value) for value in metrics.over_clients([math.nan]).values())
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from sklearn import metrics as sklearn_metrics
 
+from umbel import run
 from umbel.core.metrics import scores
 from umbel.core.refusal import Refusal
 
@@ -111,3 +112,21 @@ def test_what_is_none_is_refused(names: list[str], said: str) -> None:
     with pytest.raises(Refusal, match=said) as refused:
         scores.check(names, "evaluate.metrics")
     assert refused.value.key == "evaluate.metrics"
+
+
+def brier(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    return ((logits.softmax(1) - torch.nn.functional.one_hot(labels, logits.shape[1])) ** 2).sum(1).mean()
+
+
+brier.higher_is_better = False  # type: ignore[attr-defined]
+
+
+def test_the_worst_clients_of_an_error_are_those_that_have_most_of_it(tmp_path: Path) -> None:
+    small = ("data.num_clients=12", "data.max_train=600", "client.max_steps=1", "run.rounds=1")
+    asked = f"evaluate.metrics=[f1, calibration_error, '{__name__}:brier']"
+    done = run("digits", *small, asked, "evaluate.clients=-1", f"run.results={tmp_path}")
+    table, metrics = done.metrics, done.summary["metrics"]
+    for name, worst in (("f1", min), ("calibration_error", max), ("brier", max)):
+        of = table[(table["side"] == "client") & (table["split"] == "test") & (table["metric"] == name)]
+        assert len(of) == 12
+        assert metrics[f"clients/test/{name}_worst10"] == pytest.approx(worst(of["value"]), rel=1e-12), name

@@ -6,7 +6,7 @@ Every draw is from a generator of its round and purpose, so that it is the same 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -23,7 +23,8 @@ from umbel.core.virtual.turns import Turn, turn
 from umbel.core.wire.work import squads
 from umbel.data.federation import Federation
 from umbel.server.errors import RunStoppedError
-from umbel.strategies.base import Phase
+from umbel.strategies.base import Phase, ServerContext
+from umbel.strategies.phase import Visit
 
 
 class Cohorts:
@@ -86,10 +87,11 @@ class Cohorts:
         self,
         phase: Phase[Any],
         state: Any,
-        round_: int,
+        server: ServerContext,
         cohort: tuple[int, ...],
         payload: Payload,
         begins: float,
+        remembering: Container[int] = (),
         is_first: bool = False,
     ) -> Turn:
         """Return whose replies come in time, of those that a phase selected, and when it ends in virtual time.
@@ -97,25 +99,28 @@ class Cohorts:
         Args:
             phase: The phase.
             state: The State that it begins with.
-            round_: The round.
+            server: The server as the strategy sees it in this round.
             cohort: The clients that it selected.
             payload: What each of them receives.
             begins: The virtual second at which it begins.
+            remembering: The clients that remember something.
             is_first: Nobody has been asked for anything yet: what can never be can still be refused.
 
         Raises:
             Refusal: Too few clients could ever meet `run.deadline`, whichever are selected.
         """
-        virtual, run, out = self._virtual, self._experiment.run, self.dropped_out(cohort, round_)
+        virtual, run, out = self._virtual, self._experiment.run, self.dropped_out(cohort, server.round)
         if virtual is None or phase.ends is not None:
             return Turn(cohort, (), begins if phase.ends is None else phase.ends, out)
         bytes_up = phase.fold().num_bytes(payload)
 
-        def ends(client: int) -> float:
+        def ends(client: int, remembers: bool) -> float:
             comes = virtual.next_here(client, begins) if phase.who == "everyone" else begins
-            own = self._num_train_of(client, round_)
+            own = self._num_train_of(client, server.round)
             most = phase.most_examples(state, own)
-            processed = phase.num_processed(self._experiment.local, own if math.isinf(most) else int(most))
+            own = own if math.isinf(most) else int(most)
+            processed = phase.num_processed(self._experiment.local, own)
+            processed += phase.besides(state, Visit(server, own, remembers))
             return comes + virtual.seconds(client, processed, payload.num_bytes, bytes_up)
 
         takes_first = bool(run.over_sample) and phase.who == "sample"
@@ -123,8 +128,10 @@ class Cohorts:
         deadline = begins + run.deadline if run.deadline else math.inf
         least = min(run.replies_needed(len(cohort)), take)
         if is_first and run.deadline:
-            self._check_deadline(ends, deadline, least)
-        come = turn({client: ends(client) for client in cohort if client not in out}, begins, take, least, deadline)
+            # Who comes anew may go through more than whoever comes again, or less.
+            self._check_deadline(lambda client: min(ends(client, True), ends(client, False)), deadline, least)
+        asked = {client: ends(client, client in remembering) for client in cohort if client not in out}
+        come = turn(asked, begins, take, least, deadline)
         if takes_first:  # who drops out is not among the first
             return come
         return replace(come, clients=tuple(sorted({*come.clients, *out})), dropped_out=out)
@@ -150,7 +157,8 @@ class Cohorts:
         """Return the training examples of a client, in a sequence those of the round's task."""
         schedule, tasks = self._experiment.schedule, self._data.pool.tasks
         if not schedule.is_sequence or tasks is None:
-            return self._num_train[client]
+            shown = self._data.partition.repeats if schedule.is_sequence else 1  # in each task, where pixels differ
+            return self._num_train[client] // shown
         return int((tasks[self._data.client_indices(client)[0]] == schedule.task(round_)).sum())
 
     def evaluation(self, round_: int) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from umbel.core.refusal import Refusal
 from umbel.core.rng import generator
 from umbel.core.training import modes
 from umbel.core.virtual.devices import Devices
-from umbel.core.virtual.turns import Turn, turn
+from umbel.core.virtual.turns import Places, Turn, turn
 from umbel.core.wire.work import squads
 from umbel.data.federation import Federation
 from umbel.server.errors import RunStoppedError
@@ -75,13 +75,18 @@ class Cohorts:
         everyone = self._experiment.data.num_clients
         if phase.who == "everyone":
             return tuple(range(everyone))
-        here: Sequence[int] = range(everyone)
-        if self._virtual is not None and self._virtual.presences:
-            here = [client for client in here if self._virtual.is_here(client, now)]
-        number = min(self._experiment.num_sampled + self._experiment.run.over_sample, len(here))
+        here = self._here(now)
         if phase.groups:
-            return self._draw_groups(number, phase.groups, round_, here)
+            return self._draw_groups(phase.groups, round_, here)
+        number = min(self._experiment.num_sampled + self._experiment.run.over_sample, len(here))
         return self._draw(number, here, round_, "sample")
+
+    def _here(self, now: float) -> Sequence[int]:
+        """Return the clients that are there."""
+        everyone = range(self._experiment.data.num_clients)
+        if self._virtual is None or not self._virtual.presences:
+            return everyone
+        return [client for client in everyone if self._virtual.is_here(client, now)]
 
     def turn(
         self,
@@ -131,7 +136,11 @@ class Cohorts:
             # Who comes anew may go through more than whoever comes again, or less.
             self._check_deadline(lambda client: min(ends(client, True), ends(client, False)), deadline, least)
         asked = {client: ends(client, client in remembering) for client in cohort if client not in out}
-        come = turn(asked, begins, take, least, deadline)
+        places = None
+        if takes_first and phase.groups:  # a group is not shut out because another is faster
+            of_group, _ = self._quotas(phase.groups, self._here(begins), self._source(server.round, "sample"))
+            places = Places(phase.groups, of_group)
+        come = turn(asked, begins, take, least, deadline, places)
         if takes_first:  # who drops out is not among the first
             return come
         return replace(come, clients=tuple(sorted({*come.clients, *out})), dropped_out=out)
@@ -210,13 +219,26 @@ class Cohorts:
             return []
         return [members[index] for index in torch.multinomial(weights, number, generator=source).tolist()]
 
-    def _draw_groups(self, number: int, groups: tuple[int, ...], round_: int, here: Sequence[int]) -> tuple[int, ...]:
-        """Draw from each group in proportion to its size, at least one while there are enough to draw."""
+    def _quotas(
+        self, groups: tuple[int, ...], here: Sequence[int], source: torch.Generator
+    ) -> tuple[list[int], list[int]]:
+        """Return how many of each group a round takes, and how many it asks: as many and those of `run.over_sample`."""
         sizes = torch.bincount(torch.tensor([groups[client] for client in here])).tolist()
-        source = self._source(round_, "sample")
         start = Fraction(int(torch.randint(0, 2**32, (), generator=source)), 2**32)
+        takes = min(self._experiment.num_sampled, len(here))
+        taken = quotas(takes, sizes, start)
+        more = min(self._experiment.run.over_sample, len(here) - takes)
+        if not more:
+            return taken, taken
+        rest = quotas(more, [size - quota for size, quota in zip(sizes, taken, strict=True)], start)
+        return taken, [quota + other for quota, other in zip(taken, rest, strict=True)]
+
+    def _draw_groups(self, groups: tuple[int, ...], round_: int, here: Sequence[int]) -> tuple[int, ...]:
+        """Draw from each group in proportion to its size, at least one while there are enough to draw."""
+        source = self._source(round_, "sample")
+        _, asked = self._quotas(groups, here, source)
         chosen: list[int] = []
-        for group, quota in enumerate(quotas(number, sizes, start)):
+        for group, quota in enumerate(asked):
             members = [client for client in here if groups[client] == group]
             chosen.extend(self._choose(members, quota, source, "sample"))
         return tuple(sorted(chosen))

@@ -96,7 +96,8 @@ class Asking:
             return Folded({}, {}, 0, 0)
         with self._accounts.stage(phase.name, progress):
             payload = phase.broadcast(now.state, now.context)
-            turn = cohorts.turn(phase, now.state, now.number, cohort, payload, begins, is_first)
+            remembering = frozenset(map(int, progress.memories))
+            turn = cohorts.turn(phase, now.state, now.context, cohort, payload, begins, remembering, is_first)
             now.cohorts[phase.name], out = (cohort := turn.clients), turn.dropped_out
             progress.virtual_seconds, progress.num_late = turn.ends, progress.num_late + len(turn.late)
             self._listener.phase(now.number, phase.name, len(cohort))

@@ -6,7 +6,7 @@ Every draw is from a generator of its round and purpose, so that it is the same 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -19,11 +19,12 @@ from umbel.core.refusal import Refusal
 from umbel.core.rng import generator
 from umbel.core.training import modes
 from umbel.core.virtual.devices import Devices
-from umbel.core.virtual.turns import Turn, turn
+from umbel.core.virtual.turns import Places, Turn, turn
 from umbel.core.wire.work import squads
 from umbel.data.federation import Federation
 from umbel.server.errors import RunStoppedError
-from umbel.strategies.base import Phase
+from umbel.strategies.base import Phase, ServerContext
+from umbel.strategies.phase import Visit
 
 
 class Cohorts:
@@ -74,22 +75,28 @@ class Cohorts:
         everyone = self._experiment.data.num_clients
         if phase.who == "everyone":
             return tuple(range(everyone))
-        here: Sequence[int] = range(everyone)
-        if self._virtual is not None and self._virtual.presences:
-            here = [client for client in here if self._virtual.is_here(client, now)]
-        number = min(self._experiment.num_sampled + self._experiment.run.over_sample, len(here))
+        here = self._here(now)
         if phase.groups:
-            return self._draw_groups(number, phase.groups, round_, here)
+            return self._draw_groups(phase.groups, round_, here)
+        number = min(self._experiment.num_sampled + self._experiment.run.over_sample, len(here))
         return self._draw(number, here, round_, "sample")
+
+    def _here(self, now: float) -> Sequence[int]:
+        """Return the clients that are there."""
+        everyone = range(self._experiment.data.num_clients)
+        if self._virtual is None or not self._virtual.presences:
+            return everyone
+        return [client for client in everyone if self._virtual.is_here(client, now)]
 
     def turn(
         self,
         phase: Phase[Any],
         state: Any,
-        round_: int,
+        server: ServerContext,
         cohort: tuple[int, ...],
         payload: Payload,
         begins: float,
+        remembering: Container[int] = (),
         is_first: bool = False,
     ) -> Turn:
         """Return whose replies come in time, of those that a phase selected, and when it ends in virtual time.
@@ -97,25 +104,28 @@ class Cohorts:
         Args:
             phase: The phase.
             state: The State that it begins with.
-            round_: The round.
+            server: The server as the strategy sees it in this round.
             cohort: The clients that it selected.
             payload: What each of them receives.
             begins: The virtual second at which it begins.
+            remembering: The clients that remember something.
             is_first: Nobody has been asked for anything yet: what can never be can still be refused.
 
         Raises:
             Refusal: Too few clients could ever meet `run.deadline`, whichever are selected.
         """
-        virtual, run, out = self._virtual, self._experiment.run, self.dropped_out(cohort, round_)
+        virtual, run, out = self._virtual, self._experiment.run, self.dropped_out(cohort, server.round)
         if virtual is None or phase.ends is not None:
             return Turn(cohort, (), begins if phase.ends is None else phase.ends, out)
         bytes_up = phase.fold().num_bytes(payload)
 
-        def ends(client: int) -> float:
+        def ends(client: int, remembers: bool) -> float:
             comes = virtual.next_here(client, begins) if phase.who == "everyone" else begins
-            own = self._num_train_of(client, round_)
+            own = self._num_train_of(client, server.round)
             most = phase.most_examples(state, own)
-            processed = phase.num_processed(self._experiment.local, own if math.isinf(most) else int(most))
+            own = own if math.isinf(most) else int(most)
+            processed = phase.num_processed(self._experiment.local, own)
+            processed += phase.besides(state, Visit(server, own, remembers))
             return comes + virtual.seconds(client, processed, payload.num_bytes, bytes_up)
 
         takes_first = bool(run.over_sample) and phase.who == "sample"
@@ -123,8 +133,14 @@ class Cohorts:
         deadline = begins + run.deadline if run.deadline else math.inf
         least = min(run.replies_needed(len(cohort)), take)
         if is_first and run.deadline:
-            self._check_deadline(ends, deadline, least)
-        come = turn({client: ends(client) for client in cohort if client not in out}, begins, take, least, deadline)
+            # Who comes anew may go through more than whoever comes again, or less.
+            self._check_deadline(lambda client: min(ends(client, True), ends(client, False)), deadline, least)
+        asked = {client: ends(client, client in remembering) for client in cohort if client not in out}
+        places = None
+        if takes_first and phase.groups:  # a group is not shut out because another is faster
+            of_group, _ = self._quotas(phase.groups, self._here(begins), self._source(server.round, "sample"))
+            places = Places(phase.groups, of_group)
+        come = turn(asked, begins, take, least, deadline, places)
         if takes_first:  # who drops out is not among the first
             return come
         return replace(come, clients=tuple(sorted({*come.clients, *out})), dropped_out=out)
@@ -150,7 +166,8 @@ class Cohorts:
         """Return the training examples of a client, in a sequence those of the round's task."""
         schedule, tasks = self._experiment.schedule, self._data.pool.tasks
         if not schedule.is_sequence or tasks is None:
-            return self._num_train[client]
+            shown = self._data.partition.repeats if schedule.is_sequence else 1  # in each task, where pixels differ
+            return self._num_train[client] // shown
         return int((tasks[self._data.client_indices(client)[0]] == schedule.task(round_)).sum())
 
     def evaluation(self, round_: int) -> tuple[int, ...]:
@@ -202,13 +219,26 @@ class Cohorts:
             return []
         return [members[index] for index in torch.multinomial(weights, number, generator=source).tolist()]
 
-    def _draw_groups(self, number: int, groups: tuple[int, ...], round_: int, here: Sequence[int]) -> tuple[int, ...]:
-        """Draw from each group in proportion to its size, at least one while there are enough to draw."""
+    def _quotas(
+        self, groups: tuple[int, ...], here: Sequence[int], source: torch.Generator
+    ) -> tuple[list[int], list[int]]:
+        """Return how many of each group a round takes, and how many it asks: as many and those of `run.over_sample`."""
         sizes = torch.bincount(torch.tensor([groups[client] for client in here])).tolist()
-        source = self._source(round_, "sample")
         start = Fraction(int(torch.randint(0, 2**32, (), generator=source)), 2**32)
+        takes = min(self._experiment.num_sampled, len(here))
+        taken = quotas(takes, sizes, start)
+        more = min(self._experiment.run.over_sample, len(here) - takes)
+        if not more:
+            return taken, taken
+        rest = quotas(more, [size - quota for size, quota in zip(sizes, taken, strict=True)], start)
+        return taken, [quota + other for quota, other in zip(taken, rest, strict=True)]
+
+    def _draw_groups(self, groups: tuple[int, ...], round_: int, here: Sequence[int]) -> tuple[int, ...]:
+        """Draw from each group in proportion to its size, at least one while there are enough to draw."""
+        source = self._source(round_, "sample")
+        _, asked = self._quotas(groups, here, source)
         chosen: list[int] = []
-        for group, quota in enumerate(quotas(number, sizes, start)):
+        for group, quota in enumerate(asked):
             members = [client for client in here if groups[client] == group]
             chosen.extend(self._choose(members, quota, source, "sample"))
         return tuple(sorted(chosen))

@@ -272,7 +272,7 @@ def _spread_of_scores(
     prefix: str, per_client: Mapping[int, Mapping[str, float]], names: Sequence[str]
 ) -> dict[str, float]:
     """Return mean, deviation, worst tenth and least of each metric over the clients where it has a value."""
-    spread = {}
+    spread: dict[str, float] = {}
     for name in sorted(names, key=scores.title):
         title = scores.title(name)
         if known := [own[title] for own in per_client.values() if title in own]:

@@ -56,6 +56,7 @@ from umbel.strategies.parties import (
     train,
     train_on_numbers,
 )
+from umbel.strategies.phase import Visit
 
 _ENSEMBLES = ("entropy", "mean")
 _LEAST_ENTROPY = 1e-6  # nats; who is surer than that is as sure as all who are
@@ -183,7 +184,13 @@ class FedGEMS(OfParties[State]):
         return {"says": says, "pool": pool, "known": (known | right_P).to(torch.uint8)}
 
     def every_phase(self) -> tuple[Phase[State], ...]:
-        return (Phase("teach", self.send, self.local, self.fold, self.update, measured=self.measured),)
+        measured, besides = self.measured, self.besides
+        return (Phase("teach", self.send, self.local, self.fold, self.update, measured=measured, besides=besides),)
+
+    def besides(self, state: State, visit: Visit) -> int:
+        """Return the public examples that a client digests, once the server has learned, and those it is asked for."""
+        epochs = self.config.digest_epochs if visit.server.round > 1 else 0
+        return epochs * len(public_of(visit.server)) + len(self._asked(state, visit.server))
 
     @staticmethod
     def measured(state: State) -> Mapping[str, float]:

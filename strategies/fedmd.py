@@ -57,7 +57,7 @@ from umbel.strategies.parties import (
     train,
     train_on_numbers,
 )
-from umbel.strategies.phase import no_pass
+from umbel.strategies.phase import Visit, no_pass
 
 _LOSSES = {"absolute": F.l1_loss, "squared": F.mse_loss}
 
@@ -116,11 +116,32 @@ class FedMD(OfParties[State]):
 
     def every_phase(self) -> tuple[Phase[State], ...]:
         return (
-            Phase("score", self.ask, self.score, self.fold_scores, self.after_scores, num_processed=no_pass),
-            Phase("digest", self.tell, self.digest, self.fold_losses, self.after_digest, who="same:score"),
+            Phase(
+                "score",
+                self.ask,
+                self.score,
+                self.fold_scores,
+                self.after_scores,
+                num_processed=no_pass,
+                besides=self.scored,
+            ),
+            Phase(
+                "digest",
+                self.tell,
+                self.digest,
+                self.fold_losses,
+                self.after_digest,
+                who="same:score",
+                besides=self.digested,
+            ),
         )
 
     # ---- score: what each party says of the public examples ---------------------------------------------------
+
+    def scored(self, state: State, visit: Visit) -> int:
+        """Return the examples that a party goes through: those it scores, and all there are when it first comes."""
+        transfers = 0 if visit.remembers else self.config.transfer_epochs
+        return len(self._rows(visit.server)) + transfers * (len(public_of(visit.server)) + visit.own)
 
     def _rows(self, server: ServerContext) -> Tensor:
         return rows_of(len(public_of(server)), self.config.public_per_round, server.rng("public"))
@@ -147,6 +168,10 @@ class FedMD(OfParties[State]):
         return State(state.model, {"scores": folded.trees["scores"]["scores"].float()})
 
     # ---- digest, and revisit ----------------------------------------------------------------------------------
+
+    def digested(self, state: State, visit: Visit) -> int:
+        """Return the public examples that a party goes through, before it revisits its own."""
+        return self.config.digest_epochs * len(self._rows(visit.server))
 
     def tell(self, state: State, server: ServerContext) -> Payload:
         return Payload({"index": {"rows": self._rows(server).to(torch.int32)}, "consensus": state.consensus})

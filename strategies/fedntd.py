@@ -33,6 +33,7 @@ from torch import Tensor
 
 from umbel.core.records import Payload, Reply
 from umbel.core.refusal import Refusal
+from umbel.core.training import LocalConfig, num_processed
 from umbel.data.federation import Federation
 from umbel.models.base import Model
 from umbel.strategies.base import (
@@ -108,7 +109,12 @@ class FedNTD(FedAvg):
             )
 
     def every_phase(self) -> tuple[Phase[State], ...]:
-        return (Phase("train", self.send_model, self.local, self.fold, self.update),)
+        processed = self.num_processed
+        return (Phase("train", self.send_model, self.local, self.fold, self.update, num_processed=processed),)
+
+    def num_processed(self, local: LocalConfig, own: int) -> int:
+        """Return the examples that a client goes through: each with the global model, too."""
+        return 2 * num_processed(local, own)
 
     def local(self, payload: Payload, client: ClientContext) -> Reply:
         common = frozen(client.model(payload.trees["model"]))

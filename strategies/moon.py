@@ -36,7 +36,7 @@ from torch import Tensor
 
 from umbel.core.memory import MemoryRecord
 from umbel.core.records import Payload, Reply
-from umbel.core.training import Objective
+from umbel.core.training import Objective, num_processed
 from umbel.core.tree import subtract
 from umbel.models.base import Model
 from umbel.strategies.base import (
@@ -45,6 +45,7 @@ from umbel.strategies.base import (
 )
 from umbel.strategies.fedavg import Config as FedAvgConfig
 from umbel.strategies.fedavg import FedAvg, State
+from umbel.strategies.phase import Visit
 from umbel.strategies.steps import frozen
 
 
@@ -82,7 +83,11 @@ class MOON(FedAvg):
     config: Config
 
     def every_phase(self) -> tuple[Phase[State], ...]:
-        return (Phase("train", self.send_model, self.local, self.fold, self.update),)
+        return (Phase("train", self.send_model, self.local, self.fold, self.update, besides=self.besides),)
+
+    def besides(self, state: State, visit: Visit) -> int:
+        """Return the examples of the two models that do not learn, which who comes for the first time has not."""
+        return 2 * num_processed(visit.server.local, visit.own) if visit.remembers else 0
 
     def local(self, payload: Payload, client: ClientContext) -> Reply:
         received = payload.trees["model"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Generic, Never, TypeVar
 
 from umbel.core.folds import Folded, Product
@@ -28,6 +28,25 @@ def _nothing(state: object) -> Mapping[str, float]:
 
 def _own(state: object, own: int) -> float:
     return own
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A client's part of a phase as the server sees it before anybody is asked.
+
+    Attributes:
+        server: The server in this round.
+        own: Training examples that the client may train on (`Phase.most_examples`).
+        remembers: The client remembered something when it took part before.
+    """
+
+    server: ServerContext
+    own: int
+    remembers: bool
+
+
+def _nothing_besides(state: object, visit: Visit) -> int:
+    return 0
 
 
 def one_pass(local: LocalConfig, own: int) -> int:
@@ -59,7 +78,10 @@ class Phase(Generic[S]):
             its client has by the word of the node that holds it; by default those. A method that trains on more (on
             data that it made, or drew anew) says here on how many; math.inf takes any number, and any weight.
         num_processed: Returns how many examples a client goes through, of how clients train and of the training
-            examples that it has: its part in virtual time. By default those of a local training.
+            examples that it has: its part in virtual time. By default those of a local training. An example counts as
+            often as it goes through a model, whether that learns from it or not.
+        besides: Returns how many it goes through besides, where that hangs on more: on the State, the round, the public
+            examples, or whether the client has been there before. By default none.
         clients: Who takes part where the strategy itself says it, in ascending order.
         ends: The virtual second of the run at which the phase ends, where the strategy itself says it.
     """
@@ -74,6 +96,7 @@ class Phase(Generic[S]):
     measured: Callable[[S], Mapping[str, float]] = field(default_factory=lambda: _nothing)
     most_examples: Callable[[S, int], float] = field(default_factory=lambda: _own)
     num_processed: Callable[[LocalConfig, int], int] = field(default_factory=lambda: num_processed)
+    besides: Callable[[S, Visit], int] = field(default_factory=lambda: _nothing_besides)
     clients: tuple[int, ...] = ()
     ends: float | None = None
 
@@ -128,6 +151,7 @@ def over(
         measured=lambda state: phase.measured(get(state)),
         most_examples=lambda state, own: _within(phase, get(state), most_examples(state, own)),
         num_processed=phase.num_processed,
+        besides=lambda state, seen: phase.besides(get(state), replace(seen, server=server(state, seen.server))),
         clients=phase.clients,
         ends=phase.ends,
     )

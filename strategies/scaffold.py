@@ -46,6 +46,7 @@ from umbel.core.folds import Folded, Product, product
 from umbel.core.memory import MemoryRecord
 from umbel.core.ranges import OneOf
 from umbel.core.records import Payload, Reply
+from umbel.core.training import LocalConfig, num_processed
 from umbel.core.training.corrections import AffineCorrection
 from umbel.core.tree import Tree, map_tree, subtract, zeros_like
 from umbel.strategies.base import (
@@ -141,7 +142,12 @@ class Scaffold(Strategy[State]):
         return State(model, zeros_like(parameters))
 
     def every_phase(self) -> tuple[Phase[State], ...]:
-        return (Phase("train", self.send_model_and_control, self.local, self.fold, self.update),)
+        send, processed = self.send_model_and_control, self.num_processed
+        return (Phase("train", send, self.local, self.fold, self.update, num_processed=processed),)
+
+    def num_processed(self, local: LocalConfig, own: int) -> int:
+        """Return the examples that a client goes through: with option I each once more, for the gradient at x."""
+        return num_processed(local, own) + own * (self.config.option == "I")
 
     def send_model_and_control(self, state: State, server: ServerContext) -> Payload:
         return Payload({"model": state.model, "control": state.control})

@@ -12,7 +12,7 @@ import csv
 import hashlib
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -20,6 +20,7 @@ from typing import Generic, TypeVar
 
 import torch
 
+from umbel.core.names import nearest
 from umbel.core.refusal import Refusal
 from umbel.core.rng import generator
 from umbel.core.virtual.config import KEY, DevicesConfig
@@ -28,6 +29,9 @@ from umbel.core.virtual.distributions import MOST
 T = TypeVar("T")
 _TRAINING = 3.0  # a training step, in inferences
 _KILOBIT = 125.0  # bytes
+_AGREE = 1e-3  # as a share: what two columns say of one thing may be rounded
+_OWN, _FEDSCALE = ("speed", "download", "upload"), ("computation", "communication")
+_AVAILABILITY = ("active", "inactive", "finish_time", "device")
 
 
 @dataclass(frozen=True)
@@ -102,17 +106,17 @@ def read_capacity(path: str) -> Trace[Capacity]:
     """Read a trace of speeds and bandwidths.
 
     A row a device: `computation` and `communication` as FedScale has them, or `speed`, `download` and `upload` in
-    examples and bytes a second; `client` where the rows are clients'.
+    examples and bytes a second; `client` where the rows are clients'. Columns of the other form have to say the same.
 
     Raises:
         Refusal: It cannot be read so; the message has the row.
     """
     key = f"{KEY}.capacity"
-    columns = _read(path, key)
-    own, fedscale = ("speed", "download", "upload"), ("computation", "communication")
-    names = own if "speed" in columns else fedscale
+    columns = _read(path, key, (*_OWN, *_FEDSCALE, "client"))
+    names = _OWN if "speed" in columns else _FEDSCALE
     rows = list(zip(*(_numbers(columns, name, key, path, least=0.0) for name in names), strict=True))
-    made = [Capacity(*row) if names is own else _of_fedscale(*row) for row in rows]
+    made = [Capacity(*row) if names is _OWN else _of_fedscale(*row) for row in rows]
+    _check_other_form(columns, made, key, path)
     if "client" not in columns:
         return Trace(key, path, dict(enumerate(made)), False)
     clients = _whole(columns, "client", key, path)
@@ -126,6 +130,21 @@ def _of_fedscale(computation: float, communication: float) -> Capacity:
     return Capacity(1000 / (_TRAINING * computation), bandwidth, bandwidth)
 
 
+def _check_other_form(columns: Mapping[str, list[object]], made: Sequence[Capacity], key: str, path: str) -> None:
+    """Refuse columns that say something else of a device than those that it is made of."""
+    means: dict[str, Callable[[Capacity], tuple[float, ...]]] = {
+        "speed": lambda own: (own.speed,),
+        "download": lambda own: (own.download,),
+        "upload": lambda own: (own.upload,),
+        "computation": lambda own: (1000 / (_TRAINING * own.speed),),
+        "communication": lambda own: (own.download / _KILOBIT, own.upload / _KILOBIT),
+    }
+    for name in (name for name in means if name in columns):
+        for row, (value, own) in enumerate(zip(_numbers(columns, name, key, path, 0.0), made, strict=True), start=1):
+            if wrong := [each for each in means[name](own) if not math.isclose(value, each, rel_tol=_AGREE)]:
+                raise _wrong(key, path, f"{name} is {value:g} in row {row}, and {wrong[0]:g} by the other columns")
+
+
 def read_availability(path: str) -> Trace[Intervals]:
     """Read a trace of when devices are there.
 
@@ -136,7 +155,7 @@ def read_availability(path: str) -> Trace[Intervals]:
         Refusal: It cannot be read so; the message has the row or the device.
     """
     key = f"{KEY}.availability"
-    columns = _read(path, key)
+    columns = _read(path, key, (*_AVAILABILITY, "client"))
     whose = "client" if "client" in columns else "device"
     numbers = _whole(columns, whose, key, path)
     starts, ends = _numbers(columns, "active", key, path), _numbers(columns, "inactive", key, path)
@@ -195,12 +214,20 @@ def _bytes(path: str, key: str) -> bytes:
         raise _wrong(key, path, f"it cannot be read: {error.strerror}") from error
 
 
-def _read(path: str, key: str) -> dict[str, list[object]]:
-    """Return the columns of a table."""
+def _read(path: str, key: str, known: Sequence[str]) -> dict[str, list[object]]:
+    """Return the columns of a table; refuse one that is not known, for what it was to say would be left out."""
     content = _bytes(path, key)
     columns = _csv(content, key, path) if path.lower().endswith(".csv") else _parquet(path, key)
     if not columns or not next(iter(columns.values())):
         raise _wrong(key, path, "it has no rows")
+    for name in columns:
+        if name not in known:
+            guesses = " or ".join(nearest(name, known, 1)) or f"one of {', '.join(known)}"
+            meant = (
+                f"Did you mean {guesses}? If not, leave it out: " if name else "Leave it out (pandas: index=False): "
+            )
+            what = f"it has a column {name!r}, which umbel does not know" if name else "it has a column without a name"
+            raise _wrong(key, path, what, f"{meant}docs/virtual-time.md says what a trace has.")
     return columns
 
 
@@ -210,6 +237,7 @@ def _csv(content: bytes, key: str, path: str) -> dict[str, list[object]]:
     except (ValueError, csv.Error) as error:  # no line at all, or no text
         raise _wrong(key, path, f"it is no CSV file with a line of names ({error})") from error
     names, rows = [name.strip() for name in head], [row for row in rows if row]
+    _check_once(names, key, path)
     for number, row in enumerate(rows, start=1):
         if len(row) != len(names):
             raise _wrong(key, path, f"row {number} has {len(row)} values for {len(names)} names")
@@ -226,7 +254,13 @@ def _parquet(path: str, key: str) -> dict[str, list[object]]:
         table = pq.ParquetFile(path).read()
     except (pa.ArrowException, OSError) as error:
         raise _wrong(key, path, f"it is no Parquet file ({error})") from error
+    _check_once(table.column_names, key, path)
     return {name: table.column(name).to_pylist() for name in table.column_names}
+
+
+def _check_once(names: Sequence[str], key: str, path: str) -> None:
+    if twice := [name for name, number in Counter(names).items() if number > 1]:
+        raise _wrong(key, path, f"it has two columns {twice[0]!r}")
 
 
 def _numbers(
@@ -255,5 +289,5 @@ def _whole(columns: Mapping[str, list[object]], name: str, key: str, path: str) 
     return [int(value) for value in values]
 
 
-def _wrong(key: str, path: str, what: str) -> Refusal:
-    return Refusal(f"{key}={path}: {what}.", key=key, remedy="docs/virtual-time.md says what a trace has.")
+def _wrong(key: str, path: str, what: str, remedy: str = "docs/virtual-time.md says what a trace has.") -> Refusal:
+    return Refusal(f"{key}={path}: {what}.", key=key, remedy=remedy)

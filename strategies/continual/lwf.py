@@ -38,6 +38,7 @@ from torch import Tensor
 from umbel.core.folds import Folded, Product, product
 from umbel.core.losses import CrossEntropy
 from umbel.core.records import Payload, Reply
+from umbel.core.training import num_processed
 from umbel.models.base import Model
 from umbel.strategies.base import (
     ClientContext,
@@ -51,6 +52,7 @@ from umbel.strategies.base import (
 )
 from umbel.strategies.fedavg import Config as FedAvgConfig
 from umbel.strategies.fedavg import mean_fold
+from umbel.strategies.phase import Visit
 from umbel.strategies.setting import refuse_norm_of_own, refuse_without_sequence
 from umbel.strategies.steps import frozen
 
@@ -132,7 +134,11 @@ class LwF(Strategy[State]):
         return State(initial_model(server), {})
 
     def every_phase(self) -> tuple[Phase[State], ...]:
-        return (Phase("train", self.send, self.local, self.fold, self.update),)
+        return (Phase("train", self.send, self.local, self.fold, self.update, besides=self.besides),)
+
+    def besides(self, state: State, visit: Visit) -> int:
+        """Return the examples that go through the old model, where there is one."""
+        return num_processed(visit.server.local, visit.own) if state.teacher else 0
 
     def send(self, state: State, server: ServerContext) -> Payload:
         return Payload({"model": state.model, **({"teacher": state.teacher} if state.teacher else {})})

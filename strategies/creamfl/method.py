@@ -58,9 +58,10 @@ from umbel.strategies.creamfl.architectures import check_models, client_model, s
 from umbel.strategies.creamfl.combinations import check_options, check_setting
 from umbel.strategies.creamfl.contrasts import class_loss, contrast_loss, exact, pair_loss
 from umbel.strategies.creamfl.ensemble import combine
-from umbel.strategies.creamfl.passes import by_turns, server_training
+from umbel.strategies.creamfl.passes import by_turns, num_by_turns, server_training
 from umbel.strategies.creamfl.public import fingerprint, on_device, public_of, rows_of, tables_of
 from umbel.strategies.creamfl.representations import WIRES, Representations, from_wire, to_wire
+from umbel.strategies.phase import Visit, no_pass
 
 
 @dataclass(frozen=True)
@@ -188,8 +189,23 @@ class CreamFL(Strategy[State]):
         groups = kinds if config.stratify else ()
         return (
             Phase.of_server("learn", self.after_learn),
-            Phase("contrast", self.send, self.contrast, self.fold, self.after_contrast, groups=groups),
+            Phase(
+                "contrast",
+                self.send,
+                self.contrast,
+                self.fold,
+                self.after_contrast,
+                groups=groups,
+                num_processed=no_pass,
+                besides=self.gone_through,
+            ),
         )
+
+    def gone_through(self, state: State, visit: Visit) -> int:
+        """Return the samples that a client goes through: the public ones also before and after it trains."""
+        public, config = len(rows_of(visit.server, self.config.public_per_round)), self.config
+        contrasts = bool(config.contrast and (config.inter or config.intra))
+        return 2 * public + num_by_turns(visit.server.local, visit.own, public if contrasts else 0)
 
     # ---- learn: the server by itself, on the public pairs ----------------------------------------------------
 

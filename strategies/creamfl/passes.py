@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from umbel.core import training
-from umbel.core.training import LocalConfig
+from umbel.core.training import LocalConfig, num_processed
 from umbel.models.pair import Reader
 from umbel.strategies.base import ClientContext, ServerContext
 
@@ -82,3 +82,20 @@ def by_turns(
         if budget and steps >= budget:
             break
     return sum(losses) / len(losses)
+
+
+def num_by_turns(local: LocalConfig, num_private: int, num_public: int) -> int:
+    """Return how many rows `by_turns` goes through, of so many private and, in each pass, public ones."""
+    total, epochs, steps, budget = 0, 0, 0, local.max_steps
+    while (num_private or num_public) and (epochs < local.epochs or (not local.epochs and steps < budget)):
+        for rows, batch_size in ((num_private, local.batch_size), (num_public, local.batch_size or _PUBLIC_BATCH)):
+            if not rows or (budget and steps >= budget):
+                continue
+            once = replace(local, epochs=1, batch_size=batch_size, max_steps=budget - steps if budget else 0)
+            total += num_processed(once, rows)
+            in_pass = math.ceil(rows / (batch_size or rows))
+            steps += min(in_pass, once.max_steps or in_pass)
+        epochs += 1
+        if budget and steps >= budget:
+            break
+    return total

@@ -37,6 +37,12 @@ def test_parquet_says_the_same_as_csv(tmp_path):
     assert from_parquet == make(DevicesConfig(capacity=written(tmp_path / "t.csv", FEDSCALE)), 20, 5)
 
 
+def test_both_forms_may_say_the_same(tmp_path):
+    text = "speed,download,upload,computation,communication\n3.333,10000,10000,100,80\n"
+    devices = make(DevicesConfig(capacity=written(tmp_path / "t.csv", text)), 1, 0)
+    assert devices.capacities == (Capacity(3.333, 10_000.0, 10_000.0),)
+
+
 def test_rows_of_clients_are_theirs(tmp_path):
     text = "client,speed,download,upload\n1,5,50,500\n0,4,40,400\n7,1,1,1\n"
     devices = make(DevicesConfig(capacity=written(tmp_path / "t.csv", text)), 2, 0)
@@ -74,6 +80,17 @@ def test_availability_has_intervals_of_a_period(tmp_path):
         ("computation,communication\nnan,4\n", "above 0"),
         ("client,computation,communication\n0,3,4\n0,3,4\n", "client 0 has two rows"),
         ("client,computation,communication\n0.5,3,4\n", "client should be a whole number, found 0.5"),
+        ("Client,speed,download,upload\n0,3,4,5\n", "a column 'Client', which .* Did you mean client"),
+        ("computation,communications\n3,4\n", "a column 'communications', which .* Did you mean communication"),
+        ("speed,download,upload,zzz\n3,4,5,6\n", "a column 'zzz', which .* one of speed, download, upload, comp"),
+        (",computation,communication\n0,3,4\n", "a column without a name.* index=False"),
+        ("client,client,computation,communication\n0,1,3,4\n", "two columns 'client'"),
+        (
+            "speed,download,upload,computation\n10,1,1,33.33\n10,1,1,100\n",
+            "computation is 100 in row 2, and 33.3333 by the other columns",
+        ),
+        ("speed,download,upload,communication\n1,1000,500,8\n", "communication is 8 in row 1, and 4 by the other"),
+        ("upload,computation,communication\n999,100,80\n", "upload is 999 in row 1, and 10000 by the other columns"),
     ],
 )
 def test_a_bad_capacity_is_refused(tmp_path, text, message):
@@ -98,6 +115,17 @@ def test_a_bad_availability_is_refused(tmp_path, rows, message):
     with pytest.raises(Refusal, match=message) as refused:
         make(DevicesConfig(availability=written(tmp_path / "t.csv", text)), 2, 0)
     assert refused.value.key == "simulation.devices.availability"
+
+
+def test_an_unknown_column_is_refused_in_every_kind_of_file(tmp_path):
+    text = AVAILABILITY.replace("device", "devise")
+    with pytest.raises(Refusal, match=r"a column 'devise', which .* Did you mean device") as refused:
+        make(DevicesConfig(availability=written(tmp_path / "t.csv", text)), 2, 0)
+    assert refused.value.key == "simulation.devices.availability"
+    table = pa.table({"computation": [100.0], "communication": [80], "Client": [0]})
+    pq.write_table(table, tmp_path / "t.parquet")
+    with pytest.raises(Refusal, match=r"a column 'Client', which .* Did you mean client"):
+        make(DevicesConfig(capacity=str(tmp_path / "t.parquet")), 1, 0)
 
 
 def test_files_that_are_none_are_refused(tmp_path):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from umbel.core.virtual.turns import Turn, turn
+from umbel.core.virtual.turns import Places, Turn, turn
 
 # Clients 4, 2 and 9 are back at 12, 13 and 15; 1 and 7 at 18.
 ENDS = {1: 18.0, 2: 13.0, 4: 12.0, 7: 18.0, 9: 15.0}
@@ -34,3 +34,13 @@ def test_as_many_are_waited_for_as_are_needed():
 
 def test_a_phase_without_clients_ends_as_it_begins():
     assert turn({}, 10.0, 0) == Turn((), (), 10.0)
+
+
+def test_the_first_of_each_group_are_taken_up_to_its_places():
+    groups = (0, 0, 0, 0, 0, 0, 0, 1, 0, 1)  # of clients 7 and 9 another
+    assert turn(ENDS, 10.0, 3, places=Places(groups, (2, 1))) == Turn((2, 4, 9), (1, 7), 15.0)
+    assert turn(ENDS, 10.0, 3, places=Places(groups, (1, 2))) == Turn((4, 7, 9), (1, 2), 18.0)
+    assert turn(ENDS, 10.0, 3, deadline=16.0, places=Places(groups, (1, 2))) == Turn((4, 9), (1, 2, 7), 16.0)
+    # Where a group has too few, others take their places as far as they are needed.
+    assert turn(ENDS, 10.0, 4, places=Places(groups, (1, 3))) == Turn((4, 7, 9), (1, 2), 18.0)
+    assert turn(ENDS, 10.0, 4, least=4, places=Places(groups, (1, 3))) == Turn((2, 4, 7, 9), (1,), 18.0)

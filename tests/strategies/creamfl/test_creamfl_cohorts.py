@@ -5,10 +5,12 @@ from __future__ import annotations
 from fractions import Fraction
 
 import pytest
+import torch
 
 from tests.strategies.creamfl.halves import Halves
 from tests.strategies.creamfl.pairs import DIMENSION, PAIRS, go
 from umbel.conf.load import load
+from umbel.core.records import Payload
 from umbel.server.cohorts import quotas
 from umbel.server.listener import Listener
 from umbel.server.session import Session
@@ -46,6 +48,28 @@ def test_a_stratified_sample_has_every_kind_and_another_may_not(stratify):
     every = [sorted(client // 2 for client in cohort) == [0, 1, 2] for cohort in cohorts]
     assert all(every) if stratify else not all(every)
     assert len(set(cohorts)) > 3
+
+
+@pytest.mark.parametrize("over", [1, 2])
+@pytest.mark.parametrize("sampled", [3, 4])
+def test_the_first_of_each_kind_are_taken_as_many_as_without_over_sampling(tmp_path, sampled, over):
+    rows = [f"{client},{1000 - 100 * client},1e15,1e15" for client in range(6)]  # who has images is the fastest
+    trace = tmp_path / "t.csv"
+    trace.write_text("\n".join(["client,speed,download,upload", *rows]), encoding="utf-8")
+    devices = (f"simulation.devices.capacity={trace}", f"run.clients_per_round={sampled}")
+    plain, more = (Session(load("digits", [*PAIRS, *devices, f"run.over_sample={each}"])) for each in (0, over))
+    phase, payload = more.strategy.phase("contrast"), Payload({"index": {"rows": torch.arange(1)}})
+    cut = 0
+    for round_ in range(1, 9):
+        asked, server = more.cohorts.of(phase, round_, {}), more.context(round_)
+        turn = more.cohorts.turn(phase, None, server, asked, payload, 0.0)
+        kinds = sorted(client // 2 for client in turn.clients)
+        assert kinds == sorted(client // 2 for client in plain.cohorts.of(phase, round_, {}))
+        assert len(asked) == sampled + over and set(asked) == {*turn.clients, *turn.late}
+        for late in turn.late:  # behind all that were taken of its kind
+            assert all(client < late for client in turn.clients if client // 2 == late // 2)
+        cut += len(turn.late)
+    assert cut == 8 * over
 
 
 @pytest.mark.parametrize(

@@ -260,6 +260,8 @@ class Strategy(ABC, Generic[S]):
         own_model: Whether `model` gives all of a model that is not the experiment's alone, as a pair of encoders.
         local_parts: Names of the model's modules that stay with each client, in its memory, and begin as initialised;
             `body` is all but the head.
+        is_generic: Whether clients train all of the model that the server evaluates. Where it has parts of it as
+            initialised, since they stay with clients, what it measures says little, and tables say so.
         is_asynchronous: Whether clients begin and end at times of their own, which the strategy says
             (`Phase.clients`, `Phase.ends`).
 
@@ -273,6 +275,7 @@ class Strategy(ABC, Generic[S]):
     config_class: ClassVar[type]
     own_model: ClassVar[bool] = False
     local_parts: ClassVar[tuple[str, ...]] = ()
+    is_generic: ClassVar[bool] = True
     is_asynchronous: ClassVar[bool] = False
 
     def __init__(self, config: Any) -> None:

@@ -29,6 +29,7 @@ class FedPer(FedAvg):
     """FedAvg of the body, under a head of each client's own."""
 
     local_parts = ("head",)
+    is_generic = False
 
     def check(self, setting: Setting) -> None:
         refuse_collapse_of_own_parts(setting, "fedper")

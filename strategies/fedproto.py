@@ -162,6 +162,7 @@ class FedProto(Strategy[State]):
     config_class = Config
     config: Config
     local_parts = ("body", "head")
+    is_generic = False
 
     def check(self, setting: Setting) -> None:
         refuse_collapse_of_own_parts(setting, "fedproto")

@@ -60,6 +60,7 @@ class FedRep(FedAvg):
     config_class = Config
     config: Config
     local_parts = ("head",)
+    is_generic = False
 
     def check(self, setting: Setting) -> None:
         refuse_collapse_of_own_parts(setting, "fedrep")

@@ -30,6 +30,7 @@ class LGFedAvg(FedAvg):
     """FedAvg of the head, on a body of each client's own."""
 
     local_parts = ("body",)
+    is_generic = False
 
     def check(self, setting: Setting) -> None:
         refuse_collapse_of_own_parts(setting, "lgfedavg")

@@ -44,6 +44,7 @@ class Local(Strategy[State]):
     """Each client for itself."""
 
     config_class = Config
+    is_generic = False
     config: Config
 
     def initial(self, server: ServerContext) -> State:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
 from umbel.simulations.compare.comparison import Comparison
 from umbel.simulations.compare.statistics import seeds_needed, smallest_p
 from umbel.simulations.report.measures import COLUMNS
+from umbel.strategies import registry
 
 _TENTH = 0.1
+_OWN = re.compile(r"(?!flwr:).+:")  # a strategy of somebody's own, by its module
 _LATEX = {character: f"\\{character}" for character in "&%$#_{}"} | {
     "±": r"$\pm$", "–": "--", "→": r"$\rightarrow$", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
     "\\": r"\textbackslash{}", "<": r"$<$", ">": r"$>$", "χ": r"$\chi$", "²": r"$^2$",
@@ -101,9 +104,9 @@ def footnote(comparison: Comparison) -> str:
     """Say how to read the table."""
     seeds, missing = (
         comparison.seeds,
-        [*_missing(comparison), *comparison.incomplete, *comparison.failed, *comparison.to_come],
+        [*_missing(comparison), *not_generic([item.name for item in comparison.items]), *comparison.incomplete],
     )
-    missing += tuning(comparison)
+    missing += [*comparison.failed, *comparison.to_come, *tuning(comparison)]
     if len(seeds) < 2:
         said = "One seed: no deviation and no ranking; add seeds, such as --seeds 3."
         return " ".join([said, *missing, *unequal(comparison)])
@@ -190,6 +193,23 @@ def tuning(comparison: Comparison, settings: Mapping[str, Comparison] | None = N
             where = "" if settings is None else f" than {name}"
             parts.append(f"Tuned under other settings{where}: {'; '.join(texts)}.")
     return parts
+
+
+def not_generic(names: Iterable[str]) -> list[str]:
+    """Say of which strategies the server evaluates what nobody has trained.
+
+    Args:
+        names: Of strategies, as `strategy.name` has them.
+    """
+    ours = registry.names()
+    known = (name for name in dict.fromkeys(names) if name in ours or _OWN.match(name))
+    which = [name for name in known if not registry.find(name).is_generic]
+    if not which:
+        return []
+    return [
+        f"What the server measures says little of {'; '.join(which)}: parts of the model stay with the clients, and "
+        "the server has them as initialised. They are to be judged by the clients' mean."
+    ]
 
 
 def _missing(comparison: Comparison) -> list[str]:

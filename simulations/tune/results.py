@@ -14,6 +14,7 @@ from matplotlib.ticker import PercentFormatter
 
 from umbel.core.files import write_text
 from umbel.core.schedule import COSTS
+from umbel.simulations.compare.tables import not_generic
 from umbel.simulations.plots.runs import COLOURS, DPI, save
 from umbel.simulations.report.measures import FRACTION, unit
 from umbel.simulations.tune.tuned import Tuned
@@ -103,7 +104,8 @@ def warnings(tuned: Tuned) -> list[str]:
         for each in tuned.chosen
         if each.diverged
     ]
-    return at_edges + diverged
+    names = () if tuned.metric.startswith("clients/") else (each.label.partition("(")[0] for each in tuned.chosen)
+    return at_edges + diverged + not_generic(names)
 
 
 def picture(tuning: Tuning) -> Figure:

@@ -103,30 +103,27 @@ class Share:
             chosen: Of those of the work.
             on_client: Called after each of them.
         """
-        with told_to(self._outcome.fallbacks):
-            self._run(chosen, on_client)
-
-    def _run(self, chosen: Iterable[int], on_client: OnClient | None) -> None:
-        self._shared, outcome = Shared(self._host.device), self._outcome
-        clients, ahead = list(chosen), dict[int, Turn[_Answer]]()
-        for client in clients:
-            began, begin = time.time(), time.perf_counter()
-            if client in self._squad_of and client not in ahead:
-                ahead |= self._at_once(client, set(clients))
-            if (came := ahead.pop(client, None)) is None:
-                came = Turn(*self._turn(client), time.perf_counter() - begin, began)
-            outcome.seconds[client] = came.seconds
-            outcome.times.append(ClientTime(client, os.getpid(), came.began, came.seconds))
-            if came.answer is None:
-                outcome.failures[client] = came.failure
-                self._tree.add_reply(self._work.leaves[client], client, None)
-            else:
-                self._take(client, came.answer)
-            del came  # it is added up, or waits in the tree
-            if self._is_large:
-                give_back_memory()
-            if on_client is not None:
-                on_client(client)
+        with told_to(self._outcome.fallbacks):  # here, so that there is no frame more
+            self._shared, outcome = Shared(self._host.device), self._outcome
+            clients, ahead = list(chosen), dict[int, Turn[_Answer]]()
+            for client in clients:
+                began, begin = time.time(), time.perf_counter()
+                if client in self._squad_of and client not in ahead:
+                    ahead |= self._at_once(client, set(clients))
+                if (came := ahead.pop(client, None)) is None:
+                    came = Turn(*self._turn(client), time.perf_counter() - begin, began)
+                outcome.seconds[client] = came.seconds
+                outcome.times.append(ClientTime(client, os.getpid(), came.began, came.seconds))
+                if came.answer is None:
+                    outcome.failures[client] = came.failure
+                    self._tree.add_reply(self._work.leaves[client], client, None)
+                else:
+                    self._take(client, came.answer)
+                del came  # it is added up, or waits in the tree
+                if self._is_large:
+                    give_back_memory()
+                if on_client is not None:
+                    on_client(client)
 
     def _at_once(self, client: int, here: Collection[int]) -> dict[int, Turn[_Answer]]:
         """Let a client's whole squad take its turns, as far as it runs here."""

@@ -15,8 +15,9 @@ from types import ModuleType
 import pytest
 
 from tests.places import BENCHMARKS, ROOT
+from umbel.conf.load import load
 from umbel.simulations.compare.comparison import read_comparison
-from umbel.simulations.compare.prepare import compose, parse_strategies
+from umbel.simulations.compare.prepare import parse_strategies
 from umbel.simulations.compare.settings import wanted
 
 PAGES = [page for page in sorted((BENCHMARKS / "results").glob("*.md")) if "\n## Runs\n" in page.read_text("utf-8")]
@@ -99,7 +100,8 @@ def test_each_method_has_a_comparison_that_can_be_composed(tables: ModuleType) -
             items = parse_strategies(wanted(experiment).strategies)
             assert len(items) >= 4, experiment
             for item in items:
-                assert compose(experiment, item, None, []).strategy.name == item.name
+                own = [f"strategy.{option}" for option in item.options]
+                assert load(experiment, own, strategy=item.name, swept=True).strategy.name == item.name
         if method.ablation:
             script, study = method.ablation
             module = importlib.import_module(script.removesuffix(".py"))

@@ -138,9 +138,10 @@ class JsonLines(Watcher):
         self._write("failure", round=round_, phase=phase, client=client, node=node, reason=reason)
 
     def round(self, round_: int, num_rounds: int, metrics: Mapping[str, float], seconds: float) -> None:
-        """Write a round with its metrics."""
+        """Write a round with its metrics, in five digits; metrics.parquet has all of them."""
         super().round(round_, num_rounds, metrics, seconds)
-        self._write("round", round=round_, rounds=num_rounds, seconds=round(seconds, 3), **dict(metrics))
+        short = {name: float(f"{value:.5g}") for name, value in metrics.items()}
+        self._write("round", round=round_, rounds=num_rounds, seconds=round(seconds, 3), **short)
 
     def notice(self, text: str) -> None:
         """Write what should be known."""

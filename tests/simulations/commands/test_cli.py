@@ -148,6 +148,12 @@ def test_metrics_that_are_no_number_are_null(capsys: pytest.CaptureFixture[str])
     assert json.loads(capsys.readouterr().out)["test/accuracy"] is None
 
 
+def test_metrics_have_five_digits(capsys: pytest.CaptureFixture[str]) -> None:
+    JsonLines().round(1, 2, {"test/accuracy": 0.97666666666, "test/loss": 123456.7, "steps": 7.0}, 1.23456)
+    line = json.loads(capsys.readouterr().out)
+    assert (line["test/accuracy"], line["test/loss"], line["steps"], line["seconds"]) == (0.97667, 123460.0, 7.0, 1.235)
+
+
 def test_stop_and_resume_refuse_what_is_no_run(tmp_path: Path, finished: tuple[Path, Result]) -> None:
     for command in ("stop", "resume"):
         result = umbel(command, tmp_path)

@@ -252,10 +252,18 @@ def _comparison(comparison: Comparison) -> dict[str, Any]:
         else {"title": targets.title(comparison), "rows": targets.table(comparison)},
         "main": COLUMNS[main].heading if main else "",
         "runs": [(m.item.label, m.seed, _main(m, main), m.path.name, _sha(m)) for m in comparison.members],
-        "config": (comparison.members[0].path / "config.yaml").read_text(encoding="utf-8"),
+        "configs": [
+            (item.label, comparison.of(item.label)[0].seed, _configuration(comparison.of(item.label)[0].path))
+            for item in comparison.items
+        ],
         "environment": report_rows.flat(environment),
         "command": _compare_command(comparison),
+        "has_budget": comparison.budget != "rounds",
     }
+
+
+def _configuration(folder: Path) -> str:
+    return (folder / "config.yaml").read_text(encoding="utf-8")
 
 
 def _together(labels: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 
 import pandas as pd
 
+from umbel.core.refusal import Refusal
 from umbel.simulations.compare.comparison import Comparison
 from umbel.simulations.compare.statistics import seeds_needed, smallest_p
 from umbel.simulations.report.measures import COLUMNS
@@ -201,15 +202,22 @@ def not_generic(names: Iterable[str]) -> list[str]:
     Args:
         names: Of strategies, as `strategy.name` has them.
     """
-    ours = registry.names()
-    known = (name for name in dict.fromkeys(names) if name in ours or _OWN.match(name))
-    which = [name for name in known if not registry.find(name).is_generic]
+    which = [name for name in dict.fromkeys(names) if not _is_generic(name)]
     if not which:
         return []
     return [
         f"What the server measures says little of {'; '.join(which)}: parts of the model stay with the clients, and "
         "the server has them as initialised. They are to be judged by the clients' mean."
     ]
+
+
+def _is_generic(name: str) -> bool:
+    if name not in registry.names() and not _OWN.match(name):
+        return True
+    try:
+        return registry.find(name).is_generic
+    except Refusal:  # its module is not here, where tables of earlier runs are read
+        return True
 
 
 def _missing(comparison: Comparison) -> list[str]:

@@ -6,20 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import Notices
 from umbel import run
 from umbel.conf.load import load
 from umbel.conf.unused import unused
-from umbel.server.listener import Listener
 
 SMALL = ("data.num_clients=2", "data.max_train=100", "client.max_steps=1", "run.rounds=1", "evaluate.every=0")
-
-
-class Notices(Listener):
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def notice(self, text: str) -> None:
-        self.texts.append(text)
 
 
 def test_inline_says_that_it_has_no_workers(tmp_path: Path) -> None:

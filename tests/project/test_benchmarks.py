@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import importlib
-import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from multiprocessing import get_context
-from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -50,23 +48,12 @@ def test_exponents_are_those_of_a_power(script: Callable[[str], ModuleType]) -> 
     assert exponents([1, 10, 100], [1.0, 1.0, 10.0]) == "0.50, 1.00"
 
 
-def _hold(ready: object, go: object) -> None:
-    files = [Path(os.devnull).open() for _ in range(40)]  # noqa: SIM115 - they are to stay open
-    ready.set()  # type: ignore[attr-defined]
-    go.wait()  # type: ignore[attr-defined]
-    assert files
-
-
 def test_growth_counts_what_started_processes_hold(script: Callable[[str], ModuleType]) -> None:
-    look, context = script("growth").look, get_context("fork")
+    look = script("growth").look
     before = look()
-    ready, go = context.Event(), context.Event()
-    child = context.Process(target=_hold, args=(ready, go))
-    child.start()
-    try:
-        assert ready.wait(30)
+    holds = "import os; files = [open(os.devnull) for _ in range(40)]; print('ready', flush=True); input()"
+    with subprocess.Popen([sys.executable, "-c", holds], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None and child.stdout.readline() == b"ready\n"
         now = look()
-    finally:
-        go.set()
-        child.join()
+        child.communicate(b"\n")
     assert now["files"] >= before["files"] + 40 and now["threads"] >= before["threads"] + 1

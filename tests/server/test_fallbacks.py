@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
+from tests.helpers import Notices
 from umbel.core.wire.work import MOST_FALLBACKS, Work
 from umbel.server.accounts import Accounts
 from umbel.server.checkpoint import Progress
-from umbel.server.listener import Listener
 from umbel.server.receiver import Report
 
 WORK = Work("run", "a", 1, 0, "train", "", 0)
-
-
-class Notices(Listener):
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def notice(self, text: str) -> None:
-        self.texts.append(text)
 
 
 def test_it_is_told_once_whatever_round_or_node_says_it_and_kept_in_each_progress() -> None:

@@ -19,7 +19,8 @@ def test_they_are_those_whose_parts_stay_with_clients_untrained() -> None:
     said = [name for name in (*registry.names(), LOCAL) if not_generic([name])]
     # FedBABU's clients all train with the head as initialised, so that the server's model is whole.
     assert sorted(said) == sorted(["fedper", "fedrep", "fedproto", "lgfedavg", LOCAL])
-    assert not not_generic(["flwr:FedMedian", "no_such_strategy"])
+    # The last is of a module that is no longer there: tables of its runs can be read all the same.
+    assert not not_generic(["flwr:FedMedian", "no_such_strategy", "no_such_module:Strategy"])
 
 
 def test_a_table_says_it(tmp_path: Path) -> None:
